@@ -1,0 +1,79 @@
+# The only command surface. Each target sets up what it needs.
+PYTHON ?= python3
+export PYTHONPATH := layers/imagegen
+export SAM_CLI_TELEMETRY := 0
+
+# The runtime's own Python, for `sam build`. A pyenv shim alone is not enough, so its real folder is looked up.
+PYTHON313_BIN := $(shell python3.13 -c 'import sys; print(sys.prefix + "/bin")' 2>/dev/null \
+	|| ls -d $$(dirname $$(command -v python3.13 2>/dev/null) 2>/dev/null)/../versions/3.13*/bin 2>/dev/null | tail -n 1)
+BUILT_TEMPLATE := .aws-sam/build/template.yaml
+LOCK = .venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
+
+# $(call environment,FOLDER,PYTHON,LOCK): a virtual environment that holds exactly what the lock names.
+define environment
+	@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@echo "setting up $(1) ..."
+	@$(2) -m venv --clear $(1)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	@$(1)/bin/uv pip sync --quiet --require-hashes --python $(1) $(3)
+	@touch $@
+endef
+
+.PHONY: run test soak check lint format types template build bench lock clean help
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+run: .venv/ready $(if $(BUILT),build) ## serve the whole stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; BUILT=1 for what `make build` made
+	@exec .venv/bin/python -m local $(if $(BUILT),--built)
+
+test: .venv/ready $(if $(PYTHON313_BIN),build) ## every test, in under ten minutes
+	.venv/bin/pytest --numprocesses=auto --dist=worksteal --cov --cov-report=term -m "not soak"
+
+soak: .venv/ready $(if $(PYTHON313_BIN),build) ## the long forms of the tests
+	.venv/bin/pytest -m soak
+
+check: lint types template test ## what CI runs
+
+lint: .venv/ready
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+
+format: .venv/ready ## format and mend what can be mended
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+types: .venv/ready
+	.venv/bin/mypy
+
+template: .venv-sam/ready
+	AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
+
+build: $(BUILT_TEMPLATE) .venv-3.13/ready ## what a deployment runs, into .aws-sam/build; needs python3.13
+
+$(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(shell find functions layers -type f -not -path '*/__pycache__/*')
+	@test -n "$(PYTHON313_BIN)" || { echo "python3.13 is needed to build"; exit 1; }
+	PATH="$(PYTHON313_BIN):$$PATH" .venv-sam/bin/sam build
+	@touch $@
+
+bench: .venv/ready build ## speed, as ratios against a baseline in the same run
+	.venv/bin/python -m tests.bench
+
+lock: .venv/ready ## the lock files from pyproject.toml
+	$(LOCK) pyproject.toml -o layers/imagegen/requirements.txt
+	$(LOCK) pyproject.toml --group dev -o requirements-dev.txt
+	$(LOCK) --group uv -o requirements-uv.txt
+	$(LOCK) --group sam -o requirements-sam.txt
+	$(LOCK) --group runtime -o requirements-runtime.txt
+
+clean: ## all that the other targets made
+	rm -rf .aws-sam .local .venv .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/ready: requirements-uv.txt requirements-dev.txt
+	$(call environment,.venv,$(PYTHON),requirements-dev.txt)
+
+.venv-sam/ready: requirements-uv.txt requirements-sam.txt
+	$(call environment,.venv-sam,$(PYTHON),requirements-sam.txt)
+
+.venv-3.13/ready: requirements-uv.txt requirements-runtime.txt
+	$(call environment,.venv-3.13,$(PYTHON313_BIN)/python3.13,requirements-runtime.txt)

@@ -1,0 +1,1 @@
+"""imagegen: an OpenAI-compatible image generation API on AWS. docs/architecture.md tells the layout."""

@@ -1,0 +1,36 @@
+"""The AWS SDK, imported on first use: it is the slowest import of a cold start."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import boto3
+    from botocore.credentials import ReadOnlyCredentials
+    from types_boto3_ssm import SSMClient
+
+# The SDK writes requests and answers, secrets among them, to its log at DEBUG.
+for _chatty in ("boto3", "botocore"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
+
+
+@cache
+def session() -> boto3.session.Session:
+    import boto3  # noqa: PLC0415
+
+    return boto3.session.Session()
+
+
+@cache
+def ssm() -> SSMClient:
+    return session().client("ssm")
+
+
+def credentials() -> ReadOnlyCredentials:
+    """The function's own credentials as they are now; they may have been renewed since the last call."""
+    found = session().get_credentials()
+    if found is None:
+        raise RuntimeError("there are no AWS credentials")
+    return found.get_frozen_credentials()

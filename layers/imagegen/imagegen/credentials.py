@@ -1,0 +1,46 @@
+"""Bearer keys `ig_<client>_<secret>`: made once, shown once, kept only as a hash."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+
+import msgspec
+
+_KEY = re.compile(r"ig_([a-z0-9][a-z0-9-]{0,31})_([A-Za-z0-9_-]{43})")
+
+
+class ClientRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is stored of a client, as JSON: the SHA-256 of its whole key, in hex.
+
+    A plain hash is enough, since the secret is 256 random bits and not a password.
+    """
+
+    key_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class BearerKey:
+    client: str
+    key: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> "BearerKey | None":
+        match = _KEY.fullmatch(text)
+        return cls(match[1], text) if match else None
+
+    @classmethod
+    def new(cls, client: str) -> "BearerKey":
+        """Raises ValueError where `client` is no name that a key can carry."""
+        key = cls.parse(f"ig_{client}_{secrets.token_urlsafe(32)}")
+        if key is None:
+            raise ValueError("a client is 1 to 32 of a-z, 0-9 and -, and begins with a letter or a digit")
+        return key
+
+    def record(self) -> ClientRecord:
+        return ClientRecord(key_sha256=hashlib.sha256(self.key.encode()).hexdigest())
+
+    def opens(self, record: ClientRecord) -> bool:
+        """Compares in constant time."""
+        return hmac.compare_digest(self.record().key_sha256, record.key_sha256)

@@ -1,0 +1,175 @@
+"""Every failure, named by what it means. No HTTP here: `openai_wire.errors` holds the one table of statuses.
+
+Two families matter to money. Where a `NothingSpentError` is raised, no image was bought and a retry buys none twice.
+Where a `MoneySpentError` is raised, the upstream was paid or may have been, so nobody may retry it blindly.
+"""
+
+from collections.abc import Sequence
+
+from imagegen.images import GeneratedImage
+
+
+class ImagegenError(Exception):
+    """The base of every failure that a caller is told about. The message is written for the caller."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class NothingSpentError(ImagegenError):
+    pass
+
+
+class MoneySpentError(ImagegenError):
+    """`images` are those that were stored all the same."""
+
+    images: Sequence[GeneratedImage] = ()
+
+
+# What the caller got wrong.
+
+
+class InvalidRequestError(NothingSpentError):
+    """A field, or the body as a whole, is not what the API takes."""
+
+
+class UnsupportedMediaTypeError(NothingSpentError):
+    """The body is not application/json."""
+
+
+class RequestTooLargeError(NothingSpentError):
+    """The body is larger than any valid request."""
+
+
+class UnknownRouteError(NothingSpentError):
+    """No such path, or not with this method."""
+
+
+class UnknownImageError(NothingSpentError):
+    """What was given is no image id."""
+
+
+class PromptRejectedError(NothingSpentError):
+    """The upstream's content policy refused the prompt."""
+
+
+class UpstreamRefusedRequestError(NothingSpentError):
+    """The upstream found a field invalid that our catalog let through."""
+
+
+# What the deployer has to put right.
+
+
+class SecretMissingError(NothingSpentError):
+    """The upstream's key is not in SSM Parameter Store, or is not one that a header can carry."""
+
+
+class UpstreamKeyRefusedError(NothingSpentError):
+    """The upstream does not accept our key, or not for this model."""
+
+
+class UpstreamOutOfCreditError(NothingSpentError):
+    """Our account with the upstream is used up."""
+
+
+class UpstreamMisconfiguredError(NothingSpentError):
+    """There is no images API at the upstream's base URL."""
+
+
+# What waiting may cure, and nothing was bought.
+
+
+class TryLaterError(NothingSpentError):
+    """`retry_after` is in seconds, where the upstream named a time."""
+
+    retry_after: float | None = None
+
+
+class UpstreamRateLimitedError(TryLaterError):
+    """The upstream said 429."""
+
+
+class UpstreamUnavailableError(TryLaterError):
+    """The upstream said 503."""
+
+
+class UpstreamUnreachableError(TryLaterError):
+    """No connection came about, so no request was sent."""
+
+
+class SecretUnavailableError(NothingSpentError):
+    """SSM Parameter Store could not be asked."""
+
+
+# The upstream was paid, or may have been.
+
+
+class UpstreamFailedError(MoneySpentError):
+    """The upstream broke after it had the request. Resellers answer 500 for their own time-outs too."""
+
+
+class UpstreamTimeoutError(MoneySpentError):
+    """The upstream had the request and did not answer in time."""
+
+
+class UpstreamConnectionLostError(MoneySpentError):
+    """The connection broke after the request was sent."""
+
+
+class UpstreamAnswerInvalidError(MoneySpentError):
+    """A success that is none: no JSON, no data, no usable image."""
+
+
+class UpstreamAnswerTooLargeError(MoneySpentError):
+    """The answer is larger than the images asked for can be."""
+
+
+class UpstreamTooFewImagesError(MoneySpentError):
+    """Fewer images came back than were asked for."""
+
+
+class ImageUrlRefusedError(MoneySpentError):
+    """The upstream named an image URL that must not be fetched."""
+
+
+class ImageDownloadError(MoneySpentError):
+    """An image could not be fetched from where the upstream said it is."""
+
+
+class ImageDownloadInterruptedError(ImageDownloadError):
+    """A download broke off, or the host was not ready: fetching again may help."""
+
+
+class NotAnImageError(MoneySpentError):
+    """What came is not PNG, JPEG, WebP or GIF."""
+
+
+class ImageTruncatedError(ImageDownloadInterruptedError):
+    """The image ends too early."""
+
+
+class ImageTooLargeError(MoneySpentError):
+    """The image is over the byte limit."""
+
+
+class ImageStorageError(MoneySpentError):
+    """S3 refused to take an image."""
+
+
+class ImageStorageInterruptedError(ImageStorageError):
+    """S3 did not take an image this time: trying again may help."""
+
+
+class PartialGenerationError(MoneySpentError):
+    """Some images were made and stored, and at least one was not. `__cause__` is why."""
+
+
+class AnswerTooLargeError(MoneySpentError):
+    """All images are stored, but their base64 does not fit into one answer."""
+
+
+class InternalError(MoneySpentError):
+    """A fault of ours after the upstream may have been called."""

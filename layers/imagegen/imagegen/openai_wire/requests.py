@@ -1,0 +1,209 @@
+"""Reads the body of `POST /v1/images/generations`, and refuses what OpenAI refuses in OpenAI's words."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from imagegen.catalog import CATALOG, DEFAULT_MODEL, MAX_IMAGES, ImageModel
+from imagegen.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
+from imagegen.images import ImageRequest, ResponseFormat
+
+# The longest prompt, 32,000 characters, takes at most 12 bytes a character as JSON escapes.
+MAX_BODY_BYTES = 512 * 1024
+
+T = TypeVar("T", bound=str)
+
+_STYLES = ("vivid", "natural")
+_RESPONSE_FORMATS: tuple[ResponseFormat, ...] = ("url", "b64_json")
+
+
+def read_image_request(body: bytes, content_type: str | None, *, prompt_cap: int) -> ImageRequest:
+    """A request that the catalog allows. `prompt_cap` is in characters, for the models it applies to.
+
+    An explicit null is an absent field. Raises UnsupportedMediaTypeError, RequestTooLargeError, InvalidRequestError.
+    """
+    if (content_type or "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaTypeError("Unsupported content type: the request body must be application/json.")
+    if len(body) > MAX_BODY_BYTES:
+        raise RequestTooLargeError(f"The request body is over {MAX_BODY_BYTES} bytes.")
+    fields = {name: value for name, value in _object(body).items() if value is not None}
+    model = _model(fields)
+    request = ImageRequest(
+        prompt=_prompt(fields, model.longest_prompt(prompt_cap)),
+        model=model.id,
+        n=_integer(fields, "n", 1, MAX_IMAGES) or 1,
+        quality=_choice(fields, "quality", model.qualities),
+        response_format=_choice(fields, "response_format", _RESPONSE_FORMATS) or model.default_response_format,
+        style=_choice(fields, "style", _STYLES),
+        user=_text(fields, "user"),
+        size=_size(fields, model),
+        background=_choice(fields, "background", model.backgrounds),
+        moderation=_choice(fields, "moderation", model.moderations),
+        output_format=_choice(fields, "output_format", model.output_formats),
+        output_compression=_integer(fields, "output_compression", 0, 100) if model.output_formats else None,
+    )
+    _check_no_stream(fields, model)
+    _check_no_unknown(fields)
+    _check_output(request)
+    return request
+
+
+# Each of these takes its field out, so that what is left over at the end is what nobody knows.
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequestError("We could not parse the JSON body of your request.") from None
+    if not isinstance(decoded, dict):
+        raise InvalidRequestError(f"Invalid body: expected a JSON object, but got {_kind(decoded)} instead.")
+    return decoded
+
+
+def _model(fields: dict[str, Any]) -> ImageModel:
+    name = _text(fields, "model")
+    model = CATALOG.get(DEFAULT_MODEL if name is None else name)
+    if model is None:
+        raise InvalidRequestError(
+            f"The model '{_shown(name)}' does not exist. Supported models are: {_listed(CATALOG)}.",
+            param="model",
+            code="model_not_found",
+        )
+    return model
+
+
+def _prompt(fields: dict[str, Any], longest: int) -> str:
+    prompt = _text(fields, "prompt")
+    if prompt is None:
+        raise InvalidRequestError(
+            "Missing required parameter: 'prompt'.", param="prompt", code="missing_required_parameter"
+        )
+    if not prompt.strip():
+        raise InvalidRequestError(
+            "Invalid 'prompt': expected a text that is not blank.", param="prompt", code="empty_string"
+        )
+    if len(prompt) > longest:
+        raise InvalidRequestError(
+            f"Invalid 'prompt': string too long. Expected a string with maximum length {longest}, "
+            f"but got a string with length {len(prompt)} instead.",
+            param="prompt",
+            code="string_above_max_length",
+        )
+    return prompt
+
+
+def _size(fields: dict[str, Any], model: ImageModel) -> str | None:
+    size = _text(fields, "size")
+    if size is None or model.allows_size(size):
+        return size
+    free = model.free_sizes
+    also = (
+        f", and any WIDTHxHEIGHT in multiples of {free.multiple_of}, at most {free.longest_edge} long, "
+        f"{free.most_pixels} pixels and {free.widest_ratio}:1"
+        if free
+        else ""
+    )
+    raise _invalid_value("size", size, _listed(model.sizes) + also)
+
+
+def _text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.pop(name, None)
+    if value is None or isinstance(value, str):
+        return value
+    raise _invalid_type(name, "a string", value)
+
+
+def _integer(fields: dict[str, Any], name: str, least: int, most: int) -> int | None:
+    value = fields.pop(name, None)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _invalid_type(name, "an integer", value)
+    if value < least:
+        raise InvalidRequestError(
+            f"Invalid '{name}': integer below minimum value. Expected a value >= {least}, but got {_shown(value)}.",
+            param=name,
+            code="integer_below_min_value",
+        )
+    if value > most:
+        raise InvalidRequestError(
+            f"Invalid '{name}': integer above maximum value. Expected a value <= {most}, but got {_shown(value)}.",
+            param=name,
+            code="integer_above_max_value",
+        )
+    return value
+
+
+def _choice(fields: dict[str, Any], name: str, allowed: Sequence[T]) -> T | None:
+    """One of the allowed values. A field that allows none is one that the model does not know: it stays."""
+    if not allowed:
+        return None
+    value = _text(fields, name)
+    if value is None:
+        return None
+    for known in allowed:
+        if value == known:
+            return known
+    raise _invalid_value(name, value, _listed(allowed))
+
+
+def _check_no_stream(fields: dict[str, Any], model: ImageModel) -> None:
+    if not model.output_formats:
+        return
+    stream = fields.pop("stream", None)
+    if stream is not None and not isinstance(stream, bool):
+        raise _invalid_type("stream", "a boolean", stream)
+    for name, value in (("stream", stream), ("partial_images", _integer(fields, "partial_images", 0, 3))):
+        if value:
+            raise InvalidRequestError("Streaming is not supported here.", param=name, code="unsupported_value")
+
+
+def _check_no_unknown(fields: dict[str, Any]) -> None:
+    for name in fields:
+        raise InvalidRequestError(f"Unknown parameter: '{_shown(name)}'.", param=_shown(name), code="unknown_parameter")
+
+
+def _check_output(request: ImageRequest) -> None:
+    if request.background == "transparent" and request.output_format == "jpeg":
+        raise InvalidRequestError(
+            "Transparent background is not supported for output_format 'jpeg'; use 'png' or 'webp'.",
+            param="background",
+            code="invalid_value",
+        )
+    if request.output_compression not in (None, 100) and request.output_format not in ("jpeg", "webp"):
+        raise InvalidRequestError(
+            "Compression below 100 is supported only for output_format 'jpeg' and 'webp'.",
+            param="output_compression",
+            code="invalid_value",
+        )
+
+
+def _invalid_type(name: str, expected: str, value: object) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid type for '{name}': expected {expected}, but got {_kind(value)} instead.",
+        param=name,
+        code="invalid_type",
+    )
+
+
+def _invalid_value(name: str, value: str, supported: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid value: '{_shown(value)}'. Supported values are: {supported}.", param=name, code="invalid_value"
+    )
+
+
+def _kind(value: object) -> str:
+    kinds = {bool: "a boolean", int: "an integer", float: "a decimal number", str: "a string", list: "an array"}
+    return kinds.get(type(value), "an object" if isinstance(value, dict) else "null")
+
+
+def _shown(value: object) -> str:
+    """What the caller sent, short enough to be sent back."""
+    text = str(value) if not isinstance(value, int) or abs(value) < 10**30 else "a very large number"
+    return text if len(text) <= 64 else f"{text[:64]}…"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)

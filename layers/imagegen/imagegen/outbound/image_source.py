@@ -1,0 +1,123 @@
+"""Opens the images that an upstream answered with: URLs are downloaded, bytes are at hand."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import IO
+from urllib.parse import urljoin
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from imagegen import image_format
+from imagegen.deadline import Deadline
+from imagegen.errors import (
+    ImageDownloadError,
+    ImageDownloadInterruptedError,
+    ImageTooLargeError,
+    ImageTruncatedError,
+)
+from imagegen.images import ImageBody
+from imagegen.outbound.pool import HttpPool
+from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
+from imagegen.outbound.url_guard import UrlGuard
+
+_MOST_REDIRECTS = 3
+_REDIRECTS = {301, 302, 303, 307, 308}
+_WORTH_ANOTHER_TRY = {404, 408, 409, 425, 429}  # 404: some hosts answer with the URL before the image is there
+_SPOOL_IN_MEMORY_BYTES = 1024 * 1024
+_INTERRUPTED = "An image could not be downloaded from where the image model put it."
+
+
+class HttpImageSource:
+    """Implements `ports.ImageSource`. No image may be larger than `max_bytes`."""
+
+    def __init__(self, pool: HttpPool, guard: UrlGuard, *, max_bytes: int) -> None:
+        self._pool = pool
+        self._guard = guard
+        self._max_bytes = max_bytes
+
+    @contextmanager
+    def open(self, source: str | bytes, deadline: Deadline) -> Iterator[ImageBody]:
+        if isinstance(source, bytes):
+            yield self._at_hand(source)
+            return
+        # Read to its end a response gives its connection back by itself; closed before, the connection ends with it.
+        with closing(self._get(source, deadline)) as response, cut_off_at(deadline, response):
+            declared = response.headers.get("Content-Length", "")
+            if declared.isdecimal() and "Content-Encoding" not in response.headers:
+                yield self._streamed(response, int(declared))
+            else:
+                with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES) as file:
+                    yield self._spooled(response, file, deadline)
+
+    def _at_hand(self, content: bytes) -> ImageBody:
+        self._check_size(len(content))
+        kind = image_format.media_type(content[: image_format.HEAD_BYTES])
+        return ImageBody(kind, len(content), image_format.checked((content,), kind, len(content)))
+
+    def _get(self, url: str, deadline: Deadline) -> urllib3.BaseHTTPResponse:
+        for _ in range(_MOST_REDIRECTS + 1):
+            approved = self._guard.approve(url)
+            try:
+                response = self._pool.request(
+                    "GET", approved.url, deadline, headers={"Accept": "image/*"}, address=approved.address
+                )
+            except (HTTPError, OSError, ValueError):
+                raise ImageDownloadInterruptedError(_INTERRUPTED) from None
+            if response.status == 200:
+                return response
+            location = response.headers.get("Location")
+            response.close()
+            if response.status in _REDIRECTS and location:
+                try:
+                    url = urljoin(url, location)
+                except ValueError:
+                    raise ImageDownloadError(_INTERRUPTED) from None
+            elif response.status >= 500 or response.status in _WORTH_ANOTHER_TRY:
+                raise ImageDownloadInterruptedError(_INTERRUPTED)
+            else:
+                raise ImageDownloadError(_INTERRUPTED)
+        raise ImageDownloadError("The image model's answer led through too many redirects.")
+
+    def _streamed(self, response: urllib3.BaseHTTPResponse, length: int) -> ImageBody:
+        self._check_size(length)
+        first = _read(response)
+        kind = image_format.media_type(first[: image_format.HEAD_BYTES])
+
+        def blocks() -> Iterator[bytes]:
+            block = first
+            while block:
+                yield block
+                block = _read(response)
+
+        return ImageBody(kind, length, image_format.checked(blocks(), kind, length))
+
+    def _spooled(self, response: urllib3.BaseHTTPResponse, file: IO[bytes], deadline: Deadline) -> ImageBody:
+        """Without a length ahead the whole is taken first, since S3 must be told one."""
+        length = 0
+        while block := _read(response, decode=True):
+            length += len(block)
+            self._check_size(length)
+            file.write(block)
+        if not deadline.remaining():  # cut off, which looks like the end where no length was told
+            raise ImageDownloadInterruptedError(_INTERRUPTED)
+        file.seek(0)
+        kind = image_format.media_type(file.read(image_format.HEAD_BYTES))
+        file.seek(0)
+        blocks = iter(partial(file.read, BLOCK_BYTES), b"")
+        return ImageBody(kind, length, image_format.checked(blocks, kind, length))
+
+    def _check_size(self, length: int) -> None:
+        if length > self._max_bytes:
+            raise ImageTooLargeError(f"The image model answered with an image over {self._max_bytes} bytes.")
+
+
+def _read(response: urllib3.BaseHTTPResponse, *, decode: bool = False) -> bytes:
+    try:
+        return response.read(BLOCK_BYTES, decode_content=decode)
+    except urllib3.exceptions.IncompleteRead:
+        raise ImageTruncatedError("The image model's answer holds an image that ends too early.") from None
+    except (HTTPError, OSError):
+        raise ImageDownloadInterruptedError(_INTERRUPTED) from None

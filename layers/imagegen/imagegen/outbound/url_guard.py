@@ -1,0 +1,89 @@
+"""The one place that decides which URL of a stranger may be fetched, and at which address.
+
+An image URL comes from an upstream's answer, so it is untrusted. It is fetched from the upstream's own origin, which
+the deployer chose, or from a public https host: every address the name resolves to is judged, and the connection goes
+to a judged one, so that a second resolution cannot change it.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from imagegen.errors import ImageDownloadInterruptedError, ImageUrlRefusedError
+
+Resolve = Callable[[str, int], Sequence[str]]
+
+# Ranges that carry an IPv4 address inside an IPv6 one; what they carry may be private.
+_TRANSLATED = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+
+
+@dataclass(frozen=True, slots=True)
+class Approved:
+    """A URL that may be fetched; `address` is where to connect, None for the upstream's own origin."""
+
+    url: SplitResult
+    address: str | None
+
+
+def resolve(host: str, port: int) -> Sequence[str]:
+    """Every address of a host, by the system's resolver."""
+    return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one on the public internet."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # a zone index, say
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif any(ip in net for net in _TRANSLATED):
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+class UrlGuard:
+    """`upstream` is the upstream's base URL."""
+
+    def __init__(self, upstream: str, resolver: Resolve = resolve) -> None:
+        self._own_origin = _origin(urlsplit(upstream))
+        self._resolve = resolver
+
+    def approve(self, text: str) -> Approved:
+        """Raises ImageUrlRefusedError, and ImageDownloadInterruptedError where the name does not resolve just now."""
+        try:
+            url = urlsplit(text)
+            origin = _origin(url)
+        except ValueError:
+            raise _refused("is not a URL") from None
+        if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
+            raise _refused("holds characters that no URL holds")
+        if url.username is not None or url.password is not None:
+            raise _refused("carries credentials")
+        if origin == self._own_origin:
+            return Approved(url, None)
+        scheme, host, port = origin
+        if scheme != "https" or port != 443 or not host:
+            raise _refused("is not on a public https host")
+        try:
+            addresses = self._resolve(host, port)
+        except OSError:
+            raise ImageDownloadInterruptedError("The host of an image could not be found.") from None
+        except ValueError:  # a label too long for DNS
+            raise _refused("names no possible host") from None
+        if not addresses or not all(is_public(address) for address in addresses):
+            raise _refused("is not on a public https host")
+        return Approved(url, addresses[0])
+
+
+def _origin(url: SplitResult) -> tuple[str, str, int | None]:
+    default = {"https": 443, "http": 80}.get(url.scheme)
+    return url.scheme, url.hostname or "", url.port or default
+
+
+def _refused(why: str) -> ImageUrlRefusedError:
+    return ImageUrlRefusedError(f"The image model answered with an image URL that {why}; it was not fetched.")

@@ -1,0 +1,159 @@
+"""Upstreams that speak OpenAI's `POST /v1/images/generations`: OpenAI itself and the resellers of its format."""
+
+import random
+import re
+import time
+from collections.abc import Callable
+from contextlib import closing
+from ssl import SSLCertVerificationError
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+from urllib3.exceptions import TimeoutError as HTTPTimeoutError
+
+from imagegen.catalog import CATALOG
+from imagegen.deadline import Deadline
+from imagegen.errors import (
+    ImagegenError,
+    SecretMissingError,
+    TryLaterError,
+    UpstreamAnswerTooLargeError,
+    UpstreamConnectionLostError,
+    UpstreamTimeoutError,
+    UpstreamUnreachableError,
+)
+from imagegen.images import ImageRequest, UpstreamAnswer
+from imagegen.outbound.pool import HttpPool
+from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
+from imagegen.providers.openai_answers import read_answer
+from imagegen.providers.openai_refusals import read_refusal
+
+TRIES = 3  # resellers try other channels themselves, so few of our own
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 8.0  # a caller waits; who is told a longer time had better hear it at once
+_JSON_SLACK_BYTES = 64 * 1024  # what an answer holds besides base64
+
+_SUCCESS = (200, 201)
+_OPTIONAL_FIELDS = (
+    "size",
+    "quality",
+    "style",
+    "user",
+    "background",
+    "moderation",
+    "output_format",
+    "output_compression",
+    "response_format",
+)
+
+Key = Callable[[bool], str | None]
+
+
+class OpenAICompatibleProvider:
+    """Implements `ports.ImageProvider`.
+
+    `base_url` ends before `/images/generations`. `key(fresh)` gives the upstream's key, past any cache where `fresh`.
+    `timeout` is in seconds, for one call. `max_image_bytes` bounds what an answer may weigh.
+    """
+
+    def __init__(self, pool: HttpPool, *, base_url: str, key: Key, timeout: float, max_image_bytes: int) -> None:
+        self._pool = pool
+        self._url = urlsplit(f"{base_url.rstrip('/')}/images/generations")
+        self._key = key
+        self._timeout = timeout
+        self._max_image_bytes = max_image_bytes
+
+    def generate(self, request: ImageRequest, n: int, deadline: Deadline) -> UpstreamAnswer:
+        deadline = deadline.sooner(self._timeout)
+        body = msgspec.json.encode(_wire_request(request, n))
+        for attempt in range(1, TRIES + 1):
+            try:
+                return self._call(body, n, deadline)
+            except TryLaterError as error:
+                pause = error.retry_after
+                if pause is None:
+                    pause = _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1)
+                if attempt == TRIES or pause > _LONGEST_PAUSE_SECONDS or pause >= deadline.remaining():
+                    raise
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _call(self, body: bytes, n: int, deadline: Deadline) -> UpstreamAnswer:
+        key = self._usable_key(fresh=False)
+        status, headers, answer = self._post(body, key, n, deadline)
+        if status == 401 and (rotated := self._usable_key(fresh=True)) != key:
+            key = rotated
+            status, headers, answer = self._post(body, key, n, deadline)
+        if status in _SUCCESS:
+            return read_answer(answer, n)
+        raise read_refusal(status, headers, answer, key)
+
+    def _usable_key(self, *, fresh: bool) -> str:
+        key = (self._key(fresh) or "").strip()
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise SecretMissingError("This service has no usable key for the image model; its operator must set one.")
+        return key
+
+    def _post(self, body: bytes, key: str, n: int, deadline: Deadline) -> tuple[int, urllib3.HTTPHeaderDict, bytes]:
+        try:
+            response = self._pool.request(
+                "POST",
+                self._url,
+                deadline,
+                body=body,
+                headers={
+                    "Authorization": f"Bearer {key}",
+                    "Content-Type": "application/json",
+                    "Accept": "application/json",
+                },
+            )
+        except (HTTPError, OSError) as error:
+            raise _not_answered(error) from None
+        with closing(response), cut_off_at(deadline, response):
+            if response.status in _SUCCESS:
+                return response.status, response.headers, self._read_success(response, n, deadline)
+            return response.status, response.headers, _read_refusal(response)
+
+    def _read_success(self, response: urllib3.BaseHTTPResponse, n: int, deadline: Deadline) -> bytes:
+        limit = n * self._max_image_bytes * 4 // 3 + _JSON_SLACK_BYTES
+        read = bytearray()
+        try:
+            while block := response.read(BLOCK_BYTES):
+                read += block
+                if len(read) > limit:
+                    raise UpstreamAnswerTooLargeError("The image model's answer is larger than its images can be.")
+        except (HTTPError, OSError):
+            if deadline.remaining():
+                raise UpstreamConnectionLostError("The connection to the image model's API was lost.") from None
+        if not deadline.remaining():
+            raise UpstreamTimeoutError("The image model's API did not answer in time.")
+        return bytes(read)
+
+
+def _not_answered(error: Exception) -> ImagegenError:
+    """What it means that no answer came, by whether the request can have been sent."""
+    if isinstance(error, NewConnectionError | ConnectTimeoutError) or (
+        isinstance(error, SSLError) and isinstance(error.args[0], SSLCertVerificationError)
+    ):
+        return UpstreamUnreachableError("The image model's API could not be reached.")
+    if isinstance(error, HTTPTimeoutError):
+        return UpstreamTimeoutError("The image model's API did not answer in time.")
+    return UpstreamConnectionLostError("The connection to the image model's API was lost.")
+
+
+def _read_refusal(response: urllib3.BaseHTTPResponse) -> bytes:
+    """The body of an answer whose status says enough already."""
+    try:
+        return response.read(_JSON_SLACK_BYTES)
+    except (HTTPError, OSError):
+        return b""
+
+
+def _wire_request(request: ImageRequest, n: int) -> dict[str, Any]:
+    takes = CATALOG[request.model].upstream_fields
+    asked = {name: getattr(request, name) for name in _OPTIONAL_FIELDS if name in takes}
+    wire = {name: value for name, value in asked.items() if value is not None}
+    return {"model": request.model, "prompt": request.prompt, "n": n, **wire}

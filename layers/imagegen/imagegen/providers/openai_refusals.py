@@ -1,0 +1,109 @@
+"""What an answer of OpenAI's images API that is no success means, and above all whether it may have cost money."""
+
+import re
+import time
+from dataclasses import fields
+from email.utils import parsedate_to_datetime
+
+import msgspec
+import urllib3
+
+from imagegen.errors import (
+    ImagegenError,
+    PromptRejectedError,
+    TryLaterError,
+    UpstreamFailedError,
+    UpstreamKeyRefusedError,
+    UpstreamMisconfiguredError,
+    UpstreamOutOfCreditError,
+    UpstreamRateLimitedError,
+    UpstreamRefusedRequestError,
+    UpstreamUnavailableError,
+)
+from imagegen.images import ImageRequest
+
+_POLICY_CODES = {"content_policy_violation", "moderation_blocked"}
+# one-api's and new-api's names for a balance that is used up, and OpenAI's.
+_CREDIT_CODES = {
+    "insufficient_quota",
+    "insufficient_user_quota",
+    "pre_consume_token_quota_failed",
+    "billing_hard_limit_reached",
+}
+_REQUEST_FIELDS = {field.name for field in fields(ImageRequest)}
+
+
+def read_refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes, key: str) -> ImagegenError:
+    """The failure that the answer tells. `key` is the one that was sent, to be kept out of the message."""
+    told = _told_error(body)
+    meaning = _by_code(status, told) or _by_status(status)
+    if isinstance(meaning, TryLaterError):
+        meaning.retry_after = _retry_after(headers)
+    if meaning is None:
+        param = told.get("param")
+        meaning = UpstreamRefusedRequestError(
+            f"The image model refused the request: {_redacted(told.get('message'), key)}",
+            param=param if param in _REQUEST_FIELDS else None,
+        )
+    return meaning
+
+
+def _by_code(status: int, told: dict[str, str]) -> ImagegenError | None:
+    code = told.get("code")
+    if code in _POLICY_CODES or (status in (400, 422) and told.get("type") == "image_generation_user_error"):
+        return PromptRejectedError(
+            "Your request was rejected by the image model's safety system.",
+            param="prompt",
+            code=code if code in _POLICY_CODES else None,
+        )
+    if status == 404 and code == "model_not_found":
+        return UpstreamRefusedRequestError("The image model's provider does not have this model.", param="model")
+    if status == 402 or code in _CREDIT_CODES:
+        return UpstreamOutOfCreditError("This service has no credit left with the image model's provider.")
+    return None
+
+
+def _by_status(status: int) -> ImagegenError | None:
+    """None where the upstream found fault with the request itself."""
+    match status:
+        case 400 | 413 | 415 | 422:
+            return None
+        case 401 | 403:
+            return UpstreamKeyRefusedError("The image model's provider refuses this service's key.")
+        case 429:
+            return UpstreamRateLimitedError("The image model is rate limited. Please try again later.")
+        case 503:
+            return UpstreamUnavailableError("The image model is unavailable. Please try again later.")
+        case _ if status in (408, 409, 425) or status >= 500 or status < 300:
+            return UpstreamFailedError(f"The image model's API failed (status {status}).")
+        case _:
+            return UpstreamMisconfiguredError(f"There is no images API at the image model's address (status {status}).")
+
+
+def _told_error(body: bytes) -> dict[str, str]:
+    """The string members of OpenAI's error object; resellers leave some out or send numbers."""
+    try:
+        error = msgspec.json.decode(body).get("error")
+        return {name: value for name, value in error.items() if isinstance(value, str)}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
+        return {}
+
+
+def _redacted(message: str | None, key: str) -> str:
+    """An upstream's own words, without URLs, keys and control characters."""
+    text = (message or "it gave no reason.").replace(key, "[redacted]")
+    text = re.sub(r"[a-z][a-z0-9+.-]*://\S+", "[url]", text, flags=re.IGNORECASE)
+    text = re.sub(r"\b(sk|ig)[-_][A-Za-z0-9_*-]{6,}", "[redacted]", text)
+    return "".join(character if character.isprintable() else " " for character in text)[:300]
+
+
+def _retry_after(headers: urllib3.HTTPHeaderDict) -> float | None:
+    """Seconds to wait, as the upstream asks: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+            return float(text) * scale
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,123 @@
+"""What each function is told by its environment, read once and checked as a whole."""
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self, TypeVar
+from urllib.parse import urlsplit
+
+T = TypeVar("T")
+
+
+class SettingsError(Exception):
+    """Names every variable that is missing or bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """`public_base_url` is empty where the address that a request came to is the public one.
+
+    `region` and `s3_endpoint_url` are set by the runtime, under the SDK's own names: the latter only where something
+    stands in for AWS.
+    """
+
+    image_bucket: str
+    link_seconds: int
+    max_image_bytes: int
+    prompt_max_characters: int
+    public_base_url: str
+    upstream_api_key_parameter: str
+    upstream_base_url: str
+    upstream_timeout_seconds: int
+    region: str
+    s3_endpoint_url: str | None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        read = _Reader(environ)
+        return read.checked(
+            lambda: cls(
+                image_bucket=read("IMAGE_BUCKET", _text),
+                link_seconds=read("LINK_SECONDS", _integer(60, 604_800)),
+                max_image_bytes=read("MAX_IMAGE_BYTES", _integer(1, 100 * 1024 * 1024)),
+                prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
+                public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
+                upstream_api_key_parameter=read("UPSTREAM_API_KEY_PARAMETER", _text),
+                upstream_base_url=read("UPSTREAM_BASE_URL", _http_url),
+                upstream_timeout_seconds=read("UPSTREAM_TIMEOUT_SECONDS", _integer(1, 800)),
+                region=read("AWS_REGION", _text),
+                s3_endpoint_url=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizerSettings:
+    """`clients_path` is the parameter path under which each client has its record."""
+
+    clients_path: str
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        read = _Reader(environ)
+        return read.checked(lambda: cls(clients_path=read("CLIENTS_PATH", _text).rstrip("/")))
+
+
+class _Reader:
+    """Reads variables and gathers what is wrong with them, so that all is told at once."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._wrong: list[str] = []
+
+    def __call__(self, name: str, parse: Callable[[str], T], *, default: str | None = None) -> T:
+        text = self._environ.get(name, default)
+        if text is None:
+            self._wrong.append(f"{name} is missing")
+        else:
+            try:
+                return parse(text)
+            except ValueError as error:
+                self._wrong.append(f"{name} {error}")
+        return None  # type: ignore[return-value]  # `checked` raises before anybody sees it
+
+    def checked(self, make: Callable[[], T]) -> T:
+        made = make()
+        if self._wrong:
+            raise SettingsError("; ".join(self._wrong))
+        return made
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty")
+    return text
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,12}", text) or not least <= int(text) <= most:
+            raise ValueError(f"is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _http_url(text: str) -> str:
+    """A base URL. Plain http is for this machine alone: a key travels with every call."""
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("is not an http or https URL")
+    if url.query or url.fragment or url.username is not None or url.password is not None:
+        raise ValueError("carries a query, a fragment or credentials")
+    if url.scheme == "http" and not _is_this_machine(url.hostname):
+        raise ValueError("is plain http to another machine")
+    return text.rstrip("/")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

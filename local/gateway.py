@@ -1,0 +1,268 @@
+"""API Gateway on one machine: HTTP in, REST proxy events to the functions, and the rules that AWS enforces.
+
+Routes, authorizer and gateway responses come from the OpenAPI document that SAM makes of the template.
+"""
+
+import json
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import TimeoutError as WaitedTooLongError
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from local.lambda_host import FunctionError, FunctionHost, PayloadTooLargeError
+from local.serving import Reply, Request
+
+INTEGRATION_SECONDS = 29.0
+MOST_BODY_BYTES = 10 * 1024 * 1024
+_ACCOUNT, _API_ID, _REGION = "123456789012", "local", "us-east-1"
+# What API Gateway answers where the template does not say: status and message.
+_DEFAULTS = {
+    "ACCESS_DENIED": (403, "User is not authorized to access this resource"),
+    "AUTHORIZER_CONFIGURATION_ERROR": (500, "Internal server error"),
+    "AUTHORIZER_FAILURE": (500, "Internal server error"),
+    "INTEGRATION_FAILURE": (502, "Internal server error"),
+    "INTEGRATION_TIMEOUT": (504, "Endpoint request timed out"),
+    "MISSING_AUTHENTICATION_TOKEN": (403, "Missing Authentication Token"),
+    "REQUEST_TOO_LARGE": (413, "Request Too Long"),
+    "UNAUTHORIZED": (401, "Unauthorized"),
+}
+
+
+@dataclass(frozen=True)
+class _Authorizer:
+    function: str
+    header: str
+    expression: re.Pattern[str]
+    cache_seconds: float
+
+
+@dataclass(frozen=True)
+class _Route:
+    method: str
+    resource: str
+    pattern: re.Pattern[str]
+    function: str
+    authorizer: _Authorizer | None
+
+
+class _RefusedError(Exception):
+    """The gateway answers by itself, by the named gateway response."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class Gateway:
+    """Answers HTTP requests through the functions.
+
+    `stage` is the path prefix that clients use, empty as behind a custom domain.
+    """
+
+    def __init__(
+        self,
+        body: Mapping[str, Any],
+        functions: Mapping[str, FunctionHost],
+        *,
+        stage: str,
+        on_answer: Callable[[str, str, int, float], None] = lambda *_: None,
+        integration_seconds: float = INTEGRATION_SECONDS,
+    ) -> None:
+        self._routes = _routes(body)
+        self._responses = body["x-amazon-apigateway-gateway-responses"]
+        self._functions = functions
+        self._prefix = f"/{stage}" if stage else ""
+        self._stage = stage or "local"
+        self._on_answer = on_answer
+        self._integration_seconds = integration_seconds
+        self._policies: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def respond(self, request: Request) -> Reply:
+        started = time.monotonic()
+        request_id = str(uuid.uuid4())
+        try:
+            reply = self._respond(request, request_id)
+        except _RefusedError as refused:
+            reply = self._gateway_response(refused.kind, request_id)
+        self._on_answer(request.method, urlsplit(request.target).path, reply.status, time.monotonic() - started)
+        return reply
+
+    def _respond(self, request: Request, request_id: str) -> Reply:
+        path = urlsplit(request.target).path
+        route, parameters = self._route(request.method, path)
+        if len(request.body) > MOST_BODY_BYTES:
+            raise _RefusedError("REQUEST_TOO_LARGE")
+        caller = self._authorized(route, request, path.removeprefix(self._prefix))
+        event = self._event(request, route, parameters, request_id, caller)
+        try:
+            future = self._functions[route.function].invoke(event)
+            answer = json.loads(future.result(timeout=self._integration_seconds))
+            return _reply(answer)
+        except PayloadTooLargeError:
+            raise _RefusedError("REQUEST_TOO_LARGE") from None
+        except WaitedTooLongError:  # the function goes on
+            raise _RefusedError("INTEGRATION_TIMEOUT") from None
+        except (FunctionError, ValueError, TypeError, KeyError):
+            raise _RefusedError("INTEGRATION_FAILURE") from None
+
+    def _route(self, method: str, path: str) -> tuple[_Route, dict[str, str]]:
+        if path.startswith(f"{self._prefix}/"):
+            for route in self._routes:
+                match = route.pattern.fullmatch(path[len(self._prefix) :])
+                if match and route.method == method:
+                    return route, {name: unquote(value) for name, value in match.groupdict().items()}
+        raise _RefusedError("MISSING_AUTHENTICATION_TOKEN")
+
+    def _authorized(self, route: _Route, request: Request, path: str) -> str | None:
+        """The caller, None on an open route."""
+        authorizer = route.authorizer
+        if authorizer is None:
+            return None
+        token = request.header(authorizer.header)
+        if not token or not authorizer.expression.search(token):
+            raise _RefusedError("UNAUTHORIZED")
+        arn = f"arn:aws:execute-api:{_REGION}:{_ACCOUNT}:{_API_ID}/{self._stage}/{route.method}{path}"
+        policy = self._policy(authorizer, token, arn)
+        if not _allows(policy, arn):
+            raise _RefusedError("ACCESS_DENIED")
+        return str(policy["principalId"])
+
+    def _policy(self, authorizer: _Authorizer, token: str, arn: str) -> dict[str, Any]:
+        with self._lock:
+            known = self._policies.get(token)
+        if known and time.monotonic() < known[0]:
+            return known[1]
+        event = {"type": "TOKEN", "methodArn": arn, "authorizationToken": token}
+        try:
+            answer = self._functions[authorizer.function].invoke(event).result(timeout=self._integration_seconds)
+            policy: dict[str, Any] = json.loads(answer)
+            policy["policyDocument"]["Statement"]
+        except FunctionError as error:
+            raise _RefusedError("UNAUTHORIZED" if '"Unauthorized"' in str(error) else "AUTHORIZER_FAILURE") from None
+        except WaitedTooLongError:
+            raise _RefusedError("AUTHORIZER_FAILURE") from None
+        except (ValueError, TypeError, KeyError):
+            raise _RefusedError("AUTHORIZER_CONFIGURATION_ERROR") from None
+        with self._lock:
+            self._policies[token] = (time.monotonic() + authorizer.cache_seconds, policy)
+        return policy
+
+    def _event(
+        self, request: Request, route: _Route, parameters: dict[str, str], request_id: str, caller: str | None
+    ) -> dict[str, Any]:
+        url = urlsplit(request.target)
+        host = request.header("Host") or ""
+        forwarded = [("X-Forwarded-For", "127.0.0.1"), ("X-Forwarded-Proto", "http"), ("X-Forwarded-Port", "80")]
+        headers = [pair for pair in request.headers if not pair[0].lower().startswith("x-forwarded-")] + forwarded
+        query = parse_qs(url.query, keep_blank_values=True)
+        return {
+            "resource": route.resource,
+            "path": url.path.removeprefix(self._prefix),
+            "httpMethod": request.method,
+            "headers": dict(headers),
+            "multiValueHeaders": {name: [v for n, v in headers if n == name] for name, _ in headers},
+            "queryStringParameters": {name: values[-1] for name, values in query.items()} or None,
+            "multiValueQueryStringParameters": query or None,
+            "pathParameters": parameters or None,
+            "stageVariables": None,
+            "requestContext": {
+                "accountId": _ACCOUNT,
+                "apiId": _API_ID,
+                "authorizer": {"principalId": caller, "integrationLatency": 0} if caller else None,
+                "domainName": host,
+                "domainPrefix": host.partition(".")[0],
+                "extendedRequestId": request_id,
+                "httpMethod": request.method,
+                "identity": {"sourceIp": "127.0.0.1", "userAgent": request.header("User-Agent")},
+                "path": url.path,
+                "protocol": "HTTP/1.1",
+                "requestId": request_id,
+                "requestTime": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime()),
+                "requestTimeEpoch": int(time.time() * 1000),
+                "resourceId": "local",
+                "resourcePath": route.resource,
+                "stage": self._stage,
+            },
+            "body": request.body.decode("utf-8", "replace") if request.body else None,
+            "isBase64Encoded": False,
+        }
+
+    def _gateway_response(self, kind: str, request_id: str) -> Reply:
+        status, message = _DEFAULTS[kind]
+        response = self._responses.get(kind) or self._responses.get(f"DEFAULT_{status // 100}XX") or {}
+        values = {
+            "context.error.messageString": json.dumps(message),
+            "context.error.message": message,
+            "context.error.responseType": kind,
+            "context.requestId": request_id,
+        }
+        template = response.get("responseTemplates", {}).get(
+            "application/json", '{"message":$context.error.messageString}'
+        )
+        body = re.sub(r"\$(context(?:\.\w+)+)", lambda match: values[match[1]], template)
+        headers = {"Content-Type": "application/json", "x-amzn-ErrorType": kind, "x-amzn-RequestId": request_id}
+        for name, value in response.get("responseParameters", {}).items():
+            literal = re.fullmatch(r"'(.*)'", value)
+            headers[name.removeprefix("gatewayresponse.header.")] = literal[1] if literal else values[value]
+        return Reply(int(response.get("statusCode", status)), body.encode(), headers)
+
+
+def _routes(body: Mapping[str, Any]) -> list[_Route]:
+    """The routes of the document, those without parameters first, as API Gateway prefers them."""
+    authorizers = {
+        name: _authorizer(scheme) for name, scheme in body.get("components", {}).get("securitySchemes", {}).items()
+    }
+    routes = []
+    for resource, methods in sorted(body["paths"].items(), key=lambda item: item[0].count("{")):
+        pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(resource)))
+        for method, operation in methods.items():
+            function = _function_of(operation["x-amazon-apigateway-integration"]["uri"])
+            security = [name for rule in operation.get("security", []) for name in rule]
+            authorizer = next((authorizers[name] for name in security if name in authorizers), None)
+            routes.append(_Route(method.upper(), resource, pattern, function, authorizer))
+    return routes
+
+
+def _authorizer(scheme: Mapping[str, Any]) -> _Authorizer:
+    extension = scheme["x-amazon-apigateway-authorizer"]
+    return _Authorizer(
+        function=_function_of(extension["authorizerUri"]),
+        header=scheme["name"],
+        expression=re.compile(extension.get("identityValidationExpression", ".*")),
+        cache_seconds=extension.get("authorizerResultTtlInSeconds", 300),
+    )
+
+
+def _function_of(uri: Mapping[str, Any]) -> str:
+    """The logical id of the function that an integration's URI names."""
+    sub = uri["Fn::Sub"]
+    if isinstance(sub, list):
+        return str(sub[1]["__FunctionArn__"]["Fn::GetAtt"][0])
+    match = re.search(r"\$\{(\w+)\.Arn\}", sub)
+    if match is None:
+        raise ValueError(f"no function in {sub}")
+    return match[1]
+
+
+def _allows(policy: Mapping[str, Any], arn: str) -> bool:
+    effects = {
+        statement["Effect"]
+        for statement in policy["policyDocument"]["Statement"]
+        if fnmatchcase(arn, statement["Resource"])
+    }
+    return effects == {"Allow"}
+
+
+def _reply(answer: Mapping[str, Any]) -> Reply:
+    """The proxy answer as HTTP. Raises where API Gateway would find it malformed."""
+    headers = {name: str(value) for name, value in (answer.get("headers") or {}).items()}
+    headers |= {name: ",".join(map(str, values)) for name, values in (answer.get("multiValueHeaders") or {}).items()}
+    headers.setdefault("Content-Type", "application/json")
+    return Reply(int(answer["statusCode"]), (answer.get("body") or "").encode(), headers)

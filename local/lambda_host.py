@@ -1,0 +1,256 @@
+"""Runs a Lambda function under its real runtime interface client, in processes that take one request at a time."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local.serving import HungUpError, Reply, Request, serving
+
+MOST_PROCESSES = 64  # a function; further requests wait for a free one
+MOST_PAYLOAD_BYTES = 6 * 1024 * 1024 + 100  # 6,291,556, each way
+_INIT_SECONDS = 30.0  # Lambda gives 10; a loaded machine with every function starting at once is slower
+_PREFIX = "/2018-06-01/runtime"
+
+
+class FunctionError(Exception):
+    """The function failed, was killed or answered what Lambda does not take."""
+
+
+class PayloadTooLargeError(Exception):
+    """The event is over Lambda's limit, so the function was not called."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """What Lambda is told about a function. `layers` go on the import path."""
+
+    name: str
+    handler: str
+    code: Path
+    layers: tuple[Path, ...]
+    timeout: int
+    memory: int
+    environment: Mapping[str, str] = field(repr=False)
+    python: str = sys.executable
+
+
+class _Process:
+    """One execution environment: a process and the Runtime API that it polls."""
+
+    def __init__(self, function: Function, log: Path) -> None:
+        self._function = function
+        self._events: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
+        self._answer: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+        self._deadline_ms = 0
+        self._polling = threading.Event()
+        self._closing = ExitStack()
+        port = self._closing.enter_context(serving(self._runtime_api))
+        environment = {
+            **_lambda_environment(function, port),
+            **function.environment,
+        }
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [function.python, "-m", "awslambdaric", function.handler],
+                cwd=function.code,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # Ctrl-C is for the stack, which ends its processes itself
+            )
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def wait_until_polling(self) -> None:
+        if not self._polling.wait(_INIT_SECONDS):
+            raise FunctionError("did not start in time")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def invoke(self, event: bytes) -> bytes:
+        """One event. A function over its time-out is killed. Raises FunctionError."""
+        self.wait_until_polling()
+        self._deadline_ms = int((time.time() + self._function.timeout) * 1000)
+        self._events.put((str(uuid.uuid4()), event))
+        try:
+            kind, body = self._answer.get(timeout=self._function.timeout)
+        except queue.Empty:
+            self.kill()
+            raise FunctionError(f"Task timed out after {self._function.timeout} seconds") from None
+        if kind != "response":
+            raise FunctionError(f"{kind}: {body[:2000].decode(errors='replace')}")
+        if len(body) > MOST_PAYLOAD_BYTES:
+            raise FunctionError("Function.ResponseSizeTooLarge")
+        return body
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        self._events.put(None)
+        self._process.terminate()
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._closing.close()
+
+    def _watch(self) -> None:
+        code = self._process.wait()
+        self._answer.put(("exited", f"the process ended with {code}".encode()))
+        self._events.put(None)
+        self._polling.set()
+
+    def _runtime_api(self, request: Request) -> Reply:
+        if request.target == f"{_PREFIX}/invocation/next":
+            self._polling.set()
+            event = self._events.get()
+            if event is None:
+                raise HungUpError
+            return Reply(
+                200,
+                event[1],
+                {
+                    "Content-Type": "application/json",
+                    "Lambda-Runtime-Aws-Request-Id": event[0],
+                    "Lambda-Runtime-Deadline-Ms": str(self._deadline_ms),
+                    "Lambda-Runtime-Invoked-Function-Arn": _arn(self._function),
+                },
+            )
+        self._answer.put((request.target.rpartition("/")[2], request.body))
+        return Reply(202, b'{"status":"OK"}', {"Content-Type": "application/json"})
+
+
+class FunctionHost:
+    """Every process of one function; starts another when all are busy."""
+
+    def __init__(self, function: Function, log: Path) -> None:
+        self.function = function
+        self._log = log
+        self._idle: list[_Process] = []
+        self._busy: set[_Process] = set()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def warm_up(self) -> None:
+        """Starts one process. Raises FunctionError where the function does not start."""
+        process = _Process(self.function, self._log)
+        try:
+            process.wait_until_polling()
+        except FunctionError:
+            process.close()
+            raise
+        if not process.alive:
+            process.close()
+            raise FunctionError(f"{self.function.name} does not start: see {self._log}")
+        with self._changed:
+            self._idle.append(process)
+
+    def invoke(self, event: object) -> "Future[bytes]":
+        """The function's answer to come, or its FunctionError. Raises PayloadTooLargeError at once."""
+        payload = json.dumps(event).encode()
+        if len(payload) > MOST_PAYLOAD_BYTES:
+            raise PayloadTooLargeError
+        future: Future[bytes] = Future()
+        threading.Thread(target=self._run, args=(payload, future), daemon=True).start()
+        return future
+
+    def pids(self) -> list[int]:
+        with self._changed:
+            return [process.pid for process in (*self._idle, *self._busy)]
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            processes = [*self._idle, *self._busy]
+            self._idle.clear()
+            self._busy.clear()
+            self._changed.notify_all()
+        closers = [threading.Thread(target=process.close) for process in processes]
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join()
+
+    def _run(self, payload: bytes, future: "Future[bytes]") -> None:
+        process = self._take()
+        if process is None:
+            future.set_exception(FunctionError("the stack is closing"))
+            return
+        try:
+            answer = process.invoke(payload)
+        except FunctionError as error:
+            self._give_back(process)
+            future.set_exception(error)
+        else:
+            self._give_back(process)
+            future.set_result(answer)
+
+    def _take(self) -> _Process | None:
+        with self._changed:
+            while not self._closed and not self._idle and len(self._busy) >= MOST_PROCESSES:
+                self._changed.wait()
+            while not self._closed and self._idle:
+                process = self._idle.pop()
+                if process.alive:
+                    self._busy.add(process)
+                    return process
+                process.close()
+            if self._closed:
+                return None
+            process = _Process(self.function, self._log)
+            self._busy.add(process)
+            return process
+
+    def _give_back(self, process: _Process) -> None:
+        with self._changed:
+            if process not in self._busy:
+                return
+            self._busy.discard(process)
+            if process.alive:
+                self._idle.append(process)
+            self._changed.notify()
+        if not process.alive:
+            process.close()
+
+
+def _lambda_environment(function: Function, port: int) -> dict[str, str]:
+    """What Lambda sets by itself. Nothing of this machine's own environment gets in."""
+    return {
+        "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{port}",
+        "AWS_LAMBDA_FUNCTION_NAME": function.name,
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_LOG_GROUP_NAME": f"/local/{function.name}",
+        "AWS_LAMBDA_LOG_STREAM_NAME": uuid.uuid4().hex,
+        "LAMBDA_TASK_ROOT": str(function.code),
+        "_HANDLER": function.handler,
+        "PATH": os.environ.get("PATH", ""),
+        "LANG": "en_US.UTF-8",
+        "TZ": ":UTC",
+        "PYTHONPATH": os.pathsep.join(str(layer) for layer in function.layers),
+        "PYTHONUNBUFFERED": "1",
+        # How coverage follows a child process.
+        **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
+    }
+
+
+def _arn(function: Function) -> str:
+    return f"arn:aws:lambda:us-east-1:123456789012:function:{function.name}"

@@ -1,0 +1,190 @@
+"""The whole stack on one machine, deployed from template.yaml: moto for AWS, Lambda's own runtime for the functions."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import msgspec
+
+from imagegen.credentials import BearerKey
+from local.gateway import INTEGRATION_SECONDS, Gateway
+from local.lambda_host import Function, FunctionHost
+from local.serving import serving
+
+if TYPE_CHECKING:
+    from local.template import Template
+
+ROOT = Path(__file__).parent.parent
+BUILT = ROOT / ".aws-sam" / "build"
+RUNTIME_PYTHON = ROOT / ".venv-3.13" / "bin" / "python"
+STACK_NAME = "imagegen"
+REGION = "us-east-1"
+# moto checks no credentials; these are no secrets.
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "local",
+    "AWS_SECRET_ACCESS_KEY": "local",
+    "AWS_SESSION_TOKEN": "local",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`parameters` are the template's. `built` runs what `sam build` made, under the runtime's own Python."""
+
+    upstream_base_url: str
+    upstream_api_key: str | None = field(repr=False)
+    port: int = 0
+    stage: str = ""
+    built: bool = False
+    clients: tuple[str, ...] = ("local", "other")
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    integration_seconds: float = INTEGRATION_SECONDS
+    on_answer: Callable[[str, str, int, float], None] = lambda *_: None
+
+
+@dataclass(frozen=True)
+class LocalStack:
+    """A stack that serves. `url` is what a client's base URL is but for `/v1`; `keys` are by client."""
+
+    url: str
+    keys: Mapping[str, str] = field(repr=False)
+    aws_url: str
+    bucket: str
+    functions: Mapping[str, FunctionHost]
+    logs: Path
+
+    def client(self, service: str) -> Any:  # boto3's clients have no common type
+        """A boto3 client of the AWS that stands in."""
+        return _client(service, self.aws_url)
+
+
+@contextmanager
+def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
+    """Serves from here until the block is left, and ends all that it started. `logs` is a folder."""
+    with ExitStack() as closing:
+        if logs is None:
+            logs = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="imagegen-")))
+        logs.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor() as starting:  # the two slow starts side by side
+            aws = starting.submit(closing.enter_context, _moto(logs / "aws.log"))
+            from local.template import Template  # noqa: PLC0415  # a second of imports, while moto starts
+
+            parameters = {"UpstreamBaseUrl": options.upstream_base_url, **options.parameters}
+            source = (BUILT if options.built else ROOT) / "template.yaml"
+            template = Template.read(source, parameters, REGION)
+            aws_url = aws.result()
+        deployed = _deploy(template, aws_url, parameters)
+        keys = {client: BearerKey.new(client) for client in options.clients}
+        _put_secrets(aws_url, options.upstream_api_key, keys.values())
+        functions = {}
+        for name in template.of_type("AWS::Lambda::Function"):
+            function = _function(template, name, deployed, aws_url, built=options.built)
+            functions[name] = FunctionHost(function, logs / f"{name}.log")
+            closing.callback(functions[name].close)
+        with ThreadPoolExecutor() as starting:
+            for started in [starting.submit(host.warm_up) for host in functions.values()]:
+                started.result()
+        gateway = Gateway(
+            template.api_body(),
+            functions,
+            stage=options.stage,
+            on_answer=options.on_answer,
+            integration_seconds=options.integration_seconds,
+        )
+        port = closing.enter_context(serving(gateway.respond, options.port))
+        yield LocalStack(
+            url=f"http://127.0.0.1:{port}" + (f"/{options.stage}" if options.stage else ""),
+            keys={client: key.key for client, key in keys.items()},
+            aws_url=aws_url,
+            bucket=deployed["ImageBucket"],
+            functions=functions,
+            logs=logs,
+        )
+
+
+@contextmanager
+def _moto(log: Path) -> Iterator[str]:
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "local.moto_process"],
+            cwd=ROOT,
+            env={**os.environ, **CREDENTIALS},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        port = process.stdout.readline().strip() if process.stdout else b""
+        if not port:
+            raise RuntimeError(f"moto did not start: see {log}")
+        yield f"http://127.0.0.1:{int(port)}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _client(service: str, aws_url: str) -> Any:
+    return boto3.client(
+        service,  # type: ignore[call-overload]
+        endpoint_url=aws_url,
+        region_name=REGION,
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+def _deploy(template: "Template", aws_url: str, parameters: Mapping[str, str]) -> dict[str, str]:
+    """Has moto make the template's resources; gives their physical ids by their logical ones."""
+    cloudformation = _client("cloudformation", aws_url)
+    cloudformation.create_stack(
+        StackName=STACK_NAME,
+        TemplateBody=json.dumps(template.for_moto()),
+        Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
+    )
+    resources = cloudformation.list_stack_resources(StackName=STACK_NAME)["StackResourceSummaries"]
+    return {
+        resource["LogicalResourceId"]: resource["PhysicalResourceId"]
+        for resource in resources
+        if "LogicalResourceId" in resource
+    }
+
+
+def _put_secrets(aws_url: str, upstream_api_key: str | None, keys: Any) -> None:
+    ssm = _client("ssm", aws_url)
+    if upstream_api_key is not None:
+        ssm.put_parameter(Name=f"/{STACK_NAME}/upstream-api-key", Type="SecureString", Value=upstream_api_key)
+    for key in keys:
+        record = msgspec.json.encode(key.record()).decode()
+        ssm.put_parameter(Name=f"/{STACK_NAME}/clients/{key.client}", Type="String", Value=record)
+
+
+def _function(template: "Template", name: str, deployed: Mapping[str, str], aws_url: str, *, built: bool) -> Function:
+    """A function as moto's Lambda knows it after the deployment, with what Lambda adds by itself."""
+    configuration = _client("lambda", aws_url).get_function_configuration(FunctionName=deployed[name])
+    layers = (layer / "python" if built else layer for layer in template.layers_of(name))
+    return Function(
+        name=deployed[name],
+        handler=configuration["Handler"],
+        code=template.code[name],
+        layers=tuple(layers),
+        timeout=configuration["Timeout"],
+        memory=configuration["MemorySize"],
+        environment={
+            **{variable: str(value) for variable, value in configuration["Environment"]["Variables"].items()},
+            **CREDENTIALS,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ENDPOINT_URL": aws_url,
+        },
+        python=str(RUNTIME_PYTHON) if built else sys.executable,
+    )

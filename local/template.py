@@ -1,0 +1,77 @@
+"""Reads the SAM template as a deployment does: transformed by the translator that AWS itself uses."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from samtranslator.parser.parser import Parser
+from samtranslator.translator.translator import Translator
+from samtranslator.yaml_helper import yaml_parse
+
+logging.getLogger("samtranslator").setLevel(logging.ERROR)
+
+_PACKAGED = "s3://packaged/code.zip"  # the translator wants code to be in S3 already
+_CODE_PROPERTY = {"AWS::Serverless::Function": "CodeUri", "AWS::Serverless::LayerVersion": "ContentUri"}
+# What moto's CloudFormation cannot make, and the local stack does itself.
+_NOT_FOR_MOTO = ("AWS::ApiGateway::", "AWS::Lambda::LayerVersion", "AWS::Lambda::Permission", "AWS::S3::BucketPolicy")
+
+
+@dataclass(frozen=True)
+class Template:
+    """`resources` is what CloudFormation sees. `code` tells where the source of each function and layer is."""
+
+    document: dict[str, Any]
+    resources: dict[str, Any]
+    code: dict[str, Path]
+
+    @classmethod
+    def read(cls, path: Path, parameters: dict[str, str], region: str) -> "Template":
+        document = yaml_parse(path.read_text())
+        code = {}
+        packaged = copy.deepcopy(document)
+        for name, resource in packaged["Resources"].items():
+            code_property = _CODE_PROPERTY.get(resource["Type"])
+            if code_property:
+                code[name] = (path.parent / resource["Properties"][code_property]).resolve()
+                resource["Properties"][code_property] = _PACKAGED
+        session = boto3.session.Session(region_name=region)
+        translated = Translator({}, Parser(), boto_session=session).translate(packaged, dict(parameters))
+        return cls(document, translated["Resources"], code)
+
+    def of_type(self, kind: str) -> dict[str, dict[str, Any]]:
+        """The properties of each resource of a CloudFormation type, by logical id."""
+        return {
+            name: resource.get("Properties", {})
+            for name, resource in self.resources.items()
+            if resource["Type"] == kind
+        }
+
+    def layers_of(self, function: str) -> list[Path]:
+        """Where the layers of a function are, in their order."""
+        properties = self.document["Resources"][function]["Properties"]
+        layers = properties.get("Layers") or self.document["Globals"]["Function"].get("Layers", [])
+        return [self.code[layer["Ref"]] for layer in layers]
+
+    def for_moto(self) -> dict[str, Any]:
+        """The document that moto's CloudFormation can make: no API, no layers, functions without their code."""
+        resources = {}
+        for name, resource in copy.deepcopy(self.resources).items():
+            if resource["Type"].startswith(_NOT_FOR_MOTO):
+                continue
+            if resource["Type"] == "AWS::Lambda::Function":
+                resource["Properties"]["Code"] = {"ZipFile": "# runs from the source tree"}
+                resource["Properties"].pop("Layers", None)
+            resources[name] = resource
+        kept: dict[str, Any] = {
+            key: self.document[key] for key in ("Parameters", "Conditions", "Mappings") if key in self.document
+        }
+        return {"AWSTemplateFormatVersion": "2010-09-09", **kept, "Resources": resources}
+
+    def api_body(self) -> dict[str, Any]:
+        """The OpenAPI document of the one REST API, with the gateway's extensions."""
+        (api,) = self.of_type("AWS::ApiGateway::RestApi").values()
+        body: dict[str, Any] = api["Body"]
+        return body

@@ -1,0 +1,155 @@
+"""A stand-in for the image models' API: speaks its protocol and paints real images, so that all works offline."""
+
+import hashlib
+import io
+import json
+import textwrap
+import threading
+import time
+import uuid
+from base64 import b64encode
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from local.serving import Reply, Request
+
+_GPT_FIELDS = {"model", "prompt", "n", "size", "quality", "user", "background", "moderation"} | {
+    "output_format",
+    "output_compression",
+}
+_FIELDS = {
+    "dall-e-2": {"model", "prompt", "n", "size", "quality", "user", "response_format"},
+    "dall-e-3": {"model", "prompt", "n", "size", "quality", "style", "user", "response_format"},
+    "flux": {"model", "prompt", "n", "size"},
+}
+Script = Callable[[Request], Reply | None]
+
+
+class StandInUpstream:
+    """Answers as OpenAI and its resellers do, and refuses what they refuse.
+
+    `calls` are the bodies of the paid requests, `downloads` the requests for images. `script` holds what to answer in
+    place of an image: each entry is used once, in order, and may give None to go on as usual. `delay` is in seconds.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.delay = 0.0
+        self.calls: list[dict[str, Any]] = []
+        self.downloads: list[Request] = []
+        self.script: deque[Script] = deque()
+        self.download_script: deque[Script] = deque()
+        self.files: dict[str, tuple[str, bytes]] = {}
+        self._painted: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def respond(self, request: Request) -> Reply:
+        if request.method == "POST" and request.target == "/v1/images/generations":
+            return self._generate(request)
+        if request.method == "GET" and request.target.startswith("/files/"):
+            return self._file(request)
+        return _error(404, f"Invalid URL ({request.method} {request.target})")
+
+    def _generate(self, request: Request) -> Reply:
+        if request.header("Authorization") != f"Bearer {self.key}":
+            return _error(401, "Incorrect API key provided.", code="invalid_api_key")
+        asked = json.loads(request.body)
+        with self._lock:
+            self.calls.append(asked)
+            scripted = self.script.popleft() if self.script else None
+        time.sleep(self.delay)
+        if scripted and (reply := scripted(request)):
+            return reply
+        if refused := _refusal(asked):
+            return refused
+        images = [self._image(asked, request) for _ in range(asked.get("n", 1))]
+        answer: dict[str, Any] = {"created": int(time.time()), "data": images}
+        if asked["model"].startswith(("gpt-", "chatgpt-")):
+            tokens = {"input_tokens": 10, "output_tokens": 40 * len(images), "total_tokens": 10 + 40 * len(images)}
+            answer |= {
+                "background": "opaque",
+                "output_format": asked.get("output_format", "png"),
+                "quality": "high",
+                "size": _size(asked),
+                "usage": {**tokens, "input_tokens_details": {"text_tokens": 10, "image_tokens": 0}},
+            }
+        return Reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _image(self, asked: dict[str, Any], request: Request) -> dict[str, str]:
+        with self._lock:
+            index = self._painted[asked["prompt"]] = self._painted.get(asked["prompt"], 0) + 1
+        kind = asked.get("output_format", "png")
+        content = paint(asked["prompt"], index, _size(asked), kind)
+        image = {"revised_prompt": f"{asked['prompt']}, in detail"} if asked["model"] == "dall-e-3" else {}
+        if asked["model"].startswith(("gpt-", "chatgpt-")) or asked.get("response_format") == "b64_json":
+            return image | {"b64_json": b64encode(content).decode()}
+        name = f"{uuid.uuid4().hex}.{kind}"
+        self.files[name] = (f"image/{kind}", content)
+        return image | {"url": f"http://{request.header('Host')}/files/{name}"}
+
+    def _file(self, request: Request) -> Reply:
+        with self._lock:
+            self.downloads.append(request)
+            scripted = self.download_script.popleft() if self.download_script else None
+        if scripted and (reply := scripted(request)):
+            return reply
+        kind, content = self.files.get(request.target.removeprefix("/files/"), ("", b""))
+        return Reply(200, content, {"Content-Type": kind}) if content else Reply(404, b"gone")
+
+
+def paint(prompt: str, index: int, size: str, kind: str = "png") -> bytes:
+    """A picture with the prompt on it, another for each prompt and index."""
+    width, height = (int(side) for side in size.split("x"))
+    seed = hashlib.sha256(f"{prompt}\0{index}".encode()).digest()
+    top, bottom = (tuple(64 + byte // 2 for byte in seed[at : at + 3]) for at in (0, 3))
+    picture = Image.composite(
+        Image.new("RGB", (width, height), bottom),
+        Image.new("RGB", (width, height), top),
+        Image.linear_gradient("L").resize((width, height)),
+    )
+    draw = ImageDraw.Draw(picture)
+    for at in range(6, 22, 4):
+        x, y = seed[at] * width // 255, seed[at + 1] * height // 255
+        radius = (seed[at + 2] + 40) * min(width, height) // 1200
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(seed[at : at + 3]))
+    font_size = max(12, min(width, height) // 20)
+    columns = max(8, int(width * 1.6 / font_size))
+    text = "\n".join(textwrap.wrap(prompt, columns)[:12])
+    shadow = max(1, font_size // 16)
+    draw.multiline_text(
+        (width // 16, height // 16),
+        f"{text}\n\n#{index}",
+        font=ImageFont.load_default(font_size),
+        fill="white",
+        stroke_width=shadow,
+        stroke_fill="black",
+    )
+    out = io.BytesIO()
+    picture.save(out, kind, **({"compress_level": 1} if kind == "png" else {}))
+    return out.getvalue()
+
+
+def _size(asked: dict[str, Any]) -> str:
+    size = str(asked.get("size", "1024x1024"))
+    return "1024x1024" if size == "auto" else size
+
+
+def _refusal(asked: dict[str, Any]) -> Reply | None:
+    model = str(asked.get("model"))
+    fields = _GPT_FIELDS if model.startswith(("gpt-", "chatgpt-")) else _FIELDS.get(model.partition("-pro")[0])
+    if fields is None:
+        return _error(404, f"The model '{model}' does not exist.", code="model_not_found")
+    for name in asked:
+        if name not in fields:
+            return _error(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    if model == "dall-e-3" and asked.get("n", 1) != 1:
+        return _error(400, "You must provide n=1 for this model.", param="n", code="invalid_value")
+    return None
+
+
+def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Reply:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return Reply(status, json.dumps({"error": error}).encode(), {"Content-Type": "application/json"})
