@@ -109,7 +109,7 @@ class Gateway:
             raise _RefusedError("REQUEST_TOO_LARGE") from None
         except WaitedTooLongError:  # the function goes on
             raise _RefusedError("INTEGRATION_TIMEOUT") from None
-        except (FunctionError, ValueError, TypeError, KeyError):
+        except (FunctionError, AttributeError, ValueError, TypeError, KeyError):
             raise _RefusedError("INTEGRATION_FAILURE") from None
 
     def _route(self, method: str, path: str) -> tuple[_Route, dict[str, str]]:

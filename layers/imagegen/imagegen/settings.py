@@ -61,7 +61,7 @@ class AuthorizerSettings:
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         read = _Reader(environ)
-        return read.checked(lambda: cls(clients_path=read("CLIENTS_PATH", _text).rstrip("/")))
+        return read.checked(lambda: cls(clients_path=read("CLIENTS_PATH", _path)))
 
 
 class _Reader:
@@ -93,6 +93,10 @@ def _text(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty")
     return text
+
+
+def _path(text: str) -> str:
+    return _text(text).rstrip("/")
 
 
 def _integer(least: int, most: int) -> Callable[[str], int]:

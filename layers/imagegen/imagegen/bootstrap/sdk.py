@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,6 @@ if TYPE_CHECKING:
     import boto3
     from botocore.credentials import ReadOnlyCredentials
     from types_boto3_ssm import SSMClient
-
-# The SDK writes requests and answers, secrets among them, to its log at DEBUG.
-for _chatty in ("boto3", "botocore"):
-    logging.getLogger(_chatty).setLevel(logging.WARNING)
-
 
 @cache
 def session() -> boto3.session.Session:

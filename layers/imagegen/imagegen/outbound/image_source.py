@@ -16,7 +16,6 @@ from imagegen.errors import (
     ImageDownloadError,
     ImageDownloadInterruptedError,
     ImageTooLargeError,
-    ImageTruncatedError,
 )
 from imagegen.images import ImageBody
 from imagegen.outbound.pool import HttpPool
@@ -117,7 +116,5 @@ class HttpImageSource:
 def _read(response: urllib3.BaseHTTPResponse, *, decode: bool = False) -> bytes:
     try:
         return response.read(BLOCK_BYTES, decode_content=decode)
-    except urllib3.exceptions.IncompleteRead:
-        raise ImageTruncatedError("The image model's answer holds an image that ends too early.") from None
     except (HTTPError, OSError):
         raise ImageDownloadInterruptedError(_INTERRUPTED) from None

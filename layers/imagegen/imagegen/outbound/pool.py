@@ -1,6 +1,5 @@
 """The one pooled urllib3 manager that every outgoing call but the AWS SDK's goes through."""
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import SplitResult
@@ -14,9 +13,6 @@ CONNECT_SECONDS = 5.0
 # after 5 s (Node's default) or more. A paid request sent into a dead connection could not be told from a lost one.
 IDLE_SECONDS = 4.0
 _CONNECTIONS_A_HOST = 16
-
-# urllib3 writes whole URLs to its log at some levels, and a presigned one is a secret.
-logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 
 class HttpPool:

@@ -1,0 +1,52 @@
+"""What several kinds of tests share: an upstream that is really there, AWS that stands in, the example events."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from local.serving import serving
+from local.upstream import StandInUpstream
+
+ROOT = Path(__file__).parent.parent
+UPSTREAM_KEY = "sk-canary-upstream-key-0123456789"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A stand-in that serves; `base_url` ends in /v1."""
+
+    stand_in: StandInUpstream
+    base_url: str
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    stand_in = StandInUpstream(UPSTREAM_KEY)
+    with serving(stand_in.respond) as port:
+        yield Upstream(stand_in, f"http://127.0.0.1:{port}/v1")
+
+
+@pytest.fixture(scope="session")
+def aws_url() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's log is not ours, and names signed URLs
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield "http://{}:{}".format(*server.get_host_and_port())
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def example_event() -> Callable[[str], dict[str, Any]]:
+    def read(name: str) -> dict[str, Any]:
+        event: dict[str, Any] = json.loads((ROOT / "events" / f"{name}.json").read_text())
+        return event
+
+    return read

@@ -1,0 +1,123 @@
+"""What gets built and installed: locks, the layer's cut, the command surface."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+LOCKS = sorted([*ROOT.glob("requirements-*.txt"), ROOT / "layers/imagegen/requirements.txt"])
+LAYER = ROOT / ".aws-sam/build/ImagegenLayer/python"
+needs_build = pytest.mark.skipif(
+    not LAYER.is_dir(), reason="nothing is built: `make build` needs python3.13, which is not there"
+)
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_a_lock_pins_versions_and_hashes_and_names_no_address(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    requirements = re.findall(r"^[a-zA-Z0-9].*?(?=^[a-zA-Z0-9#]|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert requirements
+    for requirement in requirements:
+        assert re.match(r"[\w.\[\], -]+==[\w.+!]+( ;[^\\]*)? \\\n", requirement), requirement[:80]
+        assert "--hash=sha256:" in requirement
+
+
+def test_the_layer_and_the_development_environment_have_the_same_versions() -> None:
+    def versions(path: Path) -> dict[str, str]:
+        return dict(re.findall(r"^([\w.-]+)==([\w.]+)", path.read_text(), re.MULTILINE))
+
+    development = versions(ROOT / "requirements-dev.txt")
+    for name, version in versions(ROOT / "layers/imagegen/requirements.txt").items():
+        assert development[name] == version
+
+
+def test_the_layer_keeps_botocores_data_for_every_service_that_the_code_calls() -> None:
+    called = {
+        node.args[0].value
+        for path in (ROOT / "layers/imagegen/imagegen").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("client", "resource")
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
+    kept = re.search(r"^BOTOCORE_DATA := (.*)$", (ROOT / "layers/imagegen/Makefile").read_text(), re.MULTILINE)
+    assert kept
+    assert called == {name for name in kept[1].split() if "." not in name and not name.startswith("sdk-")}
+
+
+def test_every_sam_environment_has_its_own_stack() -> None:
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    names = [config[name]["global"]["parameters"]["stack_name"] for name in ("default", "staging", "prod")]
+    assert len(set(names)) == 3
+
+
+@needs_build
+def test_the_built_layer_runs_on_both_processors() -> None:
+    assert {path.name.split("-313-")[1] for path in LAYER.glob("msgspec/*.so")} == {
+        "aarch64-linux-gnu.so",
+        "x86_64-linux-gnu.so",
+    }
+
+
+@needs_build
+def test_every_module_of_the_built_layer_is_compiled() -> None:
+    sources = [path for path in LAYER.rglob("*.py") if "__pycache__" not in path.parts]
+    assert sources
+    for source in sources:
+        compiled = source.parent / "__pycache__" / f"{source.stem}.cpython-313.pyc"
+        flags = int.from_bytes(compiled.read_bytes()[4:8], "little")
+        assert flags == 0b01, source  # unchecked hash: not compared with the source at import
+
+
+@needs_build
+def test_the_layer_is_within_its_budget(tmp_path: Path) -> None:
+    archive = tmp_path / "layer.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for path in LAYER.parent.rglob("*"):
+            zipped.write(path, path.relative_to(LAYER.parent))
+    assert archive.stat().st_size <= 6 * 1024 * 1024
+
+
+@needs_build
+def test_the_build_is_of_the_source_as_it_is() -> None:
+    def files(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
+
+    assert files(LAYER / "imagegen") == files(ROOT / "layers/imagegen/imagegen")
+    for function, folder in (("ApiFunction", "api"), ("AuthorizerFunction", "authorizer")):
+        assert files(ROOT / ".aws-sam/build" / function) == files(ROOT / "functions" / folder)
+
+
+def test_make_help_names_every_command_that_the_documents_use() -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not there")
+    named = subprocess.run([make, "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    known = {line.split("\t")[0] for line in named.splitlines()}
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        used = set(re.findall(r"`?\bmake ([a-z]+)\b(?=[^\n]*`|$)", page.read_text(), re.MULTILINE))
+        assert used <= known | {"run"}, (page.name, used - known)
+
+
+def test_documents_link_only_to_files_that_exist() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "local/README.md"]
+    assert pages
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_json_files_are_json() -> None:
+    for path in (ROOT / "events").rglob("*.json"):
+        json.loads(path.read_text())

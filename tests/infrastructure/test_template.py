@@ -1,0 +1,180 @@
+"""What the template promises, checked on what the SAM translator makes of it."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
+from imagegen.settings import ApiSettings, AuthorizerSettings, SettingsError
+from local.template import Template
+from tests.conftest import ROOT
+
+SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings]] = {"ApiFunction": ApiSettings, "AuthorizerFunction": AuthorizerSettings}
+OPEN_ROUTES = {("get", "/health"), ("get", "/v1/images/{image_id}")}
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return Template.read(ROOT / "template.yaml", {"UpstreamBaseUrl": "https://api.example.com/v1"}, "us-east-1")
+
+
+class Recorded(Mapping[str, str]):
+    """An environment that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("function", SETTINGS)
+def test_a_functions_variables_are_exactly_its_settings(template: Template, function: str) -> None:
+    environment = Recorded()
+    with pytest.raises(SettingsError):
+        SETTINGS[function].from_env(environment)
+    from_the_runtime = {name for name in environment.asked if name.startswith("AWS_")}
+    variables = template.of_type("AWS::Lambda::Function")[function]["Environment"]["Variables"]
+    assert set(variables) == environment.asked - from_the_runtime
+
+
+def test_every_function_has_its_settings_tested(template: Template) -> None:
+    assert set(template.of_type("AWS::Lambda::Function")) == set(SETTINGS)
+
+
+def test_every_function_has_a_log_of_its_own_that_expires(template: Template) -> None:
+    functions = template.of_type("AWS::Lambda::Function")
+    groups = [function["LoggingConfig"]["LogGroup"]["Ref"] for function in functions.values()]
+    assert len(set(groups)) == len(functions)
+    for group in groups:
+        assert template.of_type("AWS::Logs::LogGroup")[group]["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+
+
+def statements(template: Template) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, role in template.of_type("AWS::IAM::Role").items():
+        assert "ManagedPolicyArns" not in role, name
+        for policy in role["Policies"]:
+            for statement in policy["PolicyDocument"]["Statement"]:
+                yield name, statement
+
+
+def test_every_function_has_a_role_of_its_own(template: Template) -> None:
+    functions = template.of_type("AWS::Lambda::Function")
+    roles = {function["Role"]["Fn::GetAtt"][0] for function in functions.values()}
+    assert roles == set(template.of_type("AWS::IAM::Role"))
+    assert len(roles) == len(functions)
+
+
+def test_no_role_is_granted_a_wildcard(template: Template) -> None:
+    found = list(statements(template))
+    assert found
+    for name, statement in found:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        assert all(re.fullmatch(r"[a-z0-9]+:[A-Za-z]+", action) for action in actions), (name, actions)
+        resource = json.dumps(statement["Resource"])
+        assert resource.count("*") <= 1, (name, resource)
+        assert "*" not in resource or resource.endswith('/*"}'), (name, resource)
+
+
+def test_the_api_is_regional(template: Template) -> None:
+    (api,) = template.of_type("AWS::ApiGateway::RestApi").values()
+    assert api["EndpointConfiguration"] == {"Types": ["REGIONAL"]}
+
+
+def test_every_route_but_the_open_ones_asks_for_a_key(template: Template) -> None:
+    routes = {
+        (method, path): operation["security"]
+        for path, methods in template.api_body()["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert set(routes) >= OPEN_ROUTES
+    for route, security in routes.items():
+        assert security == [{"NONE": []}] if route in OPEN_ROUTES else security == [{"BearerKey": []}], route
+
+
+def test_the_handler_has_every_route_of_the_template_and_no_other(template: Template) -> None:
+    source = ast.parse((ROOT / "functions/api/app.py").read_text())
+    handled = {
+        (decorator.func.attr, re.sub(r"<(\w+)>", r"{\1}", decorator.args[0].value))
+        for function in ast.walk(source)
+        if isinstance(function, ast.FunctionDef)
+        for decorator in function.decorator_list
+        if isinstance(decorator, ast.Call)
+        and isinstance(decorator.func, ast.Attribute)
+        and decorator.args
+        and isinstance(decorator.args[0], ast.Constant)
+        and isinstance(decorator.args[0].value, str)
+    }
+    template_routes = {(method, path) for path, methods in template.api_body()["paths"].items() for method in methods}
+    assert handled == template_routes
+
+
+def test_every_gateway_response_is_openai_shaped_and_carries_the_request_id(template: Template) -> None:
+    responses = template.api_body()["x-amazon-apigateway-gateway-responses"]
+    assert {"DEFAULT_4XX", "DEFAULT_5XX", "INTEGRATION_TIMEOUT", "THROTTLED", "UNAUTHORIZED"} <= set(responses)
+    for kind, response in responses.items():
+        body = response["responseTemplates"]["application/json"].replace("$context.error.messageString", '"text"')
+        assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}, kind
+        assert response["responseParameters"]["gatewayresponse.header.x-request-id"] == "context.requestId", kind
+
+
+def test_a_gateway_answer_after_which_money_may_be_spent_tells_clients_not_to_retry(template: Template) -> None:
+    responses = template.api_body()["x-amazon-apigateway-gateway-responses"]
+    for kind in ("DEFAULT_5XX", "INTEGRATION_TIMEOUT"):
+        assert responses[kind]["responseParameters"]["gatewayresponse.header.x-should-retry"] == "'false'"
+    assert str(responses["DEFAULT_5XX"]["statusCode"]) == "424"
+    assert str(responses["INTEGRATION_TIMEOUT"]["statusCode"]) == "504"
+
+
+def test_work_that_overruns_the_gateway_ends_stored_before_the_function_does(template: Template) -> None:
+    timeout = template.of_type("AWS::Lambda::Function")["ApiFunction"]["Timeout"]
+    longest_call = template.document["Parameters"]["UpstreamTimeoutSeconds"]["MaxValue"]
+    assert timeout - longest_call >= 20  # to store the images, and to tell
+
+
+def test_a_revoked_key_is_dead_within_five_minutes(template: Template) -> None:
+    scheme = template.api_body()["components"]["securitySchemes"]["BearerKey"]
+    gateway_cache = scheme["x-amazon-apigateway-authorizer"]["authorizerResultTtlInSeconds"]
+    assert gateway_cache + CLIENT_CACHE_SECONDS <= 300
+
+
+def test_the_bucket_is_private_encrypted_and_refuses_plain_http(template: Template) -> None:
+    bucket = template.of_type("AWS::S3::Bucket")["ImageBucket"]
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert bucket["BucketEncryption"]
+    (statement,) = template.of_type("AWS::S3::BucketPolicy")["ImageBucketPolicy"]["PolicyDocument"]["Statement"]
+    assert statement["Effect"] == "Deny"
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert template.resources["ImageBucket"]["DeletionPolicy"] == "Retain"
+
+
+def test_every_parameter_is_described_and_used(template: Template) -> None:
+    text = (ROOT / "template.yaml").read_text()
+    for name, parameter in template.document["Parameters"].items():
+        assert parameter["Description"], name
+        assert re.search(rf"!Ref {name}\b|\$\{{{name}\}}", text), name
+
+
+def test_every_parameter_stands_in_the_configuration_page(template: Template) -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    for name in template.document["Parameters"]:
+        assert f"`{name}`" in page, name
+
+
+def test_every_entry_point_has_an_example_event(template: Template) -> None:
+    routes = {(method.upper(), path) for path, methods in template.api_body()["paths"].items() for method in methods}
+    events = [json.loads(path.read_text()) for path in (ROOT / "events").glob("*.json")]
+    shown = {(event["httpMethod"], event["resource"]) for event in events if "httpMethod" in event}
+    assert shown == routes
+    assert any(event.get("type") == "TOKEN" for event in events)
