@@ -24,7 +24,7 @@ class FreeSizes:
     widest_ratio: int
 
     def allows(self, size: str) -> bool:
-        match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size)
+        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
         if match is None:
             return False
         width, height = int(match[1]), int(match[2])

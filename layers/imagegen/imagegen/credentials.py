@@ -43,4 +43,4 @@ class BearerKey:
 
     def opens(self, record: ClientRecord) -> bool:
         """Compares in constant time."""
-        return hmac.compare_digest(self.record().key_sha256, record.key_sha256)
+        return hmac.compare_digest(self.record().key_sha256.encode(), record.key_sha256.encode())

@@ -2,10 +2,10 @@
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from imagegen.catalog import ImageModel
 from imagegen.deadline import Deadline
@@ -20,6 +20,8 @@ from imagegen.errors import (
 from imagegen.generations import Generation
 from imagegen.images import GeneratedImage, ImageBody, UpstreamAnswer, UpstreamImage
 from imagegen.ports import ImageProvider, ImageSource, ImageStore
+
+T = TypeVar("T")
 
 KEEP_TRIES = 4  # to fetch and store what is paid for: a second and a half of pauses in all
 _FIRST_PAUSE_SECONDS = 0.2
@@ -50,13 +52,14 @@ def generate(
     bought at all; once a call was or may have been paid for, a MoneySpentError that carries the images stored.
     """
     request = generation.request
+    side_by_side = pool if request.n > 1 else _ThisThread()
 
     def keep(image_id: str, image: UpstreamImage) -> GeneratedImage:
         content = _keep(image_id, image.source, source, store, deadline, want_content=request.response_format != "url")
         return GeneratedImage(image_id, image.revised_prompt, content)
 
     calls = {
-        pool.submit(provider.generate, request, len(image_ids), deadline): image_ids
+        side_by_side.submit(provider.generate, request, len(image_ids), deadline): image_ids
         for image_ids in _shares(generation.image_ids, model.calls(request.n))
     }
     answers: list[UpstreamAnswer] = []
@@ -68,7 +71,7 @@ def generate(
             continue
         answers.append(call.result())
         for image_id, image in zip(calls[call], call.result().images, strict=True):
-            keeping[image_id] = pool.submit(keep, image_id, image)
+            keeping[image_id] = side_by_side.submit(keep, image_id, image)
 
     failures.extend(_told(failure) for kept in keeping.values() if (failure := kept.exception()))
     images = tuple(
@@ -79,6 +82,18 @@ def generate(
     if failures:
         raise _failure(failures, images, request.n)
     return Outcome(images, answers[0].details, _total_usage(answers))
+
+
+class _ThisThread(Executor):
+    """Runs what is submitted at once: for a single image, handing over to a thread costs more than it gives."""
+
+    def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(call(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  # it is the future's to tell
+            future.set_exception(error)
+        return future
 
 
 def _shares(image_ids: Sequence[str], sizes: Sequence[int]) -> Iterator[Sequence[str]]:

@@ -11,7 +11,7 @@ PNG, JPEG, WEBP, GIF = "image/png", "image/jpeg", "image/webp", "image/gif"
 
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
-_GIF_END = b"\x3b"
+_GIF_END = b"\x00\x3b"  # the trailer, behind the terminator of the last block
 
 
 def media_type(head: bytes) -> str:
@@ -49,8 +49,8 @@ def checked(blocks: Iterable[bytes], kind: str, length: int) -> Iterator[bytes]:
     for block in blocks:
         if held:
             yield held
-        if not seen:
-            head = block[:HEAD_BYTES]
+        if len(head) < HEAD_BYTES:
+            head += block[: HEAD_BYTES - len(head)]
         seen += len(block)
         tail = block[-_TAIL_BYTES:] if len(block) >= _TAIL_BYTES else (tail + block)[-_TAIL_BYTES:]
         held = block

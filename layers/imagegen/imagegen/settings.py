@@ -110,7 +110,11 @@ def _integer(least: int, most: int) -> Callable[[str], int]:
 
 def _http_url(text: str) -> str:
     """A base URL. Plain http is for this machine alone: a key travels with every call."""
-    url = urlsplit(text)
+    url = urlsplit(_text(text))
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError("holds characters that no URL holds")
+    if url.port == 0:  # any other that is no port has raised by itself
+        raise ValueError("has no usable port")
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError("is not an http or https URL")
     if url.query or url.fragment or url.username is not None or url.password is not None:

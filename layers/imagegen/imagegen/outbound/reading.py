@@ -1,8 +1,11 @@
-"""Reads an answer in blocks, under a limit and a deadline that a slow sender cannot stretch."""
+"""Ends the reading of an answer at a deadline that a slow sender cannot stretch."""
 
+import heapq
+import itertools
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import Timer
 
 import urllib3
 
@@ -11,18 +14,55 @@ from imagegen.deadline import Deadline
 BLOCK_BYTES = 256 * 1024
 
 
+class _Watchdog:
+    """Shuts down what is still being read at its time. One thread serves every read, since starting one is dear."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, urllib3.BaseHTTPResponse]] = []
+        self._watched: set[int] = set()
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, response: urllib3.BaseHTTPResponse, deadline: Deadline) -> int:
+        with self._changed:
+            number = next(self._numbers)
+            self._watched.add(number)
+            heapq.heappush(self._due, (deadline.at, number, response))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+                self._thread.start()
+            elif self._due[0][1] == number:  # earlier than what the thread sleeps for
+                self._changed.notify()
+            return number
+
+    def forget(self, number: int) -> None:
+        with self._changed:
+            self._watched.discard(number)
+            while self._due and self._due[0][1] not in self._watched:
+                heapq.heappop(self._due)
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                wait = self._due[0][0] - time.monotonic() if self._due else None
+                if wait is None or wait > 0:
+                    self._changed.wait(wait)
+                    continue
+                _, number, response = heapq.heappop(self._due)
+                if number in self._watched:
+                    with suppress(RuntimeError, ValueError, OSError):  # read to its end just now
+                        response.shutdown()
+
+
+_watchdog = _Watchdog()
+
+
 @contextmanager
 def cut_off_at(deadline: Deadline, response: urllib3.BaseHTTPResponse) -> Iterator[None]:
     """Ends a read that is under way when the deadline comes. A socket's own time-out starts anew with every byte."""
-
-    def cut_off() -> None:
-        with suppress(RuntimeError, ValueError):  # read to its end just now
-            response.shutdown()
-
-    timer = Timer(deadline.remaining(), cut_off)
-    timer.daemon = True
-    timer.start()
+    number = _watchdog.watch(response, deadline)
     try:
         yield
     finally:
-        timer.cancel()
+        _watchdog.forget(number)

@@ -1,0 +1,199 @@
+import random
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagegen.errors import ImageTruncatedError, NotAnImageError
+from imagegen.image_format import GIF, HEAD_BYTES, JPEG, PNG, WEBP, checked, media_type
+
+
+def painted(kind: str) -> bytes:
+    """An image of noise, which no format makes small."""
+    width, height = 64, 48
+    noise = random.Random(7).randbytes(width * height * 3)
+    file = BytesIO()
+    Image.frombytes("RGB", (width, height), noise).save(file, kind)
+    return file.getvalue()
+
+
+def animated() -> bytes:
+    frames = [Image.frombytes("L", (32, 32), random.Random(seed).randbytes(32 * 32)) for seed in range(3)]
+    file = BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+IMAGES = {
+    "png": (PNG, painted("PNG")),
+    "jpeg": (JPEG, painted("JPEG")),
+    "webp": (WEBP, painted("WEBP")),
+    "gif": (GIF, painted("GIF")),
+    "animated gif": (GIF, animated()),
+}
+KINDS = pytest.mark.parametrize(("kind", "image"), IMAGES.values(), ids=IMAGES)
+WHOLE = 1_000_000
+BLOCK_SIZES = pytest.mark.parametrize("size", [1, 7, 1024, WHOLE])
+
+
+def split(content: bytes, size: int) -> list[bytes]:
+    return [content[start : start + size] for start in range(0, len(content), size)]
+
+
+def until_refused(blocks: list[bytes], kind: str, length: int) -> list[bytes]:
+    """What came before the refusal."""
+    came: list[bytes] = []
+
+    def read() -> None:
+        for block in checked(blocks, kind, length):
+            came.append(block)  # noqa: PERF402 - what came before it raises is kept
+
+    with pytest.raises(ImageTruncatedError):
+        read()
+    return came
+
+
+def cuts(image: bytes) -> Iterator[int]:
+    """Many points within an image, and each of the last ones: its end marker is never whole there."""
+    yield from range(1, len(image) - 32, 61)
+    yield from range(len(image) - 32, len(image))
+
+
+# What kind of image it is
+
+
+@KINDS
+def test_an_image_is_told_by_its_first_bytes(kind: str, image: bytes) -> None:
+    assert media_type(image) == kind
+    assert media_type(image[:HEAD_BYTES]) == kind
+
+
+def test_both_versions_of_gif_are_gif() -> None:
+    assert media_type(b"GIF87a" + bytes(10)) == GIF
+    assert media_type(b"GIF89a" + bytes(10)) == GIF
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"<?xml version='1.0'?><svg/>",
+        b"<!DOCTYPE html><html></html>",
+        b'{"error": "expired"}',
+        b"%PDF-1.7\n%\xe2\xe3\xcf\xd3",
+        b"RIFF\x24\x08\x00\x00WAVEfmt ",
+        b"RIFF",
+        b"GIF88a" + bytes(10),
+        b"\x89PNG\r\n\x1a",
+        b"\x89PNG\n\x1a\n" + bytes(9),
+        b"\xff\xd8",
+        b"II*\x00" + bytes(12),
+        b"\x00\x00\x00\x1cftypavif" + bytes(4),
+        b" \x89PNG\r\n\x1a\n" + bytes(7),
+    ],
+    ids=repr,
+)
+def test_what_is_no_png_jpeg_webp_or_gif_is_refused(head: bytes) -> None:
+    with pytest.raises(NotAnImageError):
+        media_type(head)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "ICO", "PDF"])
+def test_a_real_image_of_another_kind_is_refused(kind: str) -> None:
+    with pytest.raises(NotAnImageError):
+        media_type(painted(kind)[:HEAD_BYTES])
+
+
+@given(st.binary(max_size=32))
+def test_any_bytes_are_an_image_of_a_known_kind_or_refused(head: bytes) -> None:
+    try:
+        kind = media_type(head)
+    except NotAnImageError:
+        return
+    assert kind in {PNG, JPEG, WEBP, GIF}
+
+
+# Whether all of it is there
+
+
+@KINDS
+@BLOCK_SIZES
+def test_a_whole_image_comes_through_unchanged(kind: str, image: bytes, size: int) -> None:
+    assert list(checked(split(image, size), kind, len(image))) == split(image, size)
+
+
+@given(st.sampled_from(sorted(IMAGES)), st.lists(st.integers(0, 20_000), max_size=20))
+@settings(deadline=None)
+def test_a_whole_image_comes_through_however_it_is_split(name: str, points: list[int]) -> None:
+    kind, image = IMAGES[name]
+    edges = sorted({0, len(image), *(point for point in points if point < len(image))})
+    blocks = [image[start:end] for start, end in pairwise(edges)]
+    assert b"".join(checked(blocks, kind, len(image))) == image
+
+
+@KINDS
+@BLOCK_SIZES
+def test_a_download_that_breaks_off_never_yields_its_last_block(kind: str, image: bytes, size: int) -> None:
+    for cut in cuts(image):
+        blocks = split(image[:cut], size)
+        assert until_refused(blocks, kind, len(image)) == blocks[:-1]
+
+
+@KINDS
+@BLOCK_SIZES
+def test_an_image_cut_short_before_its_length_was_told_never_yields_its_last_block(
+    kind: str, image: bytes, size: int
+) -> None:
+    """So an upstream tells it that keeps what it could not finish, and so comes base64 that was cut short."""
+    let_through = []
+    for cut in cuts(image):
+        blocks = split(image[:cut], size)
+        try:
+            came = list(checked(blocks, kind, cut))
+        except ImageTruncatedError:
+            continue
+        let_through.append((cut, len(came)))
+    assert let_through == []
+
+
+@KINDS
+@pytest.mark.parametrize("size", [7, WHOLE])
+@pytest.mark.parametrize("difference", [-1, 1, 1000])
+def test_an_image_of_another_length_than_was_told_is_refused(
+    kind: str, image: bytes, size: int, difference: int
+) -> None:
+    blocks = split(image, size)
+    assert until_refused(blocks, kind, len(image) + difference) == blocks[:-1]
+
+
+@KINDS
+@BLOCK_SIZES
+@pytest.mark.parametrize("padding", [1, 2, 16, 300])
+def test_padding_behind_the_end_is_tolerated(kind: str, image: bytes, size: int, padding: int) -> None:
+    padded = image + bytes(padding)
+    assert b"".join(checked(split(padded, size), kind, len(padded))) == padded
+
+
+@pytest.mark.parametrize("kind", [PNG, JPEG, WEBP, GIF])
+@pytest.mark.parametrize("length", [0, 1, 1000])
+def test_an_image_of_which_nothing_comes_is_refused(kind: str, length: int) -> None:
+    assert until_refused([], kind, length) == []
+
+
+@KINDS
+def test_no_block_is_held_back_longer_than_until_the_next_one(kind: str, image: bytes) -> None:
+    taken = 0
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal taken
+        for block in split(image, 1024):
+            taken += 1
+            yield block
+
+    for given_out, _ in enumerate(checked(blocks(), kind, len(image)), start=1):
+        assert taken <= given_out + 1

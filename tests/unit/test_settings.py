@@ -1,0 +1,208 @@
+import re
+
+import pytest
+
+from imagegen.settings import ApiSettings, AuthorizerSettings, SettingsError
+
+GOOD = {
+    "AWS_REGION": "eu-central-1",
+    "IMAGE_BUCKET": "images-123",
+    "LINK_SECONDS": "3600",
+    "MAX_IMAGE_BYTES": "26214400",
+    "PROMPT_MAX_CHARACTERS": "1000",
+    "PUBLIC_BASE_URL": "https://images.example/prod",
+    "UPSTREAM_API_KEY_PARAMETER": "/imagegen/upstream/key",
+    "UPSTREAM_BASE_URL": "https://upstream.example/v1",
+    "UPSTREAM_TIMEOUT_SECONDS": "100",
+}
+REQUIRED = sorted(GOOD.keys() - {"PUBLIC_BASE_URL"})
+URLS = ["PUBLIC_BASE_URL", "UPSTREAM_BASE_URL"]
+BOUNDS = [
+    ("LINK_SECONDS", 60, 604_800),
+    ("MAX_IMAGE_BYTES", 1, 104_857_600),
+    ("PROMPT_MAX_CHARACTERS", 1, 32_000),
+    ("UPSTREAM_TIMEOUT_SECONDS", 1, 800),
+]
+
+
+def what_is_wrong(environ: dict[str, str]) -> str:
+    with pytest.raises(SettingsError) as error:
+        ApiSettings.from_env(environ)
+    return str(error.value)
+
+
+def test_a_good_environment_is_read() -> None:
+    assert ApiSettings.from_env(GOOD | {"PATH": "/usr/bin", "UNRELATED": ""}) == ApiSettings(
+        image_bucket="images-123",
+        link_seconds=3600,
+        max_image_bytes=26_214_400,
+        prompt_max_characters=1000,
+        public_base_url="https://images.example/prod",
+        upstream_api_key_parameter="/imagegen/upstream/key",
+        upstream_base_url="https://upstream.example/v1",
+        upstream_timeout_seconds=100,
+        region="eu-central-1",
+        s3_endpoint_url=None,
+    )
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_variable_is_named(name: str) -> None:
+    assert what_is_wrong({key: value for key, value in GOOD.items() if key != name}) == f"{name} is missing"
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_an_empty_variable_is_named(name: str) -> None:
+    wrong = what_is_wrong(GOOD | {name: ""})
+    assert wrong.startswith(f"{name} is ")
+    assert ";" not in wrong
+
+
+@pytest.mark.parametrize("environ", [{}, {"PUBLIC_BASE_URL": ""}, dict.fromkeys(REQUIRED, " ")])
+def test_all_that_is_wrong_is_told_at_once(environ: dict[str, str]) -> None:
+    assert sorted(part.split()[0] for part in what_is_wrong(environ).split("; ")) == REQUIRED
+
+
+def test_what_is_missing_and_what_is_bad_are_told_together() -> None:
+    environ = GOOD | {"LINK_SECONDS": "an hour", "PUBLIC_BASE_URL": "ftp://images.example"}
+    del environ["IMAGE_BUCKET"]
+    assert sorted(what_is_wrong(environ).split("; ")) == [
+        "IMAGE_BUCKET is missing",
+        "LINK_SECONDS is not a whole number from 60 to 604800",
+        "PUBLIC_BASE_URL is not an http or https URL",
+    ]
+
+
+@pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
+def test_a_number_may_be_the_least_and_the_most(name: str, least: int, most: int) -> None:
+    for number in (least, most):
+        settings = ApiSettings.from_env(GOOD | {name: str(number)})
+        assert getattr(settings, name.lower()) == number
+
+
+@pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
+def test_a_number_out_of_bounds_is_named_with_its_bounds(name: str, least: int, most: int) -> None:
+    for number in (least - 1, most + 1, -1, 10**15):
+        assert what_is_wrong(GOOD | {name: str(number)}) == f"{name} is not a whole number from {least} to {most}"
+
+
+@pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
+@pytest.mark.parametrize("text", [" ", "many", "1e2", "100.0", "+100", "-100", " 100", "100 ", "100\n", "1_00", "0x64"])
+def test_what_is_no_plain_whole_number_is_named(name: str, least: int, most: int, text: str) -> None:
+    assert what_is_wrong(GOOD | {name: text}) == f"{name} is not a whole number from {least} to {most}"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "upstream.example",
+        "169.254.169.254",
+        "10.0.0.1",
+        "0.0.0.0",
+        "[2001:db8::1]",
+        "localhost.example",
+        "127.0.0.1.example",
+        "notlocalhost",
+    ],
+)
+@pytest.mark.parametrize("name", URLS)
+def test_plain_http_to_another_machine_is_refused(name: str, host: str) -> None:
+    assert what_is_wrong(GOOD | {name: f"http://{host}/v1"}) == f"{name} is plain http to another machine"
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:8000", "127.8.9.1", "localhost", "LOCALHOST:80", "[::1]:8000"]
+)
+@pytest.mark.parametrize("name", URLS)
+def test_plain_http_to_this_machine_is_allowed(name: str, host: str) -> None:
+    assert getattr(ApiSettings.from_env(GOOD | {name: f"http://{host}/v1"}), name.lower()) == f"http://{host}/v1"
+
+
+@pytest.mark.parametrize("userinfo", ["user:hush@", "user@", ":hush@", "@", ":@"])
+@pytest.mark.parametrize("name", URLS)
+def test_credentials_in_a_url_are_refused_and_not_repeated(name: str, userinfo: str) -> None:
+    wrong = what_is_wrong(GOOD | {name: f"https://{userinfo}upstream.example/v1"})
+    assert wrong == f"{name} carries a query, a fragment or credentials"
+
+
+@pytest.mark.parametrize("end", ["?key=hush", "#hush"])
+@pytest.mark.parametrize("name", URLS)
+def test_a_query_or_a_fragment_in_a_url_is_refused(name: str, end: str) -> None:
+    wrong = what_is_wrong(GOOD | {name: f"https://upstream.example/v1{end}"})
+    assert wrong == f"{name} carries a query, a fragment or credentials"
+
+
+@pytest.mark.parametrize(
+    "url", ["upstream.example/v1", "ftp://upstream.example", "file:///etc/passwd", "https://", "//x"]
+)
+@pytest.mark.parametrize("name", URLS)
+def test_what_is_no_web_address_is_named(name: str, url: str) -> None:
+    assert what_is_wrong(GOOD | {name: url}) == f"{name} is not an http or https URL"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://upstream.example:https/v1",
+        "https://upstream.example:99999/v1",
+        "https://[::1/v1",
+        "https://upstream.example/v1 ",
+        "https://upstream.example/v1\n",
+        "https://upstream .example/v1",
+    ],
+)
+@pytest.mark.parametrize("name", URLS)
+def test_a_web_address_that_nothing_can_connect_to_is_named(name: str, url: str) -> None:
+    assert what_is_wrong(GOOD | {name: url}).startswith(f"{name} ")
+
+
+@pytest.mark.parametrize("name", URLS)
+def test_slashes_at_the_end_of_a_url_are_trimmed(name: str) -> None:
+    for url, trimmed in {
+        "https://upstream.example": "https://upstream.example",
+        "https://upstream.example/": "https://upstream.example",
+        "https://upstream.example/v1/": "https://upstream.example/v1",
+        "https://upstream.example/v1//": "https://upstream.example/v1",
+    }.items():
+        assert getattr(ApiSettings.from_env(GOOD | {name: url}), name.lower()) == trimmed
+
+
+@pytest.mark.parametrize("environ", [{}, {"PUBLIC_BASE_URL": ""}])
+def test_a_service_may_have_no_public_address_of_its_own(environ: dict[str, str]) -> None:
+    nameless = {key: value for key, value in GOOD.items() if key != "PUBLIC_BASE_URL"}
+    assert ApiSettings.from_env(nameless | environ).public_base_url == ""
+
+
+@pytest.mark.parametrize(
+    ("environ", "endpoint"),
+    [
+        ({}, None),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000"}, "http://127.0.0.1:5000"),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:5001"}, "http://127.0.0.1:5001"),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:5000", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:5001"},
+            "http://127.0.0.1:5001",
+        ),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000", "AWS_ENDPOINT_URL_S3": ""}, "http://127.0.0.1:5000"),
+    ],
+)
+def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(environ: dict[str, str], endpoint: str | None) -> None:
+    assert ApiSettings.from_env(GOOD | environ).s3_endpoint_url == endpoint
+
+
+@pytest.mark.parametrize("path", ["/imagegen/prod/clients", "/imagegen/prod/clients/"])
+def test_the_clients_path_is_read_without_a_slash_at_the_end(path: str) -> None:
+    assert AuthorizerSettings.from_env({"CLIENTS_PATH": path}) == AuthorizerSettings("/imagegen/prod/clients")
+
+
+@pytest.mark.parametrize(
+    ("environ", "wrong"),
+    [
+        ({}, "CLIENTS_PATH is missing"),
+        ({"CLIENTS_PATH": ""}, "CLIENTS_PATH is empty"),
+        ({"CLIENTS_PATH": "  "}, "CLIENTS_PATH is empty"),
+    ],
+)
+def test_an_authorizer_without_a_clients_path_names_it(environ: dict[str, str], wrong: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{re.escape(wrong)}$"):
+        AuthorizerSettings.from_env(environ)
