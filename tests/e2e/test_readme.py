@@ -1,0 +1,62 @@
+"""The README's commands, run as they stand there but for the address."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from urllib.request import urlopen
+
+import msgspec
+import pytest
+
+from imagegen.credentials import BearerKey, ClientRecord
+from tests.conftest import ROOT
+from tests.e2e.conftest import Service
+
+pytestmark = pytest.mark.xdist_group("faults")
+
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, holding: str) -> str:
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    (found,) = [text for text in blocks if holding in text]
+    return found
+
+
+def needs(*tools: str) -> None:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not there")
+
+
+def run(command: list[str], **environment: str) -> str:
+    env = {"PATH": os.environ["PATH"], **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_curl_command_makes_an_image(service: Service) -> None:
+    needs("bash", "curl")
+    command = block("bash", "curl").replace("http://127.0.0.1:8000/v1", service.base_url)
+    (image,) = json.loads(run(["bash", "-c", command], KEY=service.key))["data"]
+    with urlopen(image["permalink"]) as response:
+        assert response.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_python_program_prints_both_links(service: Service) -> None:
+    program = block("python", "OpenAI(").replace("http://127.0.0.1:8000/v1", service.base_url)
+    url, permalink = run([sys.executable, "-c", program], KEY=service.key).split()
+    with urlopen(url) as first, urlopen(permalink) as second:
+        assert first.read() == second.read()
+
+
+def test_the_commands_that_let_a_client_in_store_the_hash_of_the_key_that_they_show() -> None:
+    needs("bash", "openssl", "sha256sum")
+    commands = block("bash", "/clients/web")
+    stored, shown = run(["bash", "-c", 'aws() { echo "${@: -1}"; }\n' + commands]).splitlines()
+    key = BearerKey.parse(shown)
+    assert key
+    assert key.client == "web"
+    assert key.opens(msgspec.json.decode(stored, type=ClientRecord))
