@@ -13,7 +13,10 @@ from imagegen.settings import ApiSettings, AuthorizerSettings, SettingsError
 from local.template import Template
 from tests.conftest import ROOT
 
-SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings]] = {"ApiFunction": ApiSettings, "AuthorizerFunction": AuthorizerSettings}
+SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings]] = {
+    "ApiFunction": ApiSettings,
+    "AuthorizerFunction": AuthorizerSettings,
+}
 OPEN_ROUTES = {("get", "/health"), ("get", "/v1/images/{image_id}")}
 
 

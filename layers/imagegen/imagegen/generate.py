@@ -119,7 +119,10 @@ def _keep(
                     store.save(image_id, body, deadline)
                     return None
                 blocks: list[bytes] = []
-                store.save(image_id, ImageBody(body.media_type, body.length, _copied(body.blocks, blocks)), deadline)
+                copied = _copied(body.blocks, blocks)
+                store.save(image_id, ImageBody(body.media_type, body.length, copied), deadline)
+                for _ in copied:  # what is stored already is not read to its end
+                    pass
                 return b"".join(blocks)
         except (ImageDownloadInterruptedError, ImageStorageInterruptedError) as error:
             hopeless = isinstance(where, bytes) and isinstance(error, ImageDownloadInterruptedError)

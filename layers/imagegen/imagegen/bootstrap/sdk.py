@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
     from types_boto3_ssm import SSMClient
 
+
 @cache
 def session() -> boto3.session.Session:
     import boto3  # noqa: PLC0415

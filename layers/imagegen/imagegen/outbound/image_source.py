@@ -43,10 +43,10 @@ class HttpImageSource:
             yield self._at_hand(source)
             return
         # Read to its end a response gives its connection back by itself; closed before, the connection ends with it.
-        with closing(self._get(source, deadline)) as response, cut_off_at(deadline, response):
+        with closing(self._get(source, deadline)) as response, cut_off_at(deadline, response.shutdown):
             declared = response.headers.get("Content-Length", "")
-            if declared.isdecimal() and "Content-Encoding" not in response.headers:
-                yield self._streamed(response, int(declared))
+            if declared.isdecimal() and len(declared) < 20 and "Content-Encoding" not in response.headers:
+                yield self._streamed(response, int(declared), deadline)
             else:
                 with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES) as file:
                     yield self._spooled(response, file, deadline)
@@ -80,28 +80,26 @@ class HttpImageSource:
                 raise ImageDownloadError(_INTERRUPTED)
         raise ImageDownloadError("The image model's answer led through too many redirects.")
 
-    def _streamed(self, response: urllib3.BaseHTTPResponse, length: int) -> ImageBody:
+    def _streamed(self, response: urllib3.BaseHTTPResponse, length: int, deadline: Deadline) -> ImageBody:
         self._check_size(length)
-        first = _read(response)
+        first = _read(response, deadline)
         kind = image_format.media_type(first[: image_format.HEAD_BYTES])
 
         def blocks() -> Iterator[bytes]:
             block = first
             while block:
                 yield block
-                block = _read(response)
+                block = _read(response, deadline)
 
         return ImageBody(kind, length, image_format.checked(blocks(), kind, length))
 
     def _spooled(self, response: urllib3.BaseHTTPResponse, file: IO[bytes], deadline: Deadline) -> ImageBody:
         """Without a length ahead the whole is taken first, since S3 must be told one."""
         length = 0
-        while block := _read(response, decode=True):
+        while block := _read(response, deadline, decode=True):
             length += len(block)
             self._check_size(length)
             file.write(block)
-        if not deadline.remaining():  # cut off, which looks like the end where no length was told
-            raise ImageDownloadInterruptedError(_INTERRUPTED)
         file.seek(0)
         kind = image_format.media_type(file.read(image_format.HEAD_BYTES))
         file.seek(0)
@@ -113,8 +111,11 @@ class HttpImageSource:
             raise ImageTooLargeError(f"The image model answered with an image over {self._max_bytes} bytes.")
 
 
-def _read(response: urllib3.BaseHTTPResponse, *, decode: bool = False) -> bytes:
+def _read(response: urllib3.BaseHTTPResponse, deadline: Deadline, *, decode: bool = False) -> bytes:
     try:
-        return response.read(BLOCK_BYTES, decode_content=decode)
+        block = response.read(BLOCK_BYTES, decode_content=decode)
     except (HTTPError, OSError):
         raise ImageDownloadInterruptedError(_INTERRUPTED) from None
+    if not deadline.remaining():  # cut off: this looks like the end, or under TLS it is ciphertext
+        raise ImageDownloadInterruptedError(_INTERRUPTED)
+    return block

@@ -1,12 +1,18 @@
 """The one pooled urllib3 manager that every outgoing call but the AWS SDK's goes through."""
 
+import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from urllib.parse import SplitResult
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 
 from imagegen.deadline import Deadline
+from imagegen.outbound.reading import cut_off_at
 
 CONNECT_SECONDS = 5.0
 # A connection that idled longer may be dead without our knowing: Lambda freezes between requests, and hosts hang up
@@ -16,10 +22,9 @@ _CONNECTIONS_A_HOST = 16
 
 
 class HttpPool:
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._last_used = clock()
+    def __init__(self) -> None:
         self._manager = urllib3.PoolManager(maxsize=_CONNECTIONS_A_HOST, retries=False)
+        self._manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
     def request(
         self,
@@ -34,12 +39,12 @@ class HttpPool:
         """One request, no retry, no redirect; the body of the answer is still to be read.
 
         `address` is the IP address to connect to in place of asking DNS for the host, whose name is still the one in
-        the Host header, in SNI and in the certificate. Raises urllib3's HTTPError.
+        the Host header, in SNI and in the certificate. Raises urllib3's HTTPError: NewConnectionError and
+        ConnectTimeoutError mean that nothing was sent, any other that it may have been.
         """
-        now = self._clock()
-        if now - self._last_used > IDLE_SECONDS:
-            self._manager.clear()
-        self._last_used = now
+        left = deadline.remaining()
+        if not left:
+            raise ConnectTimeoutError("there is no time left to connect in")
         host = url.hostname or ""
         pinned = {"server_hostname": host, "assert_hostname": host} if address else None
         pool = self._manager.connection_from_host(address or host, url.port, url.scheme, pool_kwargs=pinned)
@@ -51,5 +56,39 @@ class HttpPool:
             retries=False,
             redirect=False,
             preload_content=False,
-            timeout=urllib3.Timeout(connect=min(CONNECT_SECONDS, deadline.remaining()), read=deadline.remaining()),
+            timeout=urllib3.Timeout(total=left, connect=min(CONNECT_SECONDS, left)),
         )
+
+
+class _Careful(HTTPConnection):
+    """A connection that tells what was not sent, is not used again when it may be dead, and keeps to its time."""
+
+    _last_used = 0.0
+
+    @property
+    def is_connected(self) -> bool:
+        return super().is_connected and time.monotonic() - self._last_used < IDLE_SECONDS
+
+    def connect(self) -> None:
+        try:
+            super().connect()
+        except (OSError, SSLError, ValueError) as error:  # a time-out, TLS, a certificate for another name
+            raise NewConnectionError(self, "no connection came about") from error
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
+        with cut_off_at(Deadline.after(self.timeout or 0), partial(self.sock.shutdown, socket.SHUT_RD)):
+            response = super().getresponse()
+        self._last_used = time.monotonic()
+        return response
+
+
+class _CarefulTls(_Careful, HTTPSConnection):
+    pass
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _Careful
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _CarefulTls

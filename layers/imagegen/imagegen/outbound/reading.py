@@ -4,10 +4,8 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-
-import urllib3
 
 from imagegen.deadline import Deadline
 
@@ -18,17 +16,17 @@ class _Watchdog:
     """Shuts down what is still being read at its time. One thread serves every read, since starting one is dear."""
 
     def __init__(self) -> None:
-        self._due: list[tuple[float, int, urllib3.BaseHTTPResponse]] = []
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._watched: set[int] = set()
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def watch(self, response: urllib3.BaseHTTPResponse, deadline: Deadline) -> int:
+    def watch(self, deadline: Deadline, shut_down: Callable[[], object]) -> int:
         with self._changed:
             number = next(self._numbers)
             self._watched.add(number)
-            heapq.heappush(self._due, (deadline.at, number, response))
+            heapq.heappush(self._due, (deadline.at, number, shut_down))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
                 self._thread.start()
@@ -49,19 +47,22 @@ class _Watchdog:
                 if wait is None or wait > 0:
                     self._changed.wait(wait)
                     continue
-                _, number, response = heapq.heappop(self._due)
+                _, number, shut_down = heapq.heappop(self._due)
                 if number in self._watched:
                     with suppress(RuntimeError, ValueError, OSError):  # read to its end just now
-                        response.shutdown()
+                        shut_down()
 
 
 _watchdog = _Watchdog()
 
 
 @contextmanager
-def cut_off_at(deadline: Deadline, response: urllib3.BaseHTTPResponse) -> Iterator[None]:
-    """Ends a read that is under way when the deadline comes. A socket's own time-out starts anew with every byte."""
-    number = _watchdog.watch(response, deadline)
+def cut_off_at(deadline: Deadline, shut_down: Callable[[], object]) -> Iterator[None]:
+    """Calls `shut_down` when the deadline comes within the block. A socket's own time-out starts anew with every byte.
+
+    What is read afterwards may be anything: who reads must look at the deadline.
+    """
+    number = _watchdog.watch(deadline, shut_down)
     try:
         yield
     finally:

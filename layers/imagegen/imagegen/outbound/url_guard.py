@@ -41,7 +41,7 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        elif any(ip in net for net in _TRANSLATED):
+        elif ip.is_site_local or any(ip in net for net in _TRANSLATED):
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 

@@ -10,6 +10,8 @@ from imagegen.images import UpstreamAnswer, UpstreamImage
 
 _DETAILS = ("background", "output_format", "quality", "size")
 
+_URL_SAFE = str.maketrans("-_", "+/")
+
 
 class _Image(msgspec.Struct):
     url: str | None = None
@@ -77,4 +79,4 @@ def _loose_base64(text: str | None) -> bytes | None:
     """Base64 with or without a `data:` prefix in front (one-api's Replicate path sends one)."""
     if text and text[:5].lower() == "data:":
         text = text.partition(",")[2]
-    return b64decode("".join(text.split()), validate=True) if text else None
+    return b64decode("".join(text.split()).translate(_URL_SAFE), validate=True) if text else None

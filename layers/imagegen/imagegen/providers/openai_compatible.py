@@ -5,13 +5,12 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import closing
-from ssl import SSLCertVerificationError
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 
 from imagegen.catalog import CATALOG
@@ -111,8 +110,8 @@ class OpenAICompatibleProvider:
                 },
             )
         except (HTTPError, OSError) as error:
-            raise _not_answered(error) from None
-        with closing(response), cut_off_at(deadline, response):
+            raise _not_answered(error, deadline) from None
+        with closing(response), cut_off_at(deadline, response.shutdown):
             if response.status in _SUCCESS:
                 return response.status, response.headers, self._read_success(response, n, deadline)
             return response.status, response.headers, _read_refusal(response)
@@ -133,13 +132,11 @@ class OpenAICompatibleProvider:
         return bytes(read)
 
 
-def _not_answered(error: Exception) -> ImagegenError:
+def _not_answered(error: Exception, deadline: Deadline) -> ImagegenError:
     """What it means that no answer came, by whether the request can have been sent."""
-    if isinstance(error, NewConnectionError | ConnectTimeoutError) or (
-        isinstance(error, SSLError) and isinstance(error.args[0], SSLCertVerificationError)
-    ):
+    if isinstance(error, NewConnectionError | ConnectTimeoutError):
         return UpstreamUnreachableError("The image model's API could not be reached.")
-    if isinstance(error, HTTPTimeoutError):
+    if isinstance(error, HTTPTimeoutError) or not deadline.remaining():
         return UpstreamTimeoutError("The image model's API did not answer in time.")
     return UpstreamConnectionLostError("The connection to the image model's API was lost.")
 

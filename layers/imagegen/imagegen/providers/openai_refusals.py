@@ -105,5 +105,5 @@ def _retry_after(headers: urllib3.HTTPHeaderDict) -> float | None:
             return float(text) * scale
     try:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

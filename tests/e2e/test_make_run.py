@@ -1,0 +1,108 @@
+"""What `make run` starts, says and ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.conftest import ROOT, UPSTREAM_KEY, Upstream
+
+pytestmark = pytest.mark.xdist_group("make run")
+
+
+@contextmanager
+def make_run(**environment: str) -> Iterator[subprocess.Popen[str]]:
+    kept = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_") or name == "PATH"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "local"],
+        cwd=ROOT,
+        env={**kept, "PYTHONPATH": str(ROOT / "layers/imagegen"), "PORT": "0", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
+    assert process.stdout
+    lines: list[str] = []
+    while not any(line.startswith("other") for line in lines):
+        line = process.stdout.readline()
+        assert line, f"ended early: {lines}"
+        lines.append(line.rstrip("\n"))
+    return lines
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # ended just now
+    found: set[int] = set()
+    while more := {child for child, parent in parents.items() if parent in found | {pid}} - found:
+        found |= more
+    return found
+
+
+def generate(base_url: str, key: str) -> dict[str, str]:
+    request = Request(f"{base_url}/images/generations", b'{"prompt": "hello"}', method="POST")
+    request.add_header("Authorization", f"Bearer {key}")
+    request.add_header("Content-Type", "application/json")
+    with urlopen(request) as response:
+        image: dict[str, str] = json.loads(response.read())["data"][0]
+        return image
+
+
+def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it_started() -> None:
+    with make_run() as process:
+        ready, other = lines_until_ready(process)
+        match = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+/v1)  key: (ig_local_\S{43})", ready)
+        assert match
+        assert re.fullmatch(r"other  key: ig_other_\S{43}", other)
+        assert generate(match[1], match[2])["permalink"].startswith(match[1])
+        if not Path("/proc").is_dir():
+            pytest.skip("there is no /proc to see processes in")
+        started = descendants(process.pid)
+        assert len(started) >= 3  # moto and two functions
+
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 0
+
+        deadline = time.monotonic() + 5
+        while (left := {pid for pid in started if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left == set()
+
+
+def test_it_takes_an_upstream_and_its_key(upstream: Upstream) -> None:
+    with make_run(UPSTREAM_BASE_URL=upstream.base_url, UPSTREAM_API_KEY=UPSTREAM_KEY) as process:
+        ready, _ = lines_until_ready(process)
+        _, base_url, _, key = ready.split()
+        generate(base_url, key)
+        assert len(upstream.stand_in.calls) == 1
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+def test_an_upstream_without_its_key_is_refused_with_a_word() -> None:
+    with make_run(UPSTREAM_BASE_URL="http://127.0.0.1:9/v1") as process:
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert "UPSTREAM_API_KEY" in out

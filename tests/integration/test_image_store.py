@@ -1,0 +1,422 @@
+"""Images into S3 and out again: against moto, and against a server of our own for what moto does not do."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+from urllib.error import HTTPError
+from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
+from uuid import uuid4
+
+import boto3
+import pytest
+from botocore.credentials import ReadOnlyCredentials
+from moto.server import ThreadedMotoServer
+
+from imagegen.aws.s3 import S3ImageStore, bucket_url
+from imagegen.deadline import Deadline
+from imagegen.errors import (
+    ImageDownloadInterruptedError,
+    ImageStorageError,
+    ImageStorageInterruptedError,
+    ImageTruncatedError,
+    MoneySpentError,
+    NotAnImageError,
+)
+from imagegen.images import ImageBody, new_image_id
+from imagegen.outbound.pool import HttpPool
+from local.serving import HungUpError, Reply, Request, serving
+from tests.fakes.provider import png
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+REGION: Literal["eu-central-1"] = "eu-central-1"
+LINK_SECONDS = 1234
+AT_MOST_SECONDS = 3.0
+CREDENTIALS = ReadOnlyCredentials("AKIATESTTESTTESTTEST", "secret/of+a=test", None)
+SMALL = png("small")
+LARGE = png("x" * 1_000_000)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@dataclass
+class Bucket:
+    name: str
+    endpoint: str
+    client: "S3Client"
+
+    def store(self) -> S3ImageStore:
+        return a_store(bucket_url(self.name, REGION, self.endpoint))
+
+    def content(self, image_id: str) -> tuple[str, bytes]:
+        found = self.client.get_object(Bucket=self.name, Key=f"images/{image_id}")
+        return found["ContentType"], found["Body"].read()
+
+    def keys(self) -> list[str]:
+        return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", [])]
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> Iterator[Bucket]:
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_endpoint,
+        region_name=REGION,
+        aws_access_key_id=CREDENTIALS.access_key,
+        aws_secret_access_key=CREDENTIALS.secret_key,
+    )
+    name = f"images-{uuid4().hex}"
+    client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+    yield Bucket(name, s3_endpoint, client)
+    client.close()
+
+
+def a_store(url: str, credentials: ReadOnlyCredentials = CREDENTIALS, link_seconds: int = LINK_SECONDS) -> S3ImageStore:
+    return S3ImageStore(
+        HttpPool(), bucket_url=url, region=REGION, credentials=lambda: credentials, link_seconds=link_seconds
+    )
+
+
+def a_body(content: bytes = SMALL, media_type: str = "image/png") -> ImageBody:
+    blocks = (content[at : at + 65_536] for at in range(0, len(content), 65_536))
+    return ImageBody(media_type, len(content), blocks)
+
+
+def soon() -> Deadline:
+    return Deadline.after(10)
+
+
+class TestAgainstMoto:
+    @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+    @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "image/webp", "image/gif"])
+    def test_an_image_is_stored_whole_under_its_id_with_its_type(
+        self, bucket: Bucket, content: bytes, media_type: str
+    ) -> None:
+        image_id = new_image_id()
+
+        bucket.store().save(image_id, a_body(content, media_type), soon())
+
+        assert bucket.keys() == [f"images/{image_id}"]
+        assert bucket.content(image_id) == (media_type, content)
+
+    def test_a_second_save_keeps_the_first_and_is_no_error(self, bucket: Bucket) -> None:
+        image_id = new_image_id()
+        bucket.store().save(image_id, a_body(), soon())
+
+        bucket.store().save(image_id, a_body(LARGE, "image/webp"), soon())
+
+        assert bucket.content(image_id) == ("image/png", SMALL)
+
+    def test_a_bucket_that_is_not_there_is_final(self, s3_endpoint: str) -> None:
+        store = a_store(bucket_url("no-such-bucket", REGION, s3_endpoint))
+
+        with pytest.raises(ImageStorageError) as caught:
+            store.save(new_image_id(), a_body(), soon())
+
+        assert not isinstance(caught.value, ImageStorageInterruptedError)
+
+    @pytest.mark.parametrize("failure", [ImageTruncatedError("cut"), ImageDownloadInterruptedError("lost")])
+    @pytest.mark.parametrize("before", [b"", LARGE])
+    def test_what_the_blocks_raise_comes_through_and_leaves_nothing_stored(
+        self, bucket: Bucket, failure: MoneySpentError, before: bytes
+    ) -> None:
+        def blocks() -> Iterator[bytes]:
+            if before:
+                yield before
+            raise failure
+
+        image_id = new_image_id()
+        store = bucket.store()
+
+        with pytest.raises(MoneySpentError) as caught:
+            store.save(image_id, ImageBody("image/png", len(before) + 100, blocks()), soon())
+
+        assert caught.value is failure
+        assert bucket.keys() == []
+        store.save(image_id, a_body(), soon())
+        assert bucket.content(image_id) == ("image/png", SMALL)
+
+    def test_a_signed_url_gives_the_image_to_whoever_asks(self, bucket: Bucket) -> None:
+        image_id = new_image_id()
+        bucket.store().save(image_id, a_body(), soon())
+
+        with urlopen(bucket.store().signed_url(image_id).url, timeout=10) as response:
+            assert response.headers["Content-Type"] == "image/png"
+            assert response.read() == SMALL
+
+    def test_a_signed_url_of_an_image_that_is_not_there_gives_nothing(self, bucket: Bucket) -> None:
+        with pytest.raises(HTTPError) as caught:
+            urlopen(bucket.store().signed_url(new_image_id()).url, timeout=10)
+
+        with caught.value as refusal:
+            assert refusal.status == 404
+
+    def test_a_signed_url_tells_when_it_ends(self, bucket: Bucket) -> None:
+        before = int(time.time())
+        signed = bucket.store().signed_url(new_image_id())
+        after = int(time.time())
+
+        assert before + LINK_SECONDS <= signed.expires_at <= after + LINK_SECONDS
+        assert parse_qs(urlsplit(signed.url).query)["X-Amz-Expires"] == [str(LINK_SECONDS)]
+
+
+@dataclass
+class Counter:
+    """A stand-in for S3 that says what it is told to, and remembers what it was asked."""
+
+    reply: Reply = field(default_factory=lambda: Reply(200))
+    requests: list[Request] = field(default_factory=list)
+    url: str = ""
+
+    def respond(self, request: Request) -> Reply:
+        self.requests.append(request)
+        if self.reply.status == 0:
+            raise HungUpError
+        return self.reply
+
+
+@pytest.fixture
+def s3() -> Iterator[Counter]:
+    counter = Counter()
+    with serving(counter.respond) as port:
+        counter.url = f"http://127.0.0.1:{port}/a-bucket"
+        yield counter
+
+
+class TestRequests:
+    def test_a_save_is_one_put_of_the_whole_body_with_its_length(self, s3: Counter) -> None:
+        a_store(s3.url).save("img_abcdefghijklmnopqrstuv", a_body(LARGE), soon())
+
+        (request,) = s3.requests
+        assert request.method == "PUT"
+        assert urlsplit(request.target).path == "/a-bucket/images/img_abcdefghijklmnopqrstuv"
+        assert request.header("Content-Length") == str(len(LARGE))
+        assert request.header("Transfer-Encoding") is None
+        assert request.header("Content-Type") == "image/png"
+        assert request.header("If-None-Match") == "*"
+        assert request.header("Authorization") is None
+        assert request.body == LARGE
+
+    def test_the_headers_that_matter_are_signed(self, s3: Counter) -> None:
+        a_store(s3.url).save(new_image_id(), a_body(), soon())
+
+        query = parse_qs(urlsplit(s3.requests[0].target).query)
+        signed = set(query["X-Amz-SignedHeaders"][0].split(";"))
+        assert {"host", "if-none-match", "content-type", "content-length"} <= signed
+        assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
+        assert int(query["X-Amz-Expires"][0]) <= 60
+
+    def test_a_session_token_travels_with_what_it_signs(self, s3: Counter) -> None:
+        store = a_store(s3.url, ReadOnlyCredentials("AKIATESTTESTTESTTEST", "secret", "a+token/of=a role"))
+
+        store.save(new_image_id(), a_body(), soon())
+
+        saved = parse_qs(urlsplit(s3.requests[0].target).query)
+        linked = parse_qs(urlsplit(store.signed_url(new_image_id()).url).query)
+        assert saved["X-Amz-Security-Token"] == linked["X-Amz-Security-Token"] == ["a+token/of=a role"]
+
+    def test_credentials_are_asked_for_anew_each_time(self, s3: Counter) -> None:
+        keys = iter(["AKIAFIRST", "AKIASECOND"])
+        store = S3ImageStore(
+            HttpPool(),
+            bucket_url=s3.url,
+            region=REGION,
+            credentials=lambda: ReadOnlyCredentials(next(keys), "secret", None),
+            link_seconds=60,
+        )
+
+        used = [parse_qs(urlsplit(store.signed_url("img_a").url).query)["X-Amz-Credential"][0] for _ in range(2)]
+
+        assert [one.split("/")[0] for one in used] == ["AKIAFIRST", "AKIASECOND"]
+
+    def test_a_signed_url_is_made_without_any_call(self, s3: Counter) -> None:
+        signed = a_store(s3.url).signed_url("img_abcdefghijklmnopqrstuv")
+
+        assert signed.url.startswith(f"{s3.url}/images/img_abcdefghijklmnopqrstuv?")
+        assert s3.requests == []
+
+    def test_two_saves_share_a_connection(self, s3: Counter) -> None:
+        s3.reply = Reply(200, b"<xml/>")
+        store = a_store(s3.url)
+
+        store.save(new_image_id(), a_body(), soon())
+        store.save(new_image_id(), a_body(), soon())
+
+        assert s3.requests[0].connection is s3.requests[1].connection
+
+
+class TestFailures:
+    @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
+    def test_a_status_that_may_pass_is_one_try_that_may_be_repeated(self, s3: Counter, status: int) -> None:
+        s3.reply = Reply(status, b"<Error/>")
+
+        with pytest.raises(ImageStorageInterruptedError):
+            a_store(s3.url).save(new_image_id(), a_body(), soon())
+
+        assert len(s3.requests) == 1
+
+    @pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 405, 410, 411, 413])
+    def test_a_status_that_will_not_pass_is_final_and_names_no_secret(self, s3: Counter, status: int) -> None:
+        s3.reply = Reply(status, b"<Error/>", {"Location": s3.url})
+
+        with pytest.raises(ImageStorageError) as caught:
+            a_store(s3.url).save("img_secret", a_body(), soon())
+
+        assert not isinstance(caught.value, ImageStorageInterruptedError)
+        assert len(s3.requests) == 1
+        assert "img_secret" not in caught.value.message
+        assert "a-bucket" not in caught.value.message
+
+    def test_an_image_that_is_there_already_is_no_failure(self, s3: Counter) -> None:
+        s3.reply = Reply(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+
+        a_store(s3.url).save(new_image_id(), a_body(), soon())
+
+        assert len(s3.requests) == 1
+
+    def test_a_dropped_connection_may_be_tried_again(self, s3: Counter) -> None:
+        s3.reply = Reply(0)
+
+        with pytest.raises(ImageStorageInterruptedError):
+            a_store(s3.url).save(new_image_id(), a_body(), soon())
+
+        assert len(s3.requests) == 1
+
+    def test_a_closed_port_may_be_tried_again(self) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+
+        with pytest.raises(ImageStorageInterruptedError):
+            a_store(f"http://127.0.0.1:{port}/a-bucket").save(new_image_id(), a_body(), soon())
+
+    def test_with_no_time_left_nothing_is_sent(self, s3: Counter) -> None:
+        with pytest.raises(ImageStorageError):
+            a_store(s3.url).save(new_image_id(), a_body(), Deadline.after(0))
+
+        assert s3.requests == []
+
+    def test_a_failure_of_the_disk_that_holds_the_image_may_be_tried_again(self) -> None:
+        def blocks() -> Iterator[bytes]:
+            yield SMALL[:10]
+            raise OSError("no space left on device")
+
+        with raw_s3() as raw, pytest.raises(ImageStorageInterruptedError):
+            a_store(raw.url).save(new_image_id(), ImageBody("image/png", len(SMALL), blocks()), soon())
+
+
+@dataclass
+class RawS3:
+    """Takes one connection and keeps all that comes over it; `answer` goes out as soon as the headers are in."""
+
+    url: str
+    answer: bytes
+    received: bytearray = field(default_factory=bytearray)
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.received.partition(b"\r\n\r\n")[2])
+
+
+@contextmanager
+def raw_s3(answer: bytes = b"") -> Iterator[RawS3]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(AT_MOST_SECONDS)
+    s3 = RawS3(f"http://127.0.0.1:{listener.getsockname()[1]}/a-bucket", answer)
+
+    def serve() -> None:
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(AT_MOST_SECONDS)
+                answered = False
+                while data := connection.recv(65_536):
+                    s3.received += data
+                    if not answered and s3.answer and b"\r\n\r\n" in s3.received:
+                        connection.sendall(s3.answer)
+                        connection.shutdown(socket.SHUT_WR)
+                        answered = True
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield s3
+    finally:
+        thread.join()
+        listener.close()
+
+
+class TestWithARawServer:
+    @pytest.mark.parametrize("failure", [ImageTruncatedError("cut"), NotAnImageError("HTML"), KeyError("a bug")])
+    def test_the_last_block_of_a_body_that_failed_is_never_sent_and_the_connection_ends(
+        self, failure: Exception
+    ) -> None:
+        sent = b"x" * 100_000
+
+        def blocks() -> Iterator[bytes]:
+            yield sent
+            raise failure
+
+        with raw_s3() as s3:
+            with pytest.raises(type(failure)) as caught:
+                a_store(s3.url).save(new_image_id(), ImageBody("image/png", len(sent) + 1, blocks()), soon())
+            assert caught.value is failure
+
+        assert b"content-length: 100001\r\n" in bytes(s3.received).lower()
+        assert s3.body == sent[: len(s3.body)]
+
+    @pytest.mark.parametrize(
+        ("status", "outcome"),
+        [
+            (b"412 Precondition Failed", nullcontext()),
+            (b"403 Forbidden", pytest.raises(ImageStorageError)),
+            (b"503 Slow Down", pytest.raises(ImageStorageInterruptedError)),
+        ],
+        ids=["412", "403", "503"],
+    )
+    def test_an_answer_that_comes_before_the_body_is_through_counts(
+        self, status: bytes, outcome: AbstractContextManager[object]
+    ) -> None:
+        answer = b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status
+        with raw_s3(answer) as s3, outcome:
+            a_store(s3.url).save(new_image_id(), a_body(LARGE), soon())
+
+    def test_a_server_that_takes_all_and_says_nothing_is_given_up_at_the_deadline(self) -> None:
+        begun = time.monotonic()
+
+        with raw_s3() as s3, pytest.raises(ImageStorageInterruptedError):
+            a_store(s3.url).save(new_image_id(), a_body(), Deadline.after(0.4))
+
+        assert time.monotonic() - begun < AT_MOST_SECONDS
+
+
+class TestBucketUrl:
+    @pytest.mark.parametrize(
+        ("region", "endpoint", "url"),
+        [
+            ("us-east-1", None, "https://b.s3.us-east-1.amazonaws.com"),
+            ("eu-central-1", None, "https://b.s3.eu-central-1.amazonaws.com"),
+            ("us-gov-west-1", None, "https://b.s3.us-gov-west-1.amazonaws.com"),
+            ("cn-north-1", None, "https://b.s3.cn-north-1.amazonaws.com.cn"),
+            ("cn-northwest-1", "", "https://b.s3.cn-northwest-1.amazonaws.com.cn"),
+            ("us-east-1", "http://127.0.0.1:5000", "http://127.0.0.1:5000/b"),
+            ("cn-north-1", "http://127.0.0.1:5000/", "http://127.0.0.1:5000/b"),
+        ],
+    )
+    def test_a_bucket_answers_at_its_own_name_or_below_the_endpoint(
+        self, region: str, endpoint: str | None, url: str
+    ) -> None:
+        assert bucket_url("b", region, endpoint) == url
