@@ -15,7 +15,9 @@ define environment
 	@echo "setting up $(1) ..."
 	@$(2) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
-	@$(1)/bin/uv pip sync --quiet --require-hashes --python $(1) $(3)
+	@$(1)/bin/uv pip sync --quiet --system-certs --require-hashes --python $(1) $(3) || { \
+		echo "uv could not; pip is trying, which takes minutes"; \
+		$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(3); }
 	@touch $@
 endef
 
