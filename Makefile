@@ -21,7 +21,7 @@ define environment
 	@touch $@
 endef
 
-.PHONY: run test soak check lint format types template build bench lock clean help
+.PHONY: run test soak check lint format types template build retry bench lock clean help
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -57,6 +57,9 @@ $(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(shell find fun
 	@test -n "$(PYTHON313_BIN)" || { echo "python3.13 is needed to build"; exit 1; }
 	PATH="$(PYTHON313_BIN):$$PATH" .venv-sam/bin/sam build
 	@touch $@
+
+retry: .venv/ready ## a new attempt at a failed generation: STACK, ID; may pay again for calls without an answer
+	@.venv/bin/python -m tools.retry "$(STACK)" "$(ID)"
 
 bench: .venv/ready build ## speed, as ratios against a baseline in the same run
 	.venv/bin/python -m tests.bench

@@ -16,6 +16,7 @@ import boto3
 import msgspec
 
 from imagegen.credentials import BearerKey
+from local.event_source import EventSource, polling
 from local.gateway import INTEGRATION_SECONDS, Gateway
 from local.lambda_host import Function, FunctionHost
 from local.serving import serving
@@ -90,6 +91,8 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             function = _function(template, name, deployed, aws_url, built=options.built)
             functions[name] = FunctionHost(function, logs / f"{name}.log")
             closing.callback(functions[name].close)
+        for event_source in _event_sources(template, functions, deployed, aws_url):
+            closing.enter_context(polling(event_source, _client("sqs", aws_url)))
         with ThreadPoolExecutor() as starting:
             for started in [starting.submit(host.warm_up) for host in functions.values()]:
                 started.result()
@@ -166,6 +169,23 @@ def _put_secrets(aws_url: str, upstream_api_key: str | None, keys: Any) -> None:
     for key in keys:
         record = msgspec.json.encode(key.record()).decode()
         ssm.put_parameter(Name=f"/{STACK_NAME}/clients/{key.client}", Type="String", Value=record)
+
+
+def _event_sources(
+    template: "Template", functions: Mapping[str, FunctionHost], deployed: Mapping[str, str], aws_url: str
+) -> Iterator[EventSource]:
+    sqs = _client("sqs", aws_url)
+    for mapping in template.of_type("AWS::Lambda::EventSourceMapping").values():
+        queue_url = deployed[mapping["EventSourceArn"]["Fn::GetAtt"][0]]
+        attributes = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])["Attributes"]
+        scaling = mapping.get("ScalingConfig", {})
+        yield EventSource(
+            queue_url=queue_url,
+            queue_arn=attributes["QueueArn"],
+            function=functions[mapping["FunctionName"]["Ref"]],
+            batch_size=mapping["BatchSize"],
+            concurrency=int(template.value(scaling.get("MaximumConcurrency", 5))),
+        )
 
 
 def _function(template: "Template", name: str, deployed: Mapping[str, str], aws_url: str, *, built: bool) -> Function:

@@ -16,16 +16,26 @@ logging.getLogger("samtranslator").setLevel(logging.ERROR)
 _PACKAGED = "s3://packaged/code.zip"  # the translator wants code to be in S3 already
 _CODE_PROPERTY = {"AWS::Serverless::Function": "CodeUri", "AWS::Serverless::LayerVersion": "ContentUri"}
 # What moto's CloudFormation cannot make, and the local stack does itself.
-_NOT_FOR_MOTO = ("AWS::ApiGateway::", "AWS::Lambda::LayerVersion", "AWS::Lambda::Permission", "AWS::S3::BucketPolicy")
+_NOT_FOR_MOTO = (
+    "AWS::ApiGateway::",
+    "AWS::Lambda::EventSourceMapping",
+    "AWS::Lambda::LayerVersion",
+    "AWS::Lambda::Permission",
+    "AWS::S3::BucketPolicy",
+)
 
 
 @dataclass(frozen=True)
 class Template:
-    """`resources` is what CloudFormation sees. `code` tells where the source of each function and layer is."""
+    """`resources` is what CloudFormation sees. `code` tells where the source of each function and layer is.
+
+    `parameters` are those that were given.
+    """
 
     document: dict[str, Any]
     resources: dict[str, Any]
     code: dict[str, Path]
+    parameters: dict[str, str]
 
     @classmethod
     def read(cls, path: Path, parameters: dict[str, str], region: str) -> "Template":
@@ -39,7 +49,7 @@ class Template:
                 resource["Properties"][code_property] = _PACKAGED
         session = boto3.session.Session(region_name=region)
         translated = Translator({}, Parser(), boto_session=session).translate(packaged, dict(parameters))
-        return cls(document, translated["Resources"], code)
+        return cls(document, translated["Resources"], code, dict(parameters))
 
     def of_type(self, kind: str) -> dict[str, dict[str, Any]]:
         """The properties of each resource of a CloudFormation type, by logical id."""
@@ -69,6 +79,13 @@ class Template:
             key: self.document[key] for key in ("Parameters", "Conditions", "Mappings") if key in self.document
         }
         return {"AWSTemplateFormatVersion": "2010-09-09", **kept, "Resources": resources}
+
+    def value(self, value: Any) -> Any:
+        """A property's value, where it may be a reference to a parameter."""
+        if isinstance(value, dict) and value.get("Ref") in self.document["Parameters"]:
+            name = value["Ref"]
+            return self.parameters.get(name, self.document["Parameters"][name].get("Default"))
+        return value
 
     def api_body(self) -> dict[str, Any]:
         """The OpenAPI document of the one REST API, with the gateway's extensions."""

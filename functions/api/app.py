@@ -2,6 +2,7 @@
 
 import time
 from base64 import b64decode
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,24 +15,40 @@ from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     AnswerTooLargeError,
-    ImagegenError,
+    GenerationCancelledError,
+    GenerationStillRunningError,
     InternalError,
+    MoneySpentError,
+    RecordsUnavailableError,
     UnknownImageError,
     UnknownRouteError,
 )
-from imagegen.generate import generate
-from imagegen.generations import Generation
+from imagegen.failures import raised_again
+from imagegen.generations import Generation, Status
 from imagegen.images import is_image_id
-from imagegen.openai_wire.answers import images_answer, models_answer
+from imagegen.manage import cancel, delete, see
+from imagegen.openai_wire.answers import (
+    MAX_ANSWER_BYTES,
+    base64_bytes,
+    generation_answer,
+    generation_list_answer,
+    images_answer,
+    models_answer,
+)
 from imagegen.openai_wire.errors import answer_error
+from imagegen.openai_wire.headers import Preference, read_attempt, read_page, read_preference
 from imagegen.openai_wire.links import Links
 from imagegen.openai_wire.requests import read_image_request
 from imagegen.silent_trace import silent_trace
+from imagegen.submit import Submitted, submit
+from imagegen.wait import wait
+from imagegen.work import work
 
-# Lambda takes 6 MB (6,291,556 bytes) of the JSON that carries an answer; the rest is for headers and the envelope.
-MAX_ANSWER_BYTES = 6_291_556 - 8_192
 CLOSING_SECONDS = 5.0  # kept back from the function's time-out to tell what happened
-
+READ_SECONDS = 20.0  # to read the images of one answer from S3, within the gateway's 29 s
+MOST_HOPS = 16  # OpenAI's Python client gives up after 20 redirects
+POLL_SECONDS = 2  # what a client that polls is told to wait
+LAMBDA_ANSWER_BYTES = 6_291_556 - 8 * 1024  # 6 MB for the JSON that carries an answer, less its headers
 FAILED_DEPENDENCY = 424  # from here on an answer is worth an operator's look
 
 app = APIGatewayRestResolver()
@@ -41,48 +58,162 @@ logger = Logger(service="api")
 @app.post("/v1/images/generations")
 def create_images() -> Response[str]:
     wired = api()
-    body, content_type = _body(), app.current_event.headers.get("Content-Type")
-    request = read_image_request(body, content_type, prompt_cap=wired.settings.prompt_max_characters)
-    generation = Generation.admit(request, caller=_caller(), now=time.time())
-    app.append_context(generation=generation)
-    try:
-        return _generated(generation, wired)
-    except ImagegenError:
-        raise
-    except Exception as error:
-        raise InternalError("Something went wrong on our side after the image model may have been called.") from error
-
-
-def _generated(generation: Generation, wired: Api) -> Response[str]:
-    model = CATALOG[generation.request.model]
-    outcome = generate(
-        generation,
-        model,
-        provider=wired.providers[model.provider],
-        source=wired.source,
-        store=wired.store,
-        pool=wired.pool,
-        deadline=Deadline.after(app.lambda_context.get_remaining_time_in_millis() / 1000 - CLOSING_SECONDS),
+    waiting = Deadline.after(wired.settings.wait_seconds)
+    headers = app.current_event.headers
+    request = read_image_request(_body(), headers.get("Content-Type"), prompt_cap=wired.settings.prompt_max_characters)
+    attempt, preference = read_attempt(headers), read_preference(headers)
+    work_here = (
+        wired.settings.api_is_first_worker
+        and CATALOG[request.model].is_quick(request.quality)
+        and attempt.safe_to_retry
+        and not preference.respond_async
+        and preference.wait is None
     )
-    # Base64 is a third longer than the image: what cannot fit is not even built.
-    if sum(len(image.content or b"") for image in outcome.images) * 4 // 3 <= MAX_ANSWER_BYTES:
-        response = _json(200, images_answer(generation, outcome, _links(), wired.store))
-        if _carried_bytes(response.body or "") <= MAX_ANSWER_BYTES:
-            return response
+    submitted = submit(request, attempt, wired.desk, caller=_caller(), base_url=_links().base_url, work_here=work_here)
+    app.append_context(generation=submitted.generation)
+    if submitted.owner:
+        _work_here(submitted, wired)
+    if preference.wait is not None:
+        waiting = waiting.sooner(preference.wait)
+    elif preference.respond_async:
+        waiting = Deadline.after(0)
+    return _waited_for(submitted.generation.id, waiting, preference, hop=0)
+
+
+def _work_here(submitted: Submitted, wired: Api) -> None:
+    seconds = app.lambda_context.get_remaining_time_in_millis() / 1000 - CLOSING_SECONDS
+    try:
+        work(submitted.generation, submitted.owner or "", wired.workshop, Deadline.after(seconds))
+    except Exception as error:  # noqa: BLE001  # a fault of ours: the message behind the record brings a worker
+        logger.error("work interrupted", extra={"trace": silent_trace(error)})  # noqa: TRY400  # without its words
+
+
+@app.get("/v1/images/generations/<generation_id>/result")
+def result(generation_id: str) -> Response[str]:
+    return _result_of(generation_id)
+
+
+@app.post("/v1/images/generations/<generation_id>/result")
+def result_for_those_who_insist_on_post(generation_id: str) -> Response[str]:
+    return _result_of(generation_id)
+
+
+def _result_of(generation_id: str) -> Response[str]:
+    wired = api()
+    generation = see(generation_id, _caller(), wired.desk.records)
+    app.append_context(generation=generation)
+    hop = app.current_event.query_string_parameters.get("hop") or "1"
+    return _waited_for(
+        generation.id,
+        Deadline.after(wired.settings.wait_seconds),
+        Preference(),
+        hop=int(hop) if hop.isdecimal() and len(hop) < 4 else MOST_HOPS,
+    )
+
+
+def _waited_for(generation_id: str, until: Deadline, preference: Preference, *, hop: int) -> Response[str]:
+    """The result, if it is there by `until`; else where to look for it."""
+    wired = api()
+    try:
+        generation, room = _look(generation_id, until, wired)
+    except RecordsUnavailableError as error:  # the work goes on, and may be paid for
+        raise InternalError("The generation goes on, but its record could not be read.") from error
+    if generation is None:
+        raise GenerationCancelledError("The generation was deleted meanwhile.")
+    if generation.ended:
+        return _result(generation, wired, preference, hop=hop)
+    if preference.respond_async:
+        headers = {"Location": f"generations/{generation_id}", "Retry-After": str(POLL_SECONDS)}
+        return _json(202, generation_answer(generation, wired.workshop.images), headers | _applied(preference))
+    if hop >= MOST_HOPS:
+        raise GenerationStillRunningError(
+            f"The image is still being made. Look for it at /v1/images/generations/{generation_id}."
+        )
+    return _redirect(303, _next_result(generation_id, hop), {} if room else {"Retry-After": "1"} | _applied(preference))
+
+
+def _look(generation_id: str, until: Deadline, wired: Api) -> tuple[Generation | None, bool]:
+    """The generation when it has ended or the time is up, and whether there was room to wait for it."""
+    generation = wired.desk.records.get(generation_id)
+    if generation is None or generation.ended or not until.remaining():
+        return generation, True
+    with wired.waiters.one() as room:
+        return (wait(generation_id, wired.desk.records, until) if room else generation), room
+
+
+def _next_result(generation_id: str, hop: int) -> str:
+    """Where the wait goes on, relative to where it stands: so it holds under a stage and behind a proxy."""
+    return f"generations/{generation_id}/result" if hop == 0 else f"result?hop={hop + 1}"
+
+
+def _result(generation: Generation, wired: Api, preference: Preference, *, hop: int) -> Response[str]:
+    if generation.status is Status.COMPLETED:
+        return _images(generation, wired, preference, hop=hop)
+    error = (
+        raised_again(generation.failure)
+        if generation.failure
+        else GenerationCancelledError("The generation was cancelled.")
+    )
+    if isinstance(error, MoneySpentError):
+        error.images = generation.stored_ids
+    raise error
+
+
+def _images(generation: Generation, wired: Api, preference: Preference, *, hop: int) -> Response[str]:
+    """OpenAI's answer; where it does not fit into Lambda's, the way to where it is stored whole."""
+    images = wired.workshop.images
+    if generation.request.response_format == "b64_json" and base64_bytes(generation) > MAX_ANSWER_BYTES:
+        if hop == 0:
+            return _redirect(303, _next_result(generation.id, hop), {})
+        if app.current_event.http_method == "GET":
+            return _redirect(303, images.signed_answer_url(generation.id).url, {"Cache-Control": "no-store"})
+    else:
+        body = _encoded(images_answer(generation, images, Deadline.after(READ_SECONDS)))
+        if _carried_bytes(body) <= LAMBDA_ANSWER_BYTES:
+            return _answer(Response(200, "application/json", body, dict(_applied(preference))))
     error = AnswerTooLargeError(
         "All images were made and stored, but their base64 does not fit into one answer. "
         "Fetch them by their permalinks, or ask for response_format 'url'."
     )
-    error.images = outcome.images
+    error.images = generation.image_ids
     raise error
+
+
+@app.get("/v1/images/generations")
+def list_generations() -> Response[str]:
+    wired = api()
+    page = read_page(app.current_event.query_string_parameters or {})
+    found = wired.desk.records.newest(_caller(), page.limit + 1, after=page.after, status=page.status)
+    more = len(found) > page.limit
+    return _json(200, generation_list_answer(found[: page.limit], wired.workshop.images, more=more))
+
+
+@app.get("/v1/images/generations/<generation_id>")
+def get_generation(generation_id: str) -> Response[str]:
+    wired = api()
+    return _json(200, generation_answer(see(generation_id, _caller(), wired.desk.records), wired.workshop.images))
+
+
+@app.post("/v1/images/generations/<generation_id>/cancel")
+def cancel_generation(generation_id: str) -> Response[str]:
+    wired = api()
+    cancelled = cancel(generation_id, _caller(), wired.desk.records, wired.desk.now)
+    return _json(200, generation_answer(cancelled, wired.workshop.images))
+
+
+@app.delete("/v1/images/generations/<generation_id>")
+def delete_generation(generation_id: str) -> Response[str]:
+    wired = api()
+    images, until = wired.workshop.images, Deadline.after(READ_SECONDS)
+    delete(generation_id, _caller(), wired.desk.records, images, wired.desk.now, until)
+    return _json(200, {"id": generation_id, "object": "image.generation.deleted", "deleted": True})
 
 
 @app.get("/v1/images/<image_id>")
 def redirect_to_image(image_id: str) -> Response[str]:
     if not is_image_id(image_id):
         raise UnknownImageError("There is no such image.", param="image_id")
-    url = api().store.signed_url(image_id).url
-    return _answer(Response(status_code=302, headers={"Location": url, "Cache-Control": "no-store"}))
+    return _redirect(302, api().workshop.images.signed_url(image_id).url, {"Cache-Control": "no-store"})
 
 
 @app.get("/v1/models")
@@ -113,9 +244,20 @@ def _error(error: Exception) -> Response[str]:
     return _json(answer.status, answer.body, answer.headers)
 
 
-def _json(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response[str]:
-    encoded = msgspec.json.encode(body).decode()
-    return _answer(Response(status, "application/json", encoded, dict(headers or {})))
+def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response[str]:
+    return _answer(Response(status, "application/json", _encoded(body), dict(headers or {})))
+
+
+def _encoded(body: dict[str, Any]) -> str:
+    return msgspec.json.encode(body).decode()
+
+
+def _redirect(status: int, location: str, headers: Mapping[str, str]) -> Response[str]:
+    return _answer(Response(status, headers={"Location": location, **headers}))
+
+
+def _applied(preference: Preference) -> dict[str, str]:
+    return {"Preference-Applied": preference.applied} if preference.applied else {}
 
 
 def _answer(response: Response[str]) -> Response[str]:
@@ -123,7 +265,7 @@ def _answer(response: Response[str]) -> Response[str]:
     generation: Generation | None = app.context.get("generation")
     if generation is not None:
         response.headers["x-generation-id"] = generation.id
-    _log(response.status_code, generation)
+    _log(response.status_code)
     return response
 
 
@@ -163,7 +305,7 @@ def _split_path(event: dict[str, Any]) -> tuple[str, str]:
     return "/".join(segments[:-ours]), "/" + "/".join(segments[-ours:])
 
 
-def _log(status: int, generation: Generation | None) -> None:
+def _log(status: int) -> None:
     """One line a request. It holds nothing that the caller or the upstream wrote."""
     event = app.current_event
     line: dict[str, Any] = {
@@ -172,6 +314,7 @@ def _log(status: int, generation: Generation | None) -> None:
         "status": status,
         "milliseconds": round((time.perf_counter() - app.context["started"]) * 1000),
     }
+    generation: Generation | None = app.context.get("generation")
     if generation is not None:
         request = generation.request
         line |= {"generation_id": generation.id, "client": generation.caller, "model": request.model, "n": request.n}

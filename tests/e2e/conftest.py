@@ -74,7 +74,9 @@ def any_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """From source, with a short limit for the upstream's answer."""
-    with serve("source", tmp_path_factory.mktemp("faults"), UpstreamTimeoutSeconds="4") as service:
+    with serve(
+        "source", tmp_path_factory.mktemp("faults"), QuickUpstreamTimeoutSeconds="4", UpstreamTimeoutSeconds="4"
+    ) as service:
         yield service
 
 

@@ -3,13 +3,16 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageInterruptedError
+from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
+from imagegen.generations import StoredImage
 from imagegen.images import ImageBody, SignedUrl
 
 LINK_SECONDS = 3600
+BLOCK_BYTES = 32  # so that the smallest image comes in several, none of which base64 encodes whole
 
 Hook = Callable[[], object]
 
@@ -17,34 +20,90 @@ Hook = Callable[[], object]
 class FakeImageStore:
     """Passes the contract of `ports.ImageStore`.
 
-    `tries` are the ids of all attempts to save, in order. `failures` are raised in turn, one an attempt, before
-    anything is stored; None lets one through. `during_save` runs inside each attempt.
+    `saved` is what is stored by image id, `answers` by generation id. `tries` are the ids of all attempts to save an
+    image, in order, and `looked_for` those of all attempts to find one. `failures` are raised in turn, one an attempt
+    to save an image, before anything is stored; `failures_to_find` likewise; None lets one through. `during_save` runs
+    inside each attempt to save an image.
     """
 
     def __init__(self) -> None:
         self.saved: dict[str, tuple[str, bytes]] = {}
+        self.answers: dict[str, bytes] = {}
         self.tries: list[str] = []
+        self.looked_for: list[str] = []
         self.failures: deque[Exception | None] = deque()
+        self.failures_to_find: deque[Exception | None] = deque()
         self.during_save: Hook = lambda: None
         self._lock = threading.Lock()
 
-    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> None:
+    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
         with self._lock:
             self.tries.append(image_id)
             failure = self.failures.popleft() if self.failures else None
         self.during_save()
         if failure is not None:
             raise failure
-        if not deadline.remaining():
-            raise ImageStorageInterruptedError("There was no time left to store an image.")
+        _in_time(deadline)
         if image_id in self.saved:  # S3 too answers without reading on
-            return
-        content = b"".join(body.blocks)
-        if len(content) != body.length:
-            raise AssertionError(f"a body of {body.length} bytes gave {len(content)}")
+            return False
+        content = (body.media_type, _whole(body.blocks, body.length))
         with self._lock:
-            self.saved.setdefault(image_id, (body.media_type, content))
+            return self.saved.setdefault(image_id, content) is content
 
     def signed_url(self, image_id: str) -> SignedUrl:
-        expires_at = int(time.time()) + LINK_SECONDS
-        return SignedUrl(f"https://bucket.example/images/{image_id}?expires={expires_at}", expires_at)
+        return _signed(f"images/{image_id}")
+
+    def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:
+        with self._lock:
+            self.looked_for.append(image_id)
+            failure = self.failures_to_find.popleft() if self.failures_to_find else None
+        if failure is not None:
+            raise failure
+        _in_time(deadline)
+        found = self.saved.get(image_id)
+        return None if found is None else StoredImage(found[0], len(found[1]))
+
+    @contextmanager
+    def read(self, image_id: str, deadline: Deadline) -> Iterator[Iterator[bytes]]:
+        _in_time(deadline)
+        if image_id not in self.saved:
+            raise ImageStorageError("A stored image could not be read.")
+        yield _blocks(self.saved[image_id][1], deadline)
+
+    def delete(self, image_id: str, deadline: Deadline) -> None:
+        _in_time(deadline)
+        self.saved.pop(image_id, None)
+
+    def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
+        _in_time(deadline)
+        self.answers[generation_id] = _whole(blocks, length)
+
+    def signed_answer_url(self, generation_id: str) -> SignedUrl:
+        return _signed(f"answers/{generation_id}.json")
+
+    def delete_answer(self, generation_id: str, deadline: Deadline) -> None:
+        _in_time(deadline)
+        self.answers.pop(generation_id, None)
+
+
+def _in_time(deadline: Deadline) -> None:
+    if not deadline.remaining():
+        raise ImageStorageInterruptedError("There was no time left to ask the bucket.")
+
+
+def _whole(blocks: Iterator[bytes], length: int) -> bytes:
+    content = b"".join(blocks)
+    if len(content) != length:
+        raise AssertionError(f"a body of {length} bytes gave {len(content)}")
+    return content
+
+
+def _blocks(content: bytes, deadline: Deadline) -> Iterator[bytes]:
+    for at in range(0, len(content), BLOCK_BYTES):
+        _in_time(deadline)
+        yield content[at : at + BLOCK_BYTES]
+
+
+def _signed(path: str) -> SignedUrl:
+    expires_at = int(time.time()) + LINK_SECONDS
+    return SignedUrl(f"https://bucket.example/{path}?expires={expires_at}", expires_at)

@@ -95,7 +95,11 @@ def test_the_build_is_of_the_source_as_it_is() -> None:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
 
     assert files(LAYER / "imagegen") == files(ROOT / "layers/imagegen/imagegen")
-    for function, folder in (("ApiFunction", "api"), ("AuthorizerFunction", "authorizer")):
+    for function, folder in (
+        ("ApiFunction", "api"),
+        ("AuthorizerFunction", "authorizer"),
+        ("WorkerFunction", "worker"),
+    ):
         assert files(ROOT / ".aws-sam/build" / function) == files(ROOT / "functions" / folder)
 
 

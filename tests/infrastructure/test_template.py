@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
-from imagegen.settings import ApiSettings, AuthorizerSettings, SettingsError
+from imagegen.settings import ApiSettings, AuthorizerSettings, SettingsError, WorkerSettings
+from imagegen.work import ORPHAN_SECONDS
 from local.template import Template
 from tests.conftest import ROOT
 
-SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings]] = {
+SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | WorkerSettings]] = {
     "ApiFunction": ApiSettings,
     "AuthorizerFunction": AuthorizerSettings,
+    "WorkerFunction": WorkerSettings,
+    "DeadLetterFunction": WorkerSettings,
 }
 OPEN_ROUTES = {("get", "/health"), ("get", "/v1/images/{image_id}")}
 
@@ -134,16 +137,59 @@ def test_every_gateway_response_is_openai_shaped_and_carries_the_request_id(temp
 
 def test_a_gateway_answer_after_which_money_may_be_spent_tells_clients_not_to_retry(template: Template) -> None:
     responses = template.api_body()["x-amazon-apigateway-gateway-responses"]
-    for kind in ("DEFAULT_5XX", "INTEGRATION_TIMEOUT"):
-        assert responses[kind]["responseParameters"]["gatewayresponse.header.x-should-retry"] == "'false'"
+    assert responses["DEFAULT_5XX"]["responseParameters"]["gatewayresponse.header.x-should-retry"] == "'false'"
     assert str(responses["DEFAULT_5XX"]["statusCode"]) == "424"
-    assert str(responses["INTEGRATION_TIMEOUT"]["statusCode"]) == "504"
+
+
+def test_the_gateways_504_tells_clients_to_retry_since_a_retry_attaches(template: Template) -> None:
+    response = template.api_body()["x-amazon-apigateway-gateway-responses"]["INTEGRATION_TIMEOUT"]
+    assert response["responseParameters"]["gatewayresponse.header.x-should-retry"] == "'true'"
+    assert str(response["statusCode"]) == "504"
 
 
 def test_work_that_overruns_the_gateway_ends_stored_before_the_function_does(template: Template) -> None:
-    timeout = template.of_type("AWS::Lambda::Function")["ApiFunction"]["Timeout"]
-    longest_call = template.document["Parameters"]["UpstreamTimeoutSeconds"]["MaxValue"]
-    assert timeout - longest_call >= 20  # to store the images, and to tell
+    functions, parameters = template.of_type("AWS::Lambda::Function"), template.document["Parameters"]
+    # Time to store the images, and to tell.
+    assert functions["ApiFunction"]["Timeout"] - parameters["QuickUpstreamTimeoutSeconds"]["MaxValue"] >= 20
+    assert functions["WorkerFunction"]["Timeout"] - parameters["UpstreamTimeoutSeconds"]["MaxValue"] >= 60
+
+
+def test_an_orphaned_message_is_kept_until_its_writer_must_have_ended(template: Template) -> None:
+    assert template.of_type("AWS::Lambda::Function")["ApiFunction"]["Timeout"] < ORPHAN_SECONDS
+
+
+def test_every_queue_has_dead_letters_and_every_dead_letter_a_consumer(template: Template) -> None:
+    queues = template.of_type("AWS::SQS::Queue")
+    dead = {
+        queue["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"][0]
+        for queue in queues.values()
+        if "RedrivePolicy" in queue
+    }
+    assert dead == {name for name, queue in queues.items() if "RedrivePolicy" not in queue}
+    consumed = {mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in mappings(template)}
+    assert consumed == set(queues)
+    assert all(queue["SqsManagedSseEnabled"] for queue in queues.values())
+
+
+def mappings(template: Template) -> list[dict[str, Any]]:
+    return list(template.of_type("AWS::Lambda::EventSourceMapping").values())
+
+
+def test_a_consumer_tells_its_failures_and_its_queue_hides_what_it_works_on(template: Template) -> None:
+    functions, queues = template.of_type("AWS::Lambda::Function"), template.of_type("AWS::SQS::Queue")
+    for mapping in mappings(template):
+        assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        timeout = functions[mapping["FunctionName"]["Ref"]]["Timeout"]
+        assert queues[mapping["EventSourceArn"]["Fn::GetAtt"][0]]["VisibilityTimeout"] >= timeout
+
+
+def test_the_table_costs_nothing_while_idle_and_can_be_restored(template: Template) -> None:
+    (table,) = template.of_type("AWS::DynamoDB::Table").values()
+    assert table["BillingMode"] == "PAY_PER_REQUEST"
+    assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+    assert table["TimeToLiveSpecification"] == {"AttributeName": "expires_at", "Enabled": True}
+    assert table["SSESpecification"]["SSEEnabled"]
+    assert template.resources["GenerationTable"]["DeletionPolicy"] == "Retain"
 
 
 def test_a_revoked_key_is_dead_within_five_minutes(template: Template) -> None:
@@ -181,3 +227,5 @@ def test_every_entry_point_has_an_example_event(template: Template) -> None:
     shown = {(event["httpMethod"], event["resource"]) for event in events if "httpMethod" in event}
     assert shown == routes
     assert any(event.get("type") == "TOKEN" for event in events)
+    sources = {event["Records"][0]["eventSourceARN"].rpartition("-")[2] for event in events if "Records" in event}
+    assert sources == {mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in mappings(template)}

@@ -30,6 +30,7 @@ from imagegen.errors import (
     UpstreamFailedError,
     UpstreamRateLimitedError,
 )
+from imagegen.generations import StoredImage
 from imagegen.images import ImageBody, ImageRequest, ResponseFormat, new_image_id
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
@@ -232,26 +233,33 @@ class TestImageSource:
 
 @dataclass
 class StoreTwin:
-    """`content` gives the type and the bytes of what is stored under an id."""
+    """`content` gives the type and the bytes of what is stored under an id, `answer` those of a generation's answer."""
 
     store: ImageStore
     content: Callable[[str], tuple[str, bytes] | None]
+    answer: Callable[[str], tuple[str, bytes] | None]
 
 
 @pytest.fixture(params=["fake", "real"])
 def bucket(request: pytest.FixtureRequest) -> Iterator[StoreTwin]:
     if request.param == "fake":
         fake = FakeImageStore()
-        yield StoreTwin(fake, fake.saved.get)
+        yield StoreTwin(
+            fake,
+            fake.saved.get,
+            lambda generation_id: (
+                ("application/json", fake.answers[generation_id]) if generation_id in fake.answers else None
+            ),
+        )
         return
     endpoint: str = request.getfixturevalue("aws")
     name = f"images-{uuid4().hex}"
     client = boto3.client("s3", endpoint_url=endpoint, **AS_CALLER)
     client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
 
-    def content(image_id: str) -> tuple[str, bytes] | None:
+    def content(key: str) -> tuple[str, bytes] | None:
         with suppress(client.exceptions.NoSuchKey):
-            found = client.get_object(Bucket=name, Key=f"images/{image_id}")
+            found = client.get_object(Bucket=name, Key=key)
             return found["ContentType"], found["Body"].read()
         return None
 
@@ -262,7 +270,11 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[StoreTwin]:
         credentials=lambda: CREDENTIALS,
         link_seconds=3600,
     )
-    yield StoreTwin(real, content)
+    yield StoreTwin(
+        real,
+        lambda image_id: content(f"images/{image_id}"),
+        lambda generation_id: content(f"answers/{generation_id}.json"),
+    )
     client.close()
 
 
@@ -317,6 +329,115 @@ class TestImageStore:
 
         assert image_id in urlsplit(signed.url).path
         assert signed.expires_at > 1_700_000_000
+
+    @pytest.mark.parametrize("content", [b"x", b"one" * 100, b"y" * 1_000_000], ids=["tiny", "small", "large"])
+    def test_what_is_saved_is_found_with_its_type_and_length(self, bucket: StoreTwin, content: bytes) -> None:
+        image_id = new_image_id()
+        bucket.store.save(image_id, replace(a_body(content), media_type="image/webp"), soon())
+
+        assert bucket.store.find(image_id, soon()) == StoredImage("image/webp", len(content))
+
+    def test_what_was_never_saved_is_not_found(self, bucket: StoreTwin) -> None:
+        bucket.store.save(new_image_id(), a_body(b"another"), soon())
+
+        assert bucket.store.find(new_image_id(), soon()) is None
+
+    @pytest.mark.parametrize("content", [b"x", b"one" * 100, b"y" * 1_000_000], ids=["tiny", "small", "large"])
+    def test_what_is_saved_is_read_whole_and_as_often_as_one_likes(self, bucket: StoreTwin, content: bytes) -> None:
+        image_id = new_image_id()
+        bucket.store.save(image_id, a_body(content), soon())
+
+        for _ in range(2):
+            with bucket.store.read(image_id, soon()) as blocks:
+                assert b"".join(blocks) == content
+
+    def test_an_image_need_not_be_read_to_its_end(self, bucket: StoreTwin) -> None:
+        image_id = new_image_id()
+        bucket.store.save(image_id, a_body(b"y" * 1_000_000), soon())
+
+        with bucket.store.read(image_id, soon()) as blocks:
+            assert next(blocks)[:1] == b"y"
+        with bucket.store.read(image_id, soon()) as blocks:
+            assert len(b"".join(blocks)) == 1_000_000
+
+    def test_what_is_not_there_cannot_be_read(self, bucket: StoreTwin) -> None:
+        with pytest.raises(ImageStorageError), bucket.store.read(new_image_id(), soon()):
+            pass
+
+    def test_what_is_deleted_is_gone_and_may_be_deleted_again(self, bucket: StoreTwin) -> None:
+        image_id, other = new_image_id(), new_image_id()
+        for saved in (image_id, other):
+            bucket.store.save(saved, a_body(b"one"), soon())
+
+        for _ in range(2):
+            bucket.store.delete(image_id, soon())
+            assert bucket.content(image_id) is None
+        assert bucket.store.find(image_id, soon()) is None
+        assert bucket.content(other) == ("image/png", b"one")
+
+    def test_an_answer_is_stored_whole_as_json_and_apart_from_the_images(self, bucket: StoreTwin) -> None:
+        image_id = new_image_id()
+        bucket.store.save(image_id, a_body(b"one"), soon())
+
+        bucket.store.save_answer(image_id, 9, iter([b'{"a":', b" 1}", b"\n"]), soon())
+
+        assert bucket.answer(image_id) == ("application/json", b'{"a": 1}\n')
+        assert bucket.content(image_id) == ("image/png", b"one")
+
+    def test_an_answer_that_is_stored_again_is_the_newer_one(self, bucket: StoreTwin) -> None:
+        bucket.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
+
+        bucket.store.save_answer("gen_1", 7, iter([b'{"a":1}']), soon())
+
+        assert bucket.answer("gen_1") == ("application/json", b'{"a":1}')
+
+    def test_an_answer_whose_blocks_break_off_is_not_stored(self, bucket: StoreTwin) -> None:
+        failure = ImageStorageError("unreadable")
+
+        def blocks() -> Iterator[bytes]:
+            yield b'{"data":'
+            raise failure
+
+        with pytest.raises(ImageStorageError) as caught:
+            bucket.store.save_answer("gen_1", 100, blocks(), soon())
+
+        assert caught.value is failure
+        assert bucket.answer("gen_1") is None
+
+    def test_a_signed_url_of_an_answer_names_it_and_ends(self, bucket: StoreTwin) -> None:
+        signed = bucket.store.signed_answer_url("gen_1")
+
+        assert "gen_1" in urlsplit(signed.url).path
+        assert urlsplit(signed.url).path != urlsplit(bucket.store.signed_url("gen_1").url).path
+        assert signed.expires_at > 1_700_000_000
+
+    def test_an_answer_that_is_deleted_is_gone_and_may_be_deleted_again(self, bucket: StoreTwin) -> None:
+        bucket.store.save("gen_1", a_body(b"one"), soon())
+        bucket.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
+
+        for _ in range(2):
+            bucket.store.delete_answer("gen_1", soon())
+            assert bucket.answer("gen_1") is None
+        assert bucket.content("gen_1") == ("image/png", b"one")
+
+    def test_with_no_time_left_nothing_is_asked(self, bucket: StoreTwin) -> None:
+        image_id, over = new_image_id(), Deadline.after(0)
+        bucket.store.save(image_id, a_body(b"one"), soon())
+        bucket.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
+
+        with pytest.raises(ImageStorageError):
+            bucket.store.find(image_id, over)
+        with pytest.raises(ImageStorageError), bucket.store.read(image_id, over):
+            pass
+        with pytest.raises(ImageStorageError):
+            bucket.store.delete(image_id, over)
+        with pytest.raises(ImageStorageError):
+            bucket.store.delete_answer("gen_1", over)
+        with pytest.raises(ImageStorageError):
+            bucket.store.save_answer("gen_1", 3, iter([b"[1]"]), over)
+
+        assert bucket.content(image_id) == ("image/png", b"one")
+        assert bucket.answer("gen_1") == ("application/json", b"{}")
 
     def test_many_may_save_at_once(self, bucket: StoreTwin) -> None:
         contents = {new_image_id(): f"image {index}".encode() for index in range(10)}

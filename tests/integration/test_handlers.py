@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import os
+import time
 import uuid
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +20,15 @@ import pytest
 
 from functions.api import app as api_app
 from functions.authorizer import app as authorizer_app
+from functions.worker import app as worker_app
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.api import api
 from imagegen.bootstrap.authorizer import authorizer
+from imagegen.bootstrap.worker import worker
 from imagegen.credentials import BearerKey
 from local.serving import HungUpError, Reply, Request
-from tests.conftest import UPSTREAM_KEY, Upstream
+from local.template import Template
+from tests.conftest import ROOT, UPSTREAM_KEY, Upstream
 
 Event = dict[str, Any]
 Example = Callable[[str], Event]
@@ -61,7 +66,7 @@ class Deployed:
 @contextmanager
 def fresh_wiring() -> Iterator[None]:
     """Handlers keep what they built for the life of a process; a test is a process of its own."""
-    caches = (api, authorizer, sdk.session, sdk.ssm)
+    caches = (api, authorizer, worker, sdk.session, sdk.dynamodb, sdk.sqs, sdk.ssm)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -71,34 +76,50 @@ def fresh_wiring() -> Iterator[None]:
 
 @pytest.fixture
 def deployed(aws_url: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
+    """A stack of its own in moto, made from the template, and its functions' variables in the environment."""
     stack = f"test-{uuid.uuid4().hex[:12]}"
-    environment = {
+    runtime = {
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_ENDPOINT_URL": aws_url,
-        "CLIENTS_PATH": f"/{stack}/clients",
-        "IMAGE_BUCKET": stack,
-        "LINK_SECONDS": "600",
-        "MAX_IMAGE_BYTES": "8388608",
-        "PROMPT_MAX_CHARACTERS": "1000",
-        "PUBLIC_BASE_URL": "",
-        "UPSTREAM_API_KEY_PARAMETER": f"/{stack}/upstream-api-key",
-        "UPSTREAM_BASE_URL": upstream.base_url,
-        "UPSTREAM_TIMEOUT_SECONDS": "20",
     }
-    for name, value in environment.items():
+    for name, value in runtime.items():
         monkeypatch.setenv(name, value)
+    parameters = {
+        "UpstreamBaseUrl": upstream.base_url,
+        "LinkSeconds": "600",
+        "MaxImageBytes": "8388608",
+        "QuickUpstreamTimeoutSeconds": "20",
+        "WaitSeconds": "1",
+    }
     key = BearerKey.new("example")
-    made = Deployed(stack, upstream, aws_url, key, stack)
-    made.client("s3").create_bucket(Bucket=stack)
+    resources = deploy(stack, parameters, aws_url)
+    made = Deployed(resources["ImageBucket"], upstream, aws_url, key, stack)
+    for function in ("ApiFunction", "AuthorizerFunction", "WorkerFunction"):
+        configuration = made.client("lambda").get_function_configuration(FunctionName=resources[function])
+        for name, value in configuration["Environment"]["Variables"].items():
+            if function != "WorkerFunction" or name not in os.environ:
+                monkeypatch.setenv(name, str(value))
     ssm = made.client("ssm")
     ssm.put_parameter(Name=f"/{stack}/upstream-api-key", Type="SecureString", Value=UPSTREAM_KEY)
     record = msgspec.json.encode(key.record()).decode()
     ssm.put_parameter(Name=f"/{stack}/clients/example", Type="String", Value=record)
     with fresh_wiring():
         yield made
+
+
+def deploy(stack: str, parameters: dict[str, str], aws_url: str) -> dict[str, str]:
+    template = Template.read(ROOT / "template.yaml", parameters, "us-east-1")
+    cloudformation = boto3.client("cloudformation", endpoint_url=aws_url, region_name="us-east-1")
+    cloudformation.create_stack(
+        StackName=stack,
+        TemplateBody=json.dumps(template.for_moto()),
+        Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
+    )
+    summaries = cloudformation.list_stack_resources(StackName=stack)["StackResourceSummaries"]
+    return {each["LogicalResourceId"]: each["PhysicalResourceId"] for each in summaries}
 
 
 def call(event: Event, **body: Any) -> tuple[int, dict[str, str], Any]:
@@ -222,39 +243,53 @@ def test_a_bucket_that_is_gone_is_424_after_one_paid_call(deployed: Deployed, ex
     assert len(deployed.upstream.stand_in.calls) == 1
 
 
-def answer_with(images: list[dict[str, str]]) -> Callable[[Request], Reply]:
-    return lambda _: Reply(200, json.dumps({"created": 1, "data": images}).encode())
+def serve_images(deployed: Deployed, *images: bytes) -> None:
+    """Has the upstream answer with these, by URL."""
+    upstream = deployed.upstream
+    upstream.stand_in.files |= {str(number): ("image/png", content) for number, content in enumerate(images)}
+    origin = upstream.base_url.removesuffix("/v1")
+    answer = {"created": 1, "data": [{"url": f"{origin}/files/{number}"} for number in range(len(images))]}
+    upstream.stand_in.script.append(lambda _: Reply(200, json.dumps(answer).encode()))
 
 
-def test_base64_that_does_not_fit_one_answer_is_424_with_every_permalink(
+def about(example: Event, generation_id: str) -> Event:
+    """The example event, about this generation."""
+    text = json.dumps(example).replace(example["pathParameters"]["generation_id"], generation_id)
+    event: Event = json.loads(text)
+    return event
+
+
+def test_base64_that_does_not_fit_one_answer_is_stored_whole_and_redirected_to(
     deployed: Deployed, example_event: Example
 ) -> None:
-    upstream = deployed.upstream
-    images = {f"{number}": png(2_400_000) for number in range(2)}  # 2 x 3.2 MB of base64
-    upstream.stand_in.files |= {name: ("image/png", content) for name, content in images.items()}
-    origin = upstream.base_url.removesuffix("/v1")
-    upstream.stand_in.script.append(answer_with([{"url": f"{origin}/files/{name}"} for name in images]))
+    images = [png(2_400_000), png(2_400_000)]  # 6.4 MB as base64
+    serve_images(deployed, *images)
+    status, headers, _ = call(example_event("create-images"), model="dall-e-2", n=2, response_format="b64_json")
+    assert (status, headers["location"]) == (303, f"generations/{headers['x-generation-id']}/result")
 
-    status, _, answer = call(
-        example_event("create-images"), model="dall-e-2", n=2, response_format="b64_json", size="1024x1024"
-    )
+    status, headers, _ = call(about(example_event("get-result"), headers["x-generation-id"]))
+    assert status == 303
+    with urlopen(headers["location"]) as response:
+        answer = json.loads(response.read())
+    assert [b64decode(image["b64_json"]) for image in answer["data"]] == images
 
+
+def test_who_insists_on_post_gets_the_permalinks_of_an_answer_that_does_not_fit(
+    deployed: Deployed, example_event: Example
+) -> None:
+    image = png(5_000_000)
+    serve_images(deployed, image)
+    _, headers, _ = call(example_event("create-images"), response_format="b64_json")
+    status, _, answer = call(about(example_event("post-result"), headers["x-generation-id"]))
     assert (status, answer["error"]["code"]) == (424, "answer_too_large")
-    stored = deployed.stored()
-    assert [stored[f"images/{image['id']}"] for image in answer["error"]["images"]] == list(images.values())
-    assert all(image["permalink"].endswith(image["id"]) for image in answer["error"]["images"])
+    (told,) = answer["error"]["images"]
+    assert deployed.stored()[f"images/{told['id']}"] == image
 
 
 def test_base64_that_just_fits_is_answered(deployed: Deployed, example_event: Example) -> None:
-    content = png(4_700_000)
-    deployed.upstream.stand_in.files["big"] = ("image/png", content)
-    origin = deployed.upstream.base_url.removesuffix("/v1")
-    deployed.upstream.stand_in.script.append(answer_with([{"url": f"{origin}/files/big"}]))
-    event = example_event("create-images")
-    raw = api_app.lambda_handler(
-        event | {"body": json.dumps({"prompt": "x", "response_format": "b64_json"})},
-        Context(),  # type: ignore[arg-type]
-    )
+    serve_images(deployed, png(4_600_000))
+    event = example_event("create-images") | {"body": json.dumps({"prompt": "x", "response_format": "b64_json"})}
+    raw = api_app.lambda_handler(event, Context())  # type: ignore[arg-type]
     assert raw["statusCode"] == 200
     assert len(json.dumps(raw).encode()) < 6_291_556
 
@@ -348,3 +383,76 @@ def test_any_other_key_is_denied_by_a_policy_that_the_gateway_can_cache(
     for token in (example_event("authorize")["authorizationToken"], f"Bearer {BearerKey.new('stranger').key}"):
         policy = authorize(example_event("authorize") | {"authorizationToken": token})
         assert policy["policyDocument"]["Statement"][0]["Effect"] == "Deny"
+
+
+def sqs_event(example: Event, generation_id: str) -> Event:
+    (record,) = example["Records"]
+    body = json.dumps({"generation_id": generation_id})
+    return {"Records": [{**record, "body": body, "receiptHandle": received(body)}]}
+
+
+def received(body: str) -> str:
+    """A receipt of a message that is really in the queue."""
+    sqs, url = boto3.client("sqs"), os.environ["GENERATION_QUEUE_URL"]
+    sqs.send_message(QueueUrl=url, MessageBody=body)
+    receipt: str = sqs.receive_message(QueueUrl=url, VisibilityTimeout=60)["Messages"][0]["ReceiptHandle"]
+    return receipt
+
+
+def begin(example_event: Example, **body: Any) -> str:
+    """A generation that nobody works on yet."""
+    event = example_event("create-images")
+    event["headers"]["Prefer"] = "respond-async"
+    status, headers, answer = call(event, **(body or {"prompt": "later"}))
+    assert (status, answer["status"]) == (202, "queued")
+    assert headers["location"] == f"generations/{answer['id']}"
+    return str(answer["id"])
+
+
+def test_the_worker_makes_what_its_message_names_and_acknowledges_it(
+    deployed: Deployed, example_event: Example
+) -> None:
+    generation_id = begin(example_event)
+    event = sqs_event(example_event("work"), generation_id)
+    for _ in range(2):  # a message may come twice
+        assert worker_app.lambda_handler(event, Context(60_000)) == {"batchItemFailures": []}  # type: ignore[arg-type]
+    status, _, generation = call(about(example_event("get-generation"), generation_id))
+    assert (status, generation["status"]) == (200, "completed")
+    assert {f"images/{image['id']}" for image in generation["data"]} == set(deployed.stored())
+    assert len(deployed.upstream.stand_in.calls) == 1
+
+
+def test_an_old_message_without_a_record_is_acknowledged_and_a_young_one_comes_again(
+    deployed: Deployed, example_event: Example
+) -> None:
+    event = sqs_event(example_event("work"), "gen_AAECAwQFBgcICQoLDA0ODw")
+    event["Records"][0]["attributes"]["SentTimestamp"] = str(int((time.time() - 600) * 1000))
+    assert worker_app.lambda_handler(event, Context(60_000)) == {"batchItemFailures": []}  # type: ignore[arg-type]
+    event["Records"][0]["attributes"]["SentTimestamp"] = str(int(time.time() * 1000))
+    (failure,) = worker_app.lambda_handler(event, Context(60_000))["batchItemFailures"]  # type: ignore[arg-type]
+    assert failure == {"itemIdentifier": event["Records"][0]["messageId"]}
+
+
+def test_a_dead_letter_fails_the_generation_that_nobody_works_on(deployed: Deployed, example_event: Example) -> None:
+    generation_id = begin(example_event)
+    event = sqs_event(example_event("give-up"), generation_id)
+    answer = worker_app.dead_letter_handler(event, Context(30_000))  # type: ignore[arg-type]
+    assert answer == {"batchItemFailures": []}
+    _, _, generation = call(about(example_event("get-generation"), generation_id))
+    assert (generation["status"], generation["error"]["code"]) == ("failed", "abandoned")
+    assert deployed.upstream.stand_in.calls == []
+
+
+def test_a_generation_is_listed_cancelled_and_deleted(deployed: Deployed, example_event: Example) -> None:
+    generation_id = begin(example_event)
+    status, _, page = call(example_event("list-generations"))
+    assert (status, [each["id"] for each in page["data"]]) == (200, [generation_id])
+    status, _, cancelled = call(about(example_event("cancel-generation"), generation_id))
+    assert (status, cancelled["status"]) == (200, "cancelled")
+    assert call(about(example_event("delete-generation"), generation_id))[0] == 200
+    assert call(about(example_event("get-generation"), generation_id))[0] == 404
+    worker_app.lambda_handler(
+        sqs_event(example_event("work"), generation_id),
+        Context(60_000),  # type: ignore[arg-type]
+    )
+    assert deployed.upstream.stand_in.calls == []

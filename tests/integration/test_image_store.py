@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +27,7 @@ from imagegen.errors import (
     MoneySpentError,
     NotAnImageError,
 )
+from imagegen.generations import StoredImage
 from imagegen.images import ImageBody, new_image_id
 from imagegen.outbound.pool import HttpPool
 from local.serving import HungUpError, Reply, Request, serving
@@ -172,6 +173,37 @@ class TestAgainstMoto:
         assert before + LINK_SECONDS <= signed.expires_at <= after + LINK_SECONDS
         assert parse_qs(urlsplit(signed.url).query)["X-Amz-Expires"] == [str(LINK_SECONDS)]
 
+    @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+    def test_what_is_stored_is_found_and_read_and_deleted(self, bucket: Bucket, content: bytes) -> None:
+        image_id = new_image_id()
+        store = bucket.store()
+        store.save(image_id, a_body(content, "image/webp"), soon())
+
+        assert store.find(image_id, soon()) == StoredImage("image/webp", len(content))
+        with store.read(image_id, soon()) as blocks:
+            assert b"".join(blocks) == content
+        store.delete(image_id, soon())
+        assert bucket.keys() == []
+
+    def test_a_signed_url_gives_the_answer_as_json_to_whoever_asks(self, bucket: Bucket) -> None:
+        store = bucket.store()
+        store.save_answer("gen_abc", 11, iter([b'{"data"', b": []", b""]), soon())
+
+        assert bucket.keys() == ["answers/gen_abc.json"]
+        with urlopen(store.signed_answer_url("gen_abc").url, timeout=10) as response:
+            assert response.headers["Content-Type"] == "application/json"
+            assert response.read() == b'{"data": []'
+        store.delete_answer("gen_abc", soon())
+        assert bucket.keys() == []
+
+    def test_a_signed_url_of_an_answer_tells_when_it_ends(self, bucket: Bucket) -> None:
+        before = int(time.time())
+        signed = bucket.store().signed_answer_url("gen_abc")
+        after = int(time.time())
+
+        assert before + LINK_SECONDS <= signed.expires_at <= after + LINK_SECONDS
+        assert parse_qs(urlsplit(signed.url).query)["X-Amz-Expires"] == [str(LINK_SECONDS)]
+
 
 @dataclass
 class Counter:
@@ -194,6 +226,20 @@ def s3() -> Iterator[Counter]:
     with serving(counter.respond) as port:
         counter.url = f"http://127.0.0.1:{port}/a-bucket"
         yield counter
+
+
+def read_whole(store: S3ImageStore) -> bytes:
+    with store.read("img_secret", soon()) as blocks:
+        return b"".join(blocks)
+
+
+# How the store asks, by name: the method, the path, and the asking itself.
+ASKING: dict[str, tuple[str, str, Callable[[S3ImageStore], object]]] = {
+    "find": ("HEAD", "/images/img_secret", lambda store: store.find("img_secret", soon())),
+    "read": ("GET", "/images/img_secret", read_whole),
+    "delete": ("DELETE", "/images/img_secret", lambda store: store.delete("img_secret", soon())),
+    "delete_answer": ("DELETE", "/answers/gen_secret.json", lambda store: store.delete_answer("gen_secret", soon())),
+}
 
 
 class TestRequests:
@@ -244,9 +290,38 @@ class TestRequests:
 
     def test_a_signed_url_is_made_without_any_call(self, s3: Counter) -> None:
         signed = a_store(s3.url).signed_url("img_abcdefghijklmnopqrstuv")
+        answer = a_store(s3.url).signed_answer_url("gen_abcdefghijklmnopqrstuv")
 
         assert signed.url.startswith(f"{s3.url}/images/img_abcdefghijklmnopqrstuv?")
+        assert answer.url.startswith(f"{s3.url}/answers/gen_abcdefghijklmnopqrstuv.json?")
         assert s3.requests == []
+
+    def test_an_answer_is_one_put_with_its_length_that_replaces_what_is_there(self, s3: Counter) -> None:
+        a_store(s3.url).save_answer("gen_abcdefghijklmnopqrstuv", 6, iter([b"[1,", b" 2]"]), soon())
+
+        (request,) = s3.requests
+        assert request.method == "PUT"
+        assert urlsplit(request.target).path == "/a-bucket/answers/gen_abcdefghijklmnopqrstuv.json"
+        assert request.header("Content-Length") == "6"
+        assert request.header("Transfer-Encoding") is None
+        assert request.header("Content-Type") == "application/json"
+        assert request.header("If-None-Match") is None
+        assert request.body == b"[1, 2]"
+
+    @pytest.mark.parametrize("how", ASKING)
+    def test_to_ask_is_one_signed_request_without_a_body(self, s3: Counter, how: str) -> None:
+        method, path, ask = ASKING[how]
+        s3.reply = Reply(200, b"", {"Content-Type": "image/png"})
+
+        ask(a_store(s3.url))
+
+        (request,) = s3.requests
+        assert (request.method, urlsplit(request.target).path) == (method, f"/a-bucket{path}")
+        query = parse_qs(urlsplit(request.target).query)
+        assert query["X-Amz-Signature"]
+        assert int(query["X-Amz-Expires"][0]) <= 60
+        assert request.header("Authorization") is None
+        assert request.body == b""
 
     def test_two_saves_share_a_connection(self, s3: Counter) -> None:
         s3.reply = Reply(200, b"<xml/>")
@@ -309,6 +384,85 @@ class TestFailures:
 
         assert s3.requests == []
 
+    @pytest.mark.parametrize("how", ASKING)
+    @pytest.mark.parametrize("status", [301, 307, 400, 405, 408, 429, 500, 502, 503, 504])
+    def test_what_the_bucket_does_not_answer_is_told_without_a_secret(self, s3: Counter, status: int, how: str) -> None:
+        s3.reply = Reply(status, b"" if how == "find" else b"<Error/>", {"Location": s3.url})
+
+        with pytest.raises(ImageStorageError) as caught:
+            ASKING[how][2](a_store(s3.url))
+
+        assert len(s3.requests) == 1
+        assert "secret" not in caught.value.message
+        assert "a-bucket" not in caught.value.message
+
+    @pytest.mark.parametrize("status", [403, 404])
+    def test_what_is_not_there_is_not_found_with_the_right_to_list_the_bucket_or_without(
+        self, s3: Counter, status: int
+    ) -> None:
+        s3.reply = Reply(status)
+
+        assert a_store(s3.url).find("img_secret", soon()) is None
+
+    @pytest.mark.parametrize("status", [403, 404])
+    def test_what_is_not_there_cannot_be_read(self, s3: Counter, status: int) -> None:
+        s3.reply = Reply(status, b"<Error/>")
+
+        with pytest.raises(ImageStorageError):
+            read_whole(a_store(s3.url))
+
+    @pytest.mark.parametrize("how", ["delete", "delete_answer"])
+    @pytest.mark.parametrize("status", [200, 204, 404])
+    def test_what_is_not_there_is_as_good_as_deleted(self, s3: Counter, status: int, how: str) -> None:
+        s3.reply = Reply(status)
+
+        ASKING[how][2](a_store(s3.url))
+
+        assert len(s3.requests) == 1
+
+    @pytest.mark.parametrize("how", ["delete", "delete_answer"])
+    def test_what_must_not_be_deleted_is_not_said_to_be_gone(self, s3: Counter, how: str) -> None:
+        s3.reply = Reply(403, b"<Error/>")
+
+        with pytest.raises(ImageStorageError):
+            ASKING[how][2](a_store(s3.url))
+
+    @pytest.mark.parametrize("how", ASKING)
+    def test_a_dropped_connection_may_be_asked_again(self, s3: Counter, how: str) -> None:
+        s3.reply = Reply(0)
+
+        with pytest.raises(ImageStorageInterruptedError):
+            ASKING[how][2](a_store(s3.url))
+
+        assert len(s3.requests) == 1
+
+    def test_an_image_that_ends_before_its_length_is_never_taken_for_whole(self, s3: Counter) -> None:
+        s3.reply = Reply(200, SMALL, declared_length=len(SMALL) + 1)
+
+        with pytest.raises(ImageStorageInterruptedError):
+            read_whole(a_store(s3.url))
+
+    @pytest.mark.parametrize("status", [500, 503])
+    def test_an_answer_that_is_not_taken_may_be_tried_again(self, s3: Counter, status: int) -> None:
+        s3.reply = Reply(status, b"<Error/>")
+
+        with pytest.raises(ImageStorageInterruptedError):
+            a_store(s3.url).save_answer("gen_secret", 2, iter([b"{}"]), soon())
+
+    def test_with_no_time_left_nothing_else_is_asked_either(self, s3: Counter) -> None:
+        store, over = a_store(s3.url), Deadline.after(0)
+
+        with pytest.raises(ImageStorageError):
+            store.find("img_secret", over)
+        with pytest.raises(ImageStorageError), store.read("img_secret", over):
+            pass
+        with pytest.raises(ImageStorageError):
+            store.delete("img_secret", over)
+        with pytest.raises(ImageStorageError):
+            store.save_answer("gen_secret", 2, iter([b"{}"]), over)
+
+        assert s3.requests == []
+
     def test_a_failure_of_the_disk_that_holds_the_image_may_be_tried_again(self) -> None:
         def blocks() -> Iterator[bytes]:
             yield SMALL[:10]
@@ -332,7 +486,7 @@ class RawS3:
 
 
 @contextmanager
-def raw_s3(answer: bytes = b"") -> Iterator[RawS3]:
+def raw_s3(answer: bytes = b"", *, hang_up: bool = True) -> Iterator[RawS3]:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(AT_MOST_SECONDS)
     s3 = RawS3(f"http://127.0.0.1:{listener.getsockname()[1]}/a-bucket", answer)
@@ -347,7 +501,8 @@ def raw_s3(answer: bytes = b"") -> Iterator[RawS3]:
                     s3.received += data
                     if not answered and s3.answer and b"\r\n\r\n" in s3.received:
                         connection.sendall(s3.answer)
-                        connection.shutdown(socket.SHUT_WR)
+                        if hang_up:
+                            connection.shutdown(socket.SHUT_WR)
                         answered = True
 
     thread = threading.Thread(target=serve)
@@ -393,6 +548,17 @@ class TestWithARawServer:
         answer = b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status
         with raw_s3(answer) as s3, outcome:
             a_store(s3.url).save(new_image_id(), a_body(LARGE), soon())
+
+    def test_an_image_that_comes_to_a_halt_is_given_up_at_the_deadline(self) -> None:
+        answer = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\nonly so much"
+        begun = time.monotonic()
+
+        with raw_s3(answer, hang_up=False) as s3:
+            reading = a_store(s3.url).read(new_image_id(), Deadline.after(0.4))
+            with pytest.raises(ImageStorageInterruptedError), reading as blocks:
+                b"".join(blocks)
+
+        assert time.monotonic() - begun < AT_MOST_SECONDS
 
     def test_a_server_that_takes_all_and_says_nothing_is_given_up_at_the_deadline(self) -> None:
         begun = time.monotonic()

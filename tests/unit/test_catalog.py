@@ -14,20 +14,28 @@ MODELS = pytest.mark.parametrize("model", CATALOG.values(), ids=CATALOG)
 @pytest.fixture
 def wired(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     for name, value in {
+        "API_IS_FIRST_WORKER": "true",
         "AWS_REGION": "eu-central-1",
+        "GENERATION_QUEUE_URL": "http://127.0.0.1:9/generations",
+        "GENERATION_TABLE": "generations",
         "IMAGE_BUCKET": "images",
+        "LEASE_SECONDS": "60",
         "LINK_SECONDS": "3600",
         "MAX_IMAGE_BYTES": "26214400",
+        "MOST_WAITERS": "100",
         "PROMPT_MAX_CHARACTERS": "1000",
+        "RECORD_DAYS": "90",
+        "REPEAT_UNKNOWN_CALLS": "true",
         "UPSTREAM_API_KEY_PARAMETER": "/imagegen/upstream/key",
         "UPSTREAM_BASE_URL": "http://127.0.0.1:9/v1",
         "UPSTREAM_TIMEOUT_SECONDS": "100",
+        "WAIT_SECONDS": "25",
     }.items():
         monkeypatch.setenv(name, value)
     api.cache_clear()
     made = api()
     yield made
-    made.pool.shutdown()
+    made.workshop.pool.shutdown()
     api.cache_clear()
 
 
@@ -51,6 +59,29 @@ def test_the_calls_of_a_request_ask_for_as_many_images_as_it_does(model: ImageMo
 )
 def test_a_model_that_makes_one_image_a_call_is_called_for_each(model: str, n: int, calls: list[int]) -> None:
     assert CATALOG[model].calls(n) == calls
+
+
+@pytest.mark.parametrize(
+    ("model", "quality", "quick"),
+    [
+        ("dall-e-2", None, True),
+        ("dall-e-2", "standard", True),
+        ("dall-e-3", None, True),
+        ("dall-e-3", "standard", True),
+        ("dall-e-3", "hd", False),
+        ("flux-pro", None, True),
+        ("gpt-image-1", None, False),
+        ("gpt-image-1", "low", False),
+        ("gpt-image-2", "high", False),
+    ],
+)
+def test_quick_is_what_usually_comes_before_the_gateway_gives_up(model: str, quality: str | None, quick: bool) -> None:
+    assert CATALOG[model].is_quick(quality) is quick
+
+
+@MODELS
+def test_only_a_quality_that_can_be_asked_for_is_quick(model: ImageModel) -> None:
+    assert set(model.quick_qualities) <= {None, *model.qualities}
 
 
 @MODELS
@@ -122,4 +153,4 @@ def test_gpt_image_is_never_sent_what_it_refuses(model: ImageModel) -> None:
 
 
 def test_every_provider_that_the_catalog_names_is_wired_and_no_other(wired: Api) -> None:
-    assert {model.provider for model in CATALOG.values()} == set(wired.providers)
+    assert {model.provider for model in CATALOG.values()} == set(wired.workshop.providers)

@@ -6,9 +6,8 @@ import pytest
 
 from imagegen import errors
 from imagegen.errors import ImagegenError, MoneySpentError, NothingSpentError, PartialGenerationError, TryLaterError
-from imagegen.images import GeneratedImage
 from imagegen.openai_wire import errors as error_table
-from imagegen.openai_wire.errors import ROWS, answer_error
+from imagegen.openai_wire.errors import ROWS, answer_error, error_object
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "layers").rglob("*.py"), *(ROOT / "functions").rglob("*.py")])
@@ -86,7 +85,7 @@ def test_what_may_have_cost_money_is_told_so_that_no_client_retries(failure: typ
 
 @pytest.mark.parametrize("failure", [failure for failure in TOLD if issubclass(failure, NothingSpentError)])
 def test_what_cost_nothing_is_never_told_as_if_it_had(failure: type[NothingSpentError]) -> None:
-    assert answer_error(failure("Words."), permalink).status in {400, 404, 413, 415, 429, 502, 503}
+    assert answer_error(failure("Words."), permalink).status in {400, 404, 409, 413, 415, 422, 429, 502, 503}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +110,7 @@ def test_what_only_the_operator_can_cure_is_not_worth_a_retry(failure: type[Imag
         errors.UpstreamUnavailableError,
         errors.UpstreamUnreachableError,
         errors.SecretUnavailableError,
+        errors.RecordsUnavailableError,
     ],
 )
 def test_what_waiting_may_cure_is_left_to_the_client_s_own_retries(failure: type[ImagegenError]) -> None:
@@ -145,6 +145,10 @@ def test_a_failure_s_own_param_and_code_are_told(failure: type[ImagegenError]) -
         (errors.UnknownRouteError, 404, "invalid_request_error", "unknown_url"),
         (errors.UpstreamRateLimitedError, 429, "rate_limit_error", "rate_limit_exceeded"),
         (errors.UpstreamTimeoutError, 424, "upstream_error", "upstream_timeout"),
+        (errors.UnknownGenerationError, 404, "invalid_request_error", "generation_not_found"),
+        (errors.GenerationEndedError, 409, "invalid_request_error", "generation_ended"),
+        (errors.IdempotencyKeyReusedError, 422, "invalid_request_error", "idempotency_key_reused"),
+        (errors.GenerationStillRunningError, 424, "server_error", "generation_still_running"),
     ],
 )
 def test_what_openai_has_words_for_is_told_in_its_words(
@@ -152,6 +156,26 @@ def test_what_openai_has_words_for_is_told_in_its_words(
 ) -> None:
     answer = answer_error(failure("Words."), permalink)
     assert (answer.status, answer.body["error"]["type"], answer.body["error"]["code"]) == (status, kind, code)
+
+
+@pytest.mark.parametrize("failure", TOLD)
+def test_no_status_that_clients_retry_whatever_it_means_goes_out_without_a_word(failure: type[ImagegenError]) -> None:
+    answer = answer_error(failure("Words."), permalink)
+    assert answer.status not in {408, 409} or answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("failure", TOLD)
+def test_an_answer_and_a_record_tell_a_failure_in_the_same_words(failure: type[ImagegenError]) -> None:
+    error = failure("Words.", param="size", code="invalid_value")
+    error.__cause__ = errors.ImageTruncatedError("Why.", param="prompt")
+    assert answer_error(error, permalink).body == {"error": error_object(error)}
+
+
+def test_an_error_object_says_nothing_of_images_and_of_what_is_unknown() -> None:
+    error = PartialGenerationError("1 of 2 images were made and stored.")
+    error.images = ("img_1",)
+    assert error_object(error).keys() == {"message", "type", "param", "code"}
+    assert error_object(ValueError("a secret"))["message"] == "Something went wrong on our side."
 
 
 def test_a_prompt_rejected_by_gpt_image_has_the_type_that_openai_gives_it() -> None:
@@ -168,7 +192,7 @@ def test_a_prompt_rejected_by_gpt_image_has_the_type_that_openai_gives_it() -> N
 @pytest.mark.parametrize("failure", [failure for failure in TOLD if issubclass(failure, MoneySpentError)])
 def test_images_that_were_stored_are_told_with_their_permalinks(failure: type[MoneySpentError]) -> None:
     error = failure("Words.")
-    error.images = (GeneratedImage("img_1", "An otter", b"bytes"), GeneratedImage("img_2"))
+    error.images = ("img_1", "img_2")
     body = answer_error(error, permalink).body["error"]
     assert body.keys() == {"message", "type", "param", "code", "images"}
     assert body["images"] == [
@@ -209,7 +233,7 @@ def test_a_generation_that_failed_in_part_tells_why_the_rest_is_missing(
 ) -> None:
     error = PartialGenerationError("1 of 2 images were made and stored. Why.")
     error.__cause__ = cause
-    error.images = (GeneratedImage("img_1"),)
+    error.images = ("img_1",)
     answer = answer_error(error, permalink)
     assert (answer.status, answer.headers) == (424, {"x-should-retry": "false"})
     assert answer.body["error"] == {

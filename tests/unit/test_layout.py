@@ -70,8 +70,9 @@ def known(dotted: str) -> str:
 def test_the_rooms_that_these_rules_name_are_there() -> None:
     assert OURS.keys() >= PLAIN | PORTS | SETTINGS
     assert all(len(package(name)) > 1 for name in PACKAGES)
-    assert {f"imagegen.{name}" for name in ("generate", "authorize", "credentials", "silent_trace")} <= USE_CASES
-    assert {"functions.api.app", "functions.authorizer.app"} <= FUNCTIONS.keys()
+    verbs = ("authorize", "generate", "manage", "submit", "wait", "work")
+    assert {f"imagegen.{name}" for name in (*verbs, "credentials", "failures", "silent_trace")} == USE_CASES
+    assert {"functions.api.app", "functions.authorizer.app", "functions.worker.app"} <= FUNCTIONS.keys()
 
 
 def test_these_rules_see_an_import_in_every_spelling() -> None:
@@ -138,7 +139,13 @@ def test_only_bootstrap_wires(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(package("bootstrap")))
 def test_bootstrap_knows_nothing_of_who_calls_it(name: str) -> None:
-    assert not ours_of(name) & (FUNCTIONS.keys() | package("openai_wire"))
+    assert not ours_of(name) & FUNCTIONS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(package("bootstrap")))
+def test_bootstrap_wires_only_the_answers_of_the_wire(name: str) -> None:
+    """Whoever works on a generation stores the answer that is too large to be given directly."""
+    assert ours_of(name) & package("openai_wire") <= {"imagegen.openai_wire.answers"}
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))

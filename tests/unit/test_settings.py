@@ -1,49 +1,126 @@
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from imagegen.settings import ApiSettings, AuthorizerSettings, SettingsError
+from imagegen.settings import (
+    ApiSettings,
+    AuthorizerSettings,
+    RuntimeSettings,
+    SettingsError,
+    StoreSettings,
+    UpstreamSettings,
+    WorkerSettings,
+)
 
-GOOD = {
+WORKER = {
     "AWS_REGION": "eu-central-1",
+    "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
+    "GENERATION_TABLE": "generations-123",
     "IMAGE_BUCKET": "images-123",
+    "LEASE_SECONDS": "45",
     "LINK_SECONDS": "3600",
     "MAX_IMAGE_BYTES": "26214400",
-    "PROMPT_MAX_CHARACTERS": "1000",
-    "PUBLIC_BASE_URL": "https://images.example/prod",
+    "RECORD_DAYS": "90",
+    "REPEAT_UNKNOWN_CALLS": "true",
     "UPSTREAM_API_KEY_PARAMETER": "/imagegen/upstream/key",
     "UPSTREAM_BASE_URL": "https://upstream.example/v1",
     "UPSTREAM_TIMEOUT_SECONDS": "100",
 }
+GOOD = WORKER | {
+    "API_IS_FIRST_WORKER": "false",
+    "MOST_WAITERS": "50",
+    "PROMPT_MAX_CHARACTERS": "1000",
+    "PUBLIC_BASE_URL": "https://images.example/prod",
+    "WAIT_SECONDS": "20",
+}
 REQUIRED = sorted(GOOD.keys() - {"PUBLIC_BASE_URL"})
 URLS = ["PUBLIC_BASE_URL", "UPSTREAM_BASE_URL"]
+FLAGS = ["API_IS_FIRST_WORKER", "REPEAT_UNKNOWN_CALLS"]
 BOUNDS = [
+    ("LEASE_SECONDS", 1, 60),
     ("LINK_SECONDS", 60, 604_800),
     ("MAX_IMAGE_BYTES", 1, 104_857_600),
+    ("MOST_WAITERS", 0, 10_000),
     ("PROMPT_MAX_CHARACTERS", 1, 32_000),
+    ("RECORD_DAYS", 1, 36_500),
     ("UPSTREAM_TIMEOUT_SECONDS", 1, 800),
+    ("WAIT_SECONDS", 0, 25),
 ]
+RUNTIME = RuntimeSettings(region="eu-central-1", s3_endpoint_url=None)
+STORE = StoreSettings(
+    generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
+    generation_table="generations-123",
+    image_bucket="images-123",
+    link_seconds=3600,
+    record_days=90,
+)
+UPSTREAM = UpstreamSettings(
+    lease_seconds=45,
+    max_image_bytes=26_214_400,
+    repeat_unknown_calls=True,
+    upstream_api_key_parameter="/imagegen/upstream/key",
+    upstream_base_url="https://upstream.example/v1",
+    upstream_timeout_seconds=100,
+)
+
+FromEnv = Callable[[dict[str, str]], object]
 
 
-def what_is_wrong(environ: dict[str, str]) -> str:
+def what_is_wrong(environ: dict[str, str], from_env: FromEnv = ApiSettings.from_env) -> str:
     with pytest.raises(SettingsError) as error:
-        ApiSettings.from_env(environ)
+        from_env(environ)
     return str(error.value)
+
+
+def setting(name: str, environ: dict[str, str]) -> Any:
+    """What the api function reads from a variable, wherever it keeps it."""
+    settings = ApiSettings.from_env(environ)
+    [owner] = [
+        part for part in (settings, settings.runtime, settings.store, settings.upstream) if hasattr(part, name.lower())
+    ]
+    return getattr(owner, name.lower())
 
 
 def test_a_good_environment_is_read() -> None:
     assert ApiSettings.from_env(GOOD | {"PATH": "/usr/bin", "UNRELATED": ""}) == ApiSettings(
-        image_bucket="images-123",
-        link_seconds=3600,
-        max_image_bytes=26_214_400,
+        runtime=RUNTIME,
+        store=STORE,
+        upstream=UPSTREAM,
+        api_is_first_worker=False,
+        most_waiters=50,
         prompt_max_characters=1000,
         public_base_url="https://images.example/prod",
-        upstream_api_key_parameter="/imagegen/upstream/key",
-        upstream_base_url="https://upstream.example/v1",
-        upstream_timeout_seconds=100,
-        region="eu-central-1",
-        s3_endpoint_url=None,
+        wait_seconds=20,
     )
+
+
+def test_a_worker_reads_no_more_than_it_works_with() -> None:
+    assert WorkerSettings.from_env(WORKER) == WorkerSettings(RUNTIME, STORE, UPSTREAM)
+
+
+@pytest.mark.parametrize("name", sorted(WORKER))
+def test_what_a_worker_misses_is_named(name: str) -> None:
+    environ = {key: value for key, value in WORKER.items() if key != name}
+    assert what_is_wrong(environ, WorkerSettings.from_env) == f"{name} is missing"
+
+
+def test_all_that_a_worker_misses_is_told_at_once() -> None:
+    told = what_is_wrong({}, WorkerSettings.from_env).split("; ")
+    assert sorted(told) == [f"{name} is missing" for name in sorted(WORKER)]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+def test_a_flag_is_true_or_false(name: str, text: str, value: bool) -> None:
+    assert setting(name, GOOD | {name: text}) is value
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("text", ["", " ", "True", "FALSE", "1", "0", "yes", "no", " true", "true\n", "truefalse"])
+def test_what_is_no_flag_is_named(name: str, text: str) -> None:
+    assert what_is_wrong(GOOD | {name: text}) == f"{name} is neither true nor false"
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -76,8 +153,7 @@ def test_what_is_missing_and_what_is_bad_are_told_together() -> None:
 @pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
 def test_a_number_may_be_the_least_and_the_most(name: str, least: int, most: int) -> None:
     for number in (least, most):
-        settings = ApiSettings.from_env(GOOD | {name: str(number)})
-        assert getattr(settings, name.lower()) == number
+        assert setting(name, GOOD | {name: str(number)}) == number
 
 
 @pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
@@ -115,7 +191,7 @@ def test_plain_http_to_another_machine_is_refused(name: str, host: str) -> None:
 )
 @pytest.mark.parametrize("name", URLS)
 def test_plain_http_to_this_machine_is_allowed(name: str, host: str) -> None:
-    assert getattr(ApiSettings.from_env(GOOD | {name: f"http://{host}/v1"}), name.lower()) == f"http://{host}/v1"
+    assert setting(name, GOOD | {name: f"http://{host}/v1"}) == f"http://{host}/v1"
 
 
 @pytest.mark.parametrize("userinfo", ["user:hush@", "user@", ":hush@", "@", ":@"])
@@ -164,7 +240,7 @@ def test_slashes_at_the_end_of_a_url_are_trimmed(name: str) -> None:
         "https://upstream.example/v1/": "https://upstream.example/v1",
         "https://upstream.example/v1//": "https://upstream.example/v1",
     }.items():
-        assert getattr(ApiSettings.from_env(GOOD | {name: url}), name.lower()) == trimmed
+        assert setting(name, GOOD | {name: url}) == trimmed
 
 
 @pytest.mark.parametrize("environ", [{}, {"PUBLIC_BASE_URL": ""}])
@@ -187,7 +263,8 @@ def test_a_service_may_have_no_public_address_of_its_own(environ: dict[str, str]
     ],
 )
 def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(environ: dict[str, str], endpoint: str | None) -> None:
-    assert ApiSettings.from_env(GOOD | environ).s3_endpoint_url == endpoint
+    assert ApiSettings.from_env(GOOD | environ).runtime.s3_endpoint_url == endpoint
+    assert WorkerSettings.from_env(WORKER | environ).runtime.s3_endpoint_url == endpoint
 
 
 @pytest.mark.parametrize("path", ["/imagegen/prod/clients", "/imagegen/prod/clients/"])

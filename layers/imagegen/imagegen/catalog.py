@@ -60,6 +60,11 @@ class ImageModel:
     moderations: tuple[str, ...] = ()
     output_formats: tuple[str, ...] = ()
     provider: str = "openai_compatible"
+    quick_qualities: tuple[str | None, ...] = ()
+
+    def is_quick(self, quality: str | None) -> bool:
+        """Whether an image usually comes well within the gateway's 29 s. None is the upstream's own default."""
+        return quality in self.quick_qualities
 
     def longest_prompt(self, cap: int) -> int:
         """In characters. `cap` is the deployer's, for models that it applies to."""
@@ -124,6 +129,7 @@ def _flux(model_id: str) -> ImageModel:
         default_response_format="url",
         images_per_call=1,  # some resellers answer n = 4 with one image
         upstream_fields=frozenset({"size"}),
+        quick_qualities=(None,),
     )
 
 
@@ -142,6 +148,7 @@ CATALOG: dict[str, ImageModel] = _by_id(
             upstream_fields=frozenset({"size", "quality", "user", "response_format"}),
             prompt_limit=1_000,
             qualities=("standard",),
+            quick_qualities=(None, "standard"),
         ),
         ImageModel(
             id="dall-e-3",
@@ -152,6 +159,7 @@ CATALOG: dict[str, ImageModel] = _by_id(
             upstream_fields=frozenset({"size", "quality", "style", "user", "response_format"}),
             prompt_limit=4_000,
             qualities=("standard", "hd"),
+            quick_qualities=(None, "standard"),
         ),
         _gpt_image("gpt-image-1"),
         _gpt_image("gpt-image-1-mini"),

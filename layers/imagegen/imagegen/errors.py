@@ -6,8 +6,6 @@ Where a `MoneySpentError` is raised, the upstream was paid or may have been, so 
 
 from collections.abc import Sequence
 
-from imagegen.images import GeneratedImage
-
 
 class ImagegenError(Exception):
     """The base of every failure that a caller is told about. The message is written for the caller."""
@@ -24,9 +22,9 @@ class NothingSpentError(ImagegenError):
 
 
 class MoneySpentError(ImagegenError):
-    """`images` are those that were stored all the same."""
+    """`images` are the ids of those that were stored all the same."""
 
-    images: Sequence[GeneratedImage] = ()
+    images: Sequence[str] = ()
 
 
 # What the caller got wrong.
@@ -50,6 +48,18 @@ class UnknownRouteError(NothingSpentError):
 
 class UnknownImageError(NothingSpentError):
     """What was given is no image id."""
+
+
+class UnknownGenerationError(NothingSpentError):
+    """The caller has no such generation."""
+
+
+class GenerationEndedError(NothingSpentError):
+    """It has ended already, so it cannot be cancelled."""
+
+
+class IdempotencyKeyReusedError(NothingSpentError):
+    """The same Idempotency-Key came with another request."""
 
 
 class PromptRejectedError(NothingSpentError):
@@ -102,6 +112,10 @@ class UpstreamUnreachableError(TryLaterError):
 
 class SecretUnavailableError(NothingSpentError):
     """SSM Parameter Store could not be asked."""
+
+
+class RecordsUnavailableError(NothingSpentError):
+    """DynamoDB or SQS could not be asked, before the upstream was."""
 
 
 # The upstream was paid, or may have been.
@@ -169,6 +183,22 @@ class PartialGenerationError(MoneySpentError):
 
 class AnswerTooLargeError(MoneySpentError):
     """All images are stored, but their base64 does not fit into one answer."""
+
+
+class OutcomeUnknownError(MoneySpentError):
+    """Whoever sent an upstream call died before its answer was known, and it is not to be sent again."""
+
+
+class AbandonedError(MoneySpentError):
+    """Every attempt to work on the generation died."""
+
+
+class GenerationStillRunningError(MoneySpentError):
+    """It was waited for as long as clients follow redirects."""
+
+
+class GenerationCancelledError(MoneySpentError):
+    """The caller cancelled it, and what the upstream had been asked for by then may be paid."""
 
 
 class InternalError(MoneySpentError):

@@ -1,28 +1,187 @@
-"""A generation: one admitted request, and what is fixed about it before anything is spent."""
+"""A generation: one admitted request, its record, and what the record knows of money."""
 
+import hashlib
 import secrets
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
 
+import msgspec
+
+from imagegen.catalog import CATALOG
 from imagegen.images import ImageRequest, new_image_id
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """`created_at` is in Unix seconds. There is one image id for each image asked for."""
+class Status(StrEnum):
+    """OpenAI's words, in the order of a life."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+
+class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An image that the upstream answered. Without a URL its bytes came along, and it is stored already."""
+
+    url: str | None = None
+    revised_prompt: str | None = None
+
+
+class CallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an upstream call gave, kept before anything is fetched: it was paid for."""
+
+    images: tuple[AnsweredImage, ...]
+    details: dict[str, str] = {}
+    usage: dict[str, Any] | None = None
+
+
+class Call(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One upstream call, for the images whose ids it names.
+
+    `sent` counts how often it was about to be sent; it is written before each time. Sent and without an answer, its
+    outcome is unknown: whoever sent it died, and may have paid.
+    """
+
+    image_ids: tuple[str, ...]
+    sent: int = 0
+    answer: CallAnswer | None = None
+
+
+class StoredImage(msgspec.Struct, frozen=True):
+    media_type: str
+    length: int  # bytes
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An ImagegenError as a record keeps it. `kind` is its class; `cause` is why a part is missing."""
+
+    kind: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after: float | None = None  # seconds
+    cause: "Failure | None" = None
+
+
+class Markers(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a retry finds this generation: by its Idempotency-Key, or by its body where the client counts its retries.
+
+    `retry` is the count with which the generation began, None where the client does not count.
+    """
+
+    idempotency_key: str | None = None
+    retry: int | None = None
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """The record. Times are in Unix seconds. `base_url` is the one that the caller reached us by, for absolute links.
+
+    `owner` is the token of whoever works on it, and holds until `lease_until`.
+    """
 
     id: str
     caller: str
     request: ImageRequest
-    image_ids: tuple[str, ...]
-    created_at: int
+    created_at: float
+    base_url: str
+    calls: tuple[Call, ...]
+    markers: Markers = Markers()
+    status: Status = Status.QUEUED
+    owner: str | None = None
+    lease_until: float = 0.0
+    stored: Mapping[str, StoredImage] = {}
+    failure: Failure | None = None
+    completed_at: float | None = None
 
-    @classmethod
-    def admit(cls, request: ImageRequest, *, caller: str, now: float) -> Self:
-        return cls(
-            id=f"gen_{secrets.token_urlsafe(16)}",
-            caller=caller,
-            request=request,
-            image_ids=tuple(new_image_id() for _ in range(request.n)),
-            created_at=int(now),
-        )
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        return tuple(image_id for call in self.calls for image_id in call.image_ids)
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def stored_ids(self) -> tuple[str, ...]:
+        """The images that are stored, in the order in which they were asked for."""
+        return tuple(image_id for image_id in self.image_ids if image_id in self.stored)
+
+    def revised_prompt(self, image_id: str) -> str | None:
+        for call in self.calls:
+            if call.answer and image_id in call.image_ids:
+                return call.answer.images[call.image_ids.index(image_id)].revised_prompt
+        return None
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What the upstream said of all images alike."""
+        return next((call.answer.details for call in self.calls if call.answer), {})
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """The token counts of all calls together."""
+        total: dict[str, Any] | None = None
+        for call in self.calls:
+            if call.answer and call.answer.usage:
+                total = _added(total, call.answer.usage) if total else call.answer.usage
+        return total
+
+    @property
+    def repeated_calls(self) -> int:
+        """How many calls of unknown outcome were sent again: each may have been paid twice."""
+        return sum(max(0, call.sent - 1) for call in self.calls)
+
+
+def admit(request: ImageRequest, *, caller: str, base_url: str, now: float, markers: Markers) -> Generation:
+    """A new generation, with all its ids fixed before anything is spent."""
+    return Generation(
+        id=f"gen_{secrets.token_urlsafe(16)}",
+        caller=caller,
+        request=request,
+        created_at=now,
+        base_url=base_url,
+        calls=tuple(
+            Call(image_ids=tuple(new_image_id() for _ in range(n))) for n in CATALOG[request.model].calls(request.n)
+        ),
+        markers=markers,
+    )
+
+
+def is_generation_id(text: str) -> bool:
+    return text.startswith("gen_") and len(text) == 26 and text.isascii() and text.replace("-", "_").isidentifier()
+
+
+def new_owner() -> str:
+    """A token for one claim."""
+    return secrets.token_urlsafe(12)
+
+
+def fingerprint(request: ImageRequest) -> str:
+    """The same for the same request, and for no other."""
+    return hashlib.sha256(msgspec.json.encode(request)).hexdigest()
+
+
+def _added(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    total = dict(left)
+    for key, value in right.items():
+        known = total.get(key)
+        if isinstance(known, dict) and isinstance(value, dict):
+            total[key] = _added(known, value)
+        elif isinstance(known, int) and isinstance(value, int):
+            total[key] = known + value
+        else:
+            total[key] = value
+    return total
+
+
+class LostClaimError(Exception):
+    """Somebody else owns the generation now, or it has ended: whoever meets this stops."""
+
+
+class MarkerTakenError(Exception):
+    """Another request with the same Idempotency-Key was faster."""

@@ -78,12 +78,3 @@ class SignedUrl:
 
     url: str = field(repr=False)
     expires_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedImage:
-    """A stored image. `content` is there only when the caller asked for the bytes."""
-
-    id: str
-    revised_prompt: str | None = field(default=None, repr=False)
-    content: bytes | None = field(default=None, repr=False)

@@ -3,10 +3,12 @@
 Each has a real twin in `providers`, `outbound` or `aws`, and a fake in the tests that passes the same contract.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from imagegen.deadline import Deadline
+from imagegen.generations import Call, Failure, Generation, Status, StoredImage
 from imagegen.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
 
 
@@ -31,8 +33,8 @@ class ImageSource(Protocol):
 
 
 class ImageStore(Protocol):
-    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> None:
-        """Stores the image under its id unless one is there already; then that one stays.
+    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
+        """Stores the image under its id; False where one is there already, which stays.
 
         Whatever the body's blocks raise leaves nothing stored. Raises ImageStorageInterruptedError where another try
         may help, else ImageStorageError.
@@ -41,6 +43,122 @@ class ImageStore(Protocol):
 
     def signed_url(self, image_id: str) -> SignedUrl:
         """A fresh URL to fetch the image from, made without any call."""
+        ...
+
+    def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:
+        """What is stored under the id, if anything is. Raises ImageStorageError."""
+        ...
+
+    def read(self, image_id: str, deadline: Deadline) -> AbstractContextManager[Iterator[bytes]]:
+        """The blocks of a stored image. Raises ImageStorageError, also while they are read."""
+        ...
+
+    def delete(self, image_id: str, deadline: Deadline) -> None:
+        """Deletes the image, and is content where there is none. Raises ImageStorageError."""
+        ...
+
+    def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
+        """Stores an answer too large to be given directly, `length` bytes of JSON. Raises ImageStorageError."""
+        ...
+
+    def signed_answer_url(self, generation_id: str) -> SignedUrl:
+        """A fresh URL to fetch the stored answer from, made without any call."""
+        ...
+
+    def delete_answer(self, generation_id: str, deadline: Deadline) -> None:
+        """Deletes the stored answer, and is content where there is none. Raises ImageStorageError."""
+        ...
+
+
+class KeyHolder(Protocol):
+    """The generation that an Idempotency-Key belongs to, and what its request was."""
+
+    @property
+    def generation_id(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def created_at(self) -> float: ...
+
+
+class GenerationStore(Protocol):
+    """The records. Every change is conditional; one that the record's state does not allow raises LostClaimError.
+
+    Where the store cannot be asked or does not answer, every method raises RecordsUnavailableError.
+    """
+
+    def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
+        """Writes the record together with its markers.
+
+        Raises MarkerTakenError where its Idempotency-Key is taken by another generation than `replacing`.
+        """
+        ...
+
+    def get(self, generation_id: str) -> Generation | None:
+        """The record as it is now, None where there is none or it was deleted."""
+        ...
+
+    def key_holder(self, caller: str, idempotency_key: str) -> KeyHolder | None: ...
+
+    def attach_retry(self, caller: str, fingerprint: str, retry: int, *, since: float) -> str | None:
+        """The id of the generation that a client's retry comes back to, None where it is to begin anew.
+
+        It is the newest of the same caller and body, begun after `since`, that was seen by fewer than `retry`
+        retries; from now on it counts as seen by `retry`. Where that one was released, the retry begins anew.
+        """
+        ...
+
+    def release(self, generation: Generation, fingerprint: str) -> None:
+        """Lets go of the generation's markers, so that a retry begins anew."""
+        ...
+
+    def newest(
+        self, caller: str, limit: int, *, after: str | None = None, status: Status | None = None
+    ) -> Sequence[Generation]:
+        """The caller's own, newest first, those behind the id `after`."""
+        ...
+
+    def claim(self, generation_id: str, owner: str, *, now: float, lease_until: float) -> Generation | None:
+        """Takes the generation over where it waits or its lease is gone, and gives it; None where it is not to be had.
+
+        An owner's second claim succeeds like its first, since a client library may repeat a write.
+        """
+        ...
+
+    def renew(self, generation_id: str, owner: str, lease_until: float) -> None: ...
+
+    def save_call(self, generation_id: str, owner: str, index: int, call: Call) -> None: ...
+
+    def save_image(self, generation_id: str, owner: str, image_id: str, image: StoredImage) -> None: ...
+
+    def end(
+        self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
+    ) -> None: ...
+
+    def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
+        """Fails a generation that has not ended and whose lease is gone; False where it is not so."""
+        ...
+
+    def cancel(self, generation_id: str, *, now: float) -> Generation | None:
+        """Cancels what has not ended, and gives it as it is then; None where it had ended."""
+        ...
+
+    def requeue(self, generation_id: str) -> Generation | None:
+        """Lets a failed generation wait again, its unanswered calls as if never sent; None where it has not failed."""
+        ...
+
+    def bury(self, generation_id: str, *, now: float) -> None:
+        """Puts a tombstone in the record's place, which nobody can work on; it goes by itself."""
+        ...
+
+
+class GenerationQueue(Protocol):
+    def send(self, generation_id: str, *, delay: float = 0) -> None:
+        """Has a worker look at the generation after `delay` seconds. Raises RecordsUnavailableError."""
+        ...
+
+    def hold(self, receipt: str, seconds: float) -> None:
+        """Keeps a received message from being received again for that long."""
         ...
 
 

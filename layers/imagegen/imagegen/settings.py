@@ -15,41 +15,79 @@ class SettingsError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ApiSettings:
-    """`public_base_url` is empty where the address that a request came to is the public one.
+class RuntimeSettings:
+    """What the runtime sets, under the SDK's own names. `s3_endpoint_url` is set where something stands in for AWS."""
 
-    `region` and `s3_endpoint_url` are set by the runtime, under the SDK's own names: the latter only where something
-    stands in for AWS.
-    """
+    region: str
+    s3_endpoint_url: str | None
 
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where generations and images are kept. `record_days` is how long a record is."""
+
+    generation_queue_url: str
+    generation_table: str
     image_bucket: str
     link_seconds: int
+    record_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """How the image models' API is called. `lease_seconds` is how long a claim holds without a heartbeat."""
+
+    lease_seconds: int
     max_image_bytes: int
-    prompt_max_characters: int
-    public_base_url: str
+    repeat_unknown_calls: bool
     upstream_api_key_parameter: str
     upstream_base_url: str
     upstream_timeout_seconds: int
-    region: str
-    s3_endpoint_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """`public_base_url` is empty where the address that a request came to is the public one.
+
+    `wait_seconds` is how long a request may wait; at most `most_waiters` do at once.
+    """
+
+    runtime: RuntimeSettings
+    store: StoreSettings
+    upstream: UpstreamSettings
+    api_is_first_worker: bool
+    most_waiters: int
+    prompt_max_characters: int
+    public_base_url: str
+    wait_seconds: int
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         read = _Reader(environ)
         return read.checked(
             lambda: cls(
-                image_bucket=read("IMAGE_BUCKET", _text),
-                link_seconds=read("LINK_SECONDS", _integer(60, 604_800)),
-                max_image_bytes=read("MAX_IMAGE_BYTES", _integer(1, 100 * 1024 * 1024)),
+                runtime=_runtime(read),
+                store=_store(read),
+                upstream=_upstream(read),
+                api_is_first_worker=read("API_IS_FIRST_WORKER", _flag),
+                most_waiters=read("MOST_WAITERS", _integer(0, 10_000)),
                 prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
                 public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
-                upstream_api_key_parameter=read("UPSTREAM_API_KEY_PARAMETER", _text),
-                upstream_base_url=read("UPSTREAM_BASE_URL", _http_url),
-                upstream_timeout_seconds=read("UPSTREAM_TIMEOUT_SECONDS", _integer(1, 800)),
-                region=read("AWS_REGION", _text),
-                s3_endpoint_url=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"),
+                wait_seconds=read("WAIT_SECONDS", _integer(0, 25)),
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    runtime: RuntimeSettings
+    store: StoreSettings
+    upstream: UpstreamSettings
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        read = _Reader(environ)
+        return read.checked(lambda: cls(runtime=_runtime(read), store=_store(read), upstream=_upstream(read)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +125,38 @@ class _Reader:
         if self._wrong:
             raise SettingsError("; ".join(self._wrong))
         return made
+
+
+def _runtime(read: _Reader) -> RuntimeSettings:
+    endpoint_url = read("AWS_ENDPOINT_URL_S3", str, default="") or read("AWS_ENDPOINT_URL", str, default="")
+    return RuntimeSettings(region=read("AWS_REGION", _text), s3_endpoint_url=endpoint_url or None)
+
+
+def _store(read: _Reader) -> StoreSettings:
+    return StoreSettings(
+        generation_queue_url=read("GENERATION_QUEUE_URL", _text),
+        generation_table=read("GENERATION_TABLE", _text),
+        image_bucket=read("IMAGE_BUCKET", _text),
+        link_seconds=read("LINK_SECONDS", _integer(60, 604_800)),
+        record_days=read("RECORD_DAYS", _integer(1, 36_500)),
+    )
+
+
+def _upstream(read: _Reader) -> UpstreamSettings:
+    return UpstreamSettings(
+        lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
+        max_image_bytes=read("MAX_IMAGE_BYTES", _integer(1, 100 * 1024 * 1024)),
+        repeat_unknown_calls=read("REPEAT_UNKNOWN_CALLS", _flag),
+        upstream_api_key_parameter=read("UPSTREAM_API_KEY_PARAMETER", _text),
+        upstream_base_url=read("UPSTREAM_BASE_URL", _http_url),
+        upstream_timeout_seconds=read("UPSTREAM_TIMEOUT_SECONDS", _integer(1, 800)),
+    )
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("is neither true nor false")
+    return text == "true"
 
 
 def _text(text: str) -> str:

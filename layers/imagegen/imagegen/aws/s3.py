@@ -5,9 +5,11 @@ nor botocore's request path, which together are most of what `put_object` costs,
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from urllib.parse import quote, urlsplit
 
+import urllib3
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials
@@ -15,13 +17,16 @@ from urllib3.exceptions import HTTPError
 
 from imagegen.deadline import Deadline
 from imagegen.errors import ImageStorageError, ImageStorageInterruptedError, MoneySpentError
+from imagegen.generations import StoredImage
 from imagegen.images import ImageBody, SignedUrl
 from imagegen.outbound.pool import HttpPool
+from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
 
-_PUT_SECONDS = 60.0
+_CALL_SECONDS = 60.0
 _STORED_ALREADY = 412
 _WORTH_ANOTHER_TRY = {408, 409, 429}  # 409: another create-only write of the same key is under way
 _NOT_STORED = "An image was made but could not be stored."
+_NOT_READ = "A stored image could not be read."
 
 
 class S3ImageStore:
@@ -46,37 +51,114 @@ class S3ImageStore:
         self._credentials = credentials
         self._link_seconds = link_seconds
 
-    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> None:
-        headers = {
-            "Content-Type": body.media_type,
-            "Content-Length": str(body.length),
-            "If-None-Match": "*",  # create-only
-        }
-        url = self._presigned("PUT", image_id, int(_PUT_SECONDS), headers)
+    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
+        create_only = {"If-None-Match": "*"}
+        return self._put(_image_key(image_id), body.media_type, body.length, body.blocks, deadline, create_only)
+
+    def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
+        self._put(_answer_key(generation_id), "application/json", length, blocks, deadline, {})
+
+    def signed_url(self, image_id: str) -> SignedUrl:
+        return self._signed(_image_key(image_id))
+
+    def signed_answer_url(self, generation_id: str) -> SignedUrl:
+        return self._signed(_answer_key(generation_id))
+
+    def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:
+        with closing(self._ask("HEAD", _image_key(image_id), deadline)) as response:
+            # Without the right to list a bucket, S3 says 403 of what is not there.
+            if response.status in (403, 404):
+                return None
+            if response.status != 200:
+                raise ImageStorageInterruptedError(_NOT_READ)
+            return StoredImage(response.headers["Content-Type"], int(response.headers["Content-Length"]))
+
+    @contextmanager
+    def read(self, image_id: str, deadline: Deadline) -> Iterator[Iterator[bytes]]:
+        with (
+            closing(self._ask("GET", _image_key(image_id), deadline)) as response,
+            cut_off_at(deadline, response.shutdown),
+        ):
+            if response.status != 200:
+                raise ImageStorageError(_NOT_READ)
+            yield _blocks(response, deadline)
+
+    def delete(self, image_id: str, deadline: Deadline) -> None:
+        self._delete(_image_key(image_id), deadline)
+
+    def delete_answer(self, generation_id: str, deadline: Deadline) -> None:
+        self._delete(_answer_key(generation_id), deadline)
+
+    def _put(
+        self,
+        key: str,
+        media_type: str,
+        length: int,
+        blocks: Iterator[bytes],
+        deadline: Deadline,
+        condition: Mapping[str, str],
+    ) -> bool:
+        """False where the condition did not hold."""
+        headers = {"Content-Type": media_type, "Content-Length": str(length), **condition}
+        url = self._presigned("PUT", key, int(_CALL_SECONDS), headers)
         try:
             response = self._pool.request(
-                "PUT", urlsplit(url), deadline.sooner(_PUT_SECONDS), body=body.blocks, headers=headers
+                "PUT", urlsplit(url), deadline.sooner(_CALL_SECONDS), body=blocks, headers=headers
             )
             status = response.status
             response.drain_conn()
-        except MoneySpentError:  # from the body's blocks
+        except MoneySpentError:  # from the blocks
             raise
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_STORED) from None
         if status in (200, _STORED_ALREADY):
-            return
+            return status == 200
         if status >= 500 or status in _WORTH_ANOTHER_TRY:
             raise ImageStorageInterruptedError(_NOT_STORED)
         raise ImageStorageError(f"{_NOT_STORED} The image bucket answered {status}.")
 
-    def signed_url(self, image_id: str) -> SignedUrl:
-        now = int(time.time())
-        return SignedUrl(self._presigned("GET", image_id, self._link_seconds, {}), now + self._link_seconds)
+    def _delete(self, key: str, deadline: Deadline) -> None:
+        with closing(self._ask("DELETE", key, deadline)) as response:
+            if response.status not in (200, 204, 404):
+                raise ImageStorageError("An image could not be deleted.")
+            response.drain_conn()
 
-    def _presigned(self, method: str, image_id: str, seconds: int, headers: Mapping[str, str]) -> str:
-        request = AWSRequest(method=method, url=f"{self._bucket_url}/images/{quote(image_id)}", headers=dict(headers))
+    def _ask(self, method: str, key: str, deadline: Deadline) -> urllib3.BaseHTTPResponse:
+        url = self._presigned(method, key, int(_CALL_SECONDS), {})
+        try:
+            return self._pool.request(method, urlsplit(url), deadline.sooner(_CALL_SECONDS), headers={})
+        except (HTTPError, OSError):
+            raise ImageStorageInterruptedError(_NOT_READ) from None
+
+    def _signed(self, key: str) -> SignedUrl:
+        now = int(time.time())
+        return SignedUrl(self._presigned("GET", key, self._link_seconds, {}), now + self._link_seconds)
+
+    def _presigned(self, method: str, key: str, seconds: int, headers: Mapping[str, str]) -> str:
+        request = AWSRequest(method=method, url=f"{self._bucket_url}/{quote(key)}", headers=dict(headers))
         S3SigV4QueryAuth(self._credentials(), "s3", self._region, expires=seconds).add_auth(request)
         return str(request.url)
+
+
+def _image_key(image_id: str) -> str:
+    return f"images/{image_id}"
+
+
+def _answer_key(generation_id: str) -> str:
+    return f"answers/{generation_id}.json"
+
+
+def _blocks(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> Iterator[bytes]:
+    while True:
+        try:
+            block = response.read(BLOCK_BYTES)
+        except (HTTPError, OSError):
+            raise ImageStorageInterruptedError(_NOT_READ) from None
+        if not deadline.remaining():  # cut off: under TLS this may be ciphertext
+            raise ImageStorageInterruptedError(_NOT_READ)
+        if not block:
+            return
+        yield block
 
 
 def bucket_url(bucket: str, region: str, endpoint_url: str | None) -> str:

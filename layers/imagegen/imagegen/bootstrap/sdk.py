@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import boto3
     from botocore.credentials import ReadOnlyCredentials
+    from types_boto3_dynamodb import DynamoDBClient
+    from types_boto3_sqs import SQSClient
     from types_boto3_ssm import SSMClient
 
 
@@ -16,6 +18,16 @@ def session() -> boto3.session.Session:
     import boto3  # noqa: PLC0415
 
     return boto3.session.Session()
+
+
+@cache
+def dynamodb() -> DynamoDBClient:
+    return session().client("dynamodb")
+
+
+@cache
+def sqs() -> SQSClient:
+    return session().client("sqs")
 
 
 @cache

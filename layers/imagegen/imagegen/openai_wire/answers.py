@@ -1,48 +1,125 @@
 """Writes OpenAI's success bodies, with our extra fields."""
 
+import secrets
 from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from imagegen.catalog import CATALOG, ImageModel
-from imagegen.generate import Outcome
+from imagegen.deadline import Deadline
+from imagegen.failures import raised_again
 from imagegen.generations import Generation
-from imagegen.images import GeneratedImage
+from imagegen.openai_wire.errors import error_object
 from imagegen.openai_wire.links import Links
 from imagegen.ports import ImageStore
 
+# Lambda takes 6 MB (6,291,556 bytes) of the JSON that carries an answer; the rest is for headers, prompts and links.
+MAX_ANSWER_BYTES = 6_291_556 - 128 * 1024
 _CATALOG_DATE = 1767225600  # 2026-01-01: OpenAI's model object wants a time, and the catalog knows none
 
 
-def images_answer(generation: Generation, outcome: Outcome, links: Links, store: ImageStore) -> dict[str, Any]:
-    """OpenAI's ImagesResponse. An image carries `url` or `b64_json`, never both, and always `permalink`."""
+def images_answer(generation: Generation, images: ImageStore, deadline: Deadline) -> dict[str, Any]:
+    """OpenAI's ImagesResponse for a completed generation. An image has `url` or `b64_json`, and always `permalink`.
+
+    Raises ImageStorageError where base64 is asked for and an image cannot be read.
+    """
+
+    def with_content(image_id: str) -> dict[str, Any]:
+        with images.read(image_id, deadline) as blocks:
+            return {"b64_json": b64encode(b"".join(blocks)).decode()}
+
+    wanted = generation.request.response_format
+    return _answer(generation, with_content if wanted == "b64_json" else lambda image_id: _url(image_id, images))
+
+
+def base64_bytes(generation: Generation) -> int:
+    """What the images of a completed generation weigh as base64."""
+    return sum(4 * ((image.length + 2) // 3) for image in generation.stored.values())
+
+
+def streamed_images_answer(
+    generation: Generation, images: ImageStore, deadline: Deadline
+) -> tuple[int, Iterator[bytes]]:
+    """The same with base64, in constant memory: its length in bytes, and its blocks."""
+    mark = secrets.token_hex(16)  # what no prompt can hold
+    frame = msgspec.json.encode(_answer(generation, lambda _: {"b64_json": mark})).split(mark.encode())
+
+    def blocks() -> Iterator[bytes]:
+        yield frame[0]
+        for image_id, text in zip(generation.image_ids, frame[1:], strict=True):
+            with images.read(image_id, deadline) as content:
+                yield from _encoded(content)
+            yield text
+
+    return sum(map(len, frame)) + base64_bytes(generation), blocks()
+
+
+def _encoded(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        block = rest + block  # noqa: PLW2901
+        whole = len(block) - len(block) % 3
+        rest = block[whole:]
+        yield b64encode(block[:whole])
+    yield b64encode(rest)
+
+
+def _answer(generation: Generation, content: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     answer: dict[str, Any] = {
-        "created": generation.created_at,
+        "created": int(generation.created_at),
         "id": generation.id,
-        "data": [_image(image, links, store) for image in outcome.images],
-        **outcome.details,
+        "data": [_image(generation, image_id, content(image_id)) for image_id in generation.image_ids],
+        **generation.details,
     }
-    if outcome.usage is not None:
-        answer["usage"] = outcome.usage
+    if generation.usage is not None:
+        answer["usage"] = generation.usage
     return answer
 
 
-def _image(image: GeneratedImage, links: Links, store: ImageStore) -> dict[str, Any]:
-    answer: dict[str, Any] = {"id": image.id, "permalink": links.permalink(image.id)}
-    if image.content is not None:
-        answer["b64_json"] = b64encode(image.content).decode()
-    else:
-        signed = store.signed_url(image.id)
-        answer["url"] = signed.url
-        answer["expires_at"] = signed.expires_at
-    if image.revised_prompt is not None:
-        answer["revised_prompt"] = image.revised_prompt
-    return answer
+def _image(generation: Generation, image_id: str, content: dict[str, Any]) -> dict[str, Any]:
+    image = {"id": image_id, "permalink": Links(generation.base_url).permalink(image_id), **content}
+    revised_prompt = generation.revised_prompt(image_id)
+    return image if revised_prompt is None else image | {"revised_prompt": revised_prompt}
+
+
+def _url(image_id: str, images: ImageStore) -> dict[str, Any]:
+    signed = images.signed_url(image_id)
+    return {"url": signed.url, "expires_at": signed.expires_at}
+
+
+def generation_answer(generation: Generation, images: ImageStore) -> dict[str, Any]:
+    """The generation object: how it stands, and what is stored so far, links freshly signed."""
+    return {
+        "id": generation.id,
+        "object": "image.generation",
+        "status": generation.status.value,
+        "created_at": int(generation.created_at),
+        "completed_at": None if generation.completed_at is None else int(generation.completed_at),
+        "model": generation.request.model,
+        "n": generation.request.n,
+        "repeated_calls": generation.repeated_calls,
+        "data": [_image(generation, image_id, _url(image_id, images)) for image_id in generation.stored_ids],
+        "error": error_object(raised_again(generation.failure)) if generation.failure else None,
+    }
+
+
+def generation_list_answer(generations: Sequence[Generation], images: ImageStore, *, more: bool) -> dict[str, Any]:
+    """OpenAI's list object, newest first."""
+    return {
+        "object": "list",
+        "data": [generation_answer(generation, images) for generation in generations],
+        "first_id": generations[0].id if generations else None,
+        "last_id": generations[-1].id if generations else None,
+        "has_more": more,
+    }
 
 
 def models_answer() -> dict[str, Any]:
     """OpenAI's list of models."""
-    return {"object": "list", "data": [model_answer(model) for model in CATALOG.values()]}
+    return {"object": "list", "data": [_model(model) for model in CATALOG.values()]}
 
 
-def model_answer(model: ImageModel) -> dict[str, Any]:
+def _model(model: ImageModel) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": _CATALOG_DATE, "owned_by": model.owned_by}

@@ -38,10 +38,14 @@ ROWS: dict[type[BaseException], Row] = {
     errors.RequestTooLargeError: Row(413, "invalid_request_error", "request_too_large"),
     errors.UnknownRouteError: Row(404, "invalid_request_error", "unknown_url"),
     errors.UnknownImageError: Row(404, "invalid_request_error", "image_not_found"),
+    errors.UnknownGenerationError: Row(404, "invalid_request_error", "generation_not_found"),
+    errors.GenerationEndedError: Row(409, "invalid_request_error", "generation_ended", should_retry=False),
+    errors.IdempotencyKeyReusedError: Row(422, "invalid_request_error", "idempotency_key_reused"),
     errors.PromptRejectedError: Row(400, "invalid_request_error", "content_policy_violation"),
     errors.UpstreamRefusedRequestError: Row(400, "invalid_request_error", "upstream_refused_request"),
     errors.SecretMissingError: _operator(503, "upstream_key_missing"),
     errors.SecretUnavailableError: Row(503, "server_error", "secret_unavailable"),
+    errors.RecordsUnavailableError: Row(503, "server_error", "records_unavailable"),
     errors.UpstreamKeyRefusedError: _operator(502, "upstream_key_refused"),
     errors.UpstreamOutOfCreditError: _operator(502, "upstream_out_of_credit"),
     errors.UpstreamMisconfiguredError: _operator(502, "upstream_misconfigured"),
@@ -64,6 +68,10 @@ ROWS: dict[type[BaseException], Row] = {
     errors.ImageStorageInterruptedError: _spent("image_storage_failed", "server_error"),
     errors.PartialGenerationError: _spent("partial_generation"),
     errors.AnswerTooLargeError: _spent("answer_too_large", "server_error"),
+    errors.OutcomeUnknownError: _spent("outcome_unknown", "server_error"),
+    errors.AbandonedError: _spent("abandoned", "server_error"),
+    errors.GenerationStillRunningError: _spent("generation_still_running", "server_error"),
+    errors.GenerationCancelledError: _spent("generation_cancelled", "invalid_request_error"),
     errors.InternalError: _spent("internal_error", "server_error"),
     # A fault of ours before anything was spent.
     Exception: Row(500, "server_error", "internal_error"),
@@ -80,25 +88,31 @@ class ErrorAnswer:
     body: dict[str, Any]
 
 
+def error_object(error: Exception) -> dict[str, Any]:
+    """OpenAI's error object: message, type, param and code. What is not an ImagegenError is told without its words."""
+    told = error if isinstance(error, ImagegenError) else None
+    # Of a generation that failed in part the caller learns why the rest is missing.
+    reason = error.__cause__ if isinstance(error, errors.PartialGenerationError) else told
+    why = reason if isinstance(reason, ImagegenError) else told
+    row = ROWS[type(why) if why else Exception]
+    return {
+        "message": told.message if told else "Something went wrong on our side.",
+        "type": _REJECTED_BY_GPT_IMAGE if why and why.code == "moderation_blocked" else row.type,
+        "param": why.param if why else None,
+        "code": (why.code if why else None) or row.code,
+    }
+
+
 def answer_error(error: Exception, permalink: Callable[[str], str]) -> ErrorAnswer:
-    """The answer that tells `error`. What is not an ImagegenError is told without its words.
+    """The answer that tells `error`.
 
     `permalink` makes the durable link of an image id.
     """
     told = error if isinstance(error, ImagegenError) else None
     row = ROWS[type(error) if told else Exception]
-    # Of a generation that failed in part the caller learns why the rest is missing.
-    reason = error.__cause__ if isinstance(error, errors.PartialGenerationError) else told
-    why = reason if isinstance(reason, ImagegenError) else None
-    why_row = ROWS[type(why)] if why else row
-    body: dict[str, Any] = {
-        "message": told.message if told else "Something went wrong on our side.",
-        "type": _REJECTED_BY_GPT_IMAGE if why and why.code == "moderation_blocked" else why_row.type,
-        "param": why.param if why else None,
-        "code": (why.code if why else None) or why_row.code,
-    }
+    body: dict[str, Any] = error_object(error)
     if isinstance(told, MoneySpentError) and told.images:
-        body["images"] = [{"id": image.id, "permalink": permalink(image.id)} for image in told.images]
+        body["images"] = [{"id": image_id, "permalink": permalink(image_id)} for image_id in told.images]
     headers = {}
     if row.should_retry is not None:
         headers["x-should-retry"] = str(row.should_retry).lower()

@@ -1,0 +1,69 @@
+"""SQS: one message, one generation."""
+
+import json
+from typing import Any
+
+from aws_lambda_powertools.logging import Logger
+from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from imagegen.bootstrap.worker import worker
+from imagegen.deadline import Deadline
+from imagegen.silent_trace import silent_trace
+from imagegen.work import give_up, work_on_message
+
+CLOSING_SECONDS = 15.0  # kept back from the function's time-out to tell what happened
+FAULT_SECONDS = 5.0  # after a fault of ours the message comes again
+
+logger = Logger(service="worker")
+
+
+class ComeAgainError(Exception):
+    """The message is to come again, and is held until then."""
+
+
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
+    """Answers an SQS event with the messages that are to come again."""
+    until = Deadline.after(context.get_remaining_time_in_millis() / 1000 - CLOSING_SECONDS)
+
+    def handle(record: SQSRecord) -> None:
+        shop = worker()
+        receipt = record.receipt_handle
+        # First of all: were we to die, the message would otherwise be gone for the queue's own time-out.
+        shop.queue.hold(receipt, shop.lease)
+        again: float | None = FAULT_SECONDS
+        try:
+            again = work_on_message(
+                json.loads(record.body)["generation_id"],
+                shop,
+                until,
+                sent_at=int(record.attributes.sent_timestamp or 0) / 1000,
+                hold=lambda seconds: shop.queue.hold(receipt, seconds),
+            )
+        except Exception as error:  # noqa: BLE001  # told without its words
+            logger.error("interrupted", extra={"trace": silent_trace(error)})  # noqa: TRY400
+        if again is not None:
+            shop.queue.hold(receipt, again)
+            raise ComeAgainError
+
+    return _each(event, context, handle)
+
+
+def dead_letter_handler(event: dict[str, Any], context: LambdaContext) -> Any:
+    """Fails the generations whose messages nobody could deal with."""
+
+    def handle(record: SQSRecord) -> None:
+        shop = worker()
+        generation_id = json.loads(record.body)["generation_id"]
+        again = give_up(generation_id, shop)
+        if again is not None:
+            raise ComeAgainError
+        logger.error("gave up", extra={"generation_id": generation_id})
+
+    return _each(event, context, handle)
+
+
+def _each(event: dict[str, Any], context: LambdaContext, handle: Any) -> Any:
+    processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+    return process_partial_response(event, record_handler=handle, processor=processor, context=context)

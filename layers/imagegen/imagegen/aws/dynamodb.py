@@ -1,0 +1,397 @@
+"""Generations in one DynamoDB table. Every change is one conditional write on one item, but for the first.
+
+| pk | sk | |
+|---|---|---|
+| `<generation id>` | `generation` | the record |
+| `key#<client>#<hash of the Idempotency-Key>` | `key` | the generation that the key belongs to |
+| `retry#<client>#<fingerprint>` | `<generation id>` | a generation that an OpenAI client's retry may attach to |
+
+The index `by-caller` (`caller`, `created_at`) lists a caller's own. What has parts that change on their own (calls,
+stored images) has an attribute for each part, so that those who work side by side never overwrite each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from imagegen.errors import RecordsUnavailableError
+from imagegen.generations import (
+    Call,
+    Failure,
+    Generation,
+    LostClaimError,
+    Markers,
+    MarkerTakenError,
+    Status,
+    StoredImage,
+)
+from imagegen.images import ImageRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from types_boto3_dynamodb import DynamoDBClient
+
+_RECORD, _KEY = "generation", "key"
+_BURIED = "buried"  # a status that no Generation has
+_MARKER_SECONDS = 24 * 3600
+_TOMBSTONE_SECONDS = 3600  # longer than anybody may still be at work on the generation
+_ACTIVE = "#status IN (:queued, :in_progress)"
+_OURS = "#owner = :owner AND #status = :in_progress"
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyHolder:
+    generation_id: str
+    fingerprint: str
+    created_at: float
+
+
+class DynamoGenerations:
+    """Implements `ports.GenerationStore`. `retention_seconds` is how long a record is kept."""
+
+    def __init__(
+        self,
+        client: Callable[[], DynamoDBClient],
+        table: str,
+        *,
+        retention_seconds: int,
+    ) -> None:
+        self._client = client
+        self._table = table
+        self._retention_seconds = retention_seconds
+
+    def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
+        puts: list[Any] = [_put(self._table, self._record(generation), "attribute_not_exists(pk)")]
+        expires = int(generation.created_at) + _MARKER_SECONDS
+        key = generation.markers.idempotency_key
+        if key is not None:
+            marker = {
+                "pk": {"S": _key_pk(generation.caller, key)},
+                "sk": {"S": _KEY},
+                "generation_id": {"S": generation.id},
+                "fingerprint": {"S": fingerprint},
+                "created_at": {"N": repr(generation.created_at)},
+                "expires_at": {"N": str(expires)},
+            }
+            put = _put(
+                self._table, marker, "attribute_not_exists(pk) OR generation_id = :replacing OR generation_id = :id"
+            )
+            put["Put"]["ExpressionAttributeValues"] = {
+                ":replacing": {"S": replacing or "-"},
+                ":id": {"S": generation.id},
+            }
+            puts.append(put)
+        if generation.markers.retry is not None:
+            marker = {
+                "pk": {"S": _retry_pk(generation.caller, fingerprint)},
+                "sk": {"S": generation.id},
+                "seen": {"N": str(generation.markers.retry)},
+                "created_at": {"N": repr(generation.created_at)},
+                "expires_at": {"N": str(expires)},
+            }
+            puts.append(_put(self._table, marker, "attribute_not_exists(pk)"))
+        with _asking():
+            client = self._client()
+            try:
+                # The token makes a repeated request one transaction, so a client library's own retry is no conflict.
+                client.transact_write_items(TransactItems=puts, ClientRequestToken=generation.id)
+            except client.exceptions.TransactionCanceledException as cancelled:
+                if key is None:
+                    raise
+                codes = [reason.get("Code") for reason in cancelled.response.get("CancellationReasons", [])]
+                if codes[1:2] and codes[1] in ("ConditionalCheckFailed", "TransactionConflict"):
+                    raise MarkerTakenError from None
+                raise
+
+    def get(self, generation_id: str) -> Generation | None:
+        item = self._item(generation_id, _RECORD)
+        return _generation(item) if item else None
+
+    def key_holder(self, caller: str, idempotency_key: str) -> _KeyHolder | None:
+        item = self._item(_key_pk(caller, idempotency_key), _KEY)
+        if not item:
+            return None
+        return _KeyHolder(item["generation_id"]["S"], item["fingerprint"]["S"], float(item["created_at"]["N"]))
+
+    def attach_retry(self, caller: str, fingerprint: str, retry: int, *, since: float) -> str | None:
+        pk = _retry_pk(caller, fingerprint)
+        with _asking():
+            client = self._client()
+            found = client.query(
+                TableName=self._table,
+                KeyConditionExpression="pk = :pk",
+                ExpressionAttributeValues={":pk": {"S": pk}},
+                ConsistentRead=True,
+            )["Items"]
+            fresh = [item for item in found if float(item["created_at"]["N"]) > since]
+            for item in sorted(fresh, key=lambda item: float(item["created_at"]["N"]), reverse=True):
+                try:
+                    client.update_item(
+                        TableName=self._table,
+                        Key={"pk": item["pk"], "sk": item["sk"]},
+                        UpdateExpression="SET seen = :retry",
+                        ConditionExpression="attribute_exists(pk) AND seen < :retry",
+                        ExpressionAttributeValues={":retry": {"N": str(retry)}},
+                    )
+                except client.exceptions.ConditionalCheckFailedException:
+                    continue  # another client's retry has come back to this one
+                return None if "released" in item else str(item["sk"]["S"])
+        return None
+
+    def release(self, generation: Generation, fingerprint: str) -> None:
+        with _asking():
+            client = self._client()
+            # Gone already, or another generation's by now.
+            with suppress(client.exceptions.ConditionalCheckFailedException):
+                if generation.markers.idempotency_key is not None:
+                    client.delete_item(
+                        TableName=self._table,
+                        Key=_key(_key_pk(generation.caller, generation.markers.idempotency_key), _KEY),
+                        ConditionExpression="generation_id = :id",
+                        ExpressionAttributeValues={":id": {"S": generation.id}},
+                    )
+            with suppress(client.exceptions.ConditionalCheckFailedException):
+                if generation.markers.retry is not None:
+                    client.update_item(
+                        TableName=self._table,
+                        Key=_key(_retry_pk(generation.caller, fingerprint), generation.id),
+                        UpdateExpression="SET released = :yes",
+                        ConditionExpression="attribute_exists(pk)",
+                        ExpressionAttributeValues={":yes": {"BOOL": True}},
+                    )
+
+    def newest(
+        self, caller: str, limit: int, *, after: str | None = None, status: Status | None = None
+    ) -> Sequence[Generation]:
+        names, values = {"#caller": "caller"}, {":caller": {"S": caller}}
+        condition = "#caller = :caller"
+        if after is not None:
+            last = self.get(after)
+            if last is None or last.caller != caller:
+                return []
+            condition += " AND created_at < :before"
+            values[":before"] = {"N": repr(last.created_at)}
+        query: dict[str, Any] = {}
+        if status is not None:
+            names["#status"], values[":status"] = "status", {"S": status.value}
+            query["FilterExpression"] = "#status = :status"
+        found: list[Generation] = []
+        with _asking():
+            while len(found) < limit:
+                page = self._client().query(
+                    TableName=self._table,
+                    IndexName="by-caller",
+                    KeyConditionExpression=condition,
+                    ExpressionAttributeNames=names,
+                    ExpressionAttributeValues=values,
+                    ScanIndexForward=False,
+                    Limit=100,
+                    **query,
+                )
+                found += [_generation(item) for item in page["Items"] if item["status"]["S"] != _BURIED]
+                if "LastEvaluatedKey" not in page:
+                    break
+                query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+        return found[:limit]
+
+    def claim(self, generation_id: str, owner: str, *, now: float, lease_until: float) -> Generation | None:
+        try:
+            item = self._update(
+                generation_id,
+                "SET #status = :in_progress, #owner = :owner, lease_until = :lease_until",
+                "#status = :queued OR (#status = :in_progress AND (lease_until < :now OR #owner = :owner))",
+                {":owner": {"S": owner}, ":now": {"N": repr(now)}, ":lease_until": {"N": repr(lease_until)}},
+            )
+        except LostClaimError:
+            return None
+        return _generation(item)
+
+    def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
+        values = {":owner": {"S": owner}, ":lease_until": {"N": repr(lease_until)}}
+        self._update(generation_id, "SET lease_until = :lease_until", _OURS, values)
+
+    def save_call(self, generation_id: str, owner: str, index: int, call: Call) -> None:
+        values = {":owner": {"S": owner}, ":call": {"S": _json(call)}}
+        self._update(generation_id, f"SET call_{int(index)} = :call", _OURS, values)
+
+    def save_image(self, generation_id: str, owner: str, image_id: str, image: StoredImage) -> None:
+        values = {":owner": {"S": owner}, ":image": {"S": _json(image)}}
+        self._update(generation_id, "SET #image = :image", _OURS, values, {"#image": image_id})
+
+    def end(
+        self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
+    ) -> None:
+        values: Item = {":owner": {"S": owner}, ":ended": {"S": status.value}, ":now": {"N": repr(now)}}
+        update = "SET #status = :ended, completed_at = :now"
+        if failure is not None:
+            update += ", failure = :failure"
+            values[":failure"] = {"S": _json(failure)}
+        # A repeated write that has succeeded finds its own end.
+        self._update(generation_id, update, f"({_OURS}) OR (#owner = :owner AND #status = :ended)", values)
+
+    def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
+        values = {
+            ":failed": {"S": Status.FAILED.value},
+            ":failure": {"S": _json(failure)},
+            ":now": {"N": repr(now)},
+        }
+        update = "SET #status = :failed, failure = :failure, completed_at = :now REMOVE #owner"
+        try:
+            self._update(generation_id, update, f"{_ACTIVE} AND lease_until < :now", values)
+        except LostClaimError:
+            return False
+        return True
+
+    def cancel(self, generation_id: str, *, now: float) -> Generation | None:
+        values = {":cancelled": {"S": Status.CANCELLED.value}, ":now": {"N": repr(now)}}
+        update = "SET #status = :cancelled, completed_at = :now REMOVE #owner"
+        try:
+            return _generation(self._update(generation_id, update, _ACTIVE, values))
+        except LostClaimError:
+            return None
+
+    def requeue(self, generation_id: str) -> Generation | None:
+        generation = self.get(generation_id)
+        if generation is None or generation.status is not Status.FAILED:
+            return None
+        values: Item = {":failed": {"S": Status.FAILED.value}}
+        sets = ["#status = :queued", "lease_until = :zero"]
+        values[":zero"] = {"N": "0"}
+        for index, call in enumerate(generation.calls):
+            if call.answer is None:
+                sets.append(f"call_{index} = :call_{index}")
+                values[f":call_{index}"] = {"S": _json(Call(call.image_ids))}
+        update = f"SET {', '.join(sets)} REMOVE failure, completed_at, #owner"
+        try:
+            return _generation(self._update(generation_id, update, "#status = :failed", values))
+        except LostClaimError:
+            return None
+
+    def bury(self, generation_id: str, *, now: float) -> None:
+        tombstone = {
+            **_key(generation_id, _RECORD),
+            "status": {"S": _BURIED},
+            "expires_at": {"N": str(int(now) + _TOMBSTONE_SECONDS)},
+        }
+        with _asking():
+            self._client().put_item(TableName=self._table, Item=tombstone)
+
+    def _item(self, pk: str, sk: str) -> Item | None:
+        with _asking():
+            found = self._client().get_item(TableName=self._table, Key=_key(pk, sk), ConsistentRead=True)
+        item: Item | None = found.get("Item")
+        return None if item is None or item.get("status", {}).get("S") == _BURIED else item
+
+    def _update(
+        self, generation_id: str, update: str, condition: str, values: Item, names: Mapping[str, str] | None = None
+    ) -> Item:
+        """The record after the update. Raises LostClaimError where the condition does not hold."""
+        used_names = {"#status": "status", "#owner": "owner", **(names or {})}
+        used_values = {
+            ":queued": {"S": Status.QUEUED.value},
+            ":in_progress": {"S": Status.IN_PROGRESS.value},
+            **values,
+        }
+        text = f"{update} {condition}"
+        with _asking():
+            client = self._client()
+            try:
+                answer = client.update_item(
+                    TableName=self._table,
+                    Key=_key(generation_id, _RECORD),
+                    UpdateExpression=update,
+                    ConditionExpression=condition,
+                    ExpressionAttributeNames={name: value for name, value in used_names.items() if name in text},
+                    ExpressionAttributeValues={
+                        name: value for name, value in used_values.items() if re.search(rf"{name}\b", text)
+                    },
+                    ReturnValues="ALL_NEW",
+                )
+            except client.exceptions.ConditionalCheckFailedException:
+                raise LostClaimError from None
+        item: Item = answer["Attributes"]
+        return item
+
+    def _record(self, generation: Generation) -> Item:
+        item: Item = {
+            **_key(generation.id, _RECORD),
+            "status": {"S": generation.status.value},
+            "caller": {"S": generation.caller},
+            "created_at": {"N": repr(generation.created_at)},
+            "expires_at": {"N": str(int(generation.created_at) + self._retention_seconds)},
+            "lease_until": {"N": repr(generation.lease_until)},
+            "base_url": {"S": generation.base_url},
+            "request": {"S": _json(generation.request)},
+            "markers": {"S": _json(generation.markers)},
+        }
+        if generation.owner is not None:
+            item["owner"] = {"S": generation.owner}
+        for index, call in enumerate(generation.calls):
+            item[f"call_{index}"] = {"S": _json(call)}
+        return item
+
+
+def _generation(item: Item) -> Generation:
+    calls: list[Call] = []
+    while text := item.get(f"call_{len(calls)}"):
+        calls.append(msgspec.json.decode(text["S"], type=Call))
+    return Generation(
+        id=item["pk"]["S"],
+        caller=item["caller"]["S"],
+        request=msgspec.json.decode(item["request"]["S"], type=ImageRequest),
+        created_at=float(item["created_at"]["N"]),
+        base_url=item["base_url"]["S"],
+        calls=tuple(calls),
+        markers=msgspec.json.decode(item["markers"]["S"], type=Markers),
+        status=Status(item["status"]["S"]),
+        owner=item["owner"]["S"] if "owner" in item else None,
+        lease_until=float(item["lease_until"]["N"]),
+        stored={
+            image_id: msgspec.json.decode(item[image_id]["S"], type=StoredImage)
+            for call in calls
+            for image_id in call.image_ids
+            if image_id in item
+        },
+        failure=msgspec.json.decode(item["failure"]["S"], type=Failure) if "failure" in item else None,
+        completed_at=float(item["completed_at"]["N"]) if "completed_at" in item else None,
+    )
+
+
+def _put(table: str, item: Item, condition: str) -> Item:
+    return {"Put": {"TableName": table, "Item": item, "ConditionExpression": condition}}
+
+
+def _key(pk: str, sk: str) -> Item:
+    return {"pk": {"S": pk}, "sk": {"S": sk}}
+
+
+def _key_pk(caller: str, idempotency_key: str) -> str:
+    return f"key#{caller}#{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+
+
+def _retry_pk(caller: str, fingerprint: str) -> str:
+    return f"retry#{caller}#{fingerprint}"
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """What botocore raises becomes RecordsUnavailableError; the meanings that we found in it pass."""
+    try:
+        yield
+    except (LostClaimError, MarkerTakenError):
+        raise
+    except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
+        raise RecordsUnavailableError("The records of this service could not be reached just now.") from error

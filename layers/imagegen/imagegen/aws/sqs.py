@@ -1,0 +1,36 @@
+"""The queue behind every generation."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from imagegen.errors import RecordsUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from types_boto3_sqs import SQSClient
+
+
+class SqsGenerations:
+    """Implements `ports.GenerationQueue`. A message is `{"generation_id": …}`."""
+
+    def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
+        self._client = client
+        self._queue_url = queue_url
+
+    def send(self, generation_id: str, *, delay: float = 0) -> None:
+        try:
+            self._client().send_message(
+                QueueUrl=self._queue_url,
+                MessageBody=json.dumps({"generation_id": generation_id}),
+                DelaySeconds=round(delay),
+            )
+        except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
+            raise RecordsUnavailableError("The queue of this service could not be reached just now.") from error
+
+    def hold(self, receipt: str, seconds: float) -> None:
+        self._client().change_message_visibility(
+            QueueUrl=self._queue_url, ReceiptHandle=receipt, VisibilityTimeout=round(seconds)
+        )

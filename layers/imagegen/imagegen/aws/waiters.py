@@ -1,0 +1,63 @@
+"""Counts the requests that wait, in all the api function's processes together: each holds Lambda concurrency."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from types_boto3_dynamodb import DynamoDBClient
+
+_BUCKET_SECONDS = 30  # longer than anybody waits: what a dead process did not count down is forgotten with its bucket
+
+
+class DynamoWaiters:
+    """At most `most` wait at once, counted by the half minute in which they began."""
+
+    def __init__(self, client: Callable[[], DynamoDBClient], table: str, *, most: int) -> None:
+        self._client = client
+        self._table = table
+        self._most = most
+
+    @contextmanager
+    def one(self) -> Iterator[bool]:
+        """Whether there is room for one more, who waits inside the block. Where it cannot be counted, there is."""
+        bucket = int(time.time()) // _BUCKET_SECONDS
+        room, counted = self._come(bucket)
+        try:
+            yield room
+        finally:
+            if counted:
+                self._go(bucket)
+
+    def _come(self, bucket: int) -> tuple[bool, bool]:
+        client = self._client()
+        try:
+            client.update_item(
+                TableName=self._table,
+                Key={"pk": {"S": f"waiters#{bucket}"}, "sk": {"S": "waiters"}},
+                UpdateExpression="ADD waiting :one SET expires_at = :expires_at",
+                ConditionExpression="attribute_not_exists(waiting) OR waiting < :most",
+                ExpressionAttributeValues={
+                    ":one": {"N": "1"},
+                    ":most": {"N": str(self._most)},
+                    ":expires_at": {"N": str((bucket + 10) * _BUCKET_SECONDS)},
+                },
+            )
+        except client.exceptions.ConditionalCheckFailedException:
+            return False, False
+        except Exception:  # noqa: BLE001  # the count is a courtesy; who waits finds out by itself whether records answer
+            return True, False
+        return True, True
+
+    def _go(self, bucket: int) -> None:
+        with suppress(Exception):
+            self._client().update_item(
+                TableName=self._table,
+                Key={"pk": {"S": f"waiters#{bucket}"}, "sk": {"S": "waiters"}},
+                UpdateExpression="ADD waiting :less",
+                ExpressionAttributeValues={":less": {"N": "-1"}},
+            )

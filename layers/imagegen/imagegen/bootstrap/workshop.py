@@ -1,0 +1,64 @@
+"""What generations are worked on with, in the api function and in the worker alike."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from imagegen.aws.dynamodb import DynamoGenerations
+from imagegen.aws.s3 import S3ImageStore, bucket_url
+from imagegen.aws.sqs import SqsGenerations
+from imagegen.aws.ssm import SsmParameters
+from imagegen.bootstrap import sdk
+from imagegen.catalog import MAX_IMAGES
+from imagegen.deadline import Deadline
+from imagegen.generations import Generation
+from imagegen.openai_wire.answers import MAX_ANSWER_BYTES, base64_bytes, streamed_images_answer
+from imagegen.outbound.image_source import HttpImageSource
+from imagegen.outbound.pool import HttpPool
+from imagegen.outbound.url_guard import UrlGuard
+from imagegen.providers.openai_compatible import OpenAICompatibleProvider
+from imagegen.settings import RuntimeSettings, StoreSettings, UpstreamSettings
+from imagegen.work import Workshop
+
+SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read anew at once
+_ANSWER_SECONDS = 60.0
+
+
+def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamSettings) -> Workshop:
+    http = HttpPool()
+    secrets = SsmParameters(sdk.ssm, cache_seconds=SECRET_CACHE_SECONDS)
+    images = S3ImageStore(
+        http,
+        bucket_url=bucket_url(store.image_bucket, runtime.region, runtime.s3_endpoint_url),
+        region=runtime.region,
+        credentials=sdk.credentials,
+        link_seconds=store.link_seconds,
+    )
+
+    def large_answer(generation: Generation) -> tuple[int, Iterator[bytes]] | None:
+        if base64_bytes(generation) <= MAX_ANSWER_BYTES:
+            return None
+        return streamed_images_answer(generation, images, Deadline.after(_ANSWER_SECONDS))
+
+    return Workshop(
+        records=DynamoGenerations(
+            sdk.dynamodb, store.generation_table, retention_seconds=store.record_days * 24 * 3600
+        ),
+        queue=SqsGenerations(sdk.sqs, store.generation_queue_url),
+        images=images,
+        source=HttpImageSource(http, UrlGuard(upstream.upstream_base_url), max_bytes=upstream.max_image_bytes),
+        providers={
+            "openai_compatible": OpenAICompatibleProvider(
+                http,
+                base_url=upstream.upstream_base_url,
+                key=lambda fresh: secrets.get(upstream.upstream_api_key_parameter, fresh=fresh),
+                timeout=upstream.upstream_timeout_seconds,
+                max_image_bytes=upstream.max_image_bytes,
+            )
+        },
+        pool=ThreadPoolExecutor(MAX_IMAGES, thread_name_prefix="image"),
+        large_answer=large_answer,
+        now=time.time,
+        repeat_unknown=upstream.repeat_unknown_calls,
+        lease=upstream.lease_seconds,
+    )

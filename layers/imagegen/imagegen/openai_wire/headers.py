@@ -1,0 +1,67 @@
+"""Reads what a request says in its headers and query about itself, rather than about images."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from imagegen.errors import InvalidRequestError
+from imagegen.generations import Status
+from imagegen.submit import Attempt
+
+_MOST_LISTED, _LISTED = 100, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """RFC 7240: to be answered with 202, and how many seconds to wait at most. `applied` says what we honour."""
+
+    respond_async: bool = False
+    wait: int | None = None
+
+    @property
+    def applied(self) -> str:
+        parts = ["respond-async"] if self.respond_async else []
+        return ", ".join(parts + ([f"wait={self.wait}"] if self.wait is not None else []))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    limit: int
+    after: str | None
+    status: Status | None
+
+
+def read_attempt(headers: Mapping[str, str]) -> Attempt:
+    """`Idempotency-Key`, and the count of retries that OpenAI's clients send. Raises InvalidRequestError."""
+    key = headers.get("Idempotency-Key")
+    if key is not None and not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
+        raise InvalidRequestError(
+            "Invalid 'Idempotency-Key': expected 1 to 255 printable ASCII characters.",
+            param="Idempotency-Key",
+            code="invalid_value",
+        )
+    count = headers.get("x-stainless-retry-count") or ""
+    return Attempt(key, int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None)
+
+
+def read_preference(headers: Mapping[str, str]) -> Preference:
+    """`Prefer: respond-async` and `Prefer: wait=N`. What else it holds is no business of ours, as the RFC has it."""
+    tokens = [token.strip().lower() for token in (headers.get("Prefer") or "").split(",")]
+    waits = [int(match[1]) for token in tokens if (match := re.fullmatch(r'wait="?([0-9]{1,6})"?', token))]
+    return Preference("respond-async" in tokens, waits[0] if waits else None)
+
+
+def read_page(query: Mapping[str, str]) -> Page:
+    """`limit`, `after` and `status` of a list. Raises InvalidRequestError."""
+    limit = query.get("limit") or str(_LISTED)
+    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MOST_LISTED:
+        raise InvalidRequestError(
+            f"Invalid 'limit': expected a whole number from 1 to {_MOST_LISTED}.", param="limit", code="invalid_value"
+        )
+    status = query.get("status")
+    if status is not None and status not in list(Status):
+        known = ", ".join(f"'{each}'" for each in Status)
+        raise InvalidRequestError(
+            f"Invalid 'status'. Supported values are: {known}.", param="status", code="invalid_value"
+        )
+    return Page(int(limit), query.get("after"), Status(status) if status else None)

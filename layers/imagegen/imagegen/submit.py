@@ -1,0 +1,141 @@
+"""Admits a request: finds the generation that it repeats, or begins one that no crash can lose."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from imagegen.errors import IdempotencyKeyReusedError, RecordsUnavailableError
+from imagegen.failures import cost_money
+from imagegen.generations import (
+    Generation,
+    Markers,
+    MarkerTakenError,
+    Status,
+    admit,
+    fingerprint,
+    new_owner,
+)
+from imagegen.images import ImageRequest
+from imagegen.ports import GenerationQueue, GenerationStore, KeyHolder
+
+KEY_SECONDS = 24 * 3600.0  # how long an Idempotency-Key holds
+RETRY_SECONDS = 15 * 60.0  # an OpenAI client gives up on a request after 10 minutes, and retries within seconds
+SAFETY_NET_LEASES = 1.5  # by then a lease that nobody renews is gone
+_RACES = 5  # each is lost to a request that then can be attached to
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What a client says about a request of its own. `retry` counts its retries, None where it does not count."""
+
+    idempotency_key: str | None = None
+    retry: int | None = None
+
+    @property
+    def safe_to_retry(self) -> bool:
+        """Whether its next try would find what this one began."""
+        return self.idempotency_key is not None or self.retry is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`owner` is our token where the generation is begun and ours to work on now."""
+
+    generation: Generation
+    owner: str | None = None
+    attached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What submitting needs. `now` gives Unix seconds; `lease` is in seconds."""
+
+    records: GenerationStore
+    queue: GenerationQueue
+    now: Callable[[], float]
+    lease: float
+    sleep: Callable[[float], None] = time.sleep
+
+
+def submit(
+    request: ImageRequest, attempt: Attempt, desk: Desk, *, caller: str, base_url: str, work_here: bool
+) -> Submitted:
+    """The generation for a request: the one that it repeats, or a new one with a message behind it.
+
+    With `work_here` a new one comes claimed, and its message waits until the lease is gone. Raises
+    IdempotencyKeyReusedError, RecordsUnavailableError.
+    """
+    body = fingerprint(request)
+    for _ in range(_RACES):
+        holder = desk.records.key_holder(caller, attempt.idempotency_key) if attempt.idempotency_key else None
+        generation = _attached(holder, attempt, body, desk, caller)
+        if generation is not None:
+            return Submitted(generation, attached=True)
+        try:
+            return _begun(request, attempt, body, desk, caller, base_url, holder, work_here=work_here)
+        except MarkerTakenError:
+            desk.sleep(random.uniform(0.02, 0.1))
+    raise RecordsUnavailableError("Too many requests with this Idempotency-Key came at once. Please try again.")
+
+
+def _attached(holder: KeyHolder | None, attempt: Attempt, body: str, desk: Desk, caller: str) -> Generation | None:
+    now = desk.now()
+    if attempt.idempotency_key:
+        # The age is compared here: DynamoDB deletes what has expired only within days.
+        if holder is None or now - holder.created_at > KEY_SECONDS:
+            return None
+        if holder.fingerprint != body:
+            raise IdempotencyKeyReusedError(
+                "This Idempotency-Key was used with another request. Use a new key for a new request.",
+                param="Idempotency-Key",
+            )
+        found: str | None = holder.generation_id
+    elif attempt.retry:
+        found = desk.records.attach_retry(caller, body, attempt.retry, since=now - RETRY_SECONDS)
+    else:
+        return None
+    generation = desk.records.get(found) if found else None
+    return None if generation is None or _begins_anew(generation) else generation
+
+
+def _begins_anew(generation: Generation) -> bool:
+    """A generation that failed before anything was spent holds no retry back."""
+    failure = generation.failure
+    return generation.status is Status.FAILED and failure is not None and not cost_money(failure)
+
+
+def _begun(
+    request: ImageRequest,
+    attempt: Attempt,
+    body: str,
+    desk: Desk,
+    caller: str,
+    base_url: str,
+    holder: KeyHolder | None,
+    *,
+    work_here: bool,
+) -> Submitted:
+    now = desk.now()
+    # A request with a key is found by its key alone: a retry without one is another client's.
+    markers = Markers(attempt.idempotency_key, None if attempt.idempotency_key else attempt.retry)
+    generation = admit(request, caller=caller, base_url=base_url, now=now, markers=markers)
+    owner = new_owner() if work_here else None
+    if owner:
+        generation = msgspec.structs.replace(
+            generation, status=Status.IN_PROGRESS, owner=owner, lease_until=now + desk.lease
+        )
+    # Messages go first: a record without one would wait for ever, a message without a record is dropped.
+    if not owner:
+        desk.queue.send(generation.id)
+    # The safety net. A worker that dies before it can say so takes its message along for the queue's whole time-out.
+    desk.queue.send(generation.id, delay=desk.lease * SAFETY_NET_LEASES)
+    try:
+        desk.records.create(generation, body, replacing=holder.generation_id if holder else None)
+    except RecordsUnavailableError:
+        if desk.records.get(generation.id) is None:
+            raise
+        # It was written, and only the answer was lost: to refuse the request now would let it be paid for twice.
+    return Submitted(generation, owner)

@@ -1,0 +1,160 @@
+"""Works on a generation until its record has ended."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from imagegen.catalog import CATALOG
+from imagegen.deadline import Deadline
+from imagegen.errors import AbandonedError, ImagegenError, NothingSpentError, RecordsUnavailableError
+from imagegen.failures import kept
+from imagegen.generate import Tools, generate, tried
+from imagegen.generations import Generation, LostClaimError, Status, fingerprint, new_owner
+from imagegen.manage import delete_images
+from imagegen.ports import GenerationQueue, GenerationStore, ImageProvider, ImageSource, ImageStore
+
+LEASE_SECONDS = 60.0  # a dead worker's generation is taken over after it
+HEARTBEATS_A_LEASE = 3
+# A message is sent before its record is written, so a young message may come first; an old one has lost its writer.
+ORPHAN_SECONDS = 180.0  # longer than the api function may run
+YOUNG_SECONDS = 15.0  # until then a young one comes again, fewer times than would make it a dead letter
+
+# The JSON of an answer too large to be given directly: its length in bytes, and its blocks. None for any other.
+LargeAnswer = Callable[[Generation], tuple[int, Iterator[bytes]] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """All that work needs. `now` gives Unix seconds; `lease` is in seconds."""
+
+    records: GenerationStore
+    queue: GenerationQueue
+    images: ImageStore
+    source: ImageSource
+    providers: Mapping[str, ImageProvider]
+    pool: Executor
+    large_answer: LargeAnswer
+    now: Callable[[], float]
+    repeat_unknown: bool = True
+    lease: float = LEASE_SECONDS
+
+
+def work_on_message(
+    generation_id: str, workshop: Workshop, deadline: Deadline, *, sent_at: float, hold: Callable[[float], None]
+) -> float | None:
+    """Does what a message asks for. None: the message has done its duty; else seconds after which to look again.
+
+    `hold` keeps the message to ourselves for so many seconds. Raises RecordsUnavailableError, and whatever else is a
+    fault of ours: then the message is to come again.
+    """
+    records, now = workshop.records, workshop.now()
+    owner = new_owner()
+    generation = records.claim(generation_id, owner, now=now, lease_until=now + workshop.lease)
+    if generation is not None:
+        work(generation, owner, workshop, deadline, hold)
+        return None
+    current = records.get(generation_id)
+    if current is None:
+        return None if now - sent_at > ORPHAN_SECONDS else YOUNG_SECONDS
+    return None if current.ended else max(1.0, current.lease_until - now)
+
+
+def work(
+    generation: Generation,
+    owner: str,
+    workshop: Workshop,
+    deadline: Deadline,
+    hold: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Works on a claimed generation until its record has ended, by our hand or another's.
+
+    Raises RecordsUnavailableError, and whatever else is a fault of ours: the generation then waits for the lease to go.
+    """
+    with _heartbeat(generation.id, owner, workshop, hold):
+        try:
+            _work(generation, owner, workshop, deadline)
+        except LostClaimError:
+            _clean_up(generation, workshop, deadline)
+
+
+def _work(generation: Generation, owner: str, workshop: Workshop, deadline: Deadline) -> None:
+    records = workshop.records
+    tools = Tools(
+        provider=workshop.providers[CATALOG[generation.request.model].provider],
+        source=workshop.source,
+        images=workshop.images,
+        records=records,
+        pool=workshop.pool,
+        repeat_unknown=workshop.repeat_unknown,
+    )
+    try:
+        generate(generation, owner, tools, deadline)
+        _save_large_answer(generation.id, workshop, deadline)
+    except RecordsUnavailableError:
+        raise
+    except ImagegenError as error:
+        records.end(generation.id, owner, Status.FAILED, now=workshop.now(), failure=kept(error))
+        if isinstance(error, NothingSpentError):
+            records.release(generation, fingerprint(generation.request))
+    else:
+        records.end(generation.id, owner, Status.COMPLETED, now=workshop.now())
+
+
+def _save_large_answer(generation_id: str, workshop: Workshop, deadline: Deadline) -> None:
+    generation = workshop.records.get(generation_id)
+    if generation is None or generation.ended:
+        raise LostClaimError
+    if generation.request.response_format != "b64_json":
+        return
+
+    def save() -> None:
+        large = workshop.large_answer(generation)
+        if large is not None:
+            workshop.images.save_answer(generation_id, *large, deadline)
+
+    tried(save, deadline)
+
+
+def _clean_up(generation: Generation, workshop: Workshop, deadline: Deadline) -> None:
+    """What was stored after the generation was deleted goes too; of any other loss it stays."""
+    if workshop.records.get(generation.id) is None:
+        delete_images(generation, workshop.images, deadline)
+
+
+@contextmanager
+def _heartbeat(generation_id: str, owner: str, workshop: Workshop, hold: Callable[[float], None]) -> Iterator[None]:
+    """Renews the lease, and the hold on the message with it, for as long as the block runs."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(workshop.lease / HEARTBEATS_A_LEASE):
+            try:
+                workshop.records.renew(generation_id, owner, workshop.now() + workshop.lease)
+                hold(workshop.lease)
+            except LostClaimError:
+                return
+            except Exception:  # noqa: BLE001, S110  # the next beat tries again; two may be missed
+                pass
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def give_up(generation_id: str, workshop: Workshop) -> float | None:
+    """Fails a generation whose message went to the dead letters, unless somebody still works on it.
+
+    None: done; else seconds after which to look again.
+    """
+    error = AbandonedError("The image could not be made: every attempt at it died.")
+    now = workshop.now()
+    if workshop.records.fail_abandoned(generation_id, kept(error), now=now):
+        return None
+    current = workshop.records.get(generation_id)
+    return None if current is None or current.ended else max(1.0, current.lease_until - now)

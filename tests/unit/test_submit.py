@@ -1,0 +1,390 @@
+"""Admission: which requests are one and the same, and that no crash can lose what was admitted."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from imagegen.errors import (
+    IdempotencyKeyReusedError,
+    PromptRejectedError,
+    RecordsUnavailableError,
+    UpstreamFailedError,
+)
+from imagegen.failures import kept
+from imagegen.generations import Generation, MarkerTakenError, Status, fingerprint, is_generation_id
+from imagegen.images import ImageRequest
+from imagegen.submit import KEY_SECONDS, RETRY_SECONDS, Attempt, Desk, Submitted, submit
+from tests.fakes.generation_queue import FakeGenerationQueue
+from tests.fakes.generation_store import FakeGenerationStore
+
+NOW = 1_760_000_000.5
+LEASE = 60.0
+REQUEST = ImageRequest("a cat", "dall-e-3", "url")
+OTHER = replace(REQUEST, prompt="a dog")
+KEYED = Attempt("k")
+PLAIN = Attempt()
+
+
+@dataclass
+class World:
+    records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
+    queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
+    now: float = NOW
+    slept: list[float] = field(default_factory=list)
+
+    def submit(
+        self,
+        attempt: Attempt = PLAIN,
+        request: ImageRequest = REQUEST,
+        *,
+        caller: str = "alice",
+        work_here: bool = False,
+    ) -> Submitted:
+        desk = Desk(self.records, self.queue, lambda: self.now, LEASE, self.slept.append)
+        try:
+            return submit(request, attempt, desk, caller=caller, base_url="https://x.example/v1", work_here=work_here)
+        finally:
+            self.now += 0.001  # no two are begun at the same time
+
+    @property
+    def messages(self) -> list[str]:
+        """The generations with messages behind them."""
+        return list(dict.fromkeys(generation_id for generation_id, _ in self.queue.sent))
+
+    def id_of(self, attempt: Attempt = PLAIN, request: ImageRequest = REQUEST, *, caller: str = "alice") -> str:
+        return self.submit(attempt, request, caller=caller).generation.id
+
+    def record(self, generation_id: str) -> Generation:
+        record = self.records.get(generation_id)
+        assert record is not None
+        return record
+
+    def fail(self, generation_id: str, error: PromptRejectedError | UpstreamFailedError) -> None:
+        self.records.claim(generation_id, "worker", now=self.now, lease_until=self.now + LEASE)
+        self.records.end(generation_id, "worker", Status.FAILED, now=self.now, failure=kept(error))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_request_becomes_a_waiting_record_with_a_message_behind_it(world: World) -> None:
+    submitted = world.submit()
+    generation = submitted.generation
+    assert (submitted.owner, submitted.attached) == (None, False)
+    assert is_generation_id(generation.id)
+    assert world.record(generation.id) == generation
+    assert (generation.status, generation.caller, generation.created_at) == (Status.QUEUED, "alice", NOW)
+    assert (generation.request, generation.base_url) == (REQUEST, "https://x.example/v1")
+    assert world.messages == [generation.id]
+    assert world.queue.sent[0] == (generation.id, 0)
+
+
+@pytest.mark.parametrize("work_here", [False, True])
+def test_a_message_comes_after_the_first_lease_also_where_the_first_message_is_lost(
+    world: World, work_here: bool
+) -> None:
+    """A worker that dies at once takes its message along for the queue's whole time-out."""
+    generation = world.submit(KEYED, work_here=work_here).generation
+    world.records.claim(generation.id, "dies", now=NOW, lease_until=NOW + LEASE)
+    sent, delay = world.queue.sent[-1]
+    assert sent == generation.id
+    assert LEASE < delay < 3 * LEASE
+
+
+def test_what_is_worked_on_here_is_claimed_and_its_message_waits_until_the_lease_is_gone(world: World) -> None:
+    submitted = world.submit(KEYED, work_here=True)
+    generation = world.record(submitted.generation.id)
+    assert generation == submitted.generation
+    assert submitted.owner
+    assert (generation.status, generation.owner) == (Status.IN_PROGRESS, submitted.owner)
+    assert generation.lease_until == NOW + LEASE
+    ((sent, delay),) = world.queue.sent
+    assert sent == generation.id
+    assert delay > LEASE
+    assert world.records.claim(generation.id, "other", now=NOW + LEASE, lease_until=NOW + 99) is None
+    assert world.records.claim(generation.id, "other", now=NOW + delay, lease_until=NOW + 99) is not None
+
+
+def test_every_claim_here_has_a_token_of_its_own(world: World) -> None:
+    assert len({world.submit(work_here=True).owner for _ in range(20)}) == 20
+
+
+@pytest.mark.parametrize("work_here", [False, True])
+def test_the_message_goes_before_the_record(work_here: bool) -> None:
+    asked_before: list[list[str]] = []
+
+    class Queue(FakeGenerationQueue):
+        def send(self, generation_id: str, *, delay: float = 0) -> None:
+            asked_before.append(list(records.asked))
+            super().send(generation_id, delay=delay)
+
+    records = FakeGenerationStore()
+    world = World(records, Queue())
+    world.submit(KEYED, work_here=work_here)
+    assert asked_before
+    assert all(asked == ["key_holder"] for asked in asked_before)
+    assert world.records.asked == ["key_holder", "create"]
+
+
+@pytest.mark.parametrize("work_here", [False, True])
+def test_where_the_record_cannot_be_written_only_a_message_is_left(world: World, work_here: bool) -> None:
+    world.records.failures.append("before")
+    with pytest.raises(RecordsUnavailableError):
+        world.submit(work_here=work_here)
+    assert world.records.newest("alice", 10) == []
+    assert len(world.messages) == 1
+
+
+def test_where_the_message_cannot_be_sent_no_record_is_written(world: World) -> None:
+    world.queue.failures.append("before")
+    with pytest.raises(RecordsUnavailableError):
+        world.submit(KEYED)
+    assert world.records.asked == ["key_holder"]
+
+
+@pytest.mark.parametrize("attempt", [KEYED, Attempt(retry=1)])
+def test_where_records_cannot_be_asked_nothing_is_sent(world: World, attempt: Attempt) -> None:
+    world.records.failures.append("before")
+    with pytest.raises(RecordsUnavailableError):
+        world.submit(attempt)
+    assert world.queue.sent == []
+
+
+# Idempotency keys.
+
+
+def test_the_same_key_and_body_are_one_generation(world: World) -> None:
+    first, second = world.submit(KEYED, work_here=True), world.submit(KEYED, work_here=True)
+    assert second.generation == first.generation
+    assert (second.attached, second.owner) == (True, None)
+    assert len(world.messages) == 1
+
+
+def test_a_repeated_key_gives_the_record_as_it_is_by_now(world: World) -> None:
+    generation_id = world.id_of(KEYED)
+    world.records.cancel(generation_id, now=NOW + 5)
+    assert world.submit(KEYED).generation.status is Status.CANCELLED
+
+
+def test_a_key_holds_whatever_the_count_of_retries_says(world: World) -> None:
+    assert len({world.id_of(Attempt("k", retry)) for retry in (0, 1, 0, 2)}) == 1
+
+
+def test_the_same_key_with_another_body_is_refused(world: World) -> None:
+    world.submit(KEYED)
+    with pytest.raises(IdempotencyKeyReusedError) as refused:
+        world.submit(KEYED, OTHER)
+    assert refused.value.param == "Idempotency-Key"
+    assert len(world.messages) == 1
+
+
+def test_keys_and_callers_are_kept_apart(world: World) -> None:
+    ids = {world.id_of(KEYED), world.id_of(Attempt("K")), world.id_of(KEYED, OTHER, caller="bob")}
+    assert len(ids) == 3
+
+
+def test_a_key_holds_for_a_day(world: World) -> None:
+    first = world.id_of(KEYED)
+    world.now = NOW + KEY_SECONDS
+    assert world.id_of(KEYED) == first
+
+
+@pytest.mark.parametrize("request_", [REQUEST, OTHER])
+def test_a_key_older_than_a_day_begins_anew_with_any_body(world: World, request_: ImageRequest) -> None:
+    first = world.id_of(KEYED)
+    world.now = NOW + KEY_SECONDS + 1
+    anew = world.submit(KEYED, request_)
+    assert (anew.attached, anew.generation.id != first) == (False, True)
+    assert world.id_of(KEYED, request_) == anew.generation.id
+
+
+def test_a_key_whose_generation_failed_with_nothing_spent_begins_anew(world: World) -> None:
+    first = world.id_of(KEYED)
+    world.fail(first, PromptRejectedError("no"))
+    anew = world.submit(KEYED)
+    assert (anew.attached, anew.generation.id != first) == (False, True)
+    assert world.id_of(KEYED) == anew.generation.id
+
+
+def test_a_key_that_was_released_begins_anew(world: World) -> None:
+    first = world.submit(KEYED).generation
+    world.fail(first.id, PromptRejectedError("no"))
+    world.records.release(first, fingerprint(REQUEST))
+    assert world.id_of(KEYED) != first.id
+    assert world.submit(KEYED).attached
+
+
+def test_a_key_whose_generation_failed_after_spending_tells_the_failure_again(world: World) -> None:
+    first = world.id_of(KEYED)
+    world.fail(first, UpstreamFailedError("broken"))
+    again = world.submit(KEYED)
+    assert (again.attached, again.generation.id, again.generation.status) == (True, first, Status.FAILED)
+
+
+def test_a_key_whose_generation_was_deleted_begins_anew(world: World) -> None:
+    first = world.id_of(KEYED)
+    world.records.bury(first, now=NOW)
+    anew = world.id_of(KEYED)
+    assert anew != first
+    assert world.id_of(KEYED) == anew
+
+
+@pytest.mark.parametrize("work_here", [False, True])
+def test_of_a_hundred_at_once_with_one_key_all_get_one_generation(world: World, work_here: bool) -> None:
+    barrier = threading.Barrier(100)
+
+    def come(_: int) -> Submitted:
+        barrier.wait(30)
+        return world.submit(KEYED, work_here=work_here)
+
+    with ThreadPoolExecutor(100) as pool:
+        submitted = list(pool.map(come, range(100)))
+    assert len({each.generation.id for each in submitted}) == 1
+    assert sum(not each.attached for each in submitted) == 1
+    assert sum(each.owner is not None for each in submitted) == work_here
+    assert len(world.records.newest("alice", 100)) == 1
+
+
+def test_of_a_hundred_at_once_with_an_old_key_all_get_one_new_generation(world: World) -> None:
+    old = world.id_of(KEYED)
+    world.now = NOW + KEY_SECONDS + 1
+    barrier = threading.Barrier(100)
+
+    def come(_: int) -> str:
+        barrier.wait(30)
+        return world.id_of(KEYED)
+
+    with ThreadPoolExecutor(100) as pool:
+        ids = set(pool.map(come, range(100)))
+    assert len(ids) == 1
+    assert old not in ids
+
+
+def test_a_race_that_is_lost_is_slept_over_and_ends_attached() -> None:
+    class Late(FakeGenerationStore):
+        """Another request takes the key between the look and the write."""
+
+        def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
+            if not others:
+                others.append(generation.id)
+                twin = World(self, now=NOW).submit(KEYED)
+                others.append(twin.generation.id)
+            super().create(generation, fingerprint, replacing=replacing)
+
+    others: list[str] = []
+    world = World(Late())
+    submitted = world.submit(KEYED, work_here=True)
+    assert (submitted.attached, submitted.owner) == (True, None)
+    assert submitted.generation.id == others[1]
+    assert len(world.slept) == 1
+    assert 0 < world.slept[0] < 1
+
+
+def test_races_that_are_always_lost_do_not_go_on_for_ever() -> None:
+    class Taken(FakeGenerationStore):
+        def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
+            raise MarkerTakenError
+
+    world = World(Taken())
+    with pytest.raises(RecordsUnavailableError):  # nothing is spent, so it may be retried
+        world.submit(KEYED)
+
+
+# Retries that clients count.
+
+
+def test_a_retry_attaches_to_the_first_attempt(world: World) -> None:
+    first = world.id_of(Attempt(retry=0))
+    for retry in (1, 2):
+        again = world.submit(Attempt(retry=retry), work_here=True)
+        assert (again.attached, again.owner, again.generation.id) == (True, None, first)
+    assert len(world.messages) == 1
+
+
+def test_first_attempts_with_the_same_body_stay_apart_and_so_do_their_retries(world: World) -> None:
+    firsts = {world.id_of(Attempt(retry=0)) for _ in range(3)}
+    assert len(firsts) == 3
+    for retry in (1, 2):
+        assert {world.id_of(Attempt(retry=retry)) for _ in range(3)} == firsts
+
+
+def test_first_attempts_at_once_with_the_same_body_stay_apart(world: World) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        assert len(set(pool.map(lambda _: world.id_of(Attempt(retry=0)), range(20)))) == 20
+
+
+def test_a_retry_whose_first_attempt_never_came_begins_one_that_the_next_attaches_to(world: World) -> None:
+    began = world.submit(Attempt(retry=1), work_here=True)
+    assert (began.attached, began.owner is None) == (False, False)
+    assert world.id_of(Attempt(retry=2)) == began.generation.id
+
+
+def test_a_retry_never_attaches_to_who_does_not_count(world: World) -> None:
+    plain = world.id_of(PLAIN)
+    assert world.id_of(PLAIN) != plain
+    assert world.id_of(Attempt(retry=1)) != plain
+
+
+def test_a_retry_without_a_key_never_attaches_to_a_generation_with_one(world: World) -> None:
+    """Whoever sent a key comes back with it, so this retry is another client's."""
+    own, keyed = world.id_of(Attempt(retry=0)), world.id_of(Attempt("k", 0))
+    assert world.id_of(Attempt("k", 1)) == keyed
+    assert world.id_of(Attempt(retry=1)) == own
+
+
+def test_a_retry_never_attaches_to_another_caller_or_body(world: World) -> None:
+    ids = [world.id_of(Attempt(retry=0)), world.id_of(Attempt(retry=1), OTHER)]
+    ids.append(world.id_of(Attempt(retry=1), caller="bob"))
+    assert len(set(ids)) == 3
+
+
+def test_a_retry_attaches_to_nothing_old(world: World) -> None:
+    first = world.id_of(Attempt(retry=0))
+    world.now = NOW + RETRY_SECONDS - 1
+    assert world.id_of(Attempt(retry=1)) == first
+    world.now = NOW + RETRY_SECONDS + 1
+    assert world.id_of(Attempt(retry=2)) != first
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_retry_of_what_failed_with_nothing_spent_begins_anew(world: World, released: bool) -> None:
+    first = world.submit(Attempt(retry=0)).generation
+    world.fail(first.id, PromptRejectedError("no"))
+    if released:
+        world.records.release(first, fingerprint(REQUEST))
+    anew = world.submit(Attempt(retry=1))
+    assert (anew.attached, anew.generation.id != first.id) == (False, True)
+    assert world.id_of(Attempt(retry=2)) == anew.generation.id
+
+
+def test_a_retry_of_what_failed_after_spending_tells_the_failure_again(world: World) -> None:
+    first = world.id_of(Attempt(retry=0))
+    world.fail(first, UpstreamFailedError("broken"))
+    assert world.id_of(Attempt(retry=1)) == first
+
+
+def test_a_retry_of_what_was_deleted_begins_anew(world: World) -> None:
+    first = world.id_of(Attempt(retry=0))
+    world.records.bury(first, now=NOW)
+    assert world.id_of(Attempt(retry=1)) != first
+
+
+def test_retries_at_once_never_share_a_generation_or_begin_one_too_many(world: World) -> None:
+    firsts = {world.id_of(Attempt(retry=0)) for _ in range(20)}
+    with ThreadPoolExecutor(20) as pool:
+        again = list(pool.map(lambda _: world.id_of(Attempt(retry=1)), range(20)))
+    assert (set(again), len(again)) == (firsts, len(firsts))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "safe"), [(PLAIN, False), (KEYED, True), (Attempt(retry=0), True), (Attempt("k", 2), True)]
+)
+def test_an_attempt_is_safe_to_retry_where_its_retry_would_be_known(world: World, attempt: Attempt, safe: bool) -> None:
+    assert attempt.safe_to_retry is safe
+    first = world.id_of(attempt)
+    again = Attempt(attempt.idempotency_key, None if attempt.retry is None else attempt.retry + 1)
+    assert (world.id_of(again) == first) is safe

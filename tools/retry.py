@@ -1,0 +1,39 @@
+"""`make retry STACK=… ID=gen_…`: a new attempt at a failed generation, on the same record.
+
+What is stored stays, what was answered is fetched again, and only calls without an answer are sent again. They may have
+been paid for, which is why a person has to say so.
+"""
+
+import argparse
+import sys
+
+import boto3
+
+from imagegen.aws.dynamodb import DynamoGenerations
+from imagegen.aws.sqs import SqsGenerations
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make retry", description=__doc__)
+    parser.add_argument("stack", help="the name of the stack")
+    parser.add_argument("id", help="the generation's id")
+    arguments = parser.parse_args()
+
+    session = boto3.session.Session()
+    found = session.client("cloudformation").list_stack_resources(StackName=arguments.stack)["StackResourceSummaries"]
+    resources = {each["LogicalResourceId"]: each.get("PhysicalResourceId", "") for each in found}
+    records = DynamoGenerations(lambda: session.client("dynamodb"), resources["GenerationTable"], retention_seconds=0)
+    queue = SqsGenerations(lambda: session.client("sqs"), resources["GenerationQueue"])
+
+    generation = records.requeue(arguments.id)
+    if generation is None:
+        print(f"{arguments.id} has not failed, or is not there", file=sys.stderr)
+        return 1
+    queue.send(generation.id)
+    unanswered = sum(call.answer is None for call in generation.calls)
+    print(f"{generation.id} waits again; upstream calls to send: {unanswered} of {len(generation.calls)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
