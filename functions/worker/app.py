@@ -32,17 +32,21 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
         receipt = record.receipt_handle
         # First of all: were we to die, the message would otherwise be gone for the queue's own time-out.
         shop.queue.hold(receipt, shop.lease)
+        generation_id = json.loads(record.body)["generation_id"]
         again: float | None = FAULT_SECONDS
         try:
             again = work_on_message(
-                json.loads(record.body)["generation_id"],
+                generation_id,
                 shop,
                 until,
                 sent_at=int(record.attributes.sent_timestamp or 0) / 1000,
                 hold=lambda seconds: shop.queue.hold(receipt, seconds),
             )
         except Exception as error:  # noqa: BLE001  # told without its words
-            logger.error("interrupted", extra={"trace": silent_trace(error)})  # noqa: TRY400
+            logger.error(  # noqa: TRY400
+                "interrupted", extra={"generation_id": generation_id, "trace": silent_trace(error)}
+            )
+        logger.info("looked at", extra={"generation_id": generation_id, "again_in_seconds": again})
         if again is not None:
             shop.queue.hold(receipt, again)
             raise ComeAgainError

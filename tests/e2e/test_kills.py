@@ -62,6 +62,7 @@ def kill_at(service: Service, function: str, moment: float) -> None:
     time.sleep(moment)
     for pid in service.stack.functions[function].pids():
         os.kill(pid, 9)
+    time.sleep(0.3)  # until the host has seen that they are gone, and sends them nothing more
 
 
 def begun_by_the_api(service: Service, prompt: str, moment: float) -> str:
