@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import boto3
+    from botocore.config import Config
     from botocore.credentials import ReadOnlyCredentials
     from types_boto3_dynamodb import DynamoDBClient
     from types_boto3_sqs import SQSClient
@@ -21,18 +22,26 @@ def session() -> boto3.session.Session:
 
 
 @cache
+def _patience() -> Config:
+    """The SDK's own is a minute a try, five tries: longer than the gateway waits, and than a lease lasts unrenewed."""
+    from botocore.config import Config  # noqa: PLC0415
+
+    return Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
+
+
+@cache
 def dynamodb() -> DynamoDBClient:
-    return session().client("dynamodb")
+    return session().client("dynamodb", config=_patience())
 
 
 @cache
 def sqs() -> SQSClient:
-    return session().client("sqs")
+    return session().client("sqs", config=_patience())
 
 
 @cache
 def ssm() -> SSMClient:
-    return session().client("ssm")
+    return session().client("ssm", config=_patience())
 
 
 def credentials() -> ReadOnlyCredentials:
