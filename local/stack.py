@@ -1,5 +1,6 @@
 """The whole stack on one machine, deployed from template.yaml: moto for AWS, Lambda's own runtime for the functions."""
 
+import ast
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import boto3
 import msgspec
 
 from imagegen.credentials import BearerKey
+from local.aws_door import REGION, DoorControl
 from local.event_source import EventSource, polling
 from local.gateway import INTEGRATION_SECONDS, Gateway
 from local.lambda_host import Function, FunctionHost
@@ -28,8 +30,7 @@ ROOT = Path(__file__).parent.parent
 BUILT = ROOT / ".aws-sam" / "build"
 RUNTIME_PYTHON = ROOT / ".venv-3.13" / "bin" / "python"
 STACK_NAME = "imagegen"
-REGION = "us-east-1"
-# moto checks no credentials; these are no secrets.
+# The operator's; a function's access key is its name, by which the door tells whose role holds. These are no secrets.
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "local",
     "AWS_SECRET_ACCESS_KEY": "local",
@@ -61,6 +62,7 @@ class LocalStack:
     aws_url: str
     bucket: str
     functions: Mapping[str, FunctionHost]
+    door: DoorControl
     logs: Path
 
     def client(self, service: str) -> Any:  # boto3's clients have no common type
@@ -91,8 +93,10 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             function = _function(template, name, deployed, aws_url, built=options.built)
             functions[name] = FunctionHost(function, logs / f"{name}.log")
             closing.callback(functions[name].close)
-        for event_source in _event_sources(template, functions, deployed, aws_url):
-            closing.enter_context(polling(event_source, _client("sqs", aws_url)))
+        door = DoorControl(aws_url)
+        door.let_in(_roles(template, deployed, aws_url))
+        for name, event_source in _event_sources(template, functions, deployed, aws_url):
+            closing.enter_context(polling(event_source, _client("sqs", aws_url, name)))
         with ThreadPoolExecutor() as starting:
             for started in [starting.submit(host.warm_up) for host in functions.values()]:
                 started.result()
@@ -110,6 +114,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             aws_url=aws_url,
             bucket=deployed["ImageBucket"],
             functions=functions,
+            door=door,
             logs=logs,
         )
 
@@ -136,12 +141,12 @@ def _moto(log: Path) -> Iterator[str]:
         process.communicate()
 
 
-def _client(service: str, aws_url: str) -> Any:
+def _client(service: str, aws_url: str, access_key: str = CREDENTIALS["AWS_ACCESS_KEY_ID"]) -> Any:
     return boto3.client(
         service,  # type: ignore[call-overload]
         endpoint_url=aws_url,
         region_name=REGION,
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_access_key_id=access_key,
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
     )
 
@@ -171,20 +176,41 @@ def _put_secrets(aws_url: str, upstream_api_key: str | None, keys: Any) -> None:
         ssm.put_parameter(Name=f"/{STACK_NAME}/clients/{key.client}", Type="String", Value=record)
 
 
+def _roles(template: "Template", deployed: Mapping[str, str], aws_url: str) -> dict[str, dict[str, Any]]:
+    """What each function may do, as moto's IAM knows it after the deployment; by access key."""
+    iam = _client("iam", aws_url)
+    roles = {}
+    for name, function in template.of_type("AWS::Lambda::Function").items():
+        role = deployed[function["Role"]["Fn::GetAtt"][0]]
+        policies = [
+            iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]
+            for policy in iam.list_role_policies(RoleName=role)["PolicyNames"]
+        ]
+        # moto's CloudFormation keeps a policy as Python's text of it, not as JSON.
+        statements = [statement for policy in policies for statement in ast.literal_eval(policy)["Statement"]]
+        roles[name] = {"function": name, "statements": statements}
+    return roles
+
+
 def _event_sources(
     template: "Template", functions: Mapping[str, FunctionHost], deployed: Mapping[str, str], aws_url: str
-) -> Iterator[EventSource]:
-    sqs = _client("sqs", aws_url)
+) -> Iterator[tuple[str, EventSource]]:
+    """Each with the name of its function, whose role Lambda polls under."""
     for mapping in template.of_type("AWS::Lambda::EventSourceMapping").values():
+        name = mapping["FunctionName"]["Ref"]
         queue_url = deployed[mapping["EventSourceArn"]["Fn::GetAtt"][0]]
+        sqs = _client("sqs", aws_url, name)
         attributes = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])["Attributes"]
         scaling = mapping.get("ScalingConfig", {})
-        yield EventSource(
-            queue_url=queue_url,
-            queue_arn=attributes["QueueArn"],
-            function=functions[mapping["FunctionName"]["Ref"]],
-            batch_size=mapping["BatchSize"],
-            concurrency=int(template.value(scaling.get("MaximumConcurrency", 5))),
+        yield (
+            name,
+            EventSource(
+                queue_url=queue_url,
+                queue_arn=attributes["QueueArn"],
+                function=functions[name],
+                batch_size=mapping["BatchSize"],
+                concurrency=int(template.value(scaling.get("MaximumConcurrency", 5))),
+            ),
         )
 
 
@@ -202,6 +228,7 @@ def _function(template: "Template", name: str, deployed: Mapping[str, str], aws_
         environment={
             **{variable: str(value) for variable, value in configuration["Environment"]["Variables"].items()},
             **CREDENTIALS,
+            "AWS_ACCESS_KEY_ID": name,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_ENDPOINT_URL": aws_url,

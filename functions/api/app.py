@@ -204,8 +204,8 @@ def cancel_generation(generation_id: str) -> Response[str]:
 @app.delete("/v1/images/generations/<generation_id>")
 def delete_generation(generation_id: str) -> Response[str]:
     wired = api()
-    images, until = wired.workshop.images, Deadline.after(READ_SECONDS)
-    delete(generation_id, _caller(), wired.desk.records, images, wired.desk.now, until)
+    desk, until = wired.desk, Deadline.after(READ_SECONDS)
+    delete(generation_id, _caller(), desk.records, desk.queue, wired.workshop.images, desk.now, until)
     return _json(200, {"id": generation_id, "object": "image.generation.deleted", "deleted": True})
 
 

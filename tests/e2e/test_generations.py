@@ -16,8 +16,9 @@ from urllib.request import urlopen
 import openai
 import pytest
 
+from local.aws_door import REGION
 from local.serving import HungUpError, Reply, Request
-from local.stack import CREDENTIALS, REGION, ROOT, STACK_NAME
+from local.stack import CREDENTIALS, ROOT, STACK_NAME
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_failures import post
 from tests.e2e.test_main_job import SAMPLE

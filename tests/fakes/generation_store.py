@@ -18,6 +18,7 @@ from imagegen.generations import (
     MarkerTakenError,
     Status,
     StoredImage,
+    Tombstone,
 )
 
 When = Literal["before", "after"]
@@ -39,6 +40,10 @@ class RetryMarker:
     released: bool = False
 
 
+def _place(record: Generation) -> tuple[float, str]:
+    return record.created_at, record.id
+
+
 class FakeGenerationStore:
     """Passes the contract of `ports.GenerationStore`.
 
@@ -50,6 +55,7 @@ class FakeGenerationStore:
         self.asked: list[str] = []
         self.failures: deque[When | None] = deque()
         self._records: dict[str, Generation | None] = {}  # None is a tombstone
+        self._tombstones: dict[str, Tombstone] = {}
         self._keys: dict[tuple[str, str], KeyMarker] = {}
         self._retries: dict[tuple[str, str], dict[str, RetryMarker]] = {}
         self._lock = threading.Lock()
@@ -109,9 +115,9 @@ class FakeGenerationStore:
                 last = self._records.get(after)
                 if last is None or last.caller != caller:
                     return []
-                own = [record for record in own if record.created_at < last.created_at]
+                own = [record for record in own if _place(record) < _place(last)]
             found = [record for record in own if status is None or record.status is status]
-            return sorted(found, key=lambda record: record.created_at, reverse=True)[:limit]
+            return sorted(found, key=_place, reverse=True)[:limit]
 
     def claim(self, generation_id: str, owner: str, *, now: float, lease_until: float) -> Generation | None:
         with self._asked("claim"):
@@ -176,9 +182,19 @@ class FakeGenerationStore:
                 owner=None,
             )
 
-    def bury(self, generation_id: str, *, now: float) -> None:
+    def bury(self, generation: Generation, *, now: float) -> Tombstone:
         with self._asked("bury"):
-            self._records[generation_id] = None
+            self._records[generation.id] = None
+            self._tombstones[generation.id] = Tombstone(generation.id, generation.caller, generation.image_ids)
+            return self._tombstones[generation.id]
+
+    def tombstone(self, generation_id: str) -> Tombstone | None:
+        with self._asked("tombstone"):
+            return self._tombstones.get(generation_id)
+
+    def all_deleted(self, tombstone: Tombstone) -> None:
+        with self._asked("all_deleted"):
+            self._tombstones.pop(tombstone.id, None)
 
     @contextmanager
     def _asked(self, call: str) -> Iterator[None]:

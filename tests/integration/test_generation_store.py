@@ -34,6 +34,7 @@ from imagegen.generations import (
     MarkerTakenError,
     Status,
     StoredImage,
+    Tombstone,
     admit,
     fingerprint,
 )
@@ -558,7 +559,7 @@ def _requeued(records: GenerationStore) -> Generation:
 
 def _buried(records: GenerationStore) -> Generation:
     generation = claimed(records)
-    records.bury(generation.id, now=NOW)
+    records.bury(generation, now=NOW)
     return generation
 
 
@@ -684,7 +685,7 @@ def test_only_what_failed_waits_again(records: GenerationStore, state: State) ->
 @pytest.mark.parametrize("state", [_absent, _queued, _anothers, *ENDED_STATES, _buried], ids=_name)
 def test_what_is_buried_is_gone_and_stays_gone(records: GenerationStore, state: State) -> None:
     generation = state(records)
-    records.bury(generation.id, now=NOW)
+    records.bury(generation, now=NOW)
     assert records.get(generation.id) is None
     with pytest.raises(RecordsUnavailableError):
         records.create(generation, "body")
@@ -692,7 +693,27 @@ def test_what_is_buried_is_gone_and_stays_gone(records: GenerationStore, state: 
     assert records.newest("alice", 10) == []
 
 
+def test_a_tombstone_tells_whose_images_may_still_be_there_until_none_are(records: GenerationStore) -> None:
+    generation = created(records)
+    assert records.tombstone(generation.id) is None
+    tombstone = records.bury(generation, now=NOW)
+    assert tombstone == Tombstone(generation.id, "alice", generation.image_ids)
+    assert records.tombstone(generation.id) == tombstone
+    for _ in range(2):
+        records.all_deleted(tombstone)
+        assert records.tombstone(generation.id) is None
+    assert records.get(generation.id) is None
+
+
 # Lists.
+
+
+def test_generations_of_the_very_same_moment_are_all_listed(records: GenerationStore) -> None:
+    same = [created(records, new(at=NOW)) for _ in range(5)]
+    pages: list[Sequence[Generation]] = [records.newest("alice", 2)]
+    while pages[-1]:
+        pages.append(records.newest("alice", 2, after=pages[-1][-1].id))
+    assert sorted(each.id for page in pages for each in page) == sorted(each.id for each in same)
 
 
 def test_the_newest_come_first(records: GenerationStore) -> None:
@@ -740,7 +761,7 @@ def test_a_list_never_shows_anothers(records: GenerationStore) -> None:
 
 def test_a_list_never_shows_what_is_buried(records: GenerationStore) -> None:
     older, gone, newer = (created(records, new(at=NOW + at)) for at in range(3))
-    records.bury(gone.id, now=NOW)
+    records.bury(gone, now=NOW)
     assert records.newest("alice", 10) == [newer, older]
     assert records.newest("alice", 10, after=gone.id) == []
     assert records.newest("alice", 10, after="gen_AAAAAAAAAAAAAAAAAAAAAA") == []
@@ -764,7 +785,9 @@ ASKING: Sequence[tuple[str, Callable[[GenerationStore, Generation], object]]] = 
     ("fail_abandoned", lambda records, generation: records.fail_abandoned(generation.id, FAILURE, now=NOW)),
     ("cancel", lambda records, generation: records.cancel(generation.id, now=NOW)),
     ("requeue", lambda records, generation: records.requeue(generation.id)),
-    ("bury", lambda records, generation: records.bury(generation.id, now=NOW)),
+    ("bury", lambda records, generation: records.bury(generation, now=NOW)),
+    ("tombstone", lambda records, generation: records.tombstone(generation.id)),
+    ("all_deleted", lambda records, generation: records.all_deleted(Tombstone(generation.id, "alice", ()))),
 )
 EACH_CALL = pytest.mark.parametrize("ask", [ask for _, ask in ASKING], ids=[name for name, _ in ASKING])
 
@@ -822,7 +845,7 @@ def test_all_that_is_written_expires(dynamodb: "DynamoDBClient", table: str) -> 
     records = DynamoGenerations(lambda: dynamodb, table, retention_seconds=RETENTION_SECONDS)
     kept = created(records, new(key="k", retry=0))
     gone = created(records)
-    records.bury(gone.id, now=NOW)
+    records.bury(gone, now=NOW)
     items = dynamodb.scan(TableName=table)["Items"]
     expiries = {(item["pk"]["S"], item["sk"]["S"]): int(item["expires_at"]["N"]) - int(NOW) for item in items}
     day = 24 * 3600
@@ -967,15 +990,22 @@ def test_who_fails_while_waiting_makes_room(waiters: DynamoWaiters) -> None:
             fail()
 
 
-def test_who_waits_is_counted_down_where_it_was_counted(waiters: DynamoWaiters, clock: list[float]) -> None:
-    with waiters.one(), waiters.one(), waiters.one():
+def test_who_came_in_the_half_minute_before_still_counts_and_is_counted_down_there(
+    waiters: DynamoWaiters, clock: list[float]
+) -> None:
+    with waiters.one(), waiters.one():
         clock[0] += 30
         with ExitStack() as stack:
-            assert [stack.enter_context(waiters.one()) for _ in range(4)] == [True, True, True, False]
-        clock[0] += 30
-    clock[0] -= 60
+            assert [stack.enter_context(waiters.one()) for _ in range(3)] == [True, False, False]
     with ExitStack() as stack:
         assert [stack.enter_context(waiters.one()) for _ in range(4)] == [True, True, True, False]
+
+
+def test_whoever_died_while_waiting_is_forgotten_within_a_minute(waiters: DynamoWaiters, clock: list[float]) -> None:
+    with waiters.one(), waiters.one(), waiters.one():
+        clock[0] += 60
+        with waiters.one() as room:
+            assert room is True
 
 
 def test_many_at_once_are_counted_right(waiters: DynamoWaiters) -> None:

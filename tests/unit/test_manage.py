@@ -7,6 +7,7 @@ import pytest
 
 from imagegen.deadline import Deadline
 from imagegen.errors import (
+    DeletionUnfinishedError,
     GenerationEndedError,
     ImageStorageError,
     RecordsUnavailableError,
@@ -15,6 +16,7 @@ from imagegen.errors import (
 from imagegen.generations import Generation, Markers, Status, admit, fingerprint
 from imagegen.images import ImageBody, ImageRequest
 from imagegen.manage import cancel, delete, see
+from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.image_store import FakeImageStore
 from tests.fakes.provider import png
@@ -28,6 +30,7 @@ BODY = fingerprint(REQUEST)
 class World:
     records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
     images: FakeImageStore = field(default_factory=FakeImageStore)
+    queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
 
     def created(self, markers: Markers | None = None) -> Generation:
         markers = markers or Markers()
@@ -48,7 +51,7 @@ class World:
         return cancel(generation_id, caller, self.records, lambda: NOW + 5)
 
     def delete(self, generation_id: str, caller: str = "alice") -> None:
-        delete(generation_id, caller, self.records, self.images, lambda: NOW + 5, Deadline.after(9))
+        delete(generation_id, caller, self.records, self.queue, self.images, lambda: NOW + 5, Deadline.after(9))
 
 
 Act = Callable[[World, str, str], object]
@@ -177,19 +180,66 @@ def test_where_the_record_cannot_be_buried_nothing_is_deleted(world: World) -> N
     assert list(world.images.answers) == [generation.id]
 
 
-def test_one_image_that_cannot_be_deleted_keeps_no_other(world: World) -> None:
-    """The record is gone by then, so that nobody can ask again."""
+class Stubborn(FakeImageStore):
+    """Does not let go of one image."""
 
-    class Images(FakeImageStore):
-        def delete(self, image_id: str, deadline: Deadline) -> None:
-            if image_id == generation.image_ids[0]:
-                raise ImageStorageError("no")
-            super().delete(image_id, deadline)
+    kept = ""
 
-    world = World(images=Images())
+    def delete(self, image_id: str, deadline: Deadline) -> None:
+        if image_id == self.kept:
+            raise ImageStorageError("no")
+        super().delete(image_id, deadline)
+
+
+@pytest.fixture
+def unfinished() -> tuple[World, Generation]:
+    """A generation that is deleted but for its first image."""
+    images = Stubborn()
+    world = World(images=images)
     generation = world.created()
     world.store(generation)
-    with pytest.raises(ImageStorageError):
+    images.kept = generation.image_ids[0]
+    with pytest.raises(DeletionUnfinishedError):
         world.delete(generation.id)
+    assert list(images.saved) == [generation.image_ids[0]]
+    assert images.answers == {}
+    return world, generation
+
+
+def test_a_deletion_that_is_unfinished_can_be_asked_for_again(unfinished: tuple[World, Generation]) -> None:
+    world, generation = unfinished
+    with pytest.raises(DeletionUnfinishedError):
+        world.delete(generation.id)
+    world.images.kept = ""  # type: ignore[attr-defined]
+    world.delete(generation.id)
+    assert world.images.saved == {}
+    with pytest.raises(UnknownGenerationError):
+        world.delete(generation.id)
+
+
+def test_an_unfinished_deletion_is_nobody_elses(unfinished: tuple[World, Generation]) -> None:
+    world, generation = unfinished
+    world.images.kept = ""  # type: ignore[attr-defined]
+    with pytest.raises(UnknownGenerationError):
+        world.delete(generation.id, "bob")
     assert list(world.images.saved) == [generation.image_ids[0]]
-    assert world.images.answers == {}
+
+
+def test_a_message_goes_ahead_of_the_tombstone_so_that_no_crash_leaves_images(world: World) -> None:
+    generation = world.created()
+    world.records.failures += [None, "before"]
+    with pytest.raises(RecordsUnavailableError):
+        world.delete(generation.id)
+    ((sent, delay),) = world.queue.sent
+    assert sent == generation.id
+    assert delay > 0
+
+
+def test_where_no_message_can_be_sent_nothing_is_deleted(world: World) -> None:
+    generation = world.created()
+    world.store(generation)
+    world.queue.failures.append("before")
+    with pytest.raises(RecordsUnavailableError):
+        world.delete(generation.id)
+    assert world.see(generation.id) == generation
+    assert sorted(world.images.saved) == sorted(generation.image_ids)

@@ -227,7 +227,7 @@ def test_a_key_whose_generation_failed_after_spending_tells_the_failure_again(wo
 
 def test_a_key_whose_generation_was_deleted_begins_anew(world: World) -> None:
     first = world.id_of(KEYED)
-    world.records.bury(first, now=NOW)
+    world.records.bury(world.record(first), now=NOW)
     anew = world.id_of(KEYED)
     assert anew != first
     assert world.id_of(KEYED) == anew
@@ -369,7 +369,7 @@ def test_a_retry_of_what_failed_after_spending_tells_the_failure_again(world: Wo
 
 def test_a_retry_of_what_was_deleted_begins_anew(world: World) -> None:
     first = world.id_of(Attempt(retry=0))
-    world.records.bury(first, now=NOW)
+    world.records.bury(world.record(first), now=NOW)
     assert world.id_of(Attempt(retry=1)) != first
 
 

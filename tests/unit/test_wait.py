@@ -83,7 +83,7 @@ def test_a_deletion_ends_the_wait(records: FakeGenerationStore, clock: Clock) ->
 
     def sleep(seconds: float) -> None:
         clock.sleep(seconds)
-        records.bury(generation.id, now=NOW)
+        records.bury(generation, now=NOW)
 
     assert wait(generation.id, records, Deadline.after(25), sleep) is None
     assert len(clock.slept) == 1

@@ -176,11 +176,28 @@ def test_a_message_whose_record_never_came_is_dropped(world: World) -> None:
     assert world.deliver("gen_AAAAAAAAAAAAAAAAAAAAAA", sent_at=NOW - ORPHAN_SECONDS - 0.1) is None
 
 
-def test_a_message_for_what_was_deleted_is_dropped_in_time(world: World) -> None:
+def test_a_message_for_what_was_deleted_deletes_what_is_left(world: World) -> None:
     generation = world.admitted()
-    world.records.bury(generation.id, now=NOW)
-    assert world.deliver(generation.id, sent_at=NOW - ORPHAN_SECONDS - 0.1) is None
+    for image_id in generation.image_ids:
+        world.images.save(image_id, ImageBody("image/png", 3, iter([b"png"])), Deadline.after(9))
+    world.records.bury(generation, now=NOW)
+    assert world.deliver(generation.id) is None
+    assert world.images.saved == {}
+    assert world.records.tombstone(generation.id) is None
     assert world.provider.calls == []
+
+
+def test_a_message_for_what_cannot_be_deleted_comes_again(pool: ThreadPoolExecutor) -> None:
+    class Images(FakeImageStore):
+        def delete(self, image_id: str, deadline: Deadline) -> None:
+            raise ImageStorageError("no")
+
+    world = World(pool, images=Images())
+    generation = world.admitted()
+    world.records.bury(generation, now=NOW)
+    with pytest.raises(ImageStorageError):
+        world.deliver(generation.id)
+    assert world.records.tombstone(generation.id) is not None
 
 
 @pytest.mark.parametrize("asked_before", [0, 1])
@@ -468,7 +485,7 @@ def test_what_is_cancelled_keeps_what_was_stored(world: World) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_what_is_stored_after_a_deletion_is_deleted_again(world: World, n: int) -> None:
     generation = world.admitted(n=n, response_format="b64_json")
-    world.provider.during_call = lambda: world.records.bury(generation.id, now=NOW)
+    world.provider.during_call = lambda: world.records.bury(generation, now=NOW)
     assert world.deliver(generation.id) is None
     assert world.images.tries
     assert world.images.saved == {}
@@ -477,7 +494,7 @@ def test_what_is_stored_after_a_deletion_is_deleted_again(world: World, n: int) 
 
 def test_images_fetched_after_a_deletion_are_deleted_again(world: World) -> None:
     generation = world.admitted()
-    world.images.during_save = lambda: world.records.bury(generation.id, now=NOW)
+    world.images.during_save = lambda: world.records.bury(generation, now=NOW)
     assert world.deliver(generation.id) is None
     assert world.images.tries == list(generation.image_ids)
     assert world.images.saved == {}
@@ -560,7 +577,7 @@ def test_a_large_answer_that_cannot_be_stored_fails_the_generation_and_keeps_its
 def test_a_large_answer_that_is_stored_after_a_deletion_is_deleted_again(pool: ThreadPoolExecutor) -> None:
     class Images(FakeImageStore):
         def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
-            records.bury(generation_id, now=NOW)
+            records.bury(generation, now=NOW)
             super().save_answer(generation_id, length, blocks, deadline)
 
     records = FakeGenerationStore()
@@ -583,7 +600,7 @@ def test_no_large_answer_is_stored_for_what_is_cancelled_or_deleted(pool: Thread
             if gone == "cancelled":
                 self.cancel(generation_id, now=NOW)
             else:
-                self.bury(generation_id, now=NOW)
+                self.bury(generation, now=NOW)
             return super().get(generation_id)
 
     taken: list[str] = []

@@ -58,6 +58,10 @@ class GenerationEndedError(NothingSpentError):
     """It has ended already, so it cannot be cancelled."""
 
 
+class DeletionUnfinishedError(NothingSpentError):
+    """The generation is gone, but some of its images could not be deleted yet."""
+
+
 class IdempotencyKeyReusedError(NothingSpentError):
     """The same Idempotency-Key came with another request."""
 

@@ -137,6 +137,14 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return sum(max(0, call.sent - 1) for call in self.calls)
 
 
+class Tombstone(msgspec.Struct, frozen=True):
+    """What stands in the place of a deleted generation's record for as long as its images may still be there."""
+
+    id: str
+    caller: str
+    image_ids: tuple[str, ...]
+
+
 def admit(request: ImageRequest, *, caller: str, base_url: str, now: float, markers: Markers) -> Generation:
     """A new generation, with all its ids fixed before anything is spent."""
     return Generation(

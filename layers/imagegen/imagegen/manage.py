@@ -1,12 +1,14 @@
 """What a caller may do with its own generations: see, cancel, delete. Another's is as if it were not there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from imagegen.deadline import Deadline
-from imagegen.errors import GenerationEndedError, ImageStorageError, UnknownGenerationError
-from imagegen.generations import Generation, fingerprint, is_generation_id
-from imagegen.ports import GenerationStore, ImageStore
+from imagegen.errors import DeletionUnfinishedError, GenerationEndedError, ImageStorageError, UnknownGenerationError
+from imagegen.generations import Generation, Tombstone, fingerprint, is_generation_id
+from imagegen.ports import GenerationQueue, GenerationStore, ImageStore
+
+UNFINISHED_SECONDS = 60.0  # by then whoever deletes has finished, or has died
 
 
 def see(generation_id: str, caller: str, records: GenerationStore) -> Generation:
@@ -30,22 +32,44 @@ def delete(
     generation_id: str,
     caller: str,
     records: GenerationStore,
+    queue: GenerationQueue,
     images: ImageStore,
     now: Callable[[], float],
     deadline: Deadline,
 ) -> None:
-    """The tombstone first, so that nobody stores anything after it; then the images. Raises UnknownGenerationError."""
-    generation = see(generation_id, caller, records)
-    records.bury(generation_id, now=now())
-    records.release(generation, fingerprint(generation.request))
-    delete_images(generation, images, deadline)
+    """The tombstone first, so that nobody stores anything after it; then the images.
+
+    A message goes ahead of both: should we fail or die, a worker deletes what is left. Raises UnknownGenerationError,
+    and DeletionUnfinishedError where images are left.
+    """
+    try:
+        generation = see(generation_id, caller, records)
+    except UnknownGenerationError:
+        tombstone = records.tombstone(generation_id) if is_generation_id(generation_id) else None
+        if tombstone is None or tombstone.caller != caller:
+            raise
+    else:
+        queue.send(generation_id, delay=UNFINISHED_SECONDS)
+        tombstone = records.bury(generation, now=now())
+        records.release(generation, fingerprint(generation.request))
+    try:
+        finish_deletion(tombstone, records, images, deadline)
+    except ImageStorageError as error:
+        message = "The generation is deleted, but not all of its images yet. They will be; ask again to make sure."
+        raise DeletionUnfinishedError(message, param="id") from error
 
 
-def delete_images(generation: Generation, images: ImageStore, deadline: Deadline) -> None:
+def finish_deletion(tombstone: Tombstone, records: GenerationStore, images: ImageStore, deadline: Deadline) -> None:
+    """Deletes what is left of a generation, and notes it. Raises ImageStorageError."""
+    delete_images(tombstone.id, tombstone.image_ids, images, deadline)
+    records.all_deleted(tombstone)
+
+
+def delete_images(generation_id: str, image_ids: Sequence[str], images: ImageStore, deadline: Deadline) -> None:
     """Deletes all that is stored of a generation. What cannot be keeps nothing else; its error comes at the end."""
-    deletions = [partial(images.delete, image_id, deadline) for image_id in generation.image_ids]
+    deletions = [partial(images.delete, image_id, deadline) for image_id in image_ids]
     failures: list[ImageStorageError] = []
-    for deletion in (*deletions, partial(images.delete_answer, generation.id, deadline)):
+    for deletion in (*deletions, partial(images.delete_answer, generation_id, deadline)):
         try:
             deletion()
         except ImageStorageError as error:

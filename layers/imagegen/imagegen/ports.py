@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from imagegen.deadline import Deadline
-from imagegen.generations import Call, Failure, Generation, Status, StoredImage
+from imagegen.generations import Call, Failure, Generation, Status, StoredImage, Tombstone
 from imagegen.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
 
 
@@ -147,8 +147,16 @@ class GenerationStore(Protocol):
         """Lets a failed generation wait again, its unanswered calls as if never sent; None where it has not failed."""
         ...
 
-    def bury(self, generation_id: str, *, now: float) -> None:
+    def bury(self, generation: Generation, *, now: float) -> Tombstone:
         """Puts a tombstone in the record's place, which nobody can work on; it goes by itself."""
+        ...
+
+    def tombstone(self, generation_id: str) -> Tombstone | None:
+        """The tombstone of a generation whose images may still be there, None for any other."""
+        ...
+
+    def all_deleted(self, tombstone: Tombstone) -> None:
+        """Notes that nothing is left of the generation's images."""
         ...
 
 

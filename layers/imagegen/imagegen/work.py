@@ -12,7 +12,7 @@ from imagegen.errors import AbandonedError, ImagegenError, NothingSpentError, Re
 from imagegen.failures import kept
 from imagegen.generate import Tools, generate, tried
 from imagegen.generations import Generation, LostClaimError, Status, fingerprint, new_owner
-from imagegen.manage import delete_images
+from imagegen.manage import delete_images, finish_deletion
 from imagegen.ports import GenerationQueue, GenerationStore, ImageProvider, ImageSource, ImageStore
 
 LEASE_SECONDS = 60.0  # a dead worker's generation is taken over after it
@@ -57,8 +57,17 @@ def work_on_message(
         return None
     current = records.get(generation_id)
     if current is None:
-        return None if now - sent_at > ORPHAN_SECONDS else YOUNG_SECONDS
+        return _without_record(generation_id, workshop, deadline, age=now - sent_at)
     return None if current.ended else max(1.0, current.lease_until - now)
+
+
+def _without_record(generation_id: str, workshop: Workshop, deadline: Deadline, *, age: float) -> float | None:
+    """The message came before its record, or after its writer died; or the generation was deleted."""
+    tombstone = workshop.records.tombstone(generation_id)
+    if tombstone is None:
+        return None if age > ORPHAN_SECONDS else YOUNG_SECONDS
+    finish_deletion(tombstone, workshop.records, workshop.images, deadline)
+    return None
 
 
 def work(
@@ -120,7 +129,7 @@ def _save_large_answer(generation_id: str, workshop: Workshop, deadline: Deadlin
 def _clean_up(generation: Generation, workshop: Workshop, deadline: Deadline) -> None:
     """What was stored after the generation was deleted goes too; of any other loss it stays."""
     if workshop.records.get(generation.id) is None:
-        delete_images(generation, workshop.images, deadline)
+        delete_images(generation.id, generation.image_ids, workshop.images, deadline)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from imagegen.generations import (
     MarkerTakenError,
     Status,
     StoredImage,
+    Tombstone,
 )
 from imagegen.images import ImageRequest
 
@@ -173,14 +174,12 @@ class DynamoGenerations:
         self, caller: str, limit: int, *, after: str | None = None, status: Status | None = None
     ) -> Sequence[Generation]:
         names, values = {"#caller": "caller"}, {":caller": {"S": caller}}
-        condition = "#caller = :caller"
-        if after is not None:
-            last = self.get(after)
-            if last is None or last.caller != caller:
-                return []
-            condition += " AND created_at < :before"
-            values[":before"] = {"N": repr(last.created_at)}
         query: dict[str, Any] = {}
+        if after is not None:
+            last = self._item(after, _RECORD)
+            if last is None or last["caller"]["S"] != caller:
+                return []
+            query["ExclusiveStartKey"] = {name: last[name] for name in ("pk", "sk", "caller", "created_at")}
         if status is not None:
             names["#status"], values[":status"] = "status", {"S": status.value}
             query["FilterExpression"] = "#status = :status"
@@ -190,7 +189,7 @@ class DynamoGenerations:
                 page = self._client().query(
                     TableName=self._table,
                     IndexName="by-caller",
-                    KeyConditionExpression=condition,
+                    KeyConditionExpression="#caller = :caller",
                     ExpressionAttributeNames=names,
                     ExpressionAttributeValues=values,
                     ScanIndexForward=False,
@@ -276,20 +275,37 @@ class DynamoGenerations:
         except LostClaimError:
             return None
 
-    def bury(self, generation_id: str, *, now: float) -> None:
-        tombstone = {
-            **_key(generation_id, _RECORD),
+    def bury(self, generation: Generation, *, now: float) -> Tombstone:
+        tombstone = Tombstone(generation.id, generation.caller, generation.image_ids)
+        item = {
+            **_key(generation.id, _RECORD),
             "status": {"S": _BURIED},
+            "tombstone": {"S": _json(tombstone)},
             "expires_at": {"N": str(int(now) + _TOMBSTONE_SECONDS)},
         }
         with _asking():
-            self._client().put_item(TableName=self._table, Item=tombstone)
+            self._client().put_item(TableName=self._table, Item=item)
+        return tombstone
+
+    def tombstone(self, generation_id: str) -> Tombstone | None:
+        item = self._any_item(generation_id, _RECORD)
+        if item is None or "tombstone" not in item:
+            return None
+        return msgspec.json.decode(item["tombstone"]["S"], type=Tombstone)
+
+    def all_deleted(self, tombstone: Tombstone) -> None:
+        with suppress(LostClaimError):  # the tombstone has gone by itself
+            self._update(tombstone.id, "REMOVE tombstone", "#status = :buried", {":buried": {"S": _BURIED}})
 
     def _item(self, pk: str, sk: str) -> Item | None:
+        item = self._any_item(pk, sk)
+        return None if item is None or item.get("status", {}).get("S") == _BURIED else item
+
+    def _any_item(self, pk: str, sk: str) -> Item | None:
         with _asking():
             found = self._client().get_item(TableName=self._table, Key=_key(pk, sk), ConsistentRead=True)
         item: Item | None = found.get("Item")
-        return None if item is None or item.get("status", {}).get("S") == _BURIED else item
+        return item
 
     def _update(
         self, generation_id: str, update: str, condition: str, values: Item, names: Mapping[str, str] | None = None

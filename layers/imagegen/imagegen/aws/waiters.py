@@ -36,14 +36,19 @@ class DynamoWaiters:
     def _come(self, bucket: int) -> tuple[bool, bool]:
         client = self._client()
         try:
+            # Who came in the half minute before may still wait. Their number only falls, so nobody is one too many.
+            earlier = client.get_item(TableName=self._table, Key=_key(bucket - 1)).get("Item", {})
+            most = self._most - int(earlier.get("waiting", {"N": "0"})["N"])
+            if most <= 0:
+                return False, False
             client.update_item(
                 TableName=self._table,
-                Key={"pk": {"S": f"waiters#{bucket}"}, "sk": {"S": "waiters"}},
+                Key=_key(bucket),
                 UpdateExpression="ADD waiting :one SET expires_at = :expires_at",
                 ConditionExpression="attribute_not_exists(waiting) OR waiting < :most",
                 ExpressionAttributeValues={
                     ":one": {"N": "1"},
-                    ":most": {"N": str(self._most)},
+                    ":most": {"N": str(most)},
                     ":expires_at": {"N": str((bucket + 10) * _BUCKET_SECONDS)},
                 },
             )
@@ -57,7 +62,11 @@ class DynamoWaiters:
         with suppress(Exception):
             self._client().update_item(
                 TableName=self._table,
-                Key={"pk": {"S": f"waiters#{bucket}"}, "sk": {"S": "waiters"}},
+                Key=_key(bucket),
                 UpdateExpression="ADD waiting :less",
                 ExpressionAttributeValues={":less": {"N": "-1"}},
             )
+
+
+def _key(bucket: int) -> dict[str, dict[str, str]]:
+    return {"pk": {"S": f"waiters#{bucket}"}, "sk": {"S": "waiters"}}

@@ -40,6 +40,7 @@ ROWS: dict[type[BaseException], Row] = {
     errors.UnknownImageError: Row(404, "invalid_request_error", "image_not_found"),
     errors.UnknownGenerationError: Row(404, "invalid_request_error", "generation_not_found"),
     errors.GenerationEndedError: Row(409, "invalid_request_error", "generation_ended", should_retry=False),
+    errors.DeletionUnfinishedError: Row(503, "server_error", "deletion_unfinished"),
     errors.IdempotencyKeyReusedError: Row(422, "invalid_request_error", "idempotency_key_reused"),
     errors.PromptRejectedError: Row(400, "invalid_request_error", "content_policy_violation"),
     errors.UpstreamRefusedRequestError: Row(400, "invalid_request_error", "upstream_refused_request"),

@@ -1,0 +1,245 @@
+"""What stands between the functions and moto: tells who calls what, holds each to its role, and can break a call.
+
+moto's own IAM enforcement knows no presigned URL and no resource, so the functions' roles are enforced here. A function
+is told by its access key. Whoever has another key is an operator, who may do everything and is not recorded.
+"""
+
+import io
+import json
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.request import urlopen
+
+ACCOUNT = "123456789012"  # moto's
+REGION = "us-east-1"
+CONTROL_PATH = "/_door/"  # no bucket's name begins like that
+
+Environ = dict[str, Any]
+WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+_S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
+_UNCOUNTED = "sqs:ReceiveMessage"  # comes at its own pace, whatever else happens
+_TRANSACTED = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": "ConditionCheckItem"}
+
+
+@dataclass(frozen=True)
+class AwsCall:
+    """One action on one resource, by the name of the function that called."""
+
+    function: str
+    action: str
+    resource: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The functions' call numbered `at` from now on, the SDK's repetitions of it included, fails.
+
+    `before` or `after` its effect; of a call that fails after it, the repetitions fail before theirs. With `once` only
+    the first try fails, so that the SDK's own repetition meets what the first has done. Errors are what AWS answers:
+    `InternalServerError`, `ThrottlingException` and the like; `hang-up` is no answer at all.
+    """
+
+    at: int
+    when: str = "before"
+    error: str = "InternalServerError"
+    once: bool = False
+    service: str | None = None
+
+
+class AwsDoor:
+    """A WSGI application around moto's. Paths under `CONTROL_PATH` tell it what to do."""
+
+    def __init__(self, app: WsgiApp) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock()
+        self._roles: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+        self._calls: set[AwsCall] = set()
+        self._numbers: dict[str, int] = {}
+        self._faults: list[Fault] = []
+        self._broken: dict[str, Fault] = {}
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path.startswith(CONTROL_PATH):
+            return self._control(path.removeprefix(CONTROL_PATH), environ, start_response)
+        key, service = _credential(environ)
+        known = self._roles.get(key)
+        if known is None:
+            return self._passed_on(environ, start_response)
+        name, statements = known
+        calls = [AwsCall(name, action, resource) for action, resource in _actions(service, environ)]
+        with self._lock:
+            self._calls.update(calls)
+        for call in calls:
+            if not _allowed(statements, call):
+                return _refusal(service, environ, start_response, "AccessDeniedException", f"{call} is not granted")
+        counted = not any(call.action == _UNCOUNTED for call in calls)
+        fault, first = self._fault(service, environ) if counted else (None, True)
+        if fault and (fault.when == "before" or not first):
+            return _failed(fault, service, environ, start_response)
+        may_list = any(_allowed(statements, AwsCall(name, "s3:ListBucket", call.resource)) for call in calls)
+        if service == "s3" and not may_list:
+            start_response = _hiding_what_is_missing(environ, start_response)
+        answer = self._passed_on(environ, (lambda *_: None) if fault else start_response)
+        if fault:
+            deque(answer, maxlen=0)
+            environ["wsgi.input"] = io.BytesIO()  # it has been read
+            return _failed(fault, service, environ, start_response)
+        return answer
+
+    def _passed_on(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Moto locks nothing, where DynamoDB's writes are atomic: its requests go one by one, others side by side."""
+        if not environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB"):
+            return self._app(environ, start_response)
+        with self._one_at_a_time:
+            return list(self._app(environ, start_response))
+
+    def _fault(self, service: str, environ: Environ) -> tuple[Fault | None, bool]:
+        """The fault that this request meets, and whether it is the first try at its call."""
+        invocation = environ.get("HTTP_AMZ_SDK_INVOCATION_ID", "")
+        with self._lock:
+            if invocation in self._broken:
+                fault = self._broken[invocation]
+                return (None if fault.once else fault), False
+            for name in ("", service):
+                self._numbers[name] = self._numbers.get(name, 0) + 1
+            for fault in self._faults:
+                if fault.service in (None, service) and self._numbers[fault.service or ""] == fault.at:
+                    if invocation:
+                        self._broken[invocation] = fault
+                    return fault, True
+        return None, True
+
+    def _control(self, what: str, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        body = json.loads(_body(environ) or b"null")
+        answer: Any = None
+        with self._lock:
+            if what == "roles":
+                self._roles = {key: (role["function"], role["statements"]) for key, role in body.items()}
+            elif what == "calls":
+                answer = [asdict(call) for call in self._calls]
+            elif what == "faults":
+                answer = self._numbers.get("", 0)
+                self._faults = [Fault(**fault) for fault in body]
+                self._numbers.clear()
+                self._broken.clear()
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(answer).encode()]
+
+
+def _credential(environ: Environ) -> tuple[str, str]:
+    """The access key and the service that a request is signed for, by header or by query."""
+    scope = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0]
+    if not scope:
+        scope = parse_qs(environ.get("QUERY_STRING", "")).get("X-Amz-Credential", [""])[0]
+    key, _, rest = scope.partition("/")
+    return key, rest.split("/")[2] if rest.count("/") >= 2 else ""
+
+
+def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:
+    """What IAM would be asked: actions, each with its resource's ARN."""
+    if service == "s3":
+        path = unquote(environ["PATH_INFO"]).lstrip("/")
+        yield f"s3:{_S3_ACTIONS[environ['REQUEST_METHOD']]}", f"arn:aws:s3:::{path}"
+        return
+    operation = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
+    asked = json.loads(_body(environ) or b"{}")
+    if service == "dynamodb" and operation == "TransactWriteItems":
+        for item in asked["TransactItems"]:
+            ((kind, details),) = item.items()
+            yield f"dynamodb:{_TRANSACTED[kind]}", _arn("dynamodb", f"table/{details['TableName']}")
+    elif service == "dynamodb":
+        index = f"/index/{asked['IndexName']}" if "IndexName" in asked else ""
+        yield f"dynamodb:{operation}", _arn("dynamodb", f"table/{asked['TableName']}{index}")
+    elif service == "sqs":
+        yield f"sqs:{operation}", _arn("sqs", urlsplit(asked["QueueUrl"]).path.rpartition("/")[2])
+    elif service == "ssm":
+        yield f"ssm:{operation}", _arn("ssm", f"parameter/{asked['Name'].lstrip('/')}")
+    else:
+        yield f"{service}:{operation}", "*"
+
+
+def _arn(service: str, resource: str) -> str:
+    return f"arn:aws:{service}:{REGION}:{ACCOUNT}:{resource}"
+
+
+def _body(environ: Environ) -> bytes:
+    """The body, left there to be read again. Those of the services that are asked in JSON are small."""
+    body: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
+
+
+def _allowed(statements: Iterable[Mapping[str, Any]], call: AwsCall) -> bool:
+    return any(
+        call.action.lower() in (action.lower() for action in _listed(statement["Action"]))
+        and any(fnmatchcase(call.resource, pattern) for pattern in _listed(statement["Resource"]))
+        for statement in statements
+    )
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _hiding_what_is_missing(environ: Environ, start_response: Callable[..., Any]) -> Callable[..., Any]:
+    """S3 says 403 and not 404 of a missing object to whoever may not list its bucket."""
+
+    def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+        missing = status.startswith("404") and environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        return start_response("403 Forbidden" if missing else status, headers, *rest)
+
+    return start
+
+
+def _failed(fault: Fault, service: str, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    if fault.error == "hang-up":
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    return _refusal(service, environ, start_response, fault.error, "injected")
+
+
+def _refusal(
+    service: str, environ: Environ, start_response: Callable[..., Any], code: str, message: str
+) -> Iterable[bytes]:
+    refused = code == "AccessDeniedException"
+    if service == "s3":
+        _body(environ)  # whoever is still sending would not listen
+        start_response("403 Forbidden" if refused else "500 Internal Server Error", [("Content-Type", "text/xml")])
+        return [f"<Error><Code>{code.removesuffix('Exception')}</Code><Message>{message}</Message></Error>".encode()]
+    server_fault = code == "InternalServerError"
+    start_response(
+        "500 Internal Server Error" if server_fault else "400 Bad Request",
+        [("Content-Type", "application/x-amz-json-1.0")],
+    )
+    return [json.dumps({"__type": f"com.amazonaws#{code}", "message": message}).encode()]
+
+
+class DoorControl:
+    """What the stack and its tests tell the door, from another process. `aws_url` is where the door stands."""
+
+    def __init__(self, aws_url: str) -> None:
+        self._url = f"{aws_url}{CONTROL_PATH}"
+
+    def let_in(self, roles: Mapping[str, Mapping[str, Any]]) -> None:
+        """Binds each access key to `{"function": its name, "statements": of its role's policies}`."""
+        self._tell("roles", roles)
+
+    def calls(self) -> set[AwsCall]:
+        """What the functions have called so far."""
+        return {AwsCall(**call) for call in self._tell("calls", None)}
+
+    def fail(self, *faults: Fault) -> int:
+        """Has these calls fail, and no others from now on; gives how many calls were counted since the last time."""
+        return int(self._tell("faults", [asdict(fault) for fault in faults]))
+
+    def _tell(self, what: str, message: object) -> Any:
+        with urlopen(f"{self._url}{what}", json.dumps(message).encode()) as answer:  # noqa: S310  # our own
+            return json.load(answer)

@@ -1,0 +1,180 @@
+"""The functions' roles and the injected faults, as the local stack enforces them in front of moto."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+
+import boto3
+import pytest
+import urllib3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+
+from local.aws_door import ACCOUNT, REGION, AwsCall, AwsDoor, DoorControl, Fault
+
+TABLE = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/records"
+Client = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    door = AwsDoor(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Client:
+    def client(service: str, key: str = "operator") -> Any:
+        return boto3.client(
+            service,  # type: ignore[call-overload]
+            endpoint_url=url,
+            region_name=REGION,
+            aws_access_key_id=key,
+            aws_secret_access_key="secret",
+            config=Config(
+                signature_version="s3v4" if service == "s3" else "v4",
+                retries={"mode": "standard", "total_max_attempts": 2},
+            ),
+        )
+
+    return client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _resources(client: Client) -> None:
+    client("dynamodb").create_table(
+        TableName="records",
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
+    )
+    client("s3").create_bucket(Bucket="pictures")
+    client("s3").put_object(Bucket="pictures", Key="images/a", Body=b"a")
+    client("ssm").put_parameter(Name="/stack/key", Type="String", Value="v")
+
+
+@pytest.fixture
+def door(url: str) -> Iterator[DoorControl]:
+    control = DoorControl(url)
+    control.fail()
+    yield control
+    control.fail()
+    control.let_in({})
+
+
+def let(door: DoorControl, *grants: tuple[str, str]) -> None:
+    statements = [{"Effect": "Allow", "Action": action, "Resource": resource} for action, resource in grants]
+    door.let_in({"Function": {"function": "Function", "statements": statements}})
+
+
+def put(client: Client, name: str) -> None:
+    client("dynamodb", "Function").put_item(TableName="records", Item={"pk": {"S": name}})
+
+
+def there(client: Client, name: str) -> bool:
+    return "Item" in client("dynamodb").get_item(TableName="records", Key={"pk": {"S": name}})
+
+
+def test_an_operator_may_do_everything(door: DoorControl, client: Client) -> None:
+    let(door)
+    assert client("ssm").get_parameter(Name="/stack/key")["Parameter"]["Value"] == "v"
+    assert door.calls() == set()
+
+
+@pytest.mark.parametrize(
+    ("grant", "allowed"),
+    [
+        (("dynamodb:PutItem", TABLE), True),
+        (("dynamodb:GetItem", TABLE), False),
+        (("dynamodb:PutItem", TABLE + "s"), False),
+        (("dynamodb:PutItem", TABLE + "/index/x"), False),
+    ],
+)
+def test_a_function_may_do_what_its_role_grants(
+    door: DoorControl, client: Client, grant: tuple[str, str], allowed: bool
+) -> None:
+    let(door, grant)
+    if allowed:
+        put(client, "granted")
+    else:
+        with pytest.raises(ClientError, match="AccessDenied"):
+            put(client, "refused")
+        assert not there(client, "refused")
+    assert AwsCall("Function", "dynamodb:PutItem", TABLE) in door.calls()
+
+
+def test_a_transaction_asks_for_each_of_its_writes(door: DoorControl, client: Client) -> None:
+    let(door, ("dynamodb:PutItem", TABLE))
+    item = {"pk": {"S": "transacted"}}
+    put, delete = {"Put": {"TableName": "records", "Item": item}}, {"Delete": {"TableName": "records", "Key": item}}
+    client("dynamodb", "Function").transact_write_items(TransactItems=[put])
+    with pytest.raises(ClientError, match="AccessDenied"):
+        client("dynamodb", "Function").transact_write_items(TransactItems=[delete])
+
+
+@pytest.mark.parametrize(("resource", "status"), [("images/*", 200), ("answers/*", 403)])
+def test_a_signed_url_works_as_far_as_the_role_of_who_signed_it(
+    door: DoorControl, client: Client, resource: str, status: int
+) -> None:
+    let(door, ("s3:GetObject", f"arn:aws:s3:::pictures/{resource}"))
+    signer = client("s3", "Function")
+    url = signer.generate_presigned_url("get_object", Params={"Bucket": "pictures", "Key": "images/a"})
+    assert urllib3.request("GET", url).status == status
+
+
+@pytest.mark.parametrize(("listing", "status"), [(False, 403), (True, 404)])
+def test_of_what_is_missing_s3_says_403_to_whoever_may_not_list(
+    door: DoorControl, client: Client, listing: bool, status: int
+) -> None:
+    grants = [("s3:GetObject", "arn:aws:s3:::pictures/images/*")]
+    if listing:
+        grants.append(("s3:ListBucket", "arn:aws:s3:::pictures/*"))
+    let(door, *grants)
+    with pytest.raises(ClientError) as refused:
+        client("s3", "Function").head_object(Bucket="pictures", Key="images/none")
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
+
+
+@pytest.mark.parametrize("error", ["InternalServerError", "ThrottlingException", "hang-up"])
+@pytest.mark.parametrize(("when", "effect"), [("before", False), ("after", True)])
+def test_a_call_fails_with_all_its_repetitions(
+    door: DoorControl, client: Client, error: str, when: str, effect: bool
+) -> None:
+    let(door, ("dynamodb:PutItem", TABLE))
+    name = quote(f"{error} {when}")
+    door.fail(Fault(2, when, error))
+    put(client, name + "1")
+    with pytest.raises((ClientError, BotoCoreError)):
+        put(client, name + "2")
+    put(client, name + "3")
+    assert [there(client, name + number) for number in "123"] == [True, effect, True]
+    assert door.fail() == 3
+
+
+def test_a_call_that_fails_once_is_repeated_by_the_sdk(door: DoorControl, client: Client) -> None:
+    let(door, ("dynamodb:PutItem", TABLE))
+    door.fail(Fault(1, "after", once=True))
+    put(client, "once")
+    assert there(client, "once")
+
+
+def test_a_fault_may_be_one_services_alone(door: DoorControl, client: Client) -> None:
+    let(door, ("dynamodb:PutItem", TABLE), ("s3:PutObject", "arn:aws:s3:::pictures/*"))
+    door.fail(Fault(1, service="s3"))
+    put(client, "not s3")
+    with suppress(ClientError):
+        client("s3", "Function").put_object(Bucket="pictures", Key="broken", Body=b"x" * 100_000)
+    objects = client("s3").list_objects_v2(Bucket="pictures")["Contents"]
+    assert [each["Key"] for each in objects] == ["images/a"]
