@@ -40,7 +40,10 @@ CREDENTIALS = {
 
 @dataclass(frozen=True)
 class Options:
-    """`parameters` are the template's. `built` runs what `sam build` made, under the runtime's own Python."""
+    """`parameters` are the template's; `environment` is added to every function's.
+
+    `built` runs what `sam build` made, under the runtime's own Python.
+    """
 
     upstream_base_url: str
     upstream_api_key: str | None = field(repr=False)
@@ -49,6 +52,7 @@ class Options:
     built: bool = False
     clients: tuple[str, ...] = ("local", "other")
     parameters: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     integration_seconds: float = INTEGRATION_SECONDS
     on_answer: Callable[[str, str, int, float], None] = lambda *_: None
 
@@ -90,7 +94,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
         _put_secrets(aws_url, options.upstream_api_key, keys.values())
         functions = {}
         for name in template.of_type("AWS::Lambda::Function"):
-            function = _function(template, name, deployed, aws_url, built=options.built)
+            function = _function(template, name, deployed, aws_url, options)
             functions[name] = FunctionHost(function, logs / f"{name}.log")
             closing.callback(functions[name].close)
         door = DoorControl(aws_url)
@@ -214,10 +218,10 @@ def _event_sources(
         )
 
 
-def _function(template: "Template", name: str, deployed: Mapping[str, str], aws_url: str, *, built: bool) -> Function:
+def _function(template: "Template", name: str, deployed: Mapping[str, str], aws_url: str, options: Options) -> Function:
     """A function as moto's Lambda knows it after the deployment, with what Lambda adds by itself."""
     configuration = _client("lambda", aws_url).get_function_configuration(FunctionName=deployed[name])
-    layers = (layer / "python" if built else layer for layer in template.layers_of(name))
+    layers = (layer / "python" if options.built else layer for layer in template.layers_of(name))
     return Function(
         name=deployed[name],
         handler=configuration["Handler"],
@@ -232,6 +236,7 @@ def _function(template: "Template", name: str, deployed: Mapping[str, str], aws_
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_ENDPOINT_URL": aws_url,
+            **options.environment,
         },
-        python=str(RUNTIME_PYTHON) if built else sys.executable,
+        python=str(RUNTIME_PYTHON) if options.built else sys.executable,
     )

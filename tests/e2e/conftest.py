@@ -1,6 +1,6 @@
 """The whole stack over HTTP: from source, under a stage prefix, and as `sam build` made it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +49,20 @@ class Service:
 
 
 @contextmanager
-def serve(kind: str, logs: Path, **parameters: str) -> Iterator[Service]:
+def serve(
+    kind: str, logs: Path, parameters: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Service]:
+    """`parameters` are the template's, `environment` is added to every function's."""
     stand_in = StandInUpstream(UPSTREAM_KEY)
     with serving(stand_in.respond) as port:
         url = f"http://127.0.0.1:{port}/v1"
-        options = Options(url, UPSTREAM_KEY, parameters=parameters, **_KINDS[kind])  # type: ignore[arg-type]
+        options = Options(
+            url,
+            UPSTREAM_KEY,
+            parameters=parameters or {},
+            environment=environment or {},
+            **_KINDS[kind],  # type: ignore[arg-type]
+        )
         with running(options, logs) as stack:
             yield Service(stack, stand_in, url)
 
@@ -74,9 +83,8 @@ def any_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """From source, with a short limit for the upstream's answer."""
-    with serve(
-        "source", tmp_path_factory.mktemp("faults"), QuickUpstreamTimeoutSeconds="4", UpstreamTimeoutSeconds="4"
-    ) as service:
+    parameters = {"QuickUpstreamTimeoutSeconds": "4", "UpstreamTimeoutSeconds": "4"}
+    with serve("source", tmp_path_factory.mktemp("faults"), parameters) as service:
         yield service
 
 

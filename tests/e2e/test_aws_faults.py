@@ -34,7 +34,7 @@ PATHS = [pytest.param("gpt-image-1", id="worker"), pytest.param("dall-e-3", id="
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     parameters = {"LeaseSeconds": "1", "WaitSeconds": "2", "UpstreamTimeoutSeconds": "20"}
-    with serve("source", tmp_path_factory.mktemp("aws-faults"), **parameters) as service:
+    with serve("source", tmp_path_factory.mktemp("aws-faults"), parameters) as service:
         yield service
 
 

@@ -37,7 +37,7 @@ def quick_lease(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "UpstreamTimeoutSeconds": "20",
         "QuickUpstreamTimeoutSeconds": "20",
     }
-    with serve("source", tmp_path_factory.mktemp("generations"), **parameters) as service:
+    with serve("source", tmp_path_factory.mktemp("generations"), parameters) as service:
         yield service
 
 

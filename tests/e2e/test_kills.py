@@ -27,7 +27,7 @@ def lease(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="module")
 def service(lease: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     parameters = {"LeaseSeconds": str(lease), "UpstreamTimeoutSeconds": "20", "WaitSeconds": "2"}
-    with serve("source", tmp_path_factory.mktemp("kills"), **parameters) as service:
+    with serve("source", tmp_path_factory.mktemp("kills"), parameters) as service:
         service.upstream.delay = UPSTREAM_SECONDS
         yield service
 

@@ -5,19 +5,21 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
 
 _KEY = re.compile(r"ig_([a-z0-9][a-z0-9-]{0,31})_([A-Za-z0-9_-]{43})")
 
 
-class ClientRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is stored of a client, as JSON: the SHA-256 of its whole key, in hex.
+class ClientRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is stored of a client, as JSON: the SHA-256 of its whole key, in hex, and its allowance if it has its own.
 
     A plain hash is enough, since the secret is 256 random bits and not a password.
     """
 
     key_sha256: str
+    images_per_day: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
