@@ -21,7 +21,7 @@ define environment
 	@touch $@
 endef
 
-.PHONY: run test soak check lint format types template build retry bench lock clean help
+.PHONY: run test soak check lint format types template build retry key keys revoke bench lock clean help
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -48,8 +48,9 @@ format: .venv/ready ## format and mend what can be mended
 types: .venv/ready
 	.venv/bin/mypy
 
-template: .venv-sam/ready
+template: .venv-sam/ready .venv-checkov/ready
 	AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
+	.venv-checkov/bin/checkov --file template.yaml --framework cloudformation --compact --quiet --skip-download
 
 build: $(BUILT_TEMPLATE) .venv-3.13/ready ## what a deployment runs, into .aws-sam/build; needs python3.13
 
@@ -61,24 +62,39 @@ $(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(shell find fun
 retry: .venv/ready ## a new attempt at a failed generation: STACK, ID; may pay again for calls without an answer
 	@.venv/bin/python -m tools.retry "$(STACK)" "$(ID)"
 
-bench: .venv/ready build ## speed, as ratios against a baseline in the same run
+key: .venv/ready ## a client's key, shown once: STACK, CLIENT, IMAGES_PER_DAY; REPLACE=1 where it has one already
+	@.venv/bin/python -m tools.keys key --stack="$(STACK)" --client="$(CLIENT)" \
+		$(if $(IMAGES_PER_DAY),--images-per-day="$(IMAGES_PER_DAY)") $(if $(filter 1,$(REPLACE)),--replace)
+
+keys: .venv/ready ## who has a key, since when, and with which allowance: STACK
+	@.venv/bin/python -m tools.keys list --stack="$(STACK)"
+
+revoke: .venv/ready ## shuts a client out within five minutes: STACK, CLIENT
+	@.venv/bin/python -m tools.keys revoke --stack="$(STACK)" --client="$(CLIENT)"
+
+bench: .venv/ready build ## speed and memory, as ratios against a baseline in the same run
 	.venv/bin/python -m tests.bench
 
 lock: .venv/ready ## the lock files from pyproject.toml
 	$(LOCK) pyproject.toml -o layers/imagegen/requirements.txt
+	$(LOCK) --group authorizer -o functions/authorizer/requirements.txt
 	$(LOCK) pyproject.toml --group dev -o requirements-dev.txt
 	$(LOCK) --group uv -o requirements-uv.txt
 	$(LOCK) --group sam -o requirements-sam.txt
+	$(LOCK) --group checkov -o requirements-checkov.txt
 	$(LOCK) --group runtime -o requirements-runtime.txt
 
 clean: ## all that the other targets made
-	rm -rf .aws-sam .local .venv .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .aws-sam .local .venv .venv-checkov .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/ready: requirements-uv.txt requirements-dev.txt
 	$(call environment,.venv,$(PYTHON),requirements-dev.txt)
 
 .venv-sam/ready: requirements-uv.txt requirements-sam.txt
 	$(call environment,.venv-sam,$(PYTHON),requirements-sam.txt)
+
+.venv-checkov/ready: requirements-uv.txt requirements-checkov.txt
+	$(call environment,.venv-checkov,$(PYTHON),requirements-checkov.txt)
 
 .venv-3.13/ready: requirements-uv.txt requirements-runtime.txt
 	$(call environment,.venv-3.13,$(PYTHON313_BIN)/python3.13,requirements-runtime.txt)

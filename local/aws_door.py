@@ -72,7 +72,7 @@ class AwsDoor:
             return self._control(path.removeprefix(CONTROL_PATH), environ, start_response)
         key, service = _credential(environ)
         known = self._roles.get(key)
-        if known is None:
+        if known is None or environ["REQUEST_METHOD"] == "OPTIONS":  # a browser's preflight has no role
             return self._passed_on(environ, start_response)
         name, statements = known
         calls = [AwsCall(name, action, resource) for action, resource in _actions(service, environ)]
@@ -161,6 +161,9 @@ def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:
         yield f"dynamodb:{operation}", _arn("dynamodb", f"table/{asked['TableName']}{index}")
     elif service == "sqs":
         yield f"sqs:{operation}", _arn("sqs", urlsplit(asked["QueueUrl"]).path.rpartition("/")[2])
+    elif service == "events":
+        for entry in asked["Entries"]:
+            yield f"events:{operation}", _arn("events", f"event-bus/{entry['EventBusName']}")
     elif service == "ssm":
         yield f"ssm:{operation}", _arn("ssm", f"parameter/{asked['Name'].lstrip('/')}")
     else:

@@ -30,6 +30,7 @@ _DEFAULTS = {
     "INTEGRATION_TIMEOUT": (504, "Endpoint request timed out"),
     "MISSING_AUTHENTICATION_TOKEN": (403, "Missing Authentication Token"),
     "REQUEST_TOO_LARGE": (413, "Request Too Long"),
+    "THROTTLED": (429, "Too Many Requests"),
     "UNAUTHORIZED": (401, "Unauthorized"),
 }
 
@@ -49,6 +50,7 @@ class _Route:
     pattern: re.Pattern[str]
     function: str
     authorizer: _Authorizer | None
+    mock: Mapping[str, str] | None = None  # the headers of a preflight's answer, which the gateway gives by itself
 
 
 class _RefusedError(Exception):
@@ -57,6 +59,24 @@ class _RefusedError(Exception):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
+
+
+class TokenBucket:
+    """So many requests a second in the long run, and so many at once."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens, self._at = float(burst), time.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._tokens, self._at = min(self._burst, self._tokens + (now - self._at) * self._rate), now
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
 
 
 class Gateway:
@@ -73,6 +93,7 @@ class Gateway:
         stage: str,
         on_answer: Callable[[str, str, int, float], None] = lambda *_: None,
         integration_seconds: float = INTEGRATION_SECONDS,
+        throttle: "TokenBucket | None" = None,
     ) -> None:
         self._routes = _routes(body)
         self._responses = body["x-amazon-apigateway-gateway-responses"]
@@ -81,6 +102,7 @@ class Gateway:
         self._stage = stage or "local"
         self._on_answer = on_answer
         self._integration_seconds = integration_seconds
+        self._throttle = throttle
         self._policies: dict[str, tuple[float, dict[str, Any]]] = {}
         self._lock = threading.Lock()
 
@@ -97,10 +119,14 @@ class Gateway:
     def _respond(self, request: Request, request_id: str) -> Reply:
         path = urlsplit(request.target).path
         route, parameters = self._route(request.method, path)
+        if self._throttle and not self._throttle.take():
+            raise _RefusedError("THROTTLED")
+        if route.mock is not None:
+            return Reply(200, b"{}", {"Content-Type": "application/json", **route.mock})
         if len(request.body) > MOST_BODY_BYTES:
             raise _RefusedError("REQUEST_TOO_LARGE")
-        caller = self._authorized(route, request, path.removeprefix(self._prefix))
-        event = self._event(request, route, parameters, request_id, caller)
+        policy = self._authorized(route, request, path.removeprefix(self._prefix))
+        event = self._event(request, route, parameters, request_id, policy)
         try:
             future = self._functions[route.function].invoke(event)
             answer = json.loads(future.result(timeout=self._integration_seconds))
@@ -120,8 +146,8 @@ class Gateway:
                     return route, {name: unquote(value) for name, value in match.groupdict().items()}
         raise _RefusedError("MISSING_AUTHENTICATION_TOKEN")
 
-    def _authorized(self, route: _Route, request: Request, path: str) -> str | None:
-        """The caller, None on an open route."""
+    def _authorized(self, route: _Route, request: Request, path: str) -> dict[str, Any] | None:
+        """The policy that lets the caller in, None on an open route."""
         authorizer = route.authorizer
         if authorizer is None:
             return None
@@ -132,7 +158,7 @@ class Gateway:
         policy = self._policy(authorizer, token, arn)
         if not _allows(policy, arn):
             raise _RefusedError("ACCESS_DENIED")
-        return str(policy["principalId"])
+        return policy
 
     def _policy(self, authorizer: _Authorizer, token: str, arn: str) -> dict[str, Any]:
         with self._lock:
@@ -144,6 +170,7 @@ class Gateway:
             answer = self._functions[authorizer.function].invoke(event).result(timeout=self._integration_seconds)
             policy: dict[str, Any] = json.loads(answer)
             policy["policyDocument"]["Statement"]
+            _handed_on(policy)
         except FunctionError as error:
             raise _RefusedError("UNAUTHORIZED" if '"Unauthorized"' in str(error) else "AUTHORIZER_FAILURE") from None
         except WaitedTooLongError:
@@ -155,7 +182,12 @@ class Gateway:
         return policy
 
     def _event(
-        self, request: Request, route: _Route, parameters: dict[str, str], request_id: str, caller: str | None
+        self,
+        request: Request,
+        route: _Route,
+        parameters: dict[str, str],
+        request_id: str,
+        policy: dict[str, Any] | None,
     ) -> dict[str, Any]:
         url = urlsplit(request.target)
         host = request.header("Host") or ""
@@ -175,7 +207,7 @@ class Gateway:
             "requestContext": {
                 "accountId": _ACCOUNT,
                 "apiId": _API_ID,
-                "authorizer": {"principalId": caller, "integrationLatency": 0} if caller else None,
+                "authorizer": {**_handed_on(policy), "integrationLatency": 0} if policy else None,
                 "domainName": host,
                 "domainPrefix": host.partition(".")[0],
                 "extendedRequestId": request_id,
@@ -223,7 +255,13 @@ def _routes(body: Mapping[str, Any]) -> list[_Route]:
     for resource, methods in sorted(body["paths"].items(), key=lambda item: item[0].count("{")):
         pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(resource)))
         for method, operation in methods.items():
-            function = _function_of(operation["x-amazon-apigateway-integration"]["uri"])
+            integration = operation["x-amazon-apigateway-integration"]
+            if integration.get("type") == "mock":
+                told = integration["responses"]["default"]["responseParameters"]
+                mock = {name.removeprefix("method.response.header."): value.strip("'") for name, value in told.items()}
+                routes.append(_Route(method.upper(), resource, pattern, "", None, mock))
+                continue
+            function = _function_of(integration["uri"])
             security = [name for rule in operation.get("security", []) for name in rule]
             authorizer = next((authorizers[name] for name in security if name in authorizers), None)
             routes.append(_Route(method.upper(), resource, pattern, function, authorizer))
@@ -258,6 +296,15 @@ def _allows(policy: Mapping[str, Any], arn: str) -> bool:
         if fnmatchcase(arn, statement["Resource"])
     }
     return effects == {"Allow"}
+
+
+def _handed_on(policy: Mapping[str, Any]) -> dict[str, str]:
+    """What a policy tells the function. API Gateway makes text of it, and takes nothing nested."""
+    context = dict(policy.get("context") or {})
+    if not all(isinstance(value, str | int | float) for value in context.values()):
+        raise ValueError("a context holds text, numbers and truth values only")
+    told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in context.items()}
+    return {**told, "principalId": str(policy["principalId"])}
 
 
 def _reply(answer: Mapping[str, Any]) -> Reply:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from local.serving import HungUpError, Reply, Request, serving
 
-MOST_PROCESSES = 64  # a function; further requests wait for a free one
+MOST_PROCESSES = 64  # a function, unless told otherwise; further requests wait for a free one
 MOST_PAYLOAD_BYTES = 6 * 1024 * 1024 + 100  # 6,291,556, each way
 _INIT_SECONDS = 30.0  # Lambda gives 10; a loaded machine with every function starting at once is slower
 _PREFIX = "/2018-06-01/runtime"
@@ -141,9 +141,10 @@ class _Process:
 class FunctionHost:
     """Every process of one function; starts another when all are busy."""
 
-    def __init__(self, function: Function, log: Path) -> None:
+    def __init__(self, function: Function, log: Path, most_processes: int = MOST_PROCESSES) -> None:
         self.function = function
         self._log = log
+        self._most_processes = most_processes
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
         self._changed = threading.Condition()
@@ -205,7 +206,7 @@ class FunctionHost:
 
     def _take(self) -> _Process | None:
         with self._changed:
-            while not self._closed and not self._idle and len(self._busy) >= MOST_PROCESSES:
+            while not self._closed and not self._idle and len(self._busy) >= self._most_processes:
                 self._changed.wait()
             while not self._closed and self._idle:
                 process = self._idle.pop()

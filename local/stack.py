@@ -19,8 +19,8 @@ import msgspec
 from imagegen.credentials import BearerKey
 from local.aws_door import REGION, DoorControl
 from local.event_source import EventSource, polling
-from local.gateway import INTEGRATION_SECONDS, Gateway
-from local.lambda_host import Function, FunctionHost
+from local.gateway import INTEGRATION_SECONDS, Gateway, TokenBucket
+from local.lambda_host import MOST_PROCESSES, Function, FunctionHost
 from local.serving import serving
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ ROOT = Path(__file__).parent.parent
 BUILT = ROOT / ".aws-sam" / "build"
 RUNTIME_PYTHON = ROOT / ".venv-3.13" / "bin" / "python"
 STACK_NAME = "imagegen"
+# What bounds spending does not bind the local clients unless it is set.
+_UNBOUND = {"ImagesPerDay": "1000000000", "ImagesPerClientPerDay": "1000000000"}
 # The operator's; a function's access key is its name, by which the door tells whose role holds. These are no secrets.
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "local",
@@ -40,7 +42,7 @@ CREDENTIALS = {
 
 @dataclass(frozen=True)
 class Options:
-    """`parameters` are the template's; `environment` is added to every function's.
+    """`parameters` are the template's; `environment` is added to every function's; `most_processes` are each one's.
 
     `built` runs what `sam build` made, under the runtime's own Python.
     """
@@ -53,19 +55,24 @@ class Options:
     clients: tuple[str, ...] = ("local", "other")
     parameters: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    most_processes: int = MOST_PROCESSES
     integration_seconds: float = INTEGRATION_SECONDS
     on_answer: Callable[[str, str, int, float], None] = lambda *_: None
 
 
 @dataclass(frozen=True)
 class LocalStack:
-    """A stack that serves. `url` is what a client's base URL is but for `/v1`; `keys` are by client."""
+    """A stack that serves. `url` is what a client's base URL is but for `/v1`; `keys` are by client.
+
+    `roles` are the statements of each function's role, as AWS would evaluate them.
+    """
 
     url: str
     keys: Mapping[str, str] = field(repr=False)
     aws_url: str
     bucket: str
     functions: Mapping[str, FunctionHost]
+    roles: Mapping[str, list[dict[str, Any]]]
     door: DoorControl
     logs: Path
 
@@ -85,7 +92,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             aws = starting.submit(closing.enter_context, _moto(logs / "aws.log"))
             from local.template import Template  # noqa: PLC0415  # a second of imports, while moto starts
 
-            parameters = {"UpstreamBaseUrl": options.upstream_base_url, **options.parameters}
+            parameters = {**_UNBOUND, "UpstreamBaseUrl": options.upstream_base_url, **options.parameters}
             source = (BUILT if options.built else ROOT) / "template.yaml"
             template = Template.read(source, parameters, REGION)
             aws_url = aws.result()
@@ -95,10 +102,11 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
         functions = {}
         for name in template.of_type("AWS::Lambda::Function"):
             function = _function(template, name, deployed, aws_url, options)
-            functions[name] = FunctionHost(function, logs / f"{name}.log")
+            functions[name] = FunctionHost(function, logs / f"{name}.log", options.most_processes)
             closing.callback(functions[name].close)
         door = DoorControl(aws_url)
-        door.let_in(_roles(template, deployed, aws_url))
+        roles = _roles(template, deployed, aws_url)
+        door.let_in(roles)
         for name, event_source in _event_sources(template, functions, deployed, aws_url):
             closing.enter_context(polling(event_source, _client("sqs", aws_url, name)))
         with ThreadPoolExecutor() as starting:
@@ -110,6 +118,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             stage=options.stage,
             on_answer=options.on_answer,
             integration_seconds=options.integration_seconds,
+            throttle=TokenBucket(*template.throttling()) if "RequestsPerSecond" in options.parameters else None,
         )
         port = closing.enter_context(serving(gateway.respond, options.port))
         yield LocalStack(
@@ -118,6 +127,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             aws_url=aws_url,
             bucket=deployed["ImageBucket"],
             functions=functions,
+            roles={name: role["statements"] for name, role in roles.items()},
             door=door,
             logs=logs,
         )

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,24 @@ class Template:
         return value
 
     def api_body(self) -> dict[str, Any]:
-        """The OpenAPI document of the one REST API, with the gateway's extensions."""
+        """The OpenAPI document of the one REST API, with the gateway's extensions; parameters have their values."""
         (api,) = self.of_type("AWS::ApiGateway::RestApi").values()
-        body: dict[str, Any] = api["Body"]
+        body: dict[str, Any] = self._with_parameters(api["Body"])
         return body
+
+    def throttling(self) -> tuple[float, int]:
+        """How many requests a second the one stage lets through, and how many at once."""
+        (stage,) = self.of_type("AWS::ApiGateway::Stage").values()
+        (settings,) = stage["MethodSettings"]
+        return float(self.value(settings["ThrottlingRateLimit"])), int(self.value(settings["ThrottlingBurstLimit"]))
+
+    def _with_parameters(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._with_parameters(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        text = value.get("Fn::Sub")
+        names = re.findall(r"\$\{(.*?)\}", text) if isinstance(text, str) else []
+        if names and all(name in self.document["Parameters"] for name in names):
+            return re.sub(r"\$\{(.*?)\}", lambda match: str(self.value({"Ref": match[1]})), str(text))
+        return {name: self._with_parameters(each) for name, each in value.items()}

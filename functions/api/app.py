@@ -3,14 +3,14 @@
 import time
 from base64 import b64decode
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from imagegen.bootstrap.api import Api, api
+from imagegen.bootstrap.api import Api, api, cors_origin
 from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
 from imagegen.errors import (
@@ -36,13 +36,23 @@ from imagegen.openai_wire.answers import (
     models_answer,
 )
 from imagegen.openai_wire.errors import answer_error
-from imagegen.openai_wire.headers import Preference, read_attempt, read_page, read_preference
+from imagegen.openai_wire.headers import (
+    Preference,
+    allowance_headers,
+    cors_headers,
+    read_attempt,
+    read_page,
+    read_preference,
+)
 from imagegen.openai_wire.links import Links
 from imagegen.openai_wire.requests import read_image_request
 from imagegen.silent_trace import silent_trace
 from imagegen.submit import Submitted, submit
 from imagegen.wait import wait
 from imagegen.work import work
+
+if TYPE_CHECKING:
+    from imagegen.allowance import Standing
 
 CLOSING_SECONDS = 5.0  # kept back from the function's time-out to tell what happened
 READ_SECONDS = 20.0  # to read the images of one answer from S3, within the gateway's 29 s
@@ -51,7 +61,7 @@ POLL_SECONDS = 2  # what a client that polls is told to wait
 LAMBDA_ANSWER_BYTES = 6_291_556 - 8 * 1024  # 6 MB for the JSON that carries an answer, less its headers
 FAILED_DEPENDENCY = 424  # from here on an answer is worth an operator's look
 
-app = APIGatewayRestResolver()
+app = APIGatewayRestResolver(debug=False)  # POWERTOOLS_DEV would have it print every event
 logger = Logger(service="api")
 
 
@@ -69,8 +79,16 @@ def create_images() -> Response[str]:
         and not preference.respond_async
         and preference.wait is None
     )
-    submitted = submit(request, attempt, wired.desk, caller=_caller(), base_url=_links().base_url, work_here=work_here)
-    app.append_context(generation=submitted.generation)
+    submitted = submit(
+        request,
+        attempt,
+        wired.desk,
+        caller=_caller(),
+        base_url=_links().base_url,
+        work_here=work_here,
+        images_per_day=_own_images_per_day(),
+    )
+    app.append_context(generation=submitted.generation, standing=submitted.standing)
     if submitted.owner:
         _work_here(submitted, wired)
     if preference.wait is not None:
@@ -197,15 +215,16 @@ def get_generation(generation_id: str) -> Response[str]:
 @app.post("/v1/images/generations/<generation_id>/cancel")
 def cancel_generation(generation_id: str) -> Response[str]:
     wired = api()
-    cancelled = cancel(generation_id, _caller(), wired.desk.records, wired.desk.now)
+    shop = wired.workshop
+    cancelled = cancel(generation_id, _caller(), shop.records, shop.counters, shop.bus, shop.now)
     return _json(200, generation_answer(cancelled, wired.workshop.images))
 
 
 @app.delete("/v1/images/generations/<generation_id>")
 def delete_generation(generation_id: str) -> Response[str]:
     wired = api()
-    desk, until = wired.desk, Deadline.after(READ_SECONDS)
-    delete(generation_id, _caller(), desk.records, desk.queue, wired.workshop.images, desk.now, until)
+    shop, until = wired.workshop, Deadline.after(READ_SECONDS)
+    delete(generation_id, _caller(), shop.records, shop.queue, shop.counters, shop.bus, shop.images, shop.now, until)
     return _json(200, {"id": generation_id, "object": "image.generation.deleted", "deleted": True})
 
 
@@ -265,6 +284,11 @@ def _answer(response: Response[str]) -> Response[str]:
     generation: Generation | None = app.context.get("generation")
     if generation is not None:
         response.headers["x-generation-id"] = generation.id
+    standing: Standing | None = app.context.get("standing")
+    if standing is not None:
+        response.headers |= allowance_headers(standing)
+    if origin := cors_origin():
+        response.headers |= cors_headers(origin)
     _log(response.status_code)
     return response
 
@@ -282,6 +306,12 @@ def _body() -> bytes:
 
 def _caller() -> str:
     return str(app.current_event["requestContext"]["authorizer"]["principalId"])
+
+
+def _own_images_per_day() -> int | None:
+    """The caller's own allowance, where its record has one: the authorizer hands it on."""
+    own = app.current_event["requestContext"]["authorizer"].get("images_per_day")
+    return None if own is None else int(own)
 
 
 def _links() -> Links:

@@ -1,19 +1,19 @@
-"""`make bench`: speed as ratios against a baseline in the same run, since machines differ and are noisy.
+"""`make bench`: speed and memory as ratios against a baseline in the same run, since machines differ and are noisy.
 
-Each figure runs its two sides in turn and compares their medians. docs/architecture.md holds the budgets.
+Each figure compares the medians of its two sides. docs/architecture.md holds the budgets.
 """
 
 import sys
 
-from tests.bench import cold_start, warm_handler
+from tests.bench import cold_start, memory, warm_handler
 
 
 def main() -> int:
-    rows = [*cold_start.measure(), *warm_handler.measure()]
+    rows = [*cold_start.measure(), *warm_handler.measure(), *memory.measure()]
     width = max(len(row.name) for row in rows)
     for row in rows:
-        ratio = f"{row.ratio:.2f} x (budget {row.budget:.2f} x)"
-        print(f"{row.name:<{width}}  {ratio}  {row.ours:.1f} / {row.theirs:.1f} ms")
+        budget = "" if row.budget is None else f"(budget {row.budget:.2f} x)"
+        print(f"{row.name:<{width}}  {row.ratio:.2f} x {budget:<15}  {row.ours:.1f} / {row.theirs:.1f} {row.unit}")
     return 0
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """Medians in milliseconds: ours, and the baseline's."""
+    """Medians: ours, and what it is measured against. Without a budget it is there to be known."""
 
     name: str
     ours: float
     theirs: float
-    budget: float
+    budget: float | None = None
+    unit: str = "ms"
 
     @property
     def ratio(self) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from local.lambda_host import MOST_PROCESSES
 from local.serving import serving
 from local.stack import BUILT, RUNTIME_PYTHON, LocalStack, Options, running
 from local.upstream import StandInUpstream
@@ -50,9 +51,13 @@ class Service:
 
 @contextmanager
 def serve(
-    kind: str, logs: Path, parameters: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None
+    kind: str,
+    logs: Path,
+    parameters: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    most_processes: int = MOST_PROCESSES,
 ) -> Iterator[Service]:
-    """`parameters` are the template's, `environment` is added to every function's."""
+    """As `local.stack.Options` has it."""
     stand_in = StandInUpstream(UPSTREAM_KEY)
     with serving(stand_in.respond) as port:
         url = f"http://127.0.0.1:{port}/v1"
@@ -61,6 +66,7 @@ def serve(
             UPSTREAM_KEY,
             parameters=parameters or {},
             environment=environment or {},
+            most_processes=most_processes,
             **_KINDS[kind],  # type: ignore[arg-type]
         )
         with running(options, logs) as stack:

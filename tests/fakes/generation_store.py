@@ -55,6 +55,7 @@ class FakeGenerationStore:
         self.asked: list[str] = []
         self.failures: deque[When | None] = deque()
         self._records: dict[str, Generation | None] = {}  # None is a tombstone
+        self._released: set[str] = set()
         self._tombstones: dict[str, Tombstone] = {}
         self._keys: dict[tuple[str, str], KeyMarker] = {}
         self._retries: dict[tuple[str, str], dict[str, RetryMarker]] = {}
@@ -145,12 +146,18 @@ class FakeGenerationStore:
 
     def end(
         self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
-    ) -> None:
+    ) -> Generation:
         with self._asked("end"):
             record = self._records.get(generation_id)
             if record is None or record.owner != owner or record.status not in (Status.IN_PROGRESS, status):
                 raise LostClaimError
-            self._put(record, status=status, completed_at=now, failure=failure or record.failure)
+            return self._put(record, status=status, completed_at=now, failure=failure or record.failure)
+
+    def mark_announced(self, generation_id: str) -> None:
+        with self._asked("mark_announced"):
+            record = self._records.get(generation_id)
+            if record is not None:
+                self._put(record, announced=True)
 
     def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
         with self._asked("fail_abandoned"):
@@ -179,8 +186,20 @@ class FakeGenerationStore:
                 calls=tuple(call if call.answer else Call(call.image_ids) for call in record.calls),
                 failure=None,
                 completed_at=None,
+                announced=False,
                 owner=None,
             )
+
+    def void(self, generation_id: str, *, now: float) -> bool:
+        with self._asked("void"):
+            return self._records.setdefault(generation_id, None) is None
+
+    def release_reservation(self, generation_id: str) -> bool:
+        with self._asked("release_reservation"):
+            if generation_id not in self._records or generation_id in self._released:
+                return False
+            self._released.add(generation_id)
+            return True
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
         with self._asked("bury"):

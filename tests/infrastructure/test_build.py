@@ -13,14 +13,16 @@ import pytest
 
 from tests.conftest import ROOT
 
-LOCKS = sorted([*ROOT.glob("requirements-*.txt"), ROOT / "layers/imagegen/requirements.txt"])
+AUTHORIZER_LOCK = ROOT / "functions/authorizer/requirements.txt"
+LOCKS = sorted([*ROOT.glob("requirements-*.txt"), ROOT / "layers/imagegen/requirements.txt", AUTHORIZER_LOCK])
 LAYER = ROOT / ".aws-sam/build/ImagegenLayer/python"
+AUTHORIZER = ROOT / ".aws-sam/build/AuthorizerFunction"
 needs_build = pytest.mark.skipif(
     not LAYER.is_dir(), reason="nothing is built: `make build` needs python3.13, which is not there"
 )
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_a_lock_pins_versions_and_hashes_and_names_no_address(lock: Path) -> None:
     text = lock.read_text()
     assert "://" not in text
@@ -31,13 +33,21 @@ def test_a_lock_pins_versions_and_hashes_and_names_no_address(lock: Path) -> Non
         assert "--hash=sha256:" in requirement
 
 
-def test_the_layer_and_the_development_environment_have_the_same_versions() -> None:
-    def versions(path: Path) -> dict[str, str]:
-        return dict(re.findall(r"^([\w.-]+)==([\w.]+)", path.read_text(), re.MULTILINE))
+def versions(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)(?:\[\w+\])?==([\w.]+)", lock.read_text(), re.MULTILINE))
 
+
+@pytest.mark.parametrize("lock", [ROOT / "layers/imagegen/requirements.txt", AUTHORIZER_LOCK])
+def test_what_is_deployed_and_the_development_environment_have_the_same_versions(lock: Path) -> None:
     development = versions(ROOT / "requirements-dev.txt")
-    for name, version in versions(ROOT / "layers/imagegen/requirements.txt").items():
+    for name, version in versions(lock).items():
         assert development[name] == version
+
+
+def test_the_layer_does_not_carry_what_the_authorizer_alone_needs() -> None:
+    carried = versions(AUTHORIZER_LOCK)
+    assert {"pyjwt", "cryptography"} <= carried.keys()
+    assert not carried.keys() & versions(ROOT / "layers/imagegen/requirements.txt").keys()
 
 
 def test_the_layer_keeps_botocores_data_for_every_service_that_the_code_calls() -> None:
@@ -71,8 +81,23 @@ def test_the_built_layer_runs_on_both_processors() -> None:
 
 
 @needs_build
-def test_every_module_of_the_built_layer_is_compiled() -> None:
-    sources = [path for path in LAYER.rglob("*.py") if "__pycache__" not in path.parts]
+def test_the_built_authorizer_runs_on_both_processors_and_holds_no_more_than_it_needs() -> None:
+    processors = {"aarch64-linux-gnu.so", "x86_64-linux-gnu.so"}
+    for library in ("_cffi_backend", "cryptography/hazmat/bindings/_rust"):
+        assert {path.name.split("-313-")[1] for path in AUTHORIZER.glob(f"{library}.*")} == processors
+    assert not list(AUTHORIZER.rglob("*abi3*"))
+    machines = {"aarch64": 0xB7, "x86_64": 0x3E}  # as ELF numbers them
+    for path in AUTHORIZER.rglob("*.so"):
+        with path.open("rb") as file:
+            assert file.read(20)[18] == machines[path.name.split("-")[2]], path
+    kept = {path.name for path in AUTHORIZER.iterdir() if not path.name.endswith((".so", ".dist-info"))}
+    assert kept == {"__pycache__", "app.py", "cryptography", "jwt"}
+
+
+@needs_build
+@pytest.mark.parametrize("folder", [LAYER, AUTHORIZER])
+def test_every_module_that_is_built_is_compiled(folder: Path) -> None:
+    sources = [path for path in folder.rglob("*.py") if "__pycache__" not in path.parts]
     assert sources
     for source in sources:
         compiled = source.parent / "__pycache__" / f"{source.stem}.cpython-313.pyc"
@@ -94,12 +119,9 @@ def test_the_build_is_of_the_source_as_it_is() -> None:
     def files(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
 
+    assert (AUTHORIZER / "app.py").read_bytes() == (ROOT / "functions/authorizer/app.py").read_bytes()
     assert files(LAYER / "imagegen") == files(ROOT / "layers/imagegen/imagegen")
-    for function, folder in (
-        ("ApiFunction", "api"),
-        ("AuthorizerFunction", "authorizer"),
-        ("WorkerFunction", "worker"),
-    ):
+    for function, folder in (("ApiFunction", "api"), ("WorkerFunction", "worker")):
         assert files(ROOT / ".aws-sam/build" / function) == files(ROOT / "functions" / folder)
 
 

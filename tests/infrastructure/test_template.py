@@ -98,12 +98,15 @@ def test_the_api_is_regional(template: Template) -> None:
     assert api["EndpointConfiguration"] == {"Types": ["REGIONAL"]}
 
 
+def routes_of(template: Template) -> set[tuple[str, str]]:
+    """All but the preflights, which the gateway answers by itself."""
+    paths = template.api_body()["paths"]
+    return {(method, path) for path, methods in paths.items() for method in methods if method != "options"}
+
+
 def test_every_route_but_the_open_ones_asks_for_a_key(template: Template) -> None:
-    routes = {
-        (method, path): operation["security"]
-        for path, methods in template.api_body()["paths"].items()
-        for method, operation in methods.items()
-    }
+    operations = template.api_body()["paths"]
+    routes = {(method, path): operations[path][method]["security"] for method, path in routes_of(template)}
     assert set(routes) >= OPEN_ROUTES
     for route, security in routes.items():
         assert security == [{"NONE": []}] if route in OPEN_ROUTES else security == [{"BearerKey": []}], route
@@ -122,8 +125,7 @@ def test_the_handler_has_every_route_of_the_template_and_no_other(template: Temp
         and isinstance(decorator.args[0], ast.Constant)
         and isinstance(decorator.args[0].value, str)
     }
-    template_routes = {(method, path) for path, methods in template.api_body()["paths"].items() for method in methods}
-    assert handled == template_routes
+    assert handled == routes_of(template)
 
 
 def test_every_gateway_response_is_openai_shaped_and_carries_the_request_id(template: Template) -> None:
@@ -133,6 +135,27 @@ def test_every_gateway_response_is_openai_shaped_and_carries_the_request_id(temp
         body = response["responseTemplates"]["application/json"].replace("$context.error.messageString", '"text"')
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}, kind
         assert response["responseParameters"]["gatewayresponse.header.x-request-id"] == "context.requestId", kind
+
+
+def test_a_browsers_page_may_call_every_route_and_read_every_answer(template: Template) -> None:
+    body = template.api_body()
+    for path, methods in body["paths"].items():
+        preflight = methods["options"]
+        assert not preflight.get("security"), path  # a preflight carries no key
+        told = preflight["x-amazon-apigateway-integration"]["responses"]["default"]["responseParameters"]
+        assert told["method.response.header.Access-Control-Allow-Origin"] == "'*'"
+        allowed = told["method.response.header.Access-Control-Allow-Methods"].strip("'").split(",")
+        assert {method.upper() for method in methods} <= set(allowed)
+        headers = told["method.response.header.Access-Control-Allow-Headers"].strip("'").lower().split(",")
+        assert {"authorization", "content-type", "idempotency-key", "prefer", "x-stainless-retry-count"} <= set(headers)
+    for kind, response in body["x-amazon-apigateway-gateway-responses"].items():
+        assert response["responseParameters"]["gatewayresponse.header.Access-Control-Allow-Origin"] == "'*'", kind
+
+
+def test_the_gateway_throttles_by_parameter(template: Template) -> None:
+    given = {"UpstreamBaseUrl": "https://api.example.com/v1", "RequestsPerSecond": "7", "RequestBurst": "9"}
+    assert Template.read(ROOT / "template.yaml", given, "us-east-1").throttling() == (7, 9)
+    assert all(limit > 0 for limit in template.throttling())
 
 
 def test_a_gateway_answer_after_which_money_may_be_spent_tells_clients_not_to_retry(template: Template) -> None:
@@ -192,6 +215,37 @@ def test_the_table_costs_nothing_while_idle_and_can_be_restored(template: Templa
     assert template.resources["GenerationTable"]["DeletionPolicy"] == "Retain"
 
 
+@pytest.mark.parametrize(
+    ("authorization", "asked"),
+    [
+        (f"Bearer ig_web_{'x' * 43}", True),
+        (f"bearer  ig_web_{'x' * 43}", True),
+        ("Bearer eyJh.eyJz.c2ln", True),
+        ("Bearer a.b", False),
+        ("Bearer a.b.c.d", False),
+        ("Bearer a.b.", False),
+        ("Bearer a.b.c=", False),
+        ("Bearer sk-other", False),
+        ("Bearer ig_web", False),
+        ("Basic eyJh.eyJz.c2ln", False),
+        ("eyJh.eyJz.c2ln", False),
+        ("", False),
+    ],
+)
+def test_only_what_may_be_a_key_or_a_token_costs_a_call_of_the_authorizer(
+    template: Template, authorization: str, asked: bool
+) -> None:
+    scheme = template.api_body()["components"]["securitySchemes"]["BearerKey"]
+    expression = scheme["x-amazon-apigateway-authorizer"]["identityValidationExpression"]
+    assert bool(re.search(expression, authorization)) is asked
+
+
+def test_a_stack_with_an_issuer_is_not_deployed_without_an_audience(template: Template) -> None:
+    (rule,) = template.document["Rules"].values()
+    assert "OidcIssuer" in json.dumps(rule["RuleCondition"])
+    assert "OidcAudience" in json.dumps(rule["Assertions"][0]["Assert"])
+
+
 def test_a_revoked_key_is_dead_within_five_minutes(template: Template) -> None:
     scheme = template.api_body()["components"]["securitySchemes"]["BearerKey"]
     gateway_cache = scheme["x-amazon-apigateway-authorizer"]["authorizerResultTtlInSeconds"]
@@ -208,6 +262,21 @@ def test_the_bucket_is_private_encrypted_and_refuses_plain_http(template: Templa
     assert template.resources["ImageBucket"]["DeletionPolicy"] == "Retain"
 
 
+def test_a_key_of_ones_own_encrypts_the_images_and_whoever_touches_them_may_use_it(template: Template) -> None:
+    (encryption,) = template.of_type("AWS::S3::Bucket")["ImageBucket"]["BucketEncryption"][
+        "ServerSideEncryptionConfiguration"
+    ]
+    condition, own, others = encryption["Fn::If"]
+    assert condition == "OwnKeyEncrypts"
+    assert own["ServerSideEncryptionByDefault"]["KMSMasterKeyID"] == {"Ref": "EncryptionKeyArn"}
+    assert others["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    touch = {role for role, statement in statements(template) if "ImageBucket" in json.dumps(statement["Resource"])}
+    policy = template.of_type("AWS::IAM::Policy")["UseOfEncryptionKey"]
+    assert {role["Ref"] for role in policy["Roles"]} == touch
+    (statement,) = policy["PolicyDocument"]["Statement"]
+    assert statement["Resource"] == {"Ref": "EncryptionKeyArn"}
+
+
 def test_every_parameter_is_described_and_used(template: Template) -> None:
     text = (ROOT / "template.yaml").read_text()
     for name, parameter in template.document["Parameters"].items():
@@ -222,7 +291,7 @@ def test_every_parameter_stands_in_the_configuration_page(template: Template) ->
 
 
 def test_every_entry_point_has_an_example_event(template: Template) -> None:
-    routes = {(method.upper(), path) for path, methods in template.api_body()["paths"].items() for method in methods}
+    routes = {(method.upper(), path) for method, path in routes_of(template)}
     events = [json.loads(path.read_text()) for path in (ROOT / "events").glob("*.json")]
     shown = {(event["httpMethod"], event["resource"]) for event in events if "httpMethod" in event}
     assert shown == routes

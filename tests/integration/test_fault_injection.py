@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import pytest
 
+from imagegen.allowance import Allowance
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     ImageStorageInterruptedError,
@@ -24,6 +25,8 @@ from imagegen.generations import Generation, Status
 from imagegen.images import ImageRequest, ResponseFormat
 from imagegen.submit import Attempt, Desk, submit
 from imagegen.work import ORPHAN_SECONDS, Workshop, work, work_on_message
+from tests.fakes.allowance_counters import FakeAllowanceCounters
+from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.image_source import FakeImageSource
@@ -97,6 +100,8 @@ class World:
     faults: Faults
     records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
     queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
+    counters: FakeAllowanceCounters = field(default_factory=FakeAllowanceCounters)
+    bus: FakeEventBus = field(default_factory=FakeEventBus)
     images: FakeImageStore = field(default_factory=FakeImageStore)
     provider: FakeProvider = field(default_factory=FakeProvider)
     now: float = NOW
@@ -107,10 +112,15 @@ class World:
         records = cast("FakeGenerationStore", Faulty(self.records, self.faults, RecordsUnavailableError))
         queue = cast("FakeGenerationQueue", Faulty(self.queue, self.faults, RecordsUnavailableError))
         images = cast("FakeImageStore", Faulty(self.images, self.faults, ImageStorageInterruptedError))
-        self.desk = Desk(records, queue, lambda: self.now, LEASE, lambda _: None)
+        counters = cast("FakeAllowanceCounters", Faulty(self.counters, self.faults, RecordsUnavailableError))
+        bus = cast("FakeEventBus", Faulty(self.bus, self.faults, RecordsUnavailableError))
+        allowance = Allowance(counters, each_caller=100, whole_stack=100)
+        self.desk = Desk(records, queue, allowance, lambda: self.now, LEASE, lambda _: None)
         self.workshop = Workshop(
             records=records,
             queue=queue,
+            counters=counters,
+            bus=bus,
             images=images,
             source=source,
             providers={"openai_compatible": self.provider},

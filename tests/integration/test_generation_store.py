@@ -19,6 +19,7 @@ from botocore.config import Config
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.dynamodb import DynamoGenerations
 from imagegen.aws.sqs import SqsGenerations
 from imagegen.aws.waiters import DynamoWaiters
@@ -39,7 +40,8 @@ from imagegen.generations import (
     fingerprint,
 )
 from imagegen.images import ImageRequest
-from imagegen.ports import GenerationQueue, GenerationStore
+from imagegen.ports import AllowanceCounters, GenerationQueue, GenerationStore
+from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 
@@ -693,6 +695,30 @@ def test_what_is_buried_is_gone_and_stays_gone(records: GenerationStore, state: 
     assert records.newest("alice", 10) == []
 
 
+def test_what_is_void_was_never_written_and_never_will_be(records: GenerationStore) -> None:
+    generation = new()
+    for _ in range(2):
+        assert records.void(generation.id, now=NOW) is True
+    with pytest.raises(RecordsUnavailableError):
+        records.create(generation, "body")
+    assert records.get(generation.id) is None
+    assert records.tombstone(generation.id) is None
+
+
+def test_what_was_written_cannot_be_made_void(records: GenerationStore) -> None:
+    generation = created(records)
+    assert records.void(generation.id, now=NOW) is False
+    assert records.get(generation.id) == generation
+
+
+def test_a_reservation_is_released_once(records: GenerationStore) -> None:
+    generation = created(records)
+    with ThreadPoolExecutor(8) as pool:
+        released = list(pool.map(lambda _: records.release_reservation(generation.id), range(8)))
+    assert sorted(released) == [False] * 7 + [True]
+    assert records.release_reservation("gen_AAAAAAAAAAAAAAAAAAAAAA") is False
+
+
 def test_a_tombstone_tells_whose_images_may_still_be_there_until_none_are(records: GenerationStore) -> None:
     generation = created(records)
     assert records.tombstone(generation.id) is None
@@ -786,6 +812,8 @@ ASKING: Sequence[tuple[str, Callable[[GenerationStore, Generation], object]]] = 
     ("cancel", lambda records, generation: records.cancel(generation.id, now=NOW)),
     ("requeue", lambda records, generation: records.requeue(generation.id)),
     ("bury", lambda records, generation: records.bury(generation, now=NOW)),
+    ("void", lambda records, generation: records.void(generation.id, now=NOW)),
+    ("release_reservation", lambda records, generation: records.release_reservation(generation.id)),
     ("tombstone", lambda records, generation: records.tombstone(generation.id)),
     ("all_deleted", lambda records, generation: records.all_deleted(Tombstone(generation.id, "alice", ()))),
 )
@@ -943,6 +971,70 @@ def test_a_message_that_cannot_be_held_says_so(closed_url: str) -> None:
         with pytest.raises(Exception, match=r"could not|Could not"):
             queue.hold("receipt", 5)
     assert fake.held == []
+
+
+# The allowances.
+
+
+@pytest.fixture(params=["fake", "dynamodb"])
+def counters(request: pytest.FixtureRequest) -> AllowanceCounters:
+    if request.param == "fake":
+        return FakeAllowanceCounters()
+    client, name = request.getfixturevalue("dynamodb"), request.getfixturevalue("table")
+    return DynamoAllowanceCounters(lambda: client, lambda: client, name)
+
+
+DAY, NEXT_DAY = "2025-10-09", "2025-10-10"
+
+
+def test_images_are_taken_up_to_the_limit_and_no_further(counters: AllowanceCounters) -> None:
+    taken = [counters.take("alice", DAY, images, 10) for images in (4, 6, 1, 0)]
+    assert taken == [(True, 4), (True, 10), (False, 10), (True, 10)]
+    assert counters.take("alice", DAY, 11, 10) == (False, 10)
+    assert counters.take("alice", DAY, 1, 11) == (True, 11)
+
+
+def test_each_who_takes_and_each_day_is_counted_apart(counters: AllowanceCounters) -> None:
+    counters.take("alice", DAY, 10, 10)
+    assert counters.take("bob", DAY, 10, 10) == (True, 10)
+    assert counters.take("alice", NEXT_DAY, 10, 10) == (True, 10)
+
+
+def test_what_is_given_back_can_be_taken_again_and_no_more_than_that(counters: AllowanceCounters) -> None:
+    counters.take("alice", DAY, 10, 10)
+    counters.give_back("alice", DAY, 4)
+    assert counters.take("alice", DAY, 5, 10) == (False, 6)
+    with pytest.raises(RecordsUnavailableError):
+        counters.give_back("alice", DAY, 7)
+    with pytest.raises(RecordsUnavailableError):
+        counters.give_back("nobody", DAY, 1)
+    assert counters.take("alice", DAY, 4, 10) == (True, 10)
+
+
+def test_many_at_once_take_no_more_than_the_limit(counters: AllowanceCounters) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        taken = list(pool.map(lambda _: counters.take("alice", DAY, 2, 51), range(100)))
+    assert sum(each for each, _ in taken) == 25
+    assert max(used for _, used in taken) == 50
+
+
+def test_a_counter_is_forgotten_days_later(dynamodb: "DynamoDBClient", table: str) -> None:
+    DynamoAllowanceCounters(lambda: dynamodb, lambda: dynamodb, table).take("alice", "2025-10-09", 1, 1)
+    (item,) = dynamodb.scan(TableName=table)["Items"]
+    midnight_after = 1_760_054_400  # 2025-10-10T00:00:00Z
+    assert midnight_after + 24 * 3600 <= int(item["expires_at"]["N"]) <= midnight_after + 7 * 24 * 3600
+
+
+def test_counters_that_cannot_be_asked_say_so(closed_url: str) -> None:
+    client = _dynamodb(closed_url)
+    counters = DynamoAllowanceCounters(lambda: client, lambda: client, "table")
+    for ask in (
+        lambda: counters.take("alice", DAY, 1, 1),
+        lambda: counters.take("alice", DAY, 2, 1),
+        lambda: counters.give_back("alice", DAY, 1),
+    ):
+        with pytest.raises(RecordsUnavailableError):
+            ask()
 
 
 # Those who wait.

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from base64 import b64decode
@@ -26,9 +27,11 @@ from imagegen.bootstrap.api import api
 from imagegen.bootstrap.authorizer import authorizer
 from imagegen.bootstrap.worker import worker
 from imagegen.credentials import BearerKey
+from imagegen.errors import IssuerUnavailableError
 from local.serving import HungUpError, Reply, Request
 from local.template import Template
 from tests.conftest import ROOT, UPSTREAM_KEY, Upstream
+from tests.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 
 Event = dict[str, Any]
 Example = Callable[[str], Event]
@@ -66,7 +69,7 @@ class Deployed:
 @contextmanager
 def fresh_wiring() -> Iterator[None]:
     """Handlers keep what they built for the life of a process; a test is a process of its own."""
-    caches = (api, authorizer, worker, sdk.session, sdk.dynamodb, sdk.sqs, sdk.ssm)
+    caches = (api, authorizer, worker, sdk.session, sdk.dynamodb, sdk.dynamodb_single_try, sdk.events, sdk.sqs, sdk.ssm)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -383,6 +386,67 @@ def test_any_other_key_is_denied_by_a_policy_that_the_gateway_can_cache(
     for token in (example_event("authorize")["authorizationToken"], f"Bearer {BearerKey.new('stranger').key}"):
         policy = authorize(example_event("authorize") | {"authorizationToken": token})
         assert policy["policyDocument"]["Statement"][0]["Effect"] == "Deny"
+
+
+def test_a_client_s_own_allowance_goes_along_with_its_policy(deployed: Deployed, example_event: Example) -> None:
+    key = BearerKey.new("frugal")
+    record = msgspec.json.encode(msgspec.structs.replace(key.record(), images_per_day=3)).decode()
+    deployed.client("ssm").put_parameter(Name=f"/{deployed.stack}/clients/frugal", Type="String", Value=record)
+    policy = authorize(example_event("authorize") | {"authorizationToken": f"Bearer {key.key}"})
+    assert policy["context"] == {"images_per_day": 3}
+    assert "context" not in authorize(example_event("authorize") | {"authorizationToken": f"Bearer {deployed.key.key}"})
+
+
+@pytest.fixture
+def issuer(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeIssuer]:
+    """The issuer that the authorizer trusts."""
+    with running_issuer() as issuer:
+        monkeypatch.setenv("OIDC_ISSUER", issuer.url)
+        monkeypatch.setenv("OIDC_AUDIENCE", AUDIENCE)
+        yield issuer
+
+
+def with_token(example_event: Example, token: str) -> Event:
+    return example_event("authorize-jwt") | {"authorizationToken": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("kid", ["rsa-1", "ec-1"])
+def test_a_token_opens_every_route_of_the_stage_to_an_opaque_caller(
+    issuer: FakeIssuer, example_event: Example, capsys: pytest.CaptureFixture[str], kid: str
+) -> None:
+    policy = authorize(with_token(example_event, issuer.token(kid)))
+    assert re.fullmatch("oidc:[0-9a-f]{32}", policy["principalId"])
+    assert policy["policyDocument"]["Statement"][0]["Effect"] == "Allow"
+    assert "context" not in policy
+    assert authorize(with_token(example_event, issuer.token(sub="bob")))["principalId"] != policy["principalId"]
+    assert "ann@example.org" not in json.dumps(policy) + capsys.readouterr().out
+
+
+def test_a_key_opens_the_stage_without_a_look_at_the_issuer(
+    issuer: FakeIssuer, deployed: Deployed, example_event: Example
+) -> None:
+    policy = authorize(example_event("authorize") | {"authorizationToken": f"Bearer {deployed.key.key}"})
+    assert policy["principalId"] == "example"
+    assert issuer.asked == []
+
+
+def test_a_bad_token_is_denied_by_a_policy(issuer: FakeIssuer, example_event: Example) -> None:
+    for token in (issuer.token(aud="other"), example_event("authorize-jwt")["authorizationToken"].split()[1]):
+        policy = authorize(with_token(example_event, token))
+        assert policy["principalId"] == "unknown"
+        assert policy["policyDocument"]["Statement"][0]["Effect"] == "Deny"
+
+
+def test_an_issuer_that_is_down_is_no_policy_at_all(issuer: FakeIssuer, example_event: Example) -> None:
+    issuer.instead[issuer.discovery_path] = lambda _: Reply(503)
+    with pytest.raises(IssuerUnavailableError):
+        authorize(with_token(example_event, issuer.token()))
+
+
+@pytest.mark.usefixtures("deployed")
+def test_without_an_issuer_a_token_is_denied(example_event: Example) -> None:
+    policy = authorize(example_event("authorize-jwt"))
+    assert policy["policyDocument"]["Statement"][0]["Effect"] == "Deny"
 
 
 def sqs_event(example: Event, generation_id: str) -> Event:

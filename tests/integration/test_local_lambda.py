@@ -54,10 +54,12 @@ def authorizer(event, context):
         raise RuntimeError("broken")
     if token == "refuse":
         raise Exception("Unauthorized")
-    effect = "Allow" if token == "good" else "Deny"
+    effect = "Deny" if token == "bad" else "Allow"
+    told = {"context": {"n": 5, "b": True, "t": "x"}, "nested": {"n": {"a": 1}}}
+    context = {"context": told[token]} if token in told else {}
     api, stage, *_ = event["methodArn"].split("/")
     return {"principalId": "me", "policyDocument": {"Version": "2012-10-17", "Statement": [
-        {"Action": "execute-api:Invoke", "Effect": effect, "Resource": f"{api}/{stage}/*"}]}}
+        {"Action": "execute-api:Invoke", "Effect": effect, "Resource": f"{api}/{stage}/*"}]}, **context}
 """
 Start = Callable[..., FunctionHost]
 
@@ -287,6 +289,7 @@ def test_a_function_that_dies_or_answers_nonsense_is_502(gateway: Callable[..., 
         ("bad", 401, "ACCESS_DENIED"),  # 403 but for the template's word
         ("refuse", 401, "UNAUTHORIZED"),
         ("error", 500, "AUTHORIZER_FAILURE"),
+        ("nested", 500, "AUTHORIZER_CONFIGURATION_ERROR"),
         (None, 401, "UNAUTHORIZED"),
         ("NOT-MATCHING", 401, "UNAUTHORIZED"),
     ],
@@ -299,6 +302,14 @@ def test_the_authorizer_decides(
     if kind == "ACCESS_DENIED":
         assert reply.headers["x-fixed"] == "fixed"
         assert len(reply.headers["x-request-id"]) == 36
+
+
+@pytest.mark.parametrize(("token", "told"), [("good", {}), ("context", {"n": "5", "b": "true", "t": "x"})])
+def test_what_the_authorizer_tells_goes_to_the_function_as_text(
+    gateway: Callable[..., Gateway], token: str, told: dict[str, str]
+) -> None:
+    event = json.loads(ask(gateway(), "GET", "/closed", token=token).body)
+    assert event["requestContext"]["authorizer"] == {"principalId": "me", "integrationLatency": 0, **told}
 
 
 def test_the_authorizers_word_is_cached_by_the_token_as_long_as_the_template_says(

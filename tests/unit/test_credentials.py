@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.authorize import authorize
-from imagegen.credentials import BearerKey, ClientRecord
+from imagegen.credentials import BearerKey, Caller, ClientRecord
+from imagegen.errors import IssuerUnavailableError
 
 SECRET = "Ab0_-" * 8 + "xyz"
 PATH = "/imagegen/prod/clients"
@@ -131,8 +132,8 @@ def test_a_key_opens_its_own_record_and_no_other() -> None:
 )
 def test_a_good_key_tells_its_client(header: str) -> None:
     alice, bob = BearerKey.new("alice"), BearerKey.new("bob")
-    assert authorize(header.format(alice.key), clients=clients(alice, bob), path=PATH) == "alice"
-    assert authorize(header.format(bob.key), clients=clients(alice, bob), path=PATH) == "bob"
+    assert authorize(header.format(alice.key), clients=clients(alice, bob), path=PATH) == Caller("alice")
+    assert authorize(header.format(bob.key), clients=clients(alice, bob), path=PATH) == Caller("bob")
 
 
 def test_a_wrong_secret_lets_nobody_in() -> None:
@@ -219,7 +220,7 @@ def test_a_record_written_by_hand_is_read() -> None:
     alice = BearerKey.new("alice")
     record = f'\n{{ "key_sha256" : "{hashlib.sha256(alice.key.encode()).hexdigest()}" }}\n'
     known = ParametersInADict({f"{PATH}/alice": record})
-    assert authorize(f"Bearer {alice.key}", clients=known, path=PATH) == "alice"
+    assert authorize(f"Bearer {alice.key}", clients=known, path=PATH) == Caller("alice")
 
 
 def test_the_hash_itself_is_no_key() -> None:
@@ -244,3 +245,88 @@ def test_whatever_the_header_says_it_lets_nobody_in(header: str) -> None:
 def test_the_hash_of_an_empty_key_is_not_that_of_any_key() -> None:
     empty = ClientRecord(key_sha256=hashlib.sha256(b"").hexdigest())
     assert not BearerKey.new("alice").opens(empty)
+
+
+@pytest.mark.parametrize(("own", "told"), [({}, None), ({"images_per_day": 50}, 50), ({"images_per_day": 0}, 0)])
+def test_a_client_s_own_allowance_is_told(own: dict[str, int], told: int | None) -> None:
+    alice = BearerKey.new("alice")
+    record = json.dumps({"key_sha256": alice.record().key_sha256, **own})
+    known = ParametersInADict({f"{PATH}/alice": record})
+    assert authorize(f"Bearer {alice.key}", clients=known, path=PATH) == Caller("alice", told)
+
+
+# Whom a token speaks of
+
+ISSUER = "https://login.example/"
+TOKEN = "eyJh.eyJz.c2ln"
+
+
+class TokensInADict:
+    """`asked` are the tokens that were asked about."""
+
+    issuer = ISSUER
+
+    def __init__(self, subjects: Mapping[str, str], failure: Exception | None = None) -> None:
+        self._subjects = subjects
+        self._failure = failure
+        self.asked: list[str] = []
+
+    def subject(self, token: str) -> str | None:
+        self.asked.append(token)
+        if self._failure:
+            raise self._failure
+        return self._subjects.get(token)
+
+
+def caller(header: str, tokens: TokensInADict | None) -> Caller | None:
+    return authorize(header, clients=clients(), path=PATH, tokens=tokens)
+
+
+@pytest.mark.parametrize("header", ["Bearer {}", "bearer  {} ", "BEARER {}\r\n"])
+def test_a_good_token_tells_an_opaque_caller(header: str) -> None:
+    found = caller(header.format(TOKEN), TokensInADict({TOKEN: "ann@example.org"}))
+    digest = hashlib.sha256(b"https://login.example/\0ann@example.org").hexdigest()
+    assert found == Caller(f"oidc:{digest[:32]}", None)
+
+
+def test_one_subject_of_two_issuers_is_two_callers() -> None:
+    names = {Caller.of_token(issuer, "ann").name for issuer in (ISSUER, ISSUER.rstrip("/"))}
+    assert len(names | {Caller.of_token(ISSUER, "bob").name}) == 3
+
+
+def test_no_key_can_name_the_caller_of_a_token() -> None:
+    with pytest.raises(ValueError, match="a client is 1 to 32"):
+        BearerKey.new(Caller.of_token(ISSUER, "ann").name)
+
+
+def test_a_token_that_is_not_good_is_nobody_s() -> None:
+    tokens = TokensInADict({})
+    assert caller(f"Bearer {TOKEN}", tokens) is None
+    assert tokens.asked == [TOKEN]
+
+
+def test_without_an_issuer_a_token_is_nobody_s() -> None:
+    assert caller(f"Bearer {TOKEN}", None) is None
+
+
+def test_an_issuer_that_cannot_be_asked_is_no_denial() -> None:
+    with pytest.raises(IssuerUnavailableError):
+        caller(f"Bearer {TOKEN}", TokensInADict({}, IssuerUnavailableError("down")))
+
+
+@pytest.mark.parametrize(
+    "credential",
+    ["a.b", "a.b.c.d", "a.b.", ".b.c", "a..c", "a.b.c=", "a.b.c+", "a.b/.c", "a b.c.d", "a.b.ć", "a.b.c\nd", "ig_a.b"],
+)
+def test_what_has_not_a_token_s_shape_is_not_asked_about(credential: str) -> None:
+    tokens = TokensInADict({credential: "ann"})
+    assert caller(f"Bearer {credential}", tokens) is None
+    assert caller(f"Basic {TOKEN}", tokens) is None
+    assert tokens.asked == []
+
+
+def test_a_key_is_never_asked_about_as_a_token() -> None:
+    alice, tokens = BearerKey.new("alice"), TokensInADict({})
+    known = clients(alice)
+    assert authorize(f"Bearer {alice.key}", clients=known, path=PATH, tokens=tokens) == Caller("alice")
+    assert tokens.asked == []

@@ -110,6 +110,7 @@ def test_what_only_the_operator_can_cure_is_not_worth_a_retry(failure: type[Imag
         errors.UpstreamUnavailableError,
         errors.UpstreamUnreachableError,
         errors.SecretUnavailableError,
+        errors.IssuerUnavailableError,
         errors.RecordsUnavailableError,
     ],
 )

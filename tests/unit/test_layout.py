@@ -21,11 +21,14 @@ def modules_under(folder: str, root: Path) -> dict[str, Path]:
 OURS = modules_under("imagegen", LAYER)
 FUNCTIONS = modules_under("functions", ROOT)
 
-PLAIN = {f"imagegen.{name}" for name in ("errors", "images", "generations", "catalog", "deadline", "image_format")}
+PLAIN = {
+    f"imagegen.{name}"
+    for name in ("errors", "images", "generations", "catalog", "deadline", "image_format", "web_address")
+}
 PORTS = {"imagegen.ports"}
 SETTINGS = {"imagegen.settings"}
 PACKAGES = {"openai_wire", "providers", "outbound", "aws", "bootstrap"}
-SDKS = {"boto3", "botocore", "urllib3", "aws_lambda_powertools"}
+SDKS = {"boto3", "botocore", "urllib3", "aws_lambda_powertools", "jwt", "cryptography"}
 
 
 def package(name: str) -> set[str]:
@@ -70,7 +73,7 @@ def known(dotted: str) -> str:
 def test_the_rooms_that_these_rules_name_are_there() -> None:
     assert OURS.keys() >= PLAIN | PORTS | SETTINGS
     assert all(len(package(name)) > 1 for name in PACKAGES)
-    verbs = ("authorize", "generate", "manage", "submit", "wait", "work")
+    verbs = ("allowance", "announce", "authorize", "generate", "manage", "submit", "wait", "work")
     assert {f"imagegen.{name}" for name in (*verbs, "credentials", "failures", "silent_trace")} == USE_CASES
     assert {"functions.api.app", "functions.authorizer.app", "functions.worker.app"} <= FUNCTIONS.keys()
 
@@ -144,14 +147,14 @@ def test_bootstrap_knows_nothing_of_who_calls_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(package("bootstrap")))
 def test_bootstrap_wires_only_the_answers_of_the_wire(name: str) -> None:
-    """Whoever works on a generation stores the answer that is too large to be given directly."""
-    assert ours_of(name) & package("openai_wire") <= {"imagegen.openai_wire.answers"}
+    """Whoever works on a generation tells its end, and stores the answer that is too large to be given directly."""
+    assert ours_of(name) & package("openai_wire") <= {"imagegen.openai_wire.answers", "imagegen.openai_wire.events"}
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_functions_know_bootstrap_use_cases_the_wire_and_plain_types(name: str) -> None:
     assert ours_of(name) <= package("bootstrap") | package("openai_wire") | USE_CASES | PORTS | PLAIN
-    assert not imports_of(name) & {"boto3", "botocore", "urllib3"}
+    assert not imports_of(name) & {"boto3", "botocore", "urllib3", "jwt", "cryptography"}
 
 
 def loaded_by(name: str) -> set[str]:
@@ -177,10 +180,12 @@ def test_what_we_decide_can_be_imported_with_an_empty_environment_and_without_an
 @pytest.mark.parametrize(
     "name", sorted(package("providers") | package("outbound") | package("aws") | package("bootstrap"))
 )
-def test_what_reaches_out_can_be_imported_with_an_empty_environment(name: str) -> None:
-    assert "imagegen" in loaded_by(name)
+def test_what_reaches_out_can_be_imported_with_an_empty_environment_and_what_the_layer_carries(name: str) -> None:
+    loaded = loaded_by(name)
+    assert "imagegen" in loaded
+    assert not loaded & {"jwt", "cryptography"}
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_a_function_can_be_imported_with_an_empty_environment_and_without_the_slow_sdk(name: str) -> None:
-    assert "boto3" not in loaded_by(name)
+def test_a_function_can_be_imported_with_an_empty_environment_and_without_the_slow_libraries(name: str) -> None:
+    assert not loaded_by(name) & {"boto3", "jwt", "cryptography"}

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
+from imagegen.allowance import Allowance, release
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     DeletionUnfinishedError,
@@ -13,9 +15,11 @@ from imagegen.errors import (
     RecordsUnavailableError,
     UnknownGenerationError,
 )
-from imagegen.generations import Generation, Markers, Status, admit, fingerprint
+from imagegen.generations import Call, Generation, Markers, Status, admit, fingerprint
 from imagegen.images import ImageBody, ImageRequest
 from imagegen.manage import cancel, delete, see
+from tests.fakes.allowance_counters import FakeAllowanceCounters
+from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.image_store import FakeImageStore
@@ -31,6 +35,8 @@ class World:
     records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
     images: FakeImageStore = field(default_factory=FakeImageStore)
     queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
+    counters: FakeAllowanceCounters = field(default_factory=FakeAllowanceCounters)
+    bus: FakeEventBus = field(default_factory=FakeEventBus)
 
     def created(self, markers: Markers | None = None) -> Generation:
         markers = markers or Markers()
@@ -48,10 +54,12 @@ class World:
         return see(generation_id, caller, self.records)
 
     def cancel(self, generation_id: str, caller: str = "alice") -> Generation:
-        return cancel(generation_id, caller, self.records, lambda: NOW + 5)
+        return cancel(generation_id, caller, self.records, self.counters, self.bus, lambda: NOW + 5)
 
     def delete(self, generation_id: str, caller: str = "alice") -> None:
-        delete(generation_id, caller, self.records, self.queue, self.images, lambda: NOW + 5, Deadline.after(9))
+        until = Deadline.after(9)
+        now = lambda: NOW + 5  # noqa: E731
+        delete(generation_id, caller, self.records, self.queue, self.counters, self.bus, self.images, now, until)
 
 
 Act = Callable[[World, str, str], object]
@@ -104,7 +112,7 @@ def test_what_waits_is_cancelled(world: World) -> None:
     generation = world.created()
     cancelled = world.cancel(generation.id)
     assert (cancelled.status, cancelled.completed_at) == (Status.CANCELLED, NOW + 5)
-    assert world.see(generation.id) == cancelled
+    assert world.see(generation.id) == msgspec.structs.replace(cancelled, announced=True)
 
 
 def test_what_is_in_progress_is_cancelled_and_its_worker_has_lost_it(world: World) -> None:
@@ -243,3 +251,50 @@ def test_where_no_message_can_be_sent_nothing_is_deleted(world: World) -> None:
         world.delete(generation.id)
     assert world.see(generation.id) == generation
     assert sorted(world.images.saved) == sorted(generation.image_ids)
+
+
+# What was reserved.
+
+
+def reserved(world: World) -> Generation:
+    Allowance(world.counters, 10, 10).reserve("alice", REQUEST.n, now=NOW)
+    return world.created()
+
+
+def used(world: World) -> set[int]:
+    return set(world.counters.used.values())
+
+
+ENDINGS = pytest.mark.parametrize("act", [World.cancel, World.delete], ids=["cancel", "delete"])
+
+
+@ENDINGS
+def test_what_ends_before_anything_was_sent_gives_its_images_back_once(world: World, act: Act) -> None:
+    generation = reserved(world)
+    act(world, generation.id, "alice")
+    release(generation, world.records, world.counters)
+    assert used(world) == {0}
+
+
+@ENDINGS
+def test_what_was_sent_stays_taken(world: World, act: Act) -> None:
+    generation = reserved(world)
+    world.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
+    world.records.save_call(generation.id, "worker", 0, Call(generation.calls[0].image_ids, sent=1))
+    act(world, generation.id, "alice")
+    assert used(world) == {REQUEST.n}
+
+
+def test_what_is_completed_stays_taken_when_it_is_deleted(world: World) -> None:
+    generation = reserved(world)
+    world.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
+    world.records.end(generation.id, "worker", Status.COMPLETED, now=NOW)
+    world.delete(generation.id)
+    assert used(world) == {REQUEST.n}
+
+
+def test_counters_that_cannot_be_reached_hinder_no_cancelling(world: World) -> None:
+    generation = reserved(world)
+    world.counters.failures += ["before", "before"]
+    assert world.cancel(generation.id).status is Status.CANCELLED
+    assert used(world) == {REQUEST.n}

@@ -16,6 +16,7 @@ from imagegen.settings import (
 
 WORKER = {
     "AWS_REGION": "eu-central-1",
+    "EVENT_BUS": "images",
     "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
     "GENERATION_TABLE": "generations-123",
     "IMAGE_BUCKET": "images-123",
@@ -30,6 +31,9 @@ WORKER = {
 }
 GOOD = WORKER | {
     "API_IS_FIRST_WORKER": "false",
+    "CORS_ORIGIN": "*",
+    "IMAGES_PER_CLIENT_PER_DAY": "200",
+    "IMAGES_PER_DAY": "1000",
     "MOST_WAITERS": "50",
     "PROMPT_MAX_CHARACTERS": "1000",
     "PUBLIC_BASE_URL": "https://images.example/prod",
@@ -42,6 +46,8 @@ BOUNDS = [
     ("LEASE_SECONDS", 1, 60),
     ("LINK_SECONDS", 60, 604_800),
     ("MAX_IMAGE_BYTES", 1, 104_857_600),
+    ("IMAGES_PER_CLIENT_PER_DAY", 0, 1_000_000_000),
+    ("IMAGES_PER_DAY", 0, 1_000_000_000),
     ("MOST_WAITERS", 0, 10_000),
     ("PROMPT_MAX_CHARACTERS", 1, 32_000),
     ("RECORD_DAYS", 1, 36_500),
@@ -50,6 +56,7 @@ BOUNDS = [
 ]
 RUNTIME = RuntimeSettings(region="eu-central-1", s3_endpoint_url=None)
 STORE = StoreSettings(
+    event_bus="images",
     generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
     generation_table="generations-123",
     image_bucket="images-123",
@@ -89,6 +96,9 @@ def test_a_good_environment_is_read() -> None:
         store=STORE,
         upstream=UPSTREAM,
         api_is_first_worker=False,
+        cors_origin="*",
+        images_per_client_per_day=200,
+        images_per_day=1000,
         most_waiters=50,
         prompt_max_characters=1000,
         public_base_url="https://images.example/prod",
@@ -269,7 +279,7 @@ def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(environ: dict[str, s
 
 @pytest.mark.parametrize("path", ["/imagegen/prod/clients", "/imagegen/prod/clients/"])
 def test_the_clients_path_is_read_without_a_slash_at_the_end(path: str) -> None:
-    assert AuthorizerSettings.from_env({"CLIENTS_PATH": path}) == AuthorizerSettings("/imagegen/prod/clients")
+    assert AuthorizerSettings.from_env({"CLIENTS_PATH": path}).clients_path == "/imagegen/prod/clients"
 
 
 @pytest.mark.parametrize(
@@ -283,3 +293,50 @@ def test_the_clients_path_is_read_without_a_slash_at_the_end(path: str) -> None:
 def test_an_authorizer_without_a_clients_path_names_it(environ: dict[str, str], wrong: str) -> None:
     with pytest.raises(SettingsError, match=f"^{re.escape(wrong)}$"):
         AuthorizerSettings.from_env(environ)
+
+
+ISSUER = "https://login.example/tenant"
+
+
+def authorizer(**environ: str) -> AuthorizerSettings:
+    return AuthorizerSettings.from_env({"CLIENTS_PATH": "/clients", **environ})
+
+
+@pytest.mark.parametrize("environ", [{}, {"OIDC_ISSUER": "", "OIDC_AUDIENCE": ""}])
+def test_without_an_issuer_no_tokens_are_accepted(environ: dict[str, str]) -> None:
+    assert authorizer(**environ) == AuthorizerSettings("/clients", oidc_audience="", oidc_issuer="")
+
+
+@pytest.mark.parametrize("issuer", [ISSUER, f"{ISSUER}/", "https://login.example", "http://127.0.0.1:9000/"])
+def test_an_issuer_is_taken_exactly_as_it_is_given(issuer: str) -> None:
+    settings = authorizer(OIDC_ISSUER=issuer, OIDC_AUDIENCE="imagegen")
+    assert (settings.oidc_issuer, settings.oidc_audience) == (issuer, "imagegen")
+
+
+@pytest.mark.parametrize("environ", [{}, {"OIDC_AUDIENCE": ""}, {"OIDC_AUDIENCE": " "}])
+def test_an_issuer_without_an_audience_is_named(environ: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"^OIDC_AUDIENCE is empty$"):
+        authorizer(OIDC_ISSUER=ISSUER, **environ)
+
+
+@pytest.mark.parametrize(
+    "issuer",
+    [
+        " ",
+        "login.example",
+        "ftp://login.example",
+        "https://",
+        "https://user:hush@login.example",
+        f"{ISSUER}?tenant=1",
+        f"{ISSUER}#x",
+        "http://login.example",
+        "http://10.0.0.1",
+        f"{ISSUER}\n",
+        "https://login.example:0",
+        "https://login.example:port",
+    ],
+)
+def test_what_is_no_issuer_is_named_and_not_repeated(issuer: str) -> None:
+    with pytest.raises(SettingsError, match=r"^OIDC_ISSUER ") as error:
+        authorizer(OIDC_ISSUER=issuer, OIDC_AUDIENCE="imagegen")
+    assert "hush" not in str(error.value)

@@ -4,20 +4,24 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 
+from imagegen.allowance import STACK, Allowance
 from imagegen.errors import (
+    AllowanceSpentError,
     IdempotencyKeyReusedError,
     PromptRejectedError,
     RecordsUnavailableError,
     UpstreamFailedError,
 )
 from imagegen.failures import kept
-from imagegen.generations import Generation, MarkerTakenError, Status, fingerprint, is_generation_id
+from imagegen.generations import Generation, Markers, MarkerTakenError, Status, admit, fingerprint, is_generation_id
 from imagegen.images import ImageRequest
 from imagegen.submit import KEY_SECONDS, RETRY_SECONDS, Attempt, Desk, Submitted, submit
+from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.generation_queue import FakeGenerationQueue
-from tests.fakes.generation_store import FakeGenerationStore
+from tests.fakes.generation_store import FakeGenerationStore, When
 
 NOW = 1_760_000_000.5
 LEASE = 60.0
@@ -31,6 +35,9 @@ PLAIN = Attempt()
 class World:
     records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
     queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
+    counters: FakeAllowanceCounters = field(default_factory=FakeAllowanceCounters)
+    each_caller: int = 1000
+    whole_stack: int = 1000
     now: float = NOW
     slept: list[float] = field(default_factory=list)
 
@@ -42,7 +49,8 @@ class World:
         caller: str = "alice",
         work_here: bool = False,
     ) -> Submitted:
-        desk = Desk(self.records, self.queue, lambda: self.now, LEASE, self.slept.append)
+        allowance = Allowance(self.counters, each_caller=self.each_caller, whole_stack=self.whole_stack)
+        desk = Desk(self.records, self.queue, allowance, lambda: self.now, LEASE, self.slept.append)
         try:
             return submit(request, attempt, desk, caller=caller, base_url="https://x.example/v1", work_here=work_here)
         finally:
@@ -388,3 +396,135 @@ def test_an_attempt_is_safe_to_retry_where_its_retry_would_be_known(world: World
     first = world.id_of(attempt)
     again = Attempt(attempt.idempotency_key, None if attempt.retry is None else attempt.retry + 1)
     assert (world.id_of(again) == first) is safe
+
+
+# The allowance.
+
+
+def used(world: World, who: str = "alice") -> int:
+    return sum(images for (each, _), images in world.counters.used.items() if each == who)
+
+
+def test_a_new_generation_takes_its_images_from_both_allowances(world: World) -> None:
+    standing = world.submit(request=replace(REQUEST, n=3)).standing
+    assert standing is not None
+    assert (standing.limit, standing.remaining) == (1000, 997)
+    assert 0 < standing.reset <= 24 * 3600
+    assert (used(world), used(world, STACK)) == (3, 3)
+
+
+@pytest.mark.parametrize("again", [KEYED, Attempt(retry=1)])
+def test_what_attaches_takes_nothing(world: World, again: Attempt) -> None:
+    world.submit(KEYED if again is KEYED else Attempt(retry=0))
+    assert world.submit(again).standing is None
+    assert used(world) == 1
+
+
+@pytest.mark.parametrize(("each_caller", "whole_stack"), [(4, 1000), (1000, 4), (0, 0)])
+def test_over_an_allowance_nothing_is_begun_and_nothing_taken(each_caller: int, whole_stack: int) -> None:
+    world = World(each_caller=each_caller, whole_stack=whole_stack)
+    with pytest.raises(AllowanceSpentError) as spent:
+        world.submit(request=replace(REQUEST, n=5))
+    assert spent.value.remaining == min(each_caller, whole_stack)
+    assert (used(world), used(world, STACK)) == (0, 0)
+    assert world.queue.sent == []
+    assert world.records.newest("alice", 10) == []
+
+
+def test_one_callers_allowance_is_not_anothers_but_the_stacks_is(world: World) -> None:
+    world.each_caller, world.whole_stack = 2, 3
+    world.submit(request=replace(REQUEST, n=2))
+    with pytest.raises(AllowanceSpentError):
+        world.submit()
+    world.submit(caller="bob")
+    with pytest.raises(AllowanceSpentError):
+        world.submit(caller="bob")
+
+
+def test_the_allowance_begins_anew_with_the_day(world: World) -> None:
+    world.each_caller = 1
+    world.submit()
+    with pytest.raises(AllowanceSpentError) as spent:
+        world.submit()
+    world.now += spent.value.reset - 1
+    with pytest.raises(AllowanceSpentError):
+        world.submit()
+    world.now += 1
+    world.submit()
+
+
+@pytest.mark.parametrize("own", [0, 5])
+def test_a_callers_own_allowance_goes_before_everybodys(world: World, own: int) -> None:
+    desk = Desk(world.records, world.queue, Allowance(world.counters, 2, 100), lambda: NOW, LEASE)
+
+    def one() -> Submitted:
+        return submit(REQUEST, PLAIN, desk, caller="a", base_url="", work_here=False, images_per_day=own)
+
+    for _ in range(own):
+        one()
+    with pytest.raises(AllowanceSpentError):
+        one()
+
+
+def test_with_many_at_once_exactly_the_allowance_is_begun(world: World) -> None:
+    world.each_caller = 50
+
+    def one(_: int) -> bool:
+        try:
+            world.submit()
+        except AllowanceSpentError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(20) as pool:
+        assert sum(pool.map(one, range(200))) == 50
+    assert len(world.records.newest("alice", 1000)) == used(world) == 50
+
+
+def test_a_race_for_the_last_of_an_allowance_with_one_key_is_won_once_and_joined_by_all(world: World) -> None:
+    world.each_caller = 1
+    barrier = threading.Barrier(10)
+
+    def one(_: int) -> str:
+        barrier.wait(10)
+        return world.id_of(KEYED)
+
+    with ThreadPoolExecutor(10) as pool:
+        assert len(set(pool.map(one, range(10)))) == 1
+    assert used(world) == 1
+
+
+def test_where_no_message_can_be_sent_the_reservation_is_given_back(world: World) -> None:
+    world.queue.failures.append("before")
+    with pytest.raises(RecordsUnavailableError):
+        world.submit()
+    assert (used(world), used(world, STACK)) == (0, 0)
+
+
+def test_where_no_record_was_written_none_ever_will_be_and_the_reservation_is_given_back(world: World) -> None:
+    world.records.failures.append("before")
+    with pytest.raises(RecordsUnavailableError):
+        world.submit()
+    (generation_id,) = world.messages
+    late = admit(REQUEST, caller="alice", base_url="", now=NOW, markers=Markers())
+    with pytest.raises(RecordsUnavailableError):
+        world.records.create(msgspec.structs.replace(late, id=generation_id), "body")
+    assert (used(world), used(world, STACK)) == (0, 0)
+
+
+def test_where_nobody_knows_whether_a_record_was_written_the_reservation_stays(world: World) -> None:
+    world.records.failures += ["after", "before"]
+    with pytest.raises(RecordsUnavailableError):
+        world.submit()
+    assert (used(world), used(world, STACK)) == (1, 1)
+
+
+@pytest.mark.parametrize("failures", [["before"], [None, "before"]])
+def test_where_an_allowance_cannot_be_asked_nothing_is_begun_and_nothing_taken(
+    world: World, failures: list[When | None]
+) -> None:
+    world.counters.failures += failures
+    with pytest.raises(RecordsUnavailableError):
+        world.submit()
+    assert (used(world), used(world, STACK)) == (0, 0)
+    assert world.records.newest("alice", 10) == []

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
+from imagegen.allowance import Allowance
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     AbandonedError,
@@ -33,6 +35,8 @@ from imagegen.generations import (
 )
 from imagegen.images import ImageBody, ImageRequest, ResponseFormat
 from imagegen.work import ORPHAN_SECONDS, LargeAnswer, Workshop, give_up, work, work_on_message
+from tests.fakes.allowance_counters import FakeAllowanceCounters
+from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.image_source import FakeImageSource
@@ -57,6 +61,8 @@ class World:
     images: FakeImageStore = field(default_factory=FakeImageStore)
     provider: FakeProvider = field(default_factory=FakeProvider)
     queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
+    counters: FakeAllowanceCounters = field(default_factory=FakeAllowanceCounters)
+    bus: FakeEventBus = field(default_factory=FakeEventBus)
     held: list[float] = field(default_factory=list)
     now: float = NOW
     lease: float = LEASE
@@ -71,6 +77,8 @@ class World:
         return Workshop(
             records=self.records,
             queue=self.queue,
+            counters=self.counters,
+            bus=self.bus,
             images=self.images,
             source=self.source,
             providers={"openai_compatible": self.provider},
@@ -437,7 +445,7 @@ def test_a_fault_of_ours_leaves_the_generation_to_the_next(world: World) -> None
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_end_that_cannot_be_written_is_told(world: World, when: str) -> None:
     class Endless(FakeGenerationStore):
-        def end(self, *arguments: object, **more: object) -> None:
+        def end(self, *arguments: object, **more: object) -> Generation:
             if when == "after":
                 super().end(*arguments, **more)  # type: ignore[arg-type]
             raise RecordsUnavailableError("no")
@@ -472,7 +480,7 @@ def test_what_is_cancelled_stays_cancelled_when_its_answer_comes(world: World, r
     cancelled: list[Generation | None] = []
     world.provider.during_call = lambda: cancelled.append(world.records.cancel(generation.id, now=NOW))
     assert world.deliver(generation.id) is None
-    assert [world.record(generation)] == cancelled
+    assert [replace(world.record(generation), announced=False)] == cancelled
 
 
 def test_what_is_cancelled_keeps_what_was_stored(world: World) -> None:
@@ -648,8 +656,40 @@ def test_what_has_ended_is_not_given_up(world: World, status: Status) -> None:
     world.records.end(generation.id, "other", status, now=NOW)
     before = world.record(generation)
     assert give_up(generation.id, world.workshop) is None
-    assert world.record(generation) == before
+    assert world.record(generation) == replace(before, announced=True)
 
 
 def test_what_is_not_there_is_not_given_up(world: World) -> None:
     assert give_up("gen_AAAAAAAAAAAAAAAAAAAAAA", world.workshop) is None
+
+
+# What was reserved.
+
+
+def used_after(world: World, generation: Generation) -> set[int]:
+    Allowance(world.counters, 10, 10).reserve("alice", generation.request.n, now=generation.created_at)
+    for _ in range(2):
+        world.deliver(generation.id)
+    return set(world.counters.used.values())
+
+
+@pytest.mark.parametrize(
+    ("failure", "used"),
+    [(PromptRejectedError("no"), 0), (UpstreamRateLimitedError("later"), 0), (UpstreamFailedError("broken"), 1)],
+)
+def test_what_nothing_was_spent_on_gives_its_images_back(world: World, failure: Exception, used: int) -> None:
+    world.provider.failures.append(failure)
+    assert used_after(world, world.admitted(n=1)) == {used}
+
+
+def test_what_is_completed_stays_taken(world: World) -> None:
+    assert used_after(world, world.admitted(n=2)) == {2}
+
+
+@pytest.mark.parametrize(("sent", "used"), [(0, 0), (1, 1)])
+def test_what_is_given_up_gives_its_images_back_where_nothing_was_sent(world: World, sent: int, used: int) -> None:
+    generation = world.admitted(n=1)
+    Allowance(world.counters, 10, 10).reserve("alice", 1, now=generation.created_at)
+    world.left(generation, Call(generation.calls[0].image_ids, sent=sent))
+    assert give_up(generation.id, world.workshop) is None
+    assert set(world.counters.used.values()) == {used}

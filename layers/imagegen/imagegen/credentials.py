@@ -1,11 +1,11 @@
-"""Bearer keys `ig_<client>_<secret>`: made once, shown once, kept only as a hash."""
+"""Who calls, and bearer keys `ig_<client>_<secret>`: made once, shown once, kept only as a hash."""
 
 import hashlib
 import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 
@@ -20,6 +20,20 @@ class ClientRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
 
     key_sha256: str
     images_per_day: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`name` is logged and stands in records. `images_per_day` is the caller's own allowance, None for everybody's."""
+
+    name: str
+    images_per_day: int | None = None
+
+    @classmethod
+    def of_token(cls, issuer: str, subject: str) -> Self:
+        """Opaque, since a subject may be an e-mail address; and no bearer key's, since no client has a colon."""
+        digest = hashlib.sha256(f"{issuer}\0{subject}".encode()).hexdigest()
+        return cls(f"oidc:{digest[:32]}")
 
 
 @dataclass(frozen=True, slots=True)

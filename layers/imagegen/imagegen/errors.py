@@ -66,6 +66,17 @@ class IdempotencyKeyReusedError(NothingSpentError):
     """The same Idempotency-Key came with another request."""
 
 
+class AllowanceSpentError(NothingSpentError):
+    """The caller, or the whole stack, has had its images for today.
+
+    `limit` and `remaining` are the caller's, in images; `reset` is in seconds.
+    """
+
+    limit: int = 0
+    remaining: int = 0
+    reset: float = 0.0
+
+
 class PromptRejectedError(NothingSpentError):
     """The upstream's content policy refused the prompt."""
 
@@ -116,6 +127,10 @@ class UpstreamUnreachableError(TryLaterError):
 
 class SecretUnavailableError(NothingSpentError):
     """SSM Parameter Store could not be asked."""
+
+
+class IssuerUnavailableError(NothingSpentError):
+    """The issuer of tokens could not be asked for its keys, so nobody knows whether a token is good."""
 
 
 class RecordsUnavailableError(NothingSpentError):

@@ -78,10 +78,16 @@ class Markers(msgspec.Struct, frozen=True, omit_defaults=True):
     retry: int | None = None
 
 
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a generation that did not come by HTTP comes from: `custom_id` is its sender's own name for it."""
+
+    custom_id: str | None = None
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are in Unix seconds. `base_url` is the one that the caller reached us by, for absolute links.
 
-    `owner` is the token of whoever works on it, and holds until `lease_until`.
+    `owner` is the token of whoever works on it, and holds until `lease_until`. `announced` is whether its end was told.
     """
 
     id: str
@@ -97,6 +103,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stored: Mapping[str, StoredImage] = {}
     failure: Failure | None = None
     completed_at: float | None = None
+    origin: Origin = Origin()
+    announced: bool = False
 
     @property
     def image_ids(self) -> tuple[str, ...]:
@@ -137,6 +145,18 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return sum(max(0, call.sent - 1) for call in self.calls)
 
 
+class Rejection(msgspec.Struct, frozen=True):
+    """A request that came as the event `event_id` and began no generation."""
+
+    event_id: str
+    client: str | None
+    custom_id: str | None
+    failure: Failure
+
+
+_UNTOLD = Origin()
+
+
 class Tombstone(msgspec.Struct, frozen=True):
     """What stands in the place of a deleted generation's record for as long as its images may still be there."""
 
@@ -145,7 +165,9 @@ class Tombstone(msgspec.Struct, frozen=True):
     image_ids: tuple[str, ...]
 
 
-def admit(request: ImageRequest, *, caller: str, base_url: str, now: float, markers: Markers) -> Generation:
+def admit(
+    request: ImageRequest, *, caller: str, base_url: str, now: float, markers: Markers, origin: Origin = _UNTOLD
+) -> Generation:
     """A new generation, with all its ids fixed before anything is spent."""
     return Generation(
         id=f"gen_{secrets.token_urlsafe(16)}",
@@ -157,6 +179,7 @@ def admit(request: ImageRequest, *, caller: str, base_url: str, now: float, mark
             Call(image_ids=tuple(new_image_id() for _ in range(n))) for n in CATALOG[request.model].calls(request.n)
         ),
         markers=markers,
+        origin=origin,
     )
 
 

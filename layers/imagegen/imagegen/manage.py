@@ -1,12 +1,21 @@
 """What a caller may do with its own generations: see, cancel, delete. Another's is as if it were not there."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
+from imagegen.allowance import nothing_was_sent, release
+from imagegen.announce import announce
 from imagegen.deadline import Deadline
-from imagegen.errors import DeletionUnfinishedError, GenerationEndedError, ImageStorageError, UnknownGenerationError
+from imagegen.errors import (
+    DeletionUnfinishedError,
+    GenerationEndedError,
+    ImageStorageError,
+    RecordsUnavailableError,
+    UnknownGenerationError,
+)
 from imagegen.generations import Generation, Tombstone, fingerprint, is_generation_id
-from imagegen.ports import GenerationQueue, GenerationStore, ImageStore
+from imagegen.ports import AllowanceCounters, EventBus, GenerationQueue, GenerationStore, ImageStore
 
 UNFINISHED_SECONDS = 60.0  # by then whoever deletes has finished, or has died
 
@@ -19,12 +28,34 @@ def see(generation_id: str, caller: str, records: GenerationStore) -> Generation
     return generation
 
 
-def cancel(generation_id: str, caller: str, records: GenerationStore, now: Callable[[], float]) -> Generation:
+def cancel(
+    generation_id: str,
+    caller: str,
+    records: GenerationStore,
+    counters: AllowanceCounters,
+    bus: EventBus,
+    now: Callable[[], float],
+) -> Generation:
     """No upstream call begins after it; what is stored stays. Raises UnknownGenerationError, GenerationEndedError."""
-    see(generation_id, caller, records)
-    cancelled = records.cancel(generation_id, now=now())
+    cancelled = _cancelled(see(generation_id, caller, records), records, counters, bus, now)
     if cancelled is None:
         raise GenerationEndedError("This generation has ended already.", param="id")
+    return cancelled
+
+
+def _cancelled(
+    generation: Generation,
+    records: GenerationStore,
+    counters: AllowanceCounters,
+    bus: EventBus,
+    now: Callable[[], float],
+) -> Generation | None:
+    cancelled = None if generation.ended else records.cancel(generation.id, now=now())
+    if cancelled:
+        if nothing_was_sent(cancelled):
+            release(cancelled, records, counters)
+        with suppress(RecordsUnavailableError):  # the message behind the record will have it told
+            announce(cancelled, records, bus)
     return cancelled
 
 
@@ -33,6 +64,8 @@ def delete(
     caller: str,
     records: GenerationStore,
     queue: GenerationQueue,
+    counters: AllowanceCounters,
+    bus: EventBus,
     images: ImageStore,
     now: Callable[[], float],
     deadline: Deadline,
@@ -50,6 +83,7 @@ def delete(
             raise
     else:
         queue.send(generation_id, delay=UNFINISHED_SECONDS)
+        _cancelled(generation, records, counters, bus, now)
         tombstone = records.bury(generation, now=now())
         records.release(generation, fingerprint(generation.request))
     try:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from imagegen.deadline import Deadline
-from imagegen.generations import Call, Failure, Generation, Status, StoredImage, Tombstone
+from imagegen.generations import Call, Failure, Generation, Rejection, Status, StoredImage, Tombstone
 from imagegen.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
 
 
@@ -133,7 +133,13 @@ class GenerationStore(Protocol):
 
     def end(
         self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
-    ) -> None: ...
+    ) -> Generation:
+        """Ends it, and gives it as it is then."""
+        ...
+
+    def mark_announced(self, generation_id: str) -> None:
+        """Notes that the generation's end was told, and is content where there is none."""
+        ...
 
     def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
         """Fails a generation that has not ended and whose lease is gone; False where it is not so."""
@@ -145,6 +151,14 @@ class GenerationStore(Protocol):
 
     def requeue(self, generation_id: str) -> Generation | None:
         """Lets a failed generation wait again, its unanswered calls as if never sent; None where it has not failed."""
+        ...
+
+    def void(self, generation_id: str, *, now: float) -> bool:
+        """Makes sure that a record which may have been written never will be; False where it was."""
+        ...
+
+    def release_reservation(self, generation_id: str) -> bool:
+        """Notes that the images reserved for the generation are free again; True the first time only."""
         ...
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
@@ -160,6 +174,18 @@ class GenerationStore(Protocol):
         ...
 
 
+class AllowanceCounters(Protocol):
+    """How many images were taken on a day, by each who takes. Raises RecordsUnavailableError."""
+
+    def take(self, who: str, day: str, images: int, limit: int) -> tuple[bool, int]:
+        """Counts so many more where no more than `limit` come together; whether it did, and how many are taken now."""
+        ...
+
+    def give_back(self, who: str, day: str, images: int) -> None:
+        """Counts so many less. It is never repeated, so it may have happened though it raises."""
+        ...
+
+
 class GenerationQueue(Protocol):
     def send(self, generation_id: str, *, delay: float = 0) -> None:
         """Has a worker look at the generation after `delay` seconds. Raises RecordsUnavailableError."""
@@ -170,7 +196,33 @@ class GenerationQueue(Protocol):
         ...
 
 
+class EventBus(Protocol):
+    """Tells the team's other systems. Raises RecordsUnavailableError."""
+
+    def generation_ended(self, generation: Generation) -> None:
+        """Tells how a generation ended; it may be told more than once."""
+        ...
+
+    def request_rejected(self, rejection: Rejection) -> None:
+        """Tells that a request which came as an event began no generation."""
+        ...
+
+
 class Parameters(Protocol):
     def get(self, name: str, *, fresh: bool = False) -> str | None:
         """The value of a parameter, decrypted, or None where there is none. `fresh` passes by the cache."""
+        ...
+
+
+class TokenVerifier(Protocol):
+    """Knows whom the tokens of one issuer speak of."""
+
+    @property
+    def issuer(self) -> str: ...
+
+    def subject(self, token: str) -> str | None:
+        """Who a good token speaks of, by the issuer's own name; None for any other token.
+
+        Raises IssuerUnavailableError where nobody can tell whether it is good.
+        """
         ...

@@ -1,11 +1,11 @@
 """What each function is told by its environment, read once and checked as a whole."""
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeVar
-from urllib.parse import urlsplit
+
+from imagegen.web_address import read_web_address
 
 T = TypeVar("T")
 
@@ -26,6 +26,7 @@ class RuntimeSettings:
 class StoreSettings:
     """Where generations and images are kept. `record_days` is how long a record is."""
 
+    event_bus: str
     generation_queue_url: str
     generation_table: str
     image_bucket: str
@@ -49,6 +50,8 @@ class UpstreamSettings:
 class ApiSettings:
     """`public_base_url` is empty where the address that a request came to is the public one.
 
+    `cors_origin` is the one web origin whose pages may call, or `*`.
+
     `wait_seconds` is how long a request may wait; at most `most_waiters` do at once.
     """
 
@@ -56,6 +59,9 @@ class ApiSettings:
     store: StoreSettings
     upstream: UpstreamSettings
     api_is_first_worker: bool
+    cors_origin: str
+    images_per_client_per_day: int
+    images_per_day: int
     most_waiters: int
     prompt_max_characters: int
     public_base_url: str
@@ -70,6 +76,9 @@ class ApiSettings:
                 store=_store(read),
                 upstream=_upstream(read),
                 api_is_first_worker=read("API_IS_FIRST_WORKER", _flag),
+                cors_origin=read("CORS_ORIGIN", _text),
+                images_per_client_per_day=read("IMAGES_PER_CLIENT_PER_DAY", _integer(0, 1_000_000_000)),
+                images_per_day=read("IMAGES_PER_DAY", _integer(0, 1_000_000_000)),
                 most_waiters=read("MOST_WAITERS", _integer(0, 10_000)),
                 prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
                 public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
@@ -92,14 +101,26 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class AuthorizerSettings:
-    """`clients_path` is the parameter path under which each client has its record."""
+    """`clients_path` is the parameter path under which each client has its record.
+
+    `oidc_issuer` is empty where no tokens are accepted; `oidc_audience` is who they must be made for.
+    """
 
     clients_path: str
+    oidc_audience: str
+    oidc_issuer: str
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         read = _Reader(environ)
-        return read.checked(lambda: cls(clients_path=read("CLIENTS_PATH", _path)))
+        issuer = read("OIDC_ISSUER", _issuer, default="")
+        return read.checked(
+            lambda: cls(
+                clients_path=read("CLIENTS_PATH", _path),
+                oidc_audience=read("OIDC_AUDIENCE", _text if issuer else str, default=""),
+                oidc_issuer=issuer,
+            )
+        )
 
 
 class _Reader:
@@ -134,6 +155,7 @@ def _runtime(read: _Reader) -> RuntimeSettings:
 
 def _store(read: _Reader) -> StoreSettings:
     return StoreSettings(
+        event_bus=read("EVENT_BUS", _text),
         generation_queue_url=read("GENERATION_QUEUE_URL", _text),
         generation_table=read("GENERATION_TABLE", _text),
         image_bucket=read("IMAGE_BUCKET", _text),
@@ -179,23 +201,13 @@ def _integer(least: int, most: int) -> Callable[[str], int]:
 
 
 def _http_url(text: str) -> str:
-    """A base URL. Plain http is for this machine alone: a key travels with every call."""
-    url = urlsplit(_text(text))
-    if not re.fullmatch(r"[\x21-\x7e]+", text):
-        raise ValueError("holds characters that no URL holds")
-    if url.port == 0:  # any other that is no port has raised by itself
-        raise ValueError("has no usable port")
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError("is not an http or https URL")
-    if url.query or url.fragment or url.username is not None or url.password is not None:
-        raise ValueError("carries a query, a fragment or credentials")
-    if url.scheme == "http" and not _is_this_machine(url.hostname):
-        raise ValueError("is plain http to another machine")
+    """A base URL: a key travels with every call."""
+    read_web_address(_text(text))
     return text.rstrip("/")
 
 
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _issuer(text: str) -> str:
+    """Exactly as it is given, since tokens must name it so; empty where there is none."""
+    if text:
+        read_web_address(text)
+    return text

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from imagegen.errors import IdempotencyKeyReusedError, RecordsUnavailableError
+from imagegen.allowance import Allowance, Standing
+from imagegen.errors import AllowanceSpentError, IdempotencyKeyReusedError, RecordsUnavailableError
 from imagegen.failures import cost_money
 from imagegen.generations import (
     Generation,
@@ -25,6 +26,7 @@ KEY_SECONDS = 24 * 3600.0  # how long an Idempotency-Key holds
 RETRY_SECONDS = 15 * 60.0  # an OpenAI client gives up on a request after 10 minutes, and retries within seconds
 SAFETY_NET_LEASES = 1.5  # by then a lease that nobody renews is gone
 _RACES = 5  # each is lost to a request that then can be attached to
+_PAUSE_SECONDS = 0.05  # after the first race; five take two seconds at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """`owner` is our token where the generation is begun and ours to work on now."""
+    """`owner` is our token where the generation is begun and ours to work on now.
+
+    `standing` is the caller's after a reservation, None where the request attached.
+    """
 
     generation: Generation
     owner: str | None = None
     attached: bool = False
+    standing: Standing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +61,52 @@ class Desk:
 
     records: GenerationStore
     queue: GenerationQueue
+    allowance: Allowance
     now: Callable[[], float]
     lease: float
     sleep: Callable[[float], None] = time.sleep
 
 
 def submit(
-    request: ImageRequest, attempt: Attempt, desk: Desk, *, caller: str, base_url: str, work_here: bool
+    request: ImageRequest,
+    attempt: Attempt,
+    desk: Desk,
+    *,
+    caller: str,
+    base_url: str,
+    work_here: bool,
+    images_per_day: int | None = None,
 ) -> Submitted:
     """The generation for a request: the one that it repeats, or a new one with a message behind it.
 
-    With `work_here` a new one comes claimed, and its message waits until the lease is gone. Raises
-    IdempotencyKeyReusedError, RecordsUnavailableError.
+    With `work_here` a new one comes claimed, and its message waits until the lease is gone. `images_per_day` is the
+    caller's own allowance. Raises IdempotencyKeyReusedError, AllowanceSpentError, RecordsUnavailableError.
     """
     body = fingerprint(request)
-    for _ in range(_RACES):
+    spent: AllowanceSpentError | None = None
+    for race in range(_RACES):
         holder = desk.records.key_holder(caller, attempt.idempotency_key) if attempt.idempotency_key else None
         generation = _attached(holder, attempt, body, desk, caller)
         if generation is not None:
             return Submitted(generation, attached=True)
+        now = desk.now()
+        # A request with a key is found by its key alone: a retry without one is another client's.
+        markers = Markers(attempt.idempotency_key, None if attempt.idempotency_key else attempt.retry)
+        generation = admit(request, caller=caller, base_url=base_url, now=now, markers=markers)
         try:
-            return _begun(request, attempt, body, desk, caller, base_url, holder, work_here=work_here)
+            standing = desk.allowance.reserve(caller, request.n, now=now, own=images_per_day)
+            return _begun(generation, body, desk, holder, standing, work_here=work_here)
         except MarkerTakenError:
-            desk.sleep(random.uniform(0.02, 0.1))
-    raise RecordsUnavailableError("Too many requests with this Idempotency-Key came at once. Please try again.")
+            spent = None
+        except AllowanceSpentError as error:
+            # The last of it may have gone to another request with the same key: then there is one to attach to.
+            spent = error
+            if not attempt.idempotency_key:
+                break
+        desk.sleep(_PAUSE_SECONDS * 2**race * random.uniform(0.5, 1.5))
+    raise spent or RecordsUnavailableError(
+        "Too many requests with this Idempotency-Key came at once. Please try again."
+    )
 
 
 def _attached(holder: KeyHolder | None, attempt: Attempt, body: str, desk: Desk, caller: str) -> Generation | None:
@@ -108,34 +136,42 @@ def _begins_anew(generation: Generation) -> bool:
 
 
 def _begun(
-    request: ImageRequest,
-    attempt: Attempt,
+    generation: Generation,
     body: str,
     desk: Desk,
-    caller: str,
-    base_url: str,
     holder: KeyHolder | None,
+    standing: Standing,
     *,
     work_here: bool,
 ) -> Submitted:
-    now = desk.now()
-    # A request with a key is found by its key alone: a retry without one is another client's.
-    markers = Markers(attempt.idempotency_key, None if attempt.idempotency_key else attempt.retry)
-    generation = admit(request, caller=caller, base_url=base_url, now=now, markers=markers)
+    """Gives the reservation back wherever there certainly is no record, and none will be."""
+    now = generation.created_at
     owner = new_owner() if work_here else None
     if owner:
         generation = msgspec.structs.replace(
             generation, status=Status.IN_PROGRESS, owner=owner, lease_until=now + desk.lease
         )
-    # Messages go first: a record without one would wait for ever, a message without a record is dropped.
-    if not owner:
-        desk.queue.send(generation.id)
-    # The safety net. A worker that dies before it can say so takes its message along for the queue's whole time-out.
-    desk.queue.send(generation.id, delay=desk.lease * SAFETY_NET_LEASES)
+    try:
+        # Messages go first: a record without one would wait for ever, a message without a record is dropped.
+        if not owner:
+            desk.queue.send(generation.id)
+        # The safety net: a worker that dies at once takes its message along for the queue's whole time-out.
+        desk.queue.send(generation.id, delay=desk.lease * SAFETY_NET_LEASES)
+    except RecordsUnavailableError:
+        _give_back(generation, desk)
+        raise
     try:
         desk.records.create(generation, body, replacing=holder.generation_id if holder else None)
+    except MarkerTakenError:
+        _give_back(generation, desk)
+        raise
     except RecordsUnavailableError:
-        if desk.records.get(generation.id) is None:
+        if desk.records.void(generation.id, now=now):
+            _give_back(generation, desk)
             raise
         # It was written, and only the answer was lost: to refuse the request now would let it be paid for twice.
-    return Submitted(generation, owner)
+    return Submitted(generation, owner, standing=standing)
+
+
+def _give_back(generation: Generation, desk: Desk) -> None:
+    desk.allowance.give_back(generation.caller, generation.request.n, at=generation.created_at)

@@ -6,6 +6,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from imagegen.allowance import nothing_was_sent, release
+from imagegen.announce import announce
 from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
 from imagegen.errors import AbandonedError, ImagegenError, NothingSpentError, RecordsUnavailableError
@@ -13,7 +15,15 @@ from imagegen.failures import kept
 from imagegen.generate import Tools, generate, tried
 from imagegen.generations import Generation, LostClaimError, Status, fingerprint, new_owner
 from imagegen.manage import delete_images, finish_deletion
-from imagegen.ports import GenerationQueue, GenerationStore, ImageProvider, ImageSource, ImageStore
+from imagegen.ports import (
+    AllowanceCounters,
+    EventBus,
+    GenerationQueue,
+    GenerationStore,
+    ImageProvider,
+    ImageSource,
+    ImageStore,
+)
 
 LEASE_SECONDS = 60.0  # a dead worker's generation is taken over after it
 HEARTBEATS_A_LEASE = 3
@@ -31,6 +41,8 @@ class Workshop:
 
     records: GenerationStore
     queue: GenerationQueue
+    counters: AllowanceCounters
+    bus: EventBus
     images: ImageStore
     source: ImageSource
     providers: Mapping[str, ImageProvider]
@@ -58,7 +70,10 @@ def work_on_message(
     current = records.get(generation_id)
     if current is None:
         return _without_record(generation_id, workshop, deadline, age=now - sent_at)
-    return None if current.ended else max(1.0, current.lease_until - now)
+    if current.ended:
+        announce(current, records, workshop.bus)  # whoever ended it may have died before
+        return None
+    return max(1.0, current.lease_until - now)
 
 
 def _without_record(generation_id: str, workshop: Workshop, deadline: Deadline, *, age: float) -> float | None:
@@ -77,18 +92,21 @@ def work(
     deadline: Deadline,
     hold: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Works on a claimed generation until its record has ended, by our hand or another's.
+    """Works on a claimed generation until its record has ended, by our hand or another's, and tells it.
 
     Raises RecordsUnavailableError, and whatever else is a fault of ours: the generation then waits for the lease to go.
     """
+    ended: Generation | None
     with _heartbeat(generation.id, owner, workshop, hold):
         try:
-            _work(generation, owner, workshop, deadline)
+            ended = _work(generation, owner, workshop, deadline)
         except LostClaimError:
-            _clean_up(generation, workshop, deadline)
+            ended = _clean_up(generation, workshop, deadline)
+    if ended:
+        announce(ended, workshop.records, workshop.bus)
 
 
-def _work(generation: Generation, owner: str, workshop: Workshop, deadline: Deadline) -> None:
+def _work(generation: Generation, owner: str, workshop: Workshop, deadline: Deadline) -> Generation:
     records = workshop.records
     tools = Tools(
         provider=workshop.providers[CATALOG[generation.request.model].provider],
@@ -104,11 +122,13 @@ def _work(generation: Generation, owner: str, workshop: Workshop, deadline: Dead
     except RecordsUnavailableError:
         raise
     except ImagegenError as error:
-        records.end(generation.id, owner, Status.FAILED, now=workshop.now(), failure=kept(error))
+        ended = records.end(generation.id, owner, Status.FAILED, now=workshop.now(), failure=kept(error))
         if isinstance(error, NothingSpentError):
             records.release(generation, fingerprint(generation.request))
+            release(generation, records, workshop.counters)
     else:
-        records.end(generation.id, owner, Status.COMPLETED, now=workshop.now())
+        ended = records.end(generation.id, owner, Status.COMPLETED, now=workshop.now())
+    return ended
 
 
 def _save_large_answer(generation_id: str, workshop: Workshop, deadline: Deadline) -> None:
@@ -126,10 +146,12 @@ def _save_large_answer(generation_id: str, workshop: Workshop, deadline: Deadlin
     tried(save, deadline)
 
 
-def _clean_up(generation: Generation, workshop: Workshop, deadline: Deadline) -> None:
-    """What was stored after the generation was deleted goes too; of any other loss it stays."""
-    if workshop.records.get(generation.id) is None:
+def _clean_up(generation: Generation, workshop: Workshop, deadline: Deadline) -> Generation | None:
+    """What was stored after the generation was deleted goes too; of any other loss it stays. Gives what is there."""
+    current = workshop.records.get(generation.id)
+    if current is None:
         delete_images(generation.id, generation.image_ids, workshop.images, deadline)
+    return current
 
 
 @contextmanager
@@ -163,7 +185,12 @@ def give_up(generation_id: str, workshop: Workshop) -> float | None:
     """
     error = AbandonedError("The image could not be made: every attempt at it died.")
     now = workshop.now()
-    if workshop.records.fail_abandoned(generation_id, kept(error), now=now):
-        return None
+    failed = workshop.records.fail_abandoned(generation_id, kept(error), now=now)
     current = workshop.records.get(generation_id)
-    return None if current is None or current.ended else max(1.0, current.lease_until - now)
+    if failed and current and nothing_was_sent(current):
+        release(current, workshop.records, workshop.counters)
+    if current is None or current.ended:
+        if current:
+            announce(current, workshop.records, workshop.bus)
+        return None
+    return max(1.0, current.lease_until - now)

@@ -28,6 +28,7 @@ from imagegen.generations import (
     LostClaimError,
     Markers,
     MarkerTakenError,
+    Origin,
     Status,
     StoredImage,
     Tombstone,
@@ -228,14 +229,24 @@ class DynamoGenerations:
 
     def end(
         self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
-    ) -> None:
+    ) -> Generation:
         values: Item = {":owner": {"S": owner}, ":ended": {"S": status.value}, ":now": {"N": repr(now)}}
         update = "SET #status = :ended, completed_at = :now"
         if failure is not None:
             update += ", failure = :failure"
             values[":failure"] = {"S": _json(failure)}
         # A repeated write that has succeeded finds its own end.
-        self._update(generation_id, update, f"({_OURS}) OR (#owner = :owner AND #status = :ended)", values)
+        condition = f"({_OURS}) OR (#owner = :owner AND #status = :ended)"
+        return _generation(self._update(generation_id, update, condition, values))
+
+    def mark_announced(self, generation_id: str) -> None:
+        with suppress(LostClaimError):  # deleted meanwhile
+            self._update(
+                generation_id,
+                "SET announced = :yes",
+                "attribute_exists(pk) AND #status <> :buried",
+                {":yes": {"BOOL": True}, ":buried": {"S": _BURIED}},
+            )
 
     def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
         values = {
@@ -269,11 +280,43 @@ class DynamoGenerations:
             if call.answer is None:
                 sets.append(f"call_{index} = :call_{index}")
                 values[f":call_{index}"] = {"S": _json(Call(call.image_ids))}
-        update = f"SET {', '.join(sets)} REMOVE failure, completed_at, #owner"
+        update = f"SET {', '.join(sets)} REMOVE failure, completed_at, announced, #owner"
         try:
             return _generation(self._update(generation_id, update, "#status = :failed", values))
         except LostClaimError:
             return None
+
+    def void(self, generation_id: str, *, now: float) -> bool:
+        with _asking():
+            client = self._client()
+            try:
+                client.put_item(
+                    TableName=self._table,
+                    Item={
+                        **_key(generation_id, _RECORD),
+                        "status": {"S": _BURIED},
+                        "expires_at": {"N": str(int(now) + _TOMBSTONE_SECONDS)},
+                    },
+                    ConditionExpression="attribute_not_exists(pk) OR #status = :buried",
+                    ExpressionAttributeNames={"#status": "status"},
+                    ExpressionAttributeValues={":buried": {"S": _BURIED}},
+                )
+            except client.exceptions.ConditionalCheckFailedException:
+                return False
+        return True
+
+    def release_reservation(self, generation_id: str) -> bool:
+        try:
+            # Should the answer be lost, the reservation stays taken: the SDK's repetition is not the first.
+            self._update(
+                generation_id,
+                "SET reservation_released = :yes",
+                "attribute_exists(pk) AND attribute_not_exists(reservation_released)",
+                {":yes": {"BOOL": True}},
+            )
+        except LostClaimError:
+            return False
+        return True
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
         tombstone = Tombstone(generation.id, generation.caller, generation.image_ids)
@@ -349,6 +392,8 @@ class DynamoGenerations:
             "request": {"S": _json(generation.request)},
             "markers": {"S": _json(generation.markers)},
         }
+        if generation.origin != Origin():
+            item["origin"] = {"S": _json(generation.origin)}
         if generation.owner is not None:
             item["owner"] = {"S": generation.owner}
         for index, call in enumerate(generation.calls):
@@ -379,6 +424,8 @@ def _generation(item: Item) -> Generation:
         },
         failure=msgspec.json.decode(item["failure"]["S"], type=Failure) if "failure" in item else None,
         completed_at=float(item["completed_at"]["N"]) if "completed_at" in item else None,
+        origin=msgspec.json.decode(item["origin"]["S"], type=Origin) if "origin" in item else Origin(),
+        announced="announced" in item,
     )
 
 

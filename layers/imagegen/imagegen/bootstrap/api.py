@@ -4,10 +4,11 @@ import os
 from dataclasses import dataclass
 from functools import cache
 
+from imagegen.allowance import Allowance
 from imagegen.aws.waiters import DynamoWaiters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.workshop import workshop
-from imagegen.settings import ApiSettings
+from imagegen.settings import ApiSettings, SettingsError
 from imagegen.submit import Desk
 from imagegen.work import Workshop
 
@@ -27,7 +28,21 @@ def api() -> Api:
     shop = workshop(settings.runtime, settings.store, settings.upstream)
     return Api(
         settings=settings,
-        desk=Desk(records=shop.records, queue=shop.queue, now=shop.now, lease=shop.lease),
+        desk=Desk(
+            records=shop.records,
+            queue=shop.queue,
+            allowance=Allowance(shop.counters, settings.images_per_client_per_day, settings.images_per_day),
+            now=shop.now,
+            lease=shop.lease,
+        ),
         workshop=shop,
         waiters=DynamoWaiters(sdk.dynamodb, settings.store.generation_table, most=settings.most_waiters),
     )
+
+
+def cors_origin() -> str | None:
+    """The web origin whose pages may read our answers; None where settings lack, which an answer must tell too."""
+    try:
+        return api().settings.cors_origin
+    except SettingsError:
+        return None

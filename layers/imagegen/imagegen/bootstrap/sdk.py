@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from botocore.config import Config
     from botocore.credentials import ReadOnlyCredentials
     from types_boto3_dynamodb import DynamoDBClient
+    from types_boto3_events import EventBridgeClient
     from types_boto3_sqs import SQSClient
     from types_boto3_ssm import SSMClient
 
@@ -30,8 +31,21 @@ def _patience() -> Config:
 
 
 @cache
+def dynamodb_single_try() -> DynamoDBClient:
+    """For what must not be repeated where only the answer was lost."""
+    from botocore.config import Config  # noqa: PLC0415
+
+    return session().client("dynamodb", config=_patience().merge(Config(retries={"total_max_attempts": 1})))
+
+
+@cache
 def dynamodb() -> DynamoDBClient:
     return session().client("dynamodb", config=_patience())
+
+
+@cache
+def events() -> EventBridgeClient:
+    return session().client("events", config=_patience())
 
 
 @cache

@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.dynamodb import DynamoGenerations
+from imagegen.aws.events import EventBridgeBus
 from imagegen.aws.s3 import S3ImageStore, bucket_url
 from imagegen.aws.sqs import SqsGenerations
 from imagegen.aws.ssm import SsmParameters
@@ -13,6 +15,7 @@ from imagegen.catalog import MAX_IMAGES
 from imagegen.deadline import Deadline
 from imagegen.generations import Generation
 from imagegen.openai_wire.answers import MAX_ANSWER_BYTES, base64_bytes, streamed_images_answer
+from imagegen.openai_wire.events import generation_event, rejection_event
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
@@ -22,6 +25,10 @@ from imagegen.work import Workshop
 
 SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read anew at once
 _ANSWER_SECONDS = 60.0
+
+
+def event_bus(store: StoreSettings) -> EventBridgeBus:
+    return EventBridgeBus(sdk.events, store.event_bus, ended=generation_event, rejected=rejection_event)
 
 
 def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamSettings) -> Workshop:
@@ -45,6 +52,8 @@ def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamS
             sdk.dynamodb, store.generation_table, retention_seconds=store.record_days * 24 * 3600
         ),
         queue=SqsGenerations(sdk.sqs, store.generation_queue_url),
+        counters=DynamoAllowanceCounters(sdk.dynamodb, sdk.dynamodb_single_try, store.generation_table),
+        bus=event_bus(store),
         images=images,
         source=HttpImageSource(http, UrlGuard(upstream.upstream_base_url), max_bytes=upstream.max_image_bytes),
         providers={

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagegen import errors
+from imagegen.allowance import Standing
 from imagegen.errors import ImagegenError, MoneySpentError
+from imagegen.openai_wire.headers import allowance_headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,12 @@ ROWS: dict[type[BaseException], Row] = {
     errors.GenerationEndedError: Row(409, "invalid_request_error", "generation_ended", should_retry=False),
     errors.DeletionUnfinishedError: Row(503, "server_error", "deletion_unfinished"),
     errors.IdempotencyKeyReusedError: Row(422, "invalid_request_error", "idempotency_key_reused"),
+    errors.AllowanceSpentError: Row(429, "insufficient_quota", "insufficient_quota", should_retry=False),
     errors.PromptRejectedError: Row(400, "invalid_request_error", "content_policy_violation"),
     errors.UpstreamRefusedRequestError: Row(400, "invalid_request_error", "upstream_refused_request"),
     errors.SecretMissingError: _operator(503, "upstream_key_missing"),
     errors.SecretUnavailableError: Row(503, "server_error", "secret_unavailable"),
+    errors.IssuerUnavailableError: Row(503, "server_error", "authorizer_unavailable"),
     errors.RecordsUnavailableError: Row(503, "server_error", "records_unavailable"),
     errors.UpstreamKeyRefusedError: _operator(502, "upstream_key_refused"),
     errors.UpstreamOutOfCreditError: _operator(502, "upstream_out_of_credit"),
@@ -119,4 +123,7 @@ def answer_error(error: Exception, permalink: Callable[[str], str]) -> ErrorAnsw
         headers["x-should-retry"] = str(row.should_retry).lower()
     if isinstance(told, errors.TryLaterError) and told.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(told.retry_after))
+    if isinstance(told, errors.AllowanceSpentError):
+        headers["Retry-After"] = str(math.ceil(told.reset))
+        headers |= allowance_headers(Standing(told.limit, told.remaining, told.reset))
     return ErrorAnswer(row.status, headers, {"error": body})

@@ -1,13 +1,29 @@
-"""Reads what a request says in its headers and query about itself, rather than about images."""
+"""What a request says about itself in its headers and query, and what an answer tells beside its body."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from imagegen.allowance import Standing
 from imagegen.errors import InvalidRequestError
 from imagegen.generations import Status
 from imagegen.submit import Attempt
 
+# What a browser would keep from a page otherwise.
+_EXPOSED = ", ".join(
+    (
+        "Location",
+        "Preference-Applied",
+        "Retry-After",
+        "x-generation-id",
+        "x-ratelimit-limit-images",
+        "x-ratelimit-remaining-images",
+        "x-ratelimit-reset-images",
+        "x-request-id",
+        "x-should-retry",
+    )
+)
 _MOST_LISTED, _LISTED = 100, 20
 
 
@@ -49,6 +65,22 @@ def read_preference(headers: Mapping[str, str]) -> Preference:
     tokens = [token.strip().lower() for token in (headers.get("Prefer") or "").split(",")]
     waits = [int(match[1]) for token in tokens if (match := re.fullmatch(r'wait="?([0-9]{1,6})"?', token))]
     return Preference("respond-async" in tokens, waits[0] if waits else None)
+
+
+def allowance_headers(standing: Standing) -> dict[str, str]:
+    """How the caller stands with its allowance, in the manner of OpenAI's rate limit headers."""
+    seconds = math.ceil(standing.reset)
+    return {
+        "x-ratelimit-limit-images": str(standing.limit),
+        "x-ratelimit-remaining-images": str(standing.remaining),
+        "x-ratelimit-reset-images": f"{seconds // 3600}h{seconds // 60 % 60}m{seconds % 60}s",
+    }
+
+
+def cors_headers(origin: str) -> dict[str, str]:
+    """Lets a page of `origin` (`*`: of any) read the answer and what our headers tell. No cookies are involved."""
+    headers = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED}
+    return headers if origin == "*" else headers | {"Vary": "Origin"}
 
 
 def read_page(query: Mapping[str, str]) -> Page:

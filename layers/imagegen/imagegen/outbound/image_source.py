@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import chain
 from typing import IO
 from urllib.parse import urljoin
 
@@ -25,7 +26,7 @@ from imagegen.outbound.url_guard import UrlGuard
 _MOST_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
 _WORTH_ANOTHER_TRY = {404, 408, 409, 425, 429}  # 404: some hosts answer with the URL before the image is there
-_SPOOL_IN_MEMORY_BYTES = 1024 * 1024
+_SPOOL_IN_MEMORY_BYTES = 64 * 1024
 _INTERRUPTED = "An image could not be downloaded from where the image model put it."
 
 
@@ -84,14 +85,9 @@ class HttpImageSource:
         self._check_size(length)
         first = _read(response, deadline)
         kind = image_format.media_type(first[: image_format.HEAD_BYTES])
-
-        def blocks() -> Iterator[bytes]:
-            block = first
-            while block:
-                yield block
-                block = _read(response, deadline)
-
-        return ImageBody(kind, length, image_format.checked(blocks(), kind, length))
+        rest = iter(partial(_read, response, deadline), b"")
+        # The list's iterator lets go of the first block once it is given.
+        return ImageBody(kind, length, image_format.checked(chain(iter([first]), rest), kind, length))
 
     def _spooled(self, response: urllib3.BaseHTTPResponse, file: IO[bytes], deadline: Deadline) -> ImageBody:
         """Without a length ahead the whole is taken first, since S3 must be told one."""

@@ -4,12 +4,15 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
+from ssl import SSLContext
+from typing import Any
 from urllib.parse import SplitResult
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
+from urllib3.util.ssl_ import create_urllib3_context
 
 from imagegen.deadline import Deadline
 from imagegen.outbound.reading import cut_off_at
@@ -25,6 +28,7 @@ class HttpPool:
     def __init__(self) -> None:
         self._manager = urllib3.PoolManager(maxsize=_CONNECTIONS_A_HOST, retries=False)
         self._manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        self._tls: SSLContext | None = None
 
     def request(
         self,
@@ -46,8 +50,10 @@ class HttpPool:
         if not left:
             raise ConnectTimeoutError("there is no time left to connect in")
         host = url.hostname or ""
-        pinned = {"server_hostname": host, "assert_hostname": host} if address else None
-        pool = self._manager.connection_from_host(address or host, url.port, url.scheme, pool_kwargs=pinned)
+        options: dict[str, Any] = {"server_hostname": host, "assert_hostname": host} if address else {}
+        if url.scheme == "https":
+            options["ssl_context"] = self._tls_context()
+        pool = self._manager.connection_from_host(address or host, url.port, url.scheme, pool_kwargs=options)
         return pool.urlopen(
             method,
             f"{url.path or '/'}?{url.query}" if url.query else url.path or "/",
@@ -58,6 +64,18 @@ class HttpPool:
             preload_content=False,
             timeout=urllib3.Timeout(total=left, connect=min(CONNECT_SECONDS, left)),
         )
+
+    def _tls_context(self) -> SSLContext:
+        """One for all connections: urllib3 would load the trusted certificates anew for each, 40 ms and 0.8 MB a time.
+
+        For a pinned connection urllib3 turns the context's own check of the name off, and then matches the name of
+        every connection itself.
+        """
+        if self._tls is None:
+            context = create_urllib3_context()
+            context.load_default_certs()
+            self._tls = context
+        return self._tls
 
 
 class _Careful(HTTPConnection):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from imagegen.deadline import Deadline
 
-BLOCK_BYTES = 256 * 1024
+BLOCK_BYTES = 128 * 1024  # three of them are alive for each of ten images at once; smaller ones cost time
 
 
 class _Watchdog:

@@ -38,7 +38,7 @@ class _LooseAnswer(_Answer):
     data: list[_LooseImage]  # type: ignore[assignment]
 
 
-def read_answer(body: bytes, n: int) -> UpstreamAnswer:
+def read_answer(body: bytes | bytearray, n: int) -> UpstreamAnswer:
     """Exactly `n` images. Raises UpstreamAnswerInvalidError, UpstreamTooFewImagesError."""
     try:
         answer = _decoded(body)
@@ -49,7 +49,7 @@ def read_answer(body: bytes, n: int) -> UpstreamAnswer:
     return UpstreamAnswer(answer.images[:n], answer.details, answer.usage)
 
 
-def _decoded(body: bytes) -> UpstreamAnswer:
+def _decoded(body: bytes | bytearray) -> UpstreamAnswer:
     answer: _Answer
     try:
         answer = msgspec.json.decode(body, type=_Answer)

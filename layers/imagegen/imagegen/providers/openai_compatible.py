@@ -96,7 +96,9 @@ class OpenAICompatibleProvider:
             raise SecretMissingError("This service has no usable key for the image model; its operator must set one.")
         return key
 
-    def _post(self, body: bytes, key: str, n: int, deadline: Deadline) -> tuple[int, urllib3.HTTPHeaderDict, bytes]:
+    def _post(
+        self, body: bytes, key: str, n: int, deadline: Deadline
+    ) -> tuple[int, urllib3.HTTPHeaderDict, bytes | bytearray]:
         try:
             response = self._pool.request(
                 "POST",
@@ -116,7 +118,7 @@ class OpenAICompatibleProvider:
                 return response.status, response.headers, self._read_success(response, n, deadline)
             return response.status, response.headers, _read_refusal(response)
 
-    def _read_success(self, response: urllib3.BaseHTTPResponse, n: int, deadline: Deadline) -> bytes:
+    def _read_success(self, response: urllib3.BaseHTTPResponse, n: int, deadline: Deadline) -> bytearray:
         limit = n * self._max_image_bytes * 4 // 3 + _JSON_SLACK_BYTES
         read = bytearray()
         try:
@@ -129,7 +131,7 @@ class OpenAICompatibleProvider:
                 raise UpstreamConnectionLostError("The connection to the image model's API was lost.") from None
         if not deadline.remaining():
             raise UpstreamTimeoutError("The image model's API did not answer in time.")
-        return bytes(read)
+        return read  # as it is: a copy of a hundred megabytes is dear
 
 
 def _not_answered(error: Exception, deadline: Deadline) -> ImagegenError:

@@ -33,7 +33,7 @@ _CREDIT_CODES = {
 _REQUEST_FIELDS = {field.name for field in fields(ImageRequest)}
 
 
-def read_refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes, key: str) -> ImagegenError:
+def read_refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes | bytearray, key: str) -> ImagegenError:
     """The failure that the answer tells. `key` is the one that was sent, to be kept out of the message."""
     told = _told_error(body)
     meaning = _by_code(status, told) or _by_status(status)
@@ -80,7 +80,7 @@ def _by_status(status: int) -> ImagegenError | None:
             return UpstreamMisconfiguredError(f"There is no images API at the image model's address (status {status}).")
 
 
-def _told_error(body: bytes) -> dict[str, str]:
+def _told_error(body: bytes | bytearray) -> dict[str, str]:
     """The string members of OpenAI's error object; resellers leave some out or send numbers."""
     try:
         error = msgspec.json.decode(body).get("error")
@@ -90,9 +90,11 @@ def _told_error(body: bytes) -> dict[str, str]:
 
 
 def _redacted(message: str | None, key: str) -> str:
-    """An upstream's own words, without URLs, keys and control characters."""
+    """An upstream's own words, without URLs, keys, tokens and control characters."""
     text = (message or "it gave no reason.").replace(key, "[redacted]")
     text = re.sub(r"[a-z][a-z0-9+.-]*://\S+", "[url]", text, flags=re.IGNORECASE)
+    text = re.sub(r"\S*\?\S*=\S*|\bx-amz-[a-z-]+=\S*", "[url]", text, flags=re.IGNORECASE)  # also without a scheme
+    text = re.sub(r"\beyJ[\w-]+(\.[\w-]+)*", "[redacted]", text)  # a JWT
     text = re.sub(r"\b(sk|ig)[-_][A-Za-z0-9_*-]{6,}", "[redacted]", text)
     return "".join(character if character.isprintable() else " " for character in text)[:300]
 

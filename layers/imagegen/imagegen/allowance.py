@@ -1,0 +1,96 @@
+"""How many images may be made in a day, by each caller and by the whole stack: reserved before anything is spent.
+
+A reservation that cannot be given back for certain stays taken until the day (UTC) ends: too little is spent then,
+never too much.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from imagegen.errors import AllowanceSpentError, RecordsUnavailableError
+from imagegen.generations import Generation
+from imagegen.ports import AllowanceCounters, GenerationStore
+
+STACK = "*"  # no caller is called so
+_DAY_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The caller's images a day, how many it can still have, and the seconds until the next day."""
+
+    limit: int
+    remaining: int
+    reset: float
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """`each_caller` and `whole_stack` are in images a day."""
+
+    counters: AllowanceCounters
+    each_caller: int
+    whole_stack: int
+
+    def reserve(self, caller: str, images: int, *, now: float, own: int | None = None) -> Standing:
+        """Takes so many images from both allowances; `own` is the caller's where it is not everybody's.
+
+        Raises AllowanceSpentError where either does not suffice, and RecordsUnavailableError: nothing is taken then.
+        """
+        limit, day, reset = self.each_caller if own is None else own, _day(now), _DAY_SECONDS - now % _DAY_SECONDS
+        taken, used = self.counters.take(caller, day, images, limit)
+        if not taken:
+            left = max(0, limit - used)
+            message = f"You asked for {_images(images)}, and have {left} of {limit} left for today."
+            raise _spent(message, Standing(limit, left, reset))
+        try:
+            stack_taken, stack_used = self.counters.take(STACK, day, images, self.whole_stack)
+        except RecordsUnavailableError:
+            self._give_back_one(caller, day, images)
+            raise
+        stack_left = max(0, self.whole_stack - stack_used)
+        if not stack_taken:
+            self._give_back_one(caller, day, images)
+            message = f"You asked for {_images(images)}, and this service has {stack_left} left for today."
+            raise _spent(message, Standing(limit, min(limit - used + images, stack_left), reset))
+        return Standing(limit, min(limit - used, stack_left), reset)
+
+    def give_back(self, caller: str, images: int, *, at: float) -> None:
+        """Undoes a reservation made at `at` (Unix seconds). Whoever calls this does so once."""
+        give_back(self.counters, caller, images, at=at)
+
+    def _give_back_one(self, caller: str, day: str, images: int) -> None:
+        with suppress(RecordsUnavailableError):
+            self.counters.give_back(caller, day, images)
+
+
+def give_back(counters: AllowanceCounters, caller: str, images: int, *, at: float) -> None:
+    for who in (caller, STACK):
+        with suppress(RecordsUnavailableError):
+            counters.give_back(who, _day(at), images)
+
+
+def release(generation: Generation, records: GenerationStore, counters: AllowanceCounters) -> None:
+    """Gives back what was reserved for a generation that nothing was spent on, once however often it is called."""
+    with suppress(RecordsUnavailableError):
+        if records.release_reservation(generation.id):
+            give_back(counters, generation.caller, generation.request.n, at=generation.created_at)
+
+
+def nothing_was_sent(generation: Generation) -> bool:
+    return not any(call.sent for call in generation.calls)
+
+
+def _day(now: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(now))
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _spent(message: str, standing: Standing) -> AllowanceSpentError:
+    error = AllowanceSpentError(f"{message} The day ends at 00:00 UTC.")
+    error.limit, error.remaining, error.reset = standing.limit, standing.remaining, standing.reset
+    return error

@@ -1,0 +1,60 @@
+"""The EventBridge bus on which we tell what became of generations."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from imagegen.errors import RecordsUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from types_boto3_events import EventBridgeClient
+
+    from imagegen.generations import Generation, Rejection
+
+SOURCE = "imagegen"
+
+Described = tuple[str, dict[str, Any]]  # detail-type and detail
+
+
+class EventBridgeBus:
+    """Implements `ports.EventBus`. `ended` and `rejected` write the events."""
+
+    def __init__(
+        self,
+        client: Callable[[], EventBridgeClient],
+        bus: str,
+        *,
+        ended: Callable[[Generation], Described],
+        rejected: Callable[[Rejection], Described],
+    ) -> None:
+        self._client = client
+        self._bus = bus
+        self._ended = ended
+        self._rejected = rejected
+
+    def generation_ended(self, generation: Generation) -> None:
+        self._put(*self._ended(generation))
+
+    def request_rejected(self, rejection: Rejection) -> None:
+        self._put(*self._rejected(rejection))
+
+    def _put(self, detail_type: str, detail: dict[str, Any]) -> None:
+        entry: Any = {
+            "EventBusName": self._bus,
+            "Source": SOURCE,
+            "DetailType": detail_type,
+            "Detail": json.dumps(detail),
+        }
+        try:
+            answer = self._client().put_events(Entries=[entry])
+        except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
+            raise _unavailable() from error
+        if answer["FailedEntryCount"]:
+            raise _unavailable()
+
+
+def _unavailable() -> RecordsUnavailableError:
+    return RecordsUnavailableError("The event bus of this service could not be reached just now.")

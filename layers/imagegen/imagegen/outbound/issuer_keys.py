@@ -1,0 +1,175 @@
+"""The keys that an OpenID issuer signs with, fetched from where its discovery document says, and cached.
+
+PyJWT's own client for this bounds neither the answer nor the time that a slow sender takes, asks anew for every
+unknown key while the issuer is down, and then has no keys to go on with.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+from urllib3.exceptions import HTTPError
+
+from imagegen.deadline import Deadline
+from imagegen.errors import IssuerUnavailableError
+from imagegen.outbound.reading import cut_off_at
+from imagegen.web_address import read_web_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jwt import PyJWK
+
+    from imagegen.outbound.pool import HttpPool
+
+FRESH_SECONDS = 3600.0
+# While the issuer is down, what it said last holds for so long.
+STALE_SECONDS = 24 * 3600.0
+# Between two times that the issuer is asked: whoever makes up keys' names costs it, and us, nothing more.
+PAUSE_SECONDS = 60.0
+# Likewise, where there are no keys at all and so nobody gets in.
+PAUSE_WITHOUT_KEYS_SECONDS = 10.0
+# For both documents together; the authorizer function has 10.
+ASKING_SECONDS = 5.0
+MOST_BYTES = 512 * 1024
+
+T = TypeVar("T")
+
+
+class _Discovery(msgspec.Struct):
+    issuer: str
+    jwks_uri: str
+
+
+class _KeySet(msgspec.Struct):
+    keys: list[msgspec.Raw]
+
+
+class _Jwk(msgspec.Struct, omit_defaults=True):
+    """A public key. Whatever else a JWK may hold, certificates and their URLs among it, is not looked at."""
+
+    kty: str
+    kid: str
+    alg: str | None = None
+    use: str | None = None
+    key_ops: list[str] | None = None
+    crv: str | None = None
+    n: str | None = None
+    e: str | None = None
+    x: str | None = None
+    y: str | None = None
+
+    def algorithm(self) -> str | None:
+        """The one algorithm that the key is for, by its type and not by a token's word; None where it is none of ours.
+
+        A key that is for anything but signatures is none.
+        """
+        fits = {("RSA", None): "RS256", ("EC", "P-256"): "ES256"}.get((self.kty, self.crv))
+        for_signatures = self.use in (None, "sig") and (self.key_ops is None or "verify" in self.key_ops)
+        return fits if for_signatures and self.alg in (None, fits) else None
+
+
+class IssuerKeys:
+    """`issuer` is the issuer's URL, exactly as its tokens name it."""
+
+    def __init__(self, pool: HttpPool, issuer: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool = pool
+        self.issuer = issuer
+        self._clock = clock
+        self._keys: dict[tuple[str, str], PyJWK] = {}
+        self._loaded_at = self._tried_at = float("-inf")
+        self._failure: str | None = None
+        self._lock = threading.Lock()
+
+    def find(self, kid: str, algorithm: str) -> PyJWK | None:
+        """The key of that name for that algorithm, None where the issuer has none.
+
+        Raises IssuerUnavailableError where that cannot be told.
+        """
+        with self._lock:  # one call, however many threads ask
+            now = self._clock()
+            if now - self._loaded_at >= STALE_SECONDS:
+                self._keys = {}
+            key = self._keys.get((kid, algorithm))
+            if key is not None and now - self._loaded_at < FRESH_SECONDS:
+                return key
+            if now - self._tried_at >= (PAUSE_SECONDS if self._keys else PAUSE_WITHOUT_KEYS_SECONDS):
+                self._reload(now)
+                key = self._keys.get((kid, algorithm))
+            if key is None and self._failure:
+                raise IssuerUnavailableError(self._failure)
+            return key
+
+    def _reload(self, now: float) -> None:
+        self._tried_at = now
+        try:
+            self._keys = self._fetch(Deadline.after(ASKING_SECONDS))
+        except IssuerUnavailableError as error:
+            self._failure = error.message
+        else:
+            self._failure = None
+            self._loaded_at = now
+
+    def _fetch(self, deadline: Deadline) -> dict[tuple[str, str], PyJWK]:
+        own = urlsplit(self.issuer)
+        about = f"{self.issuer.removesuffix('/')}/.well-known/openid-configuration"
+        discovery = _read(self._ask(urlsplit(about), deadline), _Discovery)
+        if discovery.issuer != self.issuer:
+            raise IssuerUnavailableError("The token issuer's discovery document names another issuer.")
+        try:
+            address = read_web_address(discovery.jwks_uri, query=True)
+        except ValueError:
+            address = None
+        if address is None or (address.scheme == "http" and own.scheme != "http"):
+            raise IssuerUnavailableError("The token issuer's discovery document names no usable address of its keys.")
+        return _usable(_read(self._ask(address, deadline), _KeySet).keys)
+
+    def _ask(self, url: SplitResult, deadline: Deadline) -> bytes:
+        answer = bytearray()
+        try:
+            response = self._pool.request("GET", url, deadline, headers={"Accept": "application/json"})
+            with closing(response), cut_off_at(deadline, response.shutdown):
+                if response.status != 200:  # a redirect too: it may lead anywhere
+                    raise IssuerUnavailableError("The token issuer did not answer with what it was asked for.")
+                while len(answer) <= MOST_BYTES and (block := response.read(MOST_BYTES)):
+                    answer += block
+        except (HTTPError, OSError, ValueError):
+            raise IssuerUnavailableError("The token issuer could not be asked for its keys.") from None
+        if not deadline.remaining():  # cut off: what was read may look whole
+            raise IssuerUnavailableError("The token issuer did not answer in time.")
+        if len(answer) > MOST_BYTES:
+            raise IssuerUnavailableError("The token issuer's answer is too large.")
+        return bytes(answer)
+
+
+def _read(answer: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise IssuerUnavailableError("The token issuer's answer is not what it should be.") from None
+
+
+def _usable(listed: list[msgspec.Raw]) -> dict[tuple[str, str], PyJWK]:
+    """The keys that we can verify with. An issuer may list others, which are none of our business."""
+    import jwt  # noqa: PLC0415  # only the authorizer carries it, and a bearer key does without
+
+    usable: dict[tuple[str, str], PyJWK] = {}
+    for raw in listed:
+        try:
+            jwk = msgspec.json.decode(raw, type=_Jwk)
+            algorithm = jwk.algorithm()
+            if algorithm is None:
+                continue
+            key = jwt.PyJWK(msgspec.to_builtins(jwk), algorithm)
+        except (msgspec.MsgspecError, jwt.PyJWTError, ValueError, RecursionError):
+            continue
+        if key.Algorithm.check_key_length(key.key) is None:
+            usable.setdefault((jwk.kid, algorithm), key)
+    if not usable:
+        raise IssuerUnavailableError("The token issuer lists no key that a token can be verified with.")
+    return usable

@@ -1,0 +1,39 @@
+"""By how much the peak of resident memory grows, each time in a process of its own. A MB is a million bytes."""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from tests.bench import sink
+from tests.bench.figure import Figure
+from tests.bench.memory_of import IMAGE_BYTES, TASKS, N
+
+_ROUNDS = 5
+_BUDGET_BYTES = 8_000_000
+_BASE64_BYTES = N * 4 * ((IMAGE_BYTES + 2) // 3)
+
+
+def measure() -> Iterator[Figure]:
+    with sink.running() as port:
+        grown = {task: statistics.median(_grown(task, port) for _ in range(_ROUNDS)) for task in TASKS}
+    by_url = "extra memory, ten 4 MB images by URL, all at once"
+    yield _figure(f"{by_url} / its budget", grown["images by url"], _BUDGET_BYTES, 1.0)
+    yield _figure(
+        f"{by_url} / each read whole and stored, one by one", grown["images by url"], grown["usual images by url"]
+    )
+    yield _figure(
+        "extra memory, ten 4 MB images stored as base64 / that answer", grown["stored answer"], _BASE64_BYTES, 0.05
+    )
+    inline = "extra memory, ten 4 MB images in one upstream answer"
+    yield _figure(f"{inline} / that answer", grown["images in base64"], _BASE64_BYTES)
+    yield _figure(f"{inline} / json.loads, b64decode", grown["images in base64"], grown["usual images in base64"])
+
+
+def _figure(name: str, ours: float, theirs: float, budget: float | None = None) -> Figure:
+    return Figure(name, ours / 1e6, theirs / 1e6, budget, "MB")
+
+
+def _grown(task: str, port: int) -> int:
+    command = [sys.executable, "-m", "tests.bench.memory_of", task, str(port)]
+    return int(subprocess.run(command, cwd=sink.ROOT, check=True, stdout=subprocess.PIPE).stdout)

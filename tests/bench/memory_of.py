@@ -1,0 +1,162 @@
+"""`python -m tests.bench.memory_of TASK PORT`: one task in a process of its own. The port is the sink's.
+
+Prints by how many bytes the peak of resident memory grew while the task was done in large, after it was done once with
+one tiny image.
+"""
+
+import gc
+import json
+import resource
+import sys
+import time
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from itertools import repeat
+from pathlib import Path
+
+import msgspec
+import urllib3
+
+from imagegen.deadline import Deadline
+from imagegen.generations import AnsweredImage, CallAnswer, Generation, Markers, StoredImage, admit
+from imagegen.images import ImageBody, ImageRequest
+from imagegen.openai_wire.answers import streamed_images_answer
+from imagegen.work import Workshop, work_on_message
+from tests.bench import in_memory
+
+N = 10
+IMAGE_BYTES = 4_000_000
+_TINY_BYTES = 1_000
+_SECONDS = 60.0
+
+Task = Callable[[], object]
+
+
+def main() -> None:
+    task, port = sys.argv[1:]
+    print(_growth(*TASKS[task](int(port))))
+
+
+def _growth(tiny: Task, large: Task) -> int:
+    tiny()
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident now
+    except OSError:
+        before, peak = _highest_ever(), _highest_ever
+    else:
+        before, peak = _highest_since(), _highest_since
+    large()
+    return peak() - before
+
+
+def _highest_since() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _highest_ever() -> int:
+    """Where the peak cannot be reset: what the start needed only for a while then hides a part of the growth."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _images_by_url(port: int) -> tuple[Task, Task]:
+    """The api function: every image downloaded and stored at the same time."""
+    handler = in_memory.api_handler(port)
+    tiny = in_memory.event(n=1, prompt=f"bytes={_TINY_BYTES}")
+    large = in_memory.event(n=N, prompt=f"bytes={IMAGE_BYTES}&at_once={N}")
+    return lambda: handler(tiny), lambda: handler(large)
+
+
+def _usual_images_by_url(port: int) -> tuple[Task, Task]:
+    """Each image read whole and then stored, in one loop: the last one is let go when the next is there."""
+    pool = urllib3.PoolManager()
+    origin = f"http://127.0.0.1:{port}"
+
+    def copy(n: int, size: int) -> None:
+        request = {"model": "dall-e-3", "prompt": f"bytes={size}", "n": 1}
+        for _ in range(n):
+            answer = pool.request("POST", f"{origin}/v1/images/generations", json=request)
+            image = pool.request("GET", answer.json()["data"][0]["url"])
+            pool.request("PUT", f"{origin}/bench/image", body=image.data)
+
+    return lambda: copy(1, _TINY_BYTES), lambda: copy(N, IMAGE_BYTES)
+
+
+def _stored_answer(port: int) -> tuple[Task, Task]:
+    """The worker: all images are stored, what is left to do is the answer with their base64."""
+    workshop = in_memory.worker_workshop(port)
+    tiny, large = _made(workshop, 1, _TINY_BYTES), _made(workshop, N, IMAGE_BYTES)
+
+    def save_tiny() -> None:  # which by itself would be too small to be stored
+        answer = streamed_images_answer(tiny, workshop.images, Deadline.after(_SECONDS))
+        workshop.images.save_answer(tiny.id, *answer, Deadline.after(_SECONDS))
+
+    return save_tiny, lambda: _work(workshop, large)
+
+
+def _images_in_base64(port: int) -> tuple[Task, Task]:
+    """The worker: one upstream call whose answer holds every image."""
+    workshop = in_memory.worker_workshop(port)
+    tiny, large = _queued(workshop, 1, _TINY_BYTES), _queued(workshop, N, IMAGE_BYTES)
+    return lambda: _work(workshop, tiny), lambda: _work(workshop, large)
+
+
+def _usual_images_in_base64(port: int) -> tuple[Task, Task]:
+    pool = urllib3.PoolManager()
+    origin = f"http://127.0.0.1:{port}"
+
+    def copy(n: int, size: int) -> None:
+        request = {"model": "gpt-image-1", "prompt": f"bytes={size}", "n": n}
+        answer = pool.request("POST", f"{origin}/v1/images/generations", json=request)
+        for image in json.loads(answer.data)["data"]:
+            pool.request("PUT", f"{origin}/bench/image", body=b64decode(image["b64_json"]))
+
+    return lambda: copy(1, _TINY_BYTES), lambda: copy(N, IMAGE_BYTES)
+
+
+TASKS: Mapping[str, Callable[[int], tuple[Task, Task]]] = {
+    "images by url": _images_by_url,
+    "usual images by url": _usual_images_by_url,
+    "stored answer": _stored_answer,
+    "images in base64": _images_in_base64,
+    "usual images in base64": _usual_images_in_base64,
+}
+
+
+def _queued(workshop: Workshop, n: int, size: int) -> Generation:
+    request = ImageRequest(prompt=f"bytes={size}", model="gpt-image-1", response_format="b64_json", n=n)
+    generation = admit(request, caller="bench", base_url="https://bench", now=time.time(), markers=Markers())
+    workshop.records.create(generation, "")
+    return generation
+
+
+def _made(workshop: Workshop, n: int, size: int) -> Generation:
+    """A generation whose maker died when all images were stored."""
+    generation = _queued(workshop, n, size)
+    records, owner = workshop.records, "dead"
+    records.claim(generation.id, owner, now=0, lease_until=0)
+    (call,) = generation.calls
+    answered = CallAnswer(tuple(AnsweredImage() for _ in call.image_ids))
+    records.save_call(generation.id, owner, 0, msgspec.structs.replace(call, sent=1, answer=answered))
+    block = bytes(_TINY_BYTES)
+    for image_id in call.image_ids:
+        body = ImageBody("image/png", size, repeat(block, size // len(block)))
+        workshop.images.save(image_id, body, Deadline.after(_SECONDS))
+        records.save_image(generation.id, owner, image_id, StoredImage("image/png", size))
+    made = records.get(generation.id)
+    if made is None:
+        raise AssertionError("a record was just written")
+    return made
+
+
+def _work(workshop: Workshop, generation: Generation) -> None:
+    until = Deadline.after(_SECONDS)
+    work_on_message(generation.id, workshop, until, sent_at=generation.created_at, hold=lambda _: None)
+    record = workshop.records.get(generation.id)
+    if record is None or record.status != "completed":
+        raise RuntimeError(record and record.failure)
+
+
+if __name__ == "__main__":
+    main()

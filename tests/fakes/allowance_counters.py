@@ -1,0 +1,50 @@
+"""The counters of the daily allowances in memory."""
+
+import threading
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+from imagegen.errors import RecordsUnavailableError
+
+if TYPE_CHECKING:
+    from tests.fakes.generation_store import When
+
+
+class FakeAllowanceCounters:
+    """Passes the contract of `ports.AllowanceCounters`.
+
+    `used` is by who takes and by day. `failures` are taken in turn, one a call, as in FakeGenerationStore.
+    """
+
+    def __init__(self) -> None:
+        self.used: Counter[tuple[str, str]] = Counter()
+        self.failures: deque[When | None] = deque()
+        self._lock = threading.Lock()
+
+    def take(self, who: str, day: str, images: int, limit: int) -> tuple[bool, int]:
+        with self._lock:
+            failure = self._failure()
+            taken = self.used[who, day] + images <= limit
+            if taken:
+                self.used[who, day] += images
+            _fail(failure)
+            return taken, self.used[who, day]
+
+    def give_back(self, who: str, day: str, images: int) -> None:
+        with self._lock:
+            failure = self._failure()
+            if self.used[who, day] < images:
+                raise RecordsUnavailableError("There is less than that.")
+            self.used[who, day] -= images
+            _fail(failure)
+
+    def _failure(self) -> "When | None":
+        failure = self.failures.popleft() if self.failures else None
+        if failure == "before":
+            raise RecordsUnavailableError("The counters could not be reached.")
+        return failure
+
+
+def _fail(failure: "When | None") -> None:
+    if failure == "after":
+        raise RecordsUnavailableError("The answer of the counters was lost.")
