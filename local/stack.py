@@ -21,7 +21,7 @@ from local.aws_door import REGION, DoorControl
 from local.event_source import EventSource, polling
 from local.gateway import INTEGRATION_SECONDS, Gateway, TokenBucket
 from local.lambda_host import MOST_PROCESSES, Function, FunctionHost
-from local.serving import serving
+from local.serving import Reply, Request, serving
 
 if TYPE_CHECKING:
     from local.template import Template
@@ -96,7 +96,11 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             source = (BUILT if options.built else ROOT) / "template.yaml"
             template = Template.read(source, parameters, REGION)
             aws_url = aws.result()
-        deployed = _deploy(template, aws_url, parameters)
+        # The address is needed before there is anything to answer at it.
+        front = _Front()
+        port = closing.enter_context(serving(front.respond, options.port))
+        url = f"http://127.0.0.1:{port}" + (f"/{options.stage}" if options.stage else "")
+        deployed = _deploy(template, aws_url, parameters, url)
         keys = {client: BearerKey.new(client) for client in options.clients}
         _put_secrets(aws_url, options.upstream_api_key, keys.values())
         functions = {}
@@ -112,7 +116,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
         with ThreadPoolExecutor() as starting:
             for started in [starting.submit(host.warm_up) for host in functions.values()]:
                 started.result()
-        gateway = Gateway(
+        front.gateway = Gateway(
             template.api_body(),
             functions,
             stage=options.stage,
@@ -120,9 +124,8 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             integration_seconds=options.integration_seconds,
             throttle=TokenBucket(*template.throttling()) if "RequestsPerSecond" in options.parameters else None,
         )
-        port = closing.enter_context(serving(gateway.respond, options.port))
         yield LocalStack(
-            url=f"http://127.0.0.1:{port}" + (f"/{options.stage}" if options.stage else ""),
+            url=url,
             keys={client: key.key for client, key in keys.items()},
             aws_url=aws_url,
             bucket=deployed["ImageBucket"],
@@ -131,6 +134,15 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             door=door,
             logs=logs,
         )
+
+
+class _Front:
+    """Answers once there is a gateway."""
+
+    gateway: Gateway | None = None
+
+    def respond(self, request: Request) -> Reply:
+        return self.gateway.respond(request) if self.gateway else Reply(503)
 
 
 @contextmanager
@@ -165,12 +177,12 @@ def _client(service: str, aws_url: str, access_key: str = CREDENTIALS["AWS_ACCES
     )
 
 
-def _deploy(template: "Template", aws_url: str, parameters: Mapping[str, str]) -> dict[str, str]:
+def _deploy(template: "Template", aws_url: str, parameters: Mapping[str, str], url: str) -> dict[str, str]:
     """Has moto make the template's resources; gives their physical ids by their logical ones."""
     cloudformation = _client("cloudformation", aws_url)
     cloudformation.create_stack(
         StackName=STACK_NAME,
-        TemplateBody=json.dumps(template.for_moto()),
+        TemplateBody=json.dumps(template.for_moto(url)),
         Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
     )
     resources = cloudformation.list_stack_resources(StackName=STACK_NAME)["StackResourceSummaries"]

@@ -66,10 +66,13 @@ class Template:
         layers = properties.get("Layers") or self.document["Globals"]["Function"].get("Layers", [])
         return [self.code[layer["Ref"]] for layer in layers]
 
-    def for_moto(self) -> dict[str, Any]:
-        """The document that moto's CloudFormation can make: no API, no layers, functions without their code."""
+    def for_moto(self, api_url: str) -> dict[str, Any]:
+        """The document that moto's CloudFormation can make: no API, no layers, functions without their code.
+
+        `api_url` stands for the address of the API.
+        """
         resources = {}
-        for name, resource in copy.deepcopy(self.resources).items():
+        for name, resource in _with_api_url(self.resources, api_url).items():
             if resource["Type"].startswith(_NOT_FOR_MOTO):
                 continue
             if resource["Type"] == "AWS::Lambda::Function":
@@ -110,3 +113,14 @@ class Template:
         if names and all(name in self.document["Parameters"] for name in names):
             return re.sub(r"\$\{(.*?)\}", lambda match: str(self.value({"Ref": match[1]})), str(text))
         return {name: self._with_parameters(each) for name, each in value.items()}
+
+
+def _with_api_url(value: Any, api_url: str) -> Any:
+    """A copy, with the URL in place of every text that is made of the API's id."""
+    if isinstance(value, dict):
+        if "${Api}.execute-api" in str(value.get("Fn::Sub", "")):
+            return api_url
+        return {name: _with_api_url(each, api_url) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_with_api_url(each, api_url) for each in value]
+    return value

@@ -16,6 +16,7 @@ import urllib3
 
 from local.aws_door import AwsCall, Fault
 from local.serving import Reply, Request
+from local.stack import STACK_NAME
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_generations import begin, get, post_following, until_ended
 from tests.fakes.provider import png
@@ -51,6 +52,7 @@ def live(service: Service) -> None:
     _, headers, _ = get(service, f"/images/{kept(service)}")
     assert urllib3.request("GET", headers["location"]).status == 200
     left_to_the_worker(service)
+    by_event(service)
     given_up(service)
 
 
@@ -85,6 +87,24 @@ def left_to_the_worker(service: Service) -> None:
     send(service, "GenerationQueue", generation_id)
     s3, bucket = service.stack.client("s3"), service.stack.bucket
     eventually(lambda: "Contents" not in s3.list_objects_v2(Bucket=bucket, Prefix=f"answers/{generation_id}"))
+
+
+def by_event(service: Service) -> None:
+    """One that begins a generation, though the records cannot be reached at first, and one that is refused."""
+    service.stack.door.fail(*(Fault(at, service="dynamodb") for at in range(1, 100)))
+    events = service.stack.client("events")
+    for prompt in ("by event", ""):
+        detail = json.dumps({"prompt": prompt, "client": "local"})
+        entry = {"Source": "test", "DetailType": "Image Generation Requested", "Detail": detail}
+        events.put_events(Entries=[{**entry, "EventBusName": STACK_NAME}])
+    eventually(lambda: called(service, "IntakeFunction", "sqs:ChangeMessageVisibility"))
+    service.stack.door.fail()
+    eventually(lambda: any(call["prompt"] == "by event" for call in service.upstream.calls))
+    eventually(lambda: called(service, "IntakeFunction", "events:PutEvents"))
+
+
+def called(service: Service, function: str, action: str) -> bool:
+    return any((call.function, call.action) == (function, action) for call in service.stack.door.calls())
 
 
 def given_up(service: Service) -> None:

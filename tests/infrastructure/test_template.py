@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
-from imagegen.settings import ApiSettings, AuthorizerSettings, SettingsError, WorkerSettings
+from imagegen.settings import ApiSettings, AuthorizerSettings, IntakeSettings, SettingsError, WorkerSettings
 from imagegen.work import ORPHAN_SECONDS
 from local.template import Template
 from tests.conftest import ROOT
 
-SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | WorkerSettings]] = {
+SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | IntakeSettings | WorkerSettings]] = {
     "ApiFunction": ApiSettings,
     "AuthorizerFunction": AuthorizerSettings,
     "WorkerFunction": WorkerSettings,
     "DeadLetterFunction": WorkerSettings,
+    "IntakeFunction": IntakeSettings,
 }
 OPEN_ROUTES = {("get", "/health"), ("get", "/v1/images/{image_id}")}
 
@@ -181,7 +182,7 @@ def test_an_orphaned_message_is_kept_until_its_writer_must_have_ended(template: 
     assert template.of_type("AWS::Lambda::Function")["ApiFunction"]["Timeout"] < ORPHAN_SECONDS
 
 
-def test_every_queue_has_dead_letters_and_every_dead_letter_a_consumer(template: Template) -> None:
+def test_every_queue_has_dead_letters_and_every_queue_but_the_one_for_people_a_consumer(template: Template) -> None:
     queues = template.of_type("AWS::SQS::Queue")
     dead = {
         queue["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"][0]
@@ -190,7 +191,7 @@ def test_every_queue_has_dead_letters_and_every_dead_letter_a_consumer(template:
     }
     assert dead == {name for name, queue in queues.items() if "RedrivePolicy" not in queue}
     consumed = {mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in mappings(template)}
-    assert consumed == set(queues)
+    assert consumed == set(queues) - {"IntakeDeadLetters"}
     assert all(queue["SqsManagedSseEnabled"] for queue in queues.values())
 
 

@@ -118,7 +118,7 @@ def deploy(stack: str, parameters: dict[str, str], aws_url: str) -> dict[str, st
     cloudformation = boto3.client("cloudformation", endpoint_url=aws_url, region_name="us-east-1")
     cloudformation.create_stack(
         StackName=stack,
-        TemplateBody=json.dumps(template.for_moto()),
+        TemplateBody=json.dumps(template.for_moto("http://127.0.0.1")),
         Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
     )
     summaries = cloudformation.list_stack_resources(StackName=stack)["StackResourceSummaries"]

@@ -73,9 +73,14 @@ def known(dotted: str) -> str:
 def test_the_rooms_that_these_rules_name_are_there() -> None:
     assert OURS.keys() >= PLAIN | PORTS | SETTINGS
     assert all(len(package(name)) > 1 for name in PACKAGES)
-    verbs = ("allowance", "announce", "authorize", "generate", "manage", "submit", "wait", "work")
+    verbs = ("allowance", "announce", "authorize", "generate", "manage", "reject", "submit", "wait", "work")
     assert {f"imagegen.{name}" for name in (*verbs, "credentials", "failures", "silent_trace")} == USE_CASES
-    assert {"functions.api.app", "functions.authorizer.app", "functions.worker.app"} <= FUNCTIONS.keys()
+    assert {
+        "functions.api.app",
+        "functions.authorizer.app",
+        "functions.intake.app",
+        "functions.worker.app",
+    } <= FUNCTIONS.keys()
 
 
 def test_these_rules_see_an_import_in_every_spelling() -> None:

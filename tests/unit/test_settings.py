@@ -7,6 +7,7 @@ import pytest
 from imagegen.settings import (
     ApiSettings,
     AuthorizerSettings,
+    IntakeSettings,
     RuntimeSettings,
     SettingsError,
     StoreSettings,
@@ -108,6 +109,44 @@ def test_a_good_environment_is_read() -> None:
 
 def test_a_worker_reads_no_more_than_it_works_with() -> None:
     assert WorkerSettings.from_env(WORKER) == WorkerSettings(RUNTIME, STORE, UPSTREAM)
+
+
+INTAKE = {
+    "BASE_URL": "https://images.example/prod/",
+    "CLIENTS_PATH": "/imagegen/clients",
+    "EVENT_BUS": "images",
+    "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
+    "GENERATION_TABLE": "generations-123",
+    "IMAGES_PER_CLIENT_PER_DAY": "200",
+    "IMAGES_PER_DAY": "1000",
+    "INTAKE_DEAD_LETTERS_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
+    "INTAKE_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
+    "LEASE_SECONDS": "45",
+    "PROMPT_MAX_CHARACTERS": "1000",
+    "RECORD_DAYS": "90",
+}
+
+
+def test_an_intake_reads_no_more_than_it_works_with() -> None:
+    assert IntakeSettings.from_env(INTAKE) == IntakeSettings(
+        base_url="https://images.example/prod",
+        clients_path="/imagegen/clients",
+        event_bus="images",
+        generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
+        generation_table="generations-123",
+        images_per_client_per_day=200,
+        images_per_day=1000,
+        intake_dead_letters_url="https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
+        intake_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
+        lease_seconds=45,
+        prompt_max_characters=1000,
+        record_days=90,
+    )
+
+
+def test_all_that_an_intake_misses_is_told_at_once() -> None:
+    told = what_is_wrong({}, IntakeSettings.from_env).split("; ")
+    assert sorted(told) == [f"{name} is missing" for name in sorted(INTAKE)]
 
 
 @pytest.mark.parametrize("name", sorted(WORKER))

@@ -31,12 +31,22 @@ def authorize(
     return None
 
 
+def own_images_per_day(client: str, *, clients: Parameters, path: str) -> int | None:
+    """The client's own allowance, None where it has none. Raises SecretUnavailableError."""
+    record = _record(client, clients, path)
+    return record.images_per_day if record else None
+
+
 def _client(key: BearerKey, clients: Parameters, path: str) -> Caller | None:
-    stored = clients.get(f"{path}/{key.client}")
+    record = _record(key.client, clients, path)
+    return Caller(key.client, record.images_per_day) if record and key.opens(record) else None
+
+
+def _record(client: str, clients: Parameters, path: str) -> ClientRecord | None:
+    stored = clients.get(f"{path}/{client}")
     if stored is None:
         return None
     try:
-        record = msgspec.json.decode(stored, type=ClientRecord)
+        return msgspec.json.decode(stored, type=ClientRecord)
     except msgspec.DecodeError:  # a record that nobody can read lets nobody in
         return None
-    return Caller(key.client, record.images_per_day) if key.opens(record) else None

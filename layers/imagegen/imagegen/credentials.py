@@ -9,7 +9,12 @@ from typing import Annotated, Self
 
 import msgspec
 
-_KEY = re.compile(r"ig_([a-z0-9][a-z0-9-]{0,31})_([A-Za-z0-9_-]{43})")
+_CLIENT = r"[a-z0-9][a-z0-9-]{0,31}"
+_KEY = re.compile(rf"ig_({_CLIENT})_([A-Za-z0-9_-]{{43}})")
+
+
+def is_client_name(text: str) -> bool:
+    return re.fullmatch(_CLIENT, text) is not None
 
 
 class ClientRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -154,7 +154,7 @@ class Rejection(msgspec.Struct, frozen=True):
     failure: Failure
 
 
-_UNTOLD = Origin()
+_BY_HTTP = Origin()
 
 
 class Tombstone(msgspec.Struct, frozen=True):
@@ -166,7 +166,7 @@ class Tombstone(msgspec.Struct, frozen=True):
 
 
 def admit(
-    request: ImageRequest, *, caller: str, base_url: str, now: float, markers: Markers, origin: Origin = _UNTOLD
+    request: ImageRequest, *, caller: str, base_url: str, now: float, markers: Markers, origin: Origin = _BY_HTTP
 ) -> Generation:
     """A new generation, with all its ids fixed before anything is spent."""
     return Generation(

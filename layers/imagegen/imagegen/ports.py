@@ -208,6 +208,12 @@ class EventBus(Protocol):
         ...
 
 
+class DeadLetters(Protocol):
+    def put(self, body: str, reason: str) -> None:
+        """Lays a message aside for a person to look at. Raises RecordsUnavailableError."""
+        ...
+
+
 class Parameters(Protocol):
     def get(self, name: str, *, fresh: bool = False) -> str | None:
         """The value of a parameter, decrypted, or None where there is none. `fresh` passes by the cache."""

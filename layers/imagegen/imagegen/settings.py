@@ -100,6 +100,44 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """`base_url` is the one that clients reach the API by, for absolute links: an event does not come to any."""
+
+    base_url: str
+    clients_path: str
+    event_bus: str
+    generation_queue_url: str
+    generation_table: str
+    images_per_client_per_day: int
+    images_per_day: int
+    intake_dead_letters_url: str
+    intake_queue_url: str
+    lease_seconds: int
+    prompt_max_characters: int
+    record_days: int
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        read = _Reader(environ)
+        return read.checked(
+            lambda: cls(
+                base_url=read("BASE_URL", _http_url),
+                clients_path=read("CLIENTS_PATH", _path),
+                event_bus=read("EVENT_BUS", _text),
+                generation_queue_url=read("GENERATION_QUEUE_URL", _text),
+                generation_table=read("GENERATION_TABLE", _text),
+                images_per_client_per_day=read("IMAGES_PER_CLIENT_PER_DAY", _integer(0, 1_000_000_000)),
+                images_per_day=read("IMAGES_PER_DAY", _integer(0, 1_000_000_000)),
+                intake_dead_letters_url=read("INTAKE_DEAD_LETTERS_URL", _text),
+                intake_queue_url=read("INTAKE_QUEUE_URL", _text),
+                lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
+                prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
+                record_days=read("RECORD_DAYS", _integer(1, 36_500)),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class AuthorizerSettings:
     """`clients_path` is the parameter path under which each client has its record.
 

@@ -14,6 +14,7 @@ from imagegen.generations import (
     Generation,
     Markers,
     MarkerTakenError,
+    Origin,
     Status,
     admit,
     fingerprint,
@@ -76,6 +77,7 @@ def submit(
     base_url: str,
     work_here: bool,
     images_per_day: int | None = None,
+    origin: Origin | None = None,
 ) -> Submitted:
     """The generation for a request: the one that it repeats, or a new one with a message behind it.
 
@@ -92,7 +94,9 @@ def submit(
         now = desk.now()
         # A request with a key is found by its key alone: a retry without one is another client's.
         markers = Markers(attempt.idempotency_key, None if attempt.idempotency_key else attempt.retry)
-        generation = admit(request, caller=caller, base_url=base_url, now=now, markers=markers)
+        generation = admit(
+            request, caller=caller, base_url=base_url, now=now, markers=markers, origin=origin or Origin()
+        )
         try:
             standing = desk.allowance.reserve(caller, request.n, now=now, own=images_per_day)
             return _begun(generation, body, desk, holder, standing, work_here=work_here)

@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from types_boto3_sqs import SQSClient
 
 
+class SqsDeadLetters:
+    """Implements `ports.DeadLetters`."""
+
+    def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
+        self._client = client
+        self._queue_url = queue_url
+
+    def put(self, body: str, reason: str) -> None:
+        try:
+            self._client().send_message(
+                QueueUrl=self._queue_url,
+                MessageBody=body,
+                MessageAttributes={"reason": {"DataType": "String", "StringValue": reason}},
+            )
+        except Exception as error:  # likewise
+            raise RecordsUnavailableError("The queue of this service could not be reached just now.") from error
+
+
 class SqsGenerations:
     """Implements `ports.GenerationQueue`. A message is `{"generation_id": …}`."""
 

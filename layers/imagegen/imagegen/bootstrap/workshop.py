@@ -27,8 +27,8 @@ SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read anew at on
 _ANSWER_SECONDS = 60.0
 
 
-def event_bus(store: StoreSettings) -> EventBridgeBus:
-    return EventBridgeBus(sdk.events, store.event_bus, ended=generation_event, rejected=rejection_event)
+def event_bus(name: str) -> EventBridgeBus:
+    return EventBridgeBus(sdk.events, name, ended=generation_event, rejected=rejection_event)
 
 
 def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamSettings) -> Workshop:
@@ -53,7 +53,7 @@ def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamS
         ),
         queue=SqsGenerations(sdk.sqs, store.generation_queue_url),
         counters=DynamoAllowanceCounters(sdk.dynamodb, sdk.dynamodb_single_try, store.generation_table),
-        bus=event_bus(store),
+        bus=event_bus(store.event_bus),
         images=images,
         source=HttpImageSource(http, UrlGuard(upstream.upstream_base_url), max_bytes=upstream.max_image_bytes),
         providers={

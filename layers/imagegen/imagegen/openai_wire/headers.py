@@ -49,15 +49,18 @@ class Page:
 
 def read_attempt(headers: Mapping[str, str]) -> Attempt:
     """`Idempotency-Key`, and the count of retries that OpenAI's clients send. Raises InvalidRequestError."""
-    key = headers.get("Idempotency-Key")
-    if key is not None and not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
-        raise InvalidRequestError(
-            "Invalid 'Idempotency-Key': expected 1 to 255 printable ASCII characters.",
-            param="Idempotency-Key",
-            code="invalid_value",
-        )
+    key = read_idempotency_key(headers.get("Idempotency-Key"), "Idempotency-Key")
     count = headers.get("x-stainless-retry-count") or ""
     return Attempt(key, int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None)
+
+
+def read_idempotency_key(key: str | None, name: str) -> str | None:
+    """The key, which came under that name. Raises InvalidRequestError."""
+    if key is not None and not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
+        raise InvalidRequestError(
+            f"Invalid '{name}': expected 1 to 255 printable ASCII characters.", param=name, code="invalid_value"
+        )
+    return key
 
 
 def read_preference(headers: Mapping[str, str]) -> Preference:

@@ -1,6 +1,6 @@
 """Reads the body of `POST /v1/images/generations`, and refuses what OpenAI refuses in OpenAI's words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,7 +27,12 @@ def read_image_request(body: bytes, content_type: str | None, *, prompt_cap: int
         raise UnsupportedMediaTypeError("Unsupported content type: the request body must be application/json.")
     if len(body) > MAX_BODY_BYTES:
         raise RequestTooLargeError(f"The request body is over {MAX_BODY_BYTES} bytes.")
-    fields = {name: value for name, value in _object(body).items() if value is not None}
+    return read_image_fields(_object(body), prompt_cap=prompt_cap)
+
+
+def read_image_fields(body: Mapping[str, Any], *, prompt_cap: int) -> ImageRequest:
+    """The same for a body that is decoded already. Raises InvalidRequestError."""
+    fields = {name: value for name, value in body.items() if value is not None}
     model = _model(fields)
     request = ImageRequest(
         prompt=_prompt(fields, model.longest_prompt(prompt_cap)),

@@ -1,0 +1,25 @@
+"""Refuses a request that nobody waits for: it is laid aside with its reason, and told."""
+
+from imagegen.errors import NothingSpentError
+from imagegen.failures import kept
+from imagegen.generations import Rejection
+from imagegen.ports import DeadLetters, EventBus
+
+_MOST_REASON = 1000  # characters
+
+
+def reject(
+    error: NothingSpentError,
+    body: str,
+    dead_letters: DeadLetters,
+    bus: EventBus,
+    *,
+    event_id: str | None,
+    client: str | None,
+    custom_id: str | None,
+) -> None:
+    """Both may happen twice where we die in between. Raises RecordsUnavailableError."""
+    field = f" ({error.param})" if error.param else ""
+    dead_letters.put(body, f"{type(error).__name__}{field}: {error.message}"[:_MOST_REASON])
+    if event_id is not None:  # otherwise there is no event that it could be told of
+        bus.request_rejected(Rejection(event_id, client, custom_id, kept(error)))
