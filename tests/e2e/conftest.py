@@ -8,6 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from local.gateway import INTEGRATION_SECONDS
 from local.lambda_host import MOST_PROCESSES
 from local.serving import serving
 from local.stack import BUILT, RUNTIME_PYTHON, LocalStack, Options, running
@@ -56,6 +57,7 @@ def serve(
     parameters: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     most_processes: int = MOST_PROCESSES,
+    integration_seconds: float = INTEGRATION_SECONDS,
 ) -> Iterator[Service]:
     """As `local.stack.Options` has it."""
     stand_in = StandInUpstream(UPSTREAM_KEY)
@@ -67,6 +69,7 @@ def serve(
             parameters=parameters or {},
             environment=environment or {},
             most_processes=most_processes,
+            integration_seconds=integration_seconds,
             **_KINDS[kind],  # type: ignore[arg-type]
         )
         with running(options, logs) as stack:

@@ -29,7 +29,7 @@ def post(
     service: Service, body: bytes, *, path: str = "/images/generations", method: str = "POST", **headers: str
 ) -> tuple[int, dict[str, str], dict[str, Any]]:
     url = urlsplit(service.base_url)
-    connection = HTTPConnection(url.netloc, timeout=30)
+    connection = HTTPConnection(url.netloc, timeout=120)
     sent = {"Authorization": f"Bearer {service.key}", "Content-Type": "application/json"}
     connection.request(method, url.path + path, body, sent | {k.replace("_", "-"): v for k, v in headers.items()})
     response = connection.getresponse()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from local.gateway import MOST_BODY_BYTES, Gateway
+from local.gateway import MOST_BODY_BYTES, Gateway, TokenBucket
 from local.lambda_host import MOST_PAYLOAD_BYTES, Function, FunctionError, FunctionHost, PayloadTooLargeError
 from local.serving import Reply, Request
 
@@ -168,12 +168,15 @@ def body(ttl: int = 100) -> dict[str, Any]:
     def operation(security: str) -> dict[str, Any]:
         return {"x-amazon-apigateway-integration": {"uri": uri("Proxy")}, "security": [{security: []}]}
 
+    allowed = {"method.response.header.Access-Control-Allow-Origin": "'https://page.example'"}
+    responses = {"default": {"statusCode": "200", "responseParameters": allowed}}
+    preflight = {"x-amazon-apigateway-integration": {"type": "mock", "responses": responses}}
     template = '{"message":$context.error.messageString,"kind":"$context.error.responseType"}'
     return {
         "paths": {
             "/open": {"post": operation("NONE"), "get": operation("NONE")},
             "/closed": {"get": operation("Key")},
-            "/things/{thing}": {"get": operation("NONE")},
+            "/things/{thing}": {"get": operation("NONE"), "options": preflight},
             "/things/fixed": {"get": operation("NONE")},
         },
         "components": {
@@ -204,9 +207,9 @@ def body(ttl: int = 100) -> dict[str, Any]:
 
 @pytest.fixture
 def gateway(start: Start) -> Callable[..., Gateway]:
-    def make(*, stage: str = "", ttl: int = 100, seconds: float = 20) -> Gateway:
+    def make(*, stage: str = "", ttl: int = 100, seconds: float = 20, throttle: TokenBucket | None = None) -> Gateway:
         functions = {"Proxy": start("proxy"), "Authorizer": start("authorizer")}
-        return Gateway(body(ttl), functions, stage=stage, integration_seconds=seconds)
+        return Gateway(body(ttl), functions, stage=stage, integration_seconds=seconds, throttle=throttle)
 
     return make
 
@@ -218,6 +221,20 @@ def ask(gateway: Gateway, method: str, target: str, content: bytes = b"", token:
     left, right = socket.socketpair()
     with left, right:
         return gateway.respond(Request(method, target, headers, content, left))
+
+
+def test_what_comes_too_fast_is_throttled_and_let_in_again_later(gateway: Callable[..., Gateway]) -> None:
+    impatient = gateway(throttle=TokenBucket(rate=4, burst=2))
+    answers = [ask(impatient, "GET", "/open") for _ in range(4)]
+    assert [reply.status for reply in answers] == [200, 200, 429, 429]
+    assert answers[-1].headers["x-amzn-ErrorType"] == "THROTTLED"
+    time.sleep(0.3)
+    assert ask(impatient, "GET", "/open").status == 200
+
+
+def test_a_preflight_is_answered_by_the_gateway_itself_and_without_a_key(gateway: Callable[..., Gateway]) -> None:
+    reply = ask(gateway(), "OPTIONS", "/things/a")
+    assert (reply.status, reply.headers["Access-Control-Allow-Origin"]) == (200, "https://page.example")
 
 
 def test_a_request_becomes_a_rest_proxy_event(gateway: Callable[..., Gateway]) -> None:
