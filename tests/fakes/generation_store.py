@@ -153,10 +153,10 @@ class FakeGenerationStore:
                 raise LostClaimError
             return self._put(record, status=status, completed_at=now, failure=failure or record.failure)
 
-    def mark_announced(self, generation_id: str) -> None:
+    def mark_announced(self, generation: Generation) -> None:
         with self._asked("mark_announced"):
-            record = self._records.get(generation_id)
-            if record is not None:
+            record = self._records.get(generation.id)
+            if record is not None and record.completed_at == generation.completed_at:
                 self._put(record, announced=True)
 
     def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:

@@ -1,6 +1,7 @@
-"""Whole generations with a fault at every single call to the records, the queue and the bucket, one after another.
+"""Whole generations with a fault at every call to the records, the queue, the bus and the bucket, one after another.
 
-After the fault, messages are redelivered until all has ended, as SQS does. Then nothing may be lost that was paid for.
+After the fault, messages are redelivered until all has ended, as SQS does. Then nothing may be lost that was paid for,
+and every end was told.
 """
 
 import threading
@@ -94,7 +95,7 @@ class Faulty:
 
 @dataclass
 class World:
-    """`faults` hit the records, the queue and the bucket; the heartbeat never beats in a run this short."""
+    """`faults` hit the records, the queue, the bus and the bucket; the heartbeat never beats in a run this short."""
 
     pool: ThreadPoolExecutor
     faults: Faults
@@ -160,6 +161,7 @@ class World:
             self.now += LEASE + ORPHAN_SECONDS
             waiting = [message for message in waiting if not self._has_done_its_duty(*message)]
             if not waiting:
+                self._assert_every_end_is_told()
                 return
         raise AssertionError("messages come for ever")
 
@@ -175,6 +177,11 @@ class World:
         except RecordsUnavailableError:
             return False
         return again is None
+
+    def _assert_every_end_is_told(self) -> None:
+        told = {(generation.id, generation.status) for generation in self.bus.ended}
+        assert told == {(generation.id, generation.status) for generation in self.generations}, self.faults.calls
+        assert all(generation.announced for generation in self.generations), self.faults.calls
 
     @property
     def generations(self) -> list[Generation]:
@@ -406,5 +413,5 @@ def test_every_call_of_a_run_is_hit() -> None:
         world.deliver_all()
     hit = set(world.faults.calls)
     assert {"key_holder", "send", "create", "claim", "save_call", "save", "save_image", "get"} <= hit
-    assert {"read", "save_answer", "end"} <= hit
+    assert {"read", "save_answer", "end", "generation_ended", "mark_announced"} <= hit
     assert issubclass(RecordsUnavailableError, NothingSpentError)

@@ -11,4 +11,4 @@ def announce(generation: Generation, records: GenerationStore, bus: EventBus) ->
     """
     if generation.ended and not generation.announced:
         bus.generation_ended(generation)
-        records.mark_announced(generation.id)
+        records.mark_announced(generation)

@@ -83,7 +83,9 @@ def delete(
             raise
     else:
         queue.send(generation_id, delay=UNFINISHED_SECONDS)
-        _cancelled(generation, records, counters, bus, now)
+        if _cancelled(generation, records, counters, bus, now) is None:
+            with suppress(RecordsUnavailableError):  # whoever ended it may have died before it was told
+                announce(generation, records, bus)
         tombstone = records.bury(generation, now=now())
         records.release(generation, fingerprint(generation.request))
     try:

@@ -137,7 +137,7 @@ class GenerationStore(Protocol):
         """Ends it, and gives it as it is then."""
         ...
 
-    def mark_announced(self, generation_id: str) -> None:
+    def mark_announced(self, generation: Generation) -> None:
         """Notes that the generation's end was told, and is content where there is none."""
         ...
 

@@ -20,6 +20,8 @@ def reject(
 ) -> None:
     """Both may happen twice where we die in between. Raises RecordsUnavailableError."""
     field = f" ({error.param})" if error.param else ""
-    dead_letters.put(body, f"{type(error).__name__}{field}: {error.message}"[:_MOST_REASON])
+    reason = f"{type(error).__name__}{field}: {error.message}"[:_MOST_REASON]
+    # SQS takes no control characters, which the name of an unknown field may hold.
+    dead_letters.put(body, "".join(character if character.isprintable() else " " for character in reason))
     if event_id is not None:  # otherwise there is no event that it could be told of
         bus.request_rejected(Rejection(event_id, client, custom_id, kept(error)))

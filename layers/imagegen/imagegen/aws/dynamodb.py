@@ -239,13 +239,13 @@ class DynamoGenerations:
         condition = f"({_OURS}) OR (#owner = :owner AND #status = :ended)"
         return _generation(self._update(generation_id, update, condition, values))
 
-    def mark_announced(self, generation_id: str) -> None:
-        with suppress(LostClaimError):  # deleted meanwhile
+    def mark_announced(self, generation: Generation) -> None:
+        with suppress(LostClaimError):  # deleted meanwhile, or a new attempt has begun, whose end is still to be told
             self._update(
-                generation_id,
+                generation.id,
                 "SET announced = :yes",
-                "attribute_exists(pk) AND #status <> :buried",
-                {":yes": {"BOOL": True}, ":buried": {"S": _BURIED}},
+                "completed_at = :completed_at",
+                {":yes": {"BOOL": True}, ":completed_at": {"N": repr(generation.completed_at)}},
             )
 
     def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:

@@ -45,7 +45,13 @@ def dynamodb() -> DynamoDBClient:
 
 @cache
 def events() -> EventBridgeClient:
-    return session().client("events", config=_patience())
+    """Who waits for an answer must not wait for what is told besides: a message tells it later."""
+    from botocore.config import Config  # noqa: PLC0415
+
+    return session().client(
+        "events",
+        config=Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 2}),
+    )
 
 
 @cache

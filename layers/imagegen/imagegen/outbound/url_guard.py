@@ -17,6 +17,10 @@ Resolve = Callable[[str, int], Sequence[str]]
 
 # Ranges that carry an IPv4 address inside an IPv6 one; what they carry may be private.
 _TRANSLATED = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+# Special ranges of IANA's registries that some Python, or some address in them, calls global.
+_SPECIAL_4 = tuple(ipaddress.IPv4Network(net) for net in ("192.0.0.0/24", "192.88.99.0/24"))
+_SPECIAL_6 = tuple(ipaddress.IPv6Network(net) for net in ("3fff::/20", "2001:2::/48"))
+_UNICAST_6 = ipaddress.IPv6Network("2000::/3")  # all that IANA has given out
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,10 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        elif ip.is_site_local or any(ip in net for net in _TRANSLATED):
+        elif ip not in _UNICAST_6 or any(ip in net for net in (*_TRANSLATED, *_SPECIAL_6)):
             return False
+    if isinstance(ip, ipaddress.IPv4Address) and any(ip in net for net in _SPECIAL_4):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
