@@ -23,6 +23,7 @@ _NOT_FOR_MOTO = (
     "AWS::Lambda::LayerVersion",
     "AWS::Lambda::Permission",
     "AWS::S3::BucketPolicy",
+    "AWS::SQS::QueuePolicy",
 )
 
 

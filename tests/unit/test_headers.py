@@ -105,7 +105,15 @@ def test_a_limit_out_of_bounds_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("status", list(Status))
 def test_a_status_is_read(status: Status) -> None:
-    assert read_page({"status": status.value, "after": "gen_x"}) == Page(20, "gen_x", status)
+    after = f"gen_{'x' * 22}"
+    assert read_page({"status": status.value, "after": after}) == Page(20, after, status)
+
+
+@pytest.mark.parametrize("text", ["", "gen_", "gen_x", "img_" + "x" * 22, "x" * 3000, "gen_" + "Ä" * 22])
+def test_what_no_list_goes_on_after_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        read_page({"after": text})
+    assert refused.value.param == "after"
 
 
 @pytest.mark.parametrize("text", ["buried", "Completed", "COMPLETED", "done", " queued", ""])

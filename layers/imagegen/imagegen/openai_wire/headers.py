@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from imagegen.allowance import Standing
 from imagegen.errors import InvalidRequestError
-from imagegen.generations import Status
+from imagegen.generations import Status, is_generation_id
 from imagegen.submit import Attempt
 
 # What a browser would keep from a page otherwise.
@@ -99,4 +99,9 @@ def read_page(query: Mapping[str, str]) -> Page:
         raise InvalidRequestError(
             f"Invalid 'status'. Supported values are: {known}.", param="status", code="invalid_value"
         )
-    return Page(int(limit), query.get("after"), Status(status) if status else None)
+    after = query.get("after")
+    if after is not None and not is_generation_id(after):
+        raise InvalidRequestError(
+            "Invalid 'after': expected the id of a generation.", param="after", code="invalid_value"
+        )
+    return Page(int(limit), after, Status(status) if status else None)

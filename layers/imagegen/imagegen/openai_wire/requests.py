@@ -12,6 +12,8 @@ from imagegen.images import ImageRequest, ResponseFormat
 # The longest prompt, 32,000 characters, takes at most 12 bytes a character as JSON escapes.
 MAX_BODY_BYTES = 512 * 1024
 
+_LONGEST_USER = 512  # characters; OpenAI names no limit, and a record has one
+
 T = TypeVar("T", bound=str)
 
 _STYLES = ("vivid", "natural")
@@ -41,7 +43,7 @@ def read_image_fields(body: Mapping[str, Any], *, prompt_cap: int) -> ImageReque
         quality=_choice(fields, "quality", model.qualities),
         response_format=_choice(fields, "response_format", _RESPONSE_FORMATS) or model.default_response_format,
         style=_choice(fields, "style", _STYLES),
-        user=_text(fields, "user"),
+        user=_user(fields),
         size=_size(fields, model),
         background=_choice(fields, "background", model.backgrounds),
         moderation=_choice(fields, "moderation", model.moderations),
@@ -90,13 +92,15 @@ def _prompt(fields: dict[str, Any], longest: int) -> str:
             "Invalid 'prompt': expected a text that is not blank.", param="prompt", code="empty_string"
         )
     if len(prompt) > longest:
-        raise InvalidRequestError(
-            f"Invalid 'prompt': string too long. Expected a string with maximum length {longest}, "
-            f"but got a string with length {len(prompt)} instead.",
-            param="prompt",
-            code="string_above_max_length",
-        )
+        raise _too_long("prompt", longest, len(prompt))
     return prompt
+
+
+def _user(fields: dict[str, Any]) -> str | None:
+    user = _text(fields, "user")
+    if user is not None and len(user) > _LONGEST_USER:
+        raise _too_long("user", _LONGEST_USER, len(user))
+    return user
 
 
 def _size(fields: dict[str, Any], model: ImageModel) -> str | None:
@@ -190,6 +194,15 @@ def _invalid_type(name: str, expected: str, value: object) -> InvalidRequestErro
         f"Invalid type for '{name}': expected {expected}, but got {_kind(value)} instead.",
         param=name,
         code="invalid_type",
+    )
+
+
+def _too_long(name: str, longest: int, length: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid '{name}': string too long. Expected a string with maximum length {longest}, "
+        f"but got a string with length {length} instead.",
+        param=name,
+        code="string_above_max_length",
     )
 
 

@@ -5,11 +5,16 @@ from typing import Any
 
 import msgspec
 
-from imagegen.errors import UpstreamAnswerInvalidError, UpstreamTooFewImagesError
+from imagegen.errors import ImageUrlRefusedError, UpstreamAnswerInvalidError, UpstreamTooFewImagesError
 from imagegen.images import UpstreamAnswer, UpstreamImage
 
 _DETAILS = ("background", "output_format", "quality", "size")
-
+# What an answer tells is kept on a record of DynamoDB, which holds 400 KB: so ten images and the longest prompt fit. An
+# answer that did not would be paid for twice. The longest signed URLs of image hosts have some 2,000 characters.
+_MOST_URL = 8_192
+_MOST_REVISED_PROMPT = 4_000
+_MOST_DETAIL = 100
+_MOST_USAGE = 4_096
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -39,7 +44,7 @@ class _LooseAnswer(_Answer):
 
 
 def read_answer(body: bytes | bytearray, n: int) -> UpstreamAnswer:
-    """Exactly `n` images. Raises UpstreamAnswerInvalidError, UpstreamTooFewImagesError."""
+    """Exactly `n` images. Raises UpstreamAnswerInvalidError, UpstreamTooFewImagesError, ImageUrlRefusedError."""
     try:
         answer = _decoded(body)
     except (ValueError, RecursionError):
@@ -58,20 +63,25 @@ def _decoded(body: bytes | bytearray) -> UpstreamAnswer:
         loose = msgspec.json.decode(body, type=_LooseAnswer)
         images = [_image(image.url, _loose_base64(image.b64_json), image.revised_prompt) for image in loose.data]
         answer = loose
-    details = {name: value for name in _DETAILS if isinstance(value := getattr(answer, name), str) and value}
+    told = ((name, getattr(answer, name)) for name in _DETAILS)
+    details = {name: value for name, value in told if isinstance(value, str) and 0 < len(value) <= _MOST_DETAIL}
     usage = answer.usage if isinstance(answer.usage, dict) and answer.usage else None
+    if usage and len(msgspec.json.encode(usage)) > _MOST_USAGE:
+        usage = None
     return UpstreamAnswer(tuple(image for image in images if image is not None), details, usage)
 
 
 def _image(url: str | None, content: bytes | None, revised_prompt: Any) -> UpstreamImage | None:
     """An image that is really there: new-api sends all keys, empty strings among them."""
-    revised = revised_prompt if isinstance(revised_prompt, str) and revised_prompt else None
+    revised = revised_prompt[:_MOST_REVISED_PROMPT] if isinstance(revised_prompt, str) and revised_prompt else None
     if content:
         return UpstreamImage(content, revised)
     if not url:
         return None
     if url[:5].lower() == "data:":
         return UpstreamImage(_loose_base64(url) or b"", revised)
+    if len(url) > _MOST_URL:
+        raise ImageUrlRefusedError("The image model answered with an image URL that is too long; it was not fetched.")
     return UpstreamImage(url, revised)
 
 
