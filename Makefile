@@ -30,7 +30,7 @@ run: .venv/ready $(if $(BUILT),build) ## serve the whole stack on this machine; 
 	@exec .venv/bin/python -m local $(if $(BUILT),--built)
 
 test: .venv/ready $(if $(PYTHON313_BIN),build) ## every test, in under ten minutes
-	.venv/bin/pytest --numprocesses=auto --dist=loadgroup --cov --cov-report=term -m "not soak"
+	.venv/bin/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term -m "not soak"
 
 soak: .venv/ready $(if $(PYTHON313_BIN),build) ## the long forms of the tests
 	.venv/bin/pytest -m soak

@@ -90,7 +90,6 @@ REFUSED_URLS = {
     "credentials for the upstream": f"http://user:{SECRET}@{{upstream}}{PAGE}",
     "an empty user for the upstream": f"http://@{{upstream}}{PAGE}",
     "a line behind the upstream": f"http://{{upstream}}/\r\nHost: {{canary}}\r\n\r\n{PAGE}",
-    "a second request behind the upstream": f"http://{{upstream}}/ HTTP/1.1\r\n\r\nGET http://{{canary}}{PAGE}",
     # other services of this machine
     "our own gateway": f"http://{{gateway}}/v1/models{PAGE}",
     "our own AWS": f"http://{{aws}}/latest/meta-data/{SECRET}",
@@ -105,7 +104,6 @@ REFUSED_URLS = {
     "a space ahead": f" http://{{canary}}{PAGE}",
     "a space behind": f"http://{{canary}}{PAGE} ",
     "a tab in the scheme": f"ht\ttp://{{canary}}{PAGE}",
-    "an escape ahead": f"\x1bhttp://{{canary}}{PAGE}",
     # schemes
     "ftp": f"ftp://{{canary}}{PAGE}",
     "a file": f"file:///etc/passwd?{SECRET}",
@@ -142,7 +140,6 @@ VAIN_URLS = {
 }
 UNKNOWN_HOSTS = {
     "a name that nobody has": f"https://image-host.invalid{PAGE}",
-    "a punycode name that nobody has": f"https://xn--bilder-fr-dich-nsb.invalid{PAGE}",
     "a name that looks like the canary": f"https://127.0.0.1.invalid{PAGE}",
 }
 
@@ -166,34 +163,23 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
     "a null URL": (_answer(url=None), "upstream_too_few_images"),
     "an empty URL": (_answer(url=""), "upstream_too_few_images"),
     "a URL that is a number": (_answer(url=7), "upstream_answer_invalid"),
-    "a URL that is true": (_answer(url=True), "upstream_answer_invalid"),
     "a URL that is a list": (_answer(url=["http://{canary}/"]), "upstream_answer_invalid"),
     "a URL that is an object": (_answer(url={"href": "http://{canary}/"}), "upstream_answer_invalid"),
     "a URL that is no UTF-8": (_url(b"http://{canary}/\xff\xfe"), "upstream_answer_invalid"),
     "a URL with half a surrogate pair": (_url(b"http://{canary}/\\ud800"), "upstream_answer_invalid"),
     "a URL with a raw null": (_url(b"http://{canary}/\0"), "upstream_answer_invalid"),
-    "a URL with a raw line feed": (_url(b"http://{canary}/\n"), "upstream_answer_invalid"),
     "a URL that does not end": (b'{"created":1,"data":[{"url":"http://{canary}/', "upstream_answer_invalid"),
     "an image that is a URL": (b'{"data":["http://{canary}/"]}', "upstream_answer_invalid"),
     "data that is a URL": (b'{"data":"http://{canary}/"}', "upstream_answer_invalid"),
-    "an answer that is a URL": (b'"http://{canary}/"', "upstream_answer_invalid"),
-    "a URL beside the data": (b'{"url":"http://{canary}/"}', "upstream_answer_invalid"),
     "no image": (b'{"data":[]}', "upstream_too_few_images"),
-    "an image that is null": (b'{"data":[null]}', "upstream_answer_invalid"),
     "a deep image": (b'{"data":[{"url":' + b"[" * 100_000, "upstream_answer_invalid"),
-    "a number beyond all": (b'{"created":1e999,"data":[{"url":1e999}]}', "upstream_answer_invalid"),
     "SVG as base64": (_answer(b64_json=b64encode(SVG).decode()), "not_an_image"),
     "HTML as base64": (_answer(b64_json=b64encode(HTML).decode()), "not_an_image"),
     "what is not base64": (_answer(b64_json="%%%"), "upstream_answer_invalid"),
     "a data URL of SVG": (_answer(url=f"data:image/svg+xml;base64,{b64encode(SVG).decode()}"), "not_an_image"),
     "a data URL of HTML": (_answer(url=f"DATA:text/html;base64,{b64encode(HTML).decode()}"), "not_an_image"),
-    "a data URL of HTML told as PNG": (
-        _answer(url=f"data:image/png;base64,{b64encode(HTML).decode()}"),
-        "not_an_image",
-    ),
     "a data URL of text": (_answer(url="data:,<svg onload=alert(1)>"), "upstream_answer_invalid"),
     "an empty data URL": (_answer(url="data:"), "not_an_image"),
-    "an empty data URL of a PNG": (_answer(url="data:image/png;base64,"), "not_an_image"),
 }
 
 # ------------------------------------- redirects, answered from the upstream's own origin
@@ -206,7 +192,7 @@ REDIRECTS: dict[str, tuple[str, str]] = {
     },
     **{
         f"to https at {name}": (REFUSED_URLS[f"https to {name}"], "image_url_refused")
-        for name in ("an address", "octal", "hex", "two parts", "this host", "a name", "IPv6", "mapped in hex")
+        for name in ("an address", "hex", "a name", "IPv6", "mapped in hex")
     },
     "to the canary under https": (f"https://{{canary}}{PAGE}", "image_url_refused"),
     "to the canary without a scheme": (f"//{{canary}}{PAGE}", "image_url_refused"),
@@ -270,7 +256,6 @@ NO_IMAGE, TRUNCATED, FAILED = "not_an_image", "image_truncated", "image_download
 CONTENTS = {
     "SVG": Content(_told(SVG, "image/svg+xml"), NO_IMAGE),
     "SVG told as PNG": Content(_told(SVG), NO_IMAGE),
-    "SVG behind a byte order mark": Content(_told(b"\xef\xbb\xbf" + SVG, "image/svg+xml"), NO_IMAGE),
     "SVG compressed": Content(_told(gzip.compress(SVG), "image/svg+xml", GZIPPED), NO_IMAGE),
     "SVG compressed as a file": Content(_told(gzip.compress(SVG), "image/svg+xml"), NO_IMAGE),
     "HTML": Content(_told(HTML, "text/html"), NO_IMAGE),
@@ -283,15 +268,10 @@ CONTENTS = {
         _told(b'<!DOCTYPE x [<!ENTITY e SYSTEM "http://{canary}/">]><x>&e;</x>', "image/svg+xml"), NO_IMAGE
     ),
     "PDF": Content(_told(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "application/pdf"), NO_IMAGE),
-    "a program": Content(_told(b"\x7fELF\x02\x01\x01" + bytes(100)), NO_IMAGE),
-    "a bitmap": Content(_told(b"BM" + bytes(100), "image/bmp"), NO_IMAGE),
-    "text that names a magic": Content(_told(b"push graphic-context\nfill 'url(http://{canary}/)'\n"), NO_IMAGE),
     "nothing": Content(_told(b""), NO_IMAGE),
     "one byte": Content(_told(b"\x89"), NO_IMAGE),
-    "nothing without a length": Content(_without_length(b""), NO_IMAGE),
     "the head of a PNG alone": Content(_told(PNG_HEAD), TRUNCATED, 4),
     "the head of a PNG and garbage": Content(_told(PNG_HEAD + b"garbage" * 700), TRUNCATED, 4),
-    "the head of a PNG and HTML": Content(_told(PNG_HEAD + HTML), TRUNCATED, 4),
     "a PNG that lacks its end": Content(_told(REAL_PNG[:-6]), TRUNCATED, 4),
     "the head of a JPEG and HTML": Content(_told(b"\xff\xd8\xff\xe0" + HTML), TRUNCATED, 4),
     "the head of a GIF and a script": Content(_told(b"GIF89a=0;alert(1)//", "text/javascript"), TRUNCATED, 4),
@@ -308,16 +288,10 @@ CONTENTS = {
     "a chunk larger than all": Content(
         _without_length(b"ffffffffffffffff\r\n" + PNG_HEAD, "Transfer-Encoding: chunked"), FAILED, 4
     ),
-    "a chunk that is no number": Content(
-        _without_length(b"zz\r\n" + PNG_HEAD + b"\r\n0\r\n\r\n", "Transfer-Encoding: chunked"), FAILED, 4
-    ),
     "a bomb": Content(_told(BOMB, "image/png", GZIPPED), "image_too_large"),
     "a bomb without a length": Content(_without_length(BOMB, GZIPPED), "image_too_large"),
     "a bomb in a bomb": Content(
         _told(gzip.compress(BOMB), "image/png", "Content-Encoding: gzip, gzip"), "image_too_large"
-    ),
-    "a bomb of another kind": Content(
-        _told(zlib.compress(PNG_HEAD + bytes(50_000_000)), "image/png", "Content-Encoding: deflate"), "image_too_large"
     ),
     "what only claims to be compressed": Content(_told(REAL_PNG, "image/png", GZIPPED), FAILED, 4),
     "a compression that nobody knows": Content(
@@ -325,9 +299,7 @@ CONTENTS = {
     ),
     "half of a compressed PNG": Content(_told(gzip.compress(REAL_PNG)[:40], "image/png", GZIPPED), TRUNCATED, 4),
     "no HTTP": Content(b"SSH-2.0-OpenSSH_9.6\r\n", FAILED, 4),
-    "an image without any head": Content(REAL_PNG, FAILED, 4),
     "heads without end": Content(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000 + b"\r\n", FAILED, 4),
-    "a head larger than all": Content(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n", FAILED, 4),
     "a part": Content(_told(REAL_PNG, status="206 Partial Content"), FAILED),
     "a refusal that asks for a password": Content(
         _told(b"", "text/html", 'WWW-Authenticate: Basic realm="x"', status="401 Unauthorized"), FAILED
@@ -338,7 +310,6 @@ CONTENTS = {
     "a refusal that names the canary": Content(
         _told(b"", "text/html", "Location: http://{canary}/", status="404 Not Found"), FAILED, 4
     ),
-    "a status beyond all": Content(_told(REAL_PNG, status="999 What"), FAILED, 4),
 }
 
 # ------------------------------------------------------------ requests: bodies

@@ -634,6 +634,21 @@ def test_an_answer_too_large_for_a_record_is_paid_for_once_and_told(
     assert SECRET not in became.answer.body.decode()
 
 
+@pytest.mark.parametrize("character", ["\x01", '"', "\U0001f9a6"], ids=["escaped in six", "escaped in two", "wide"])
+def test_a_record_holds_the_longest_of_everything(house: House, character: str) -> None:
+    """The longest prompt and user, and ten images with the longest URLs and revised prompts."""
+    prompt = f"hostile {uuid.uuid4().hex}".ljust(32_000, character)
+    image = {"url": house.told("http://{canary}/").ljust(8_000, "a"), "revised_prompt": character * 4_000}
+    body = json.dumps({"created": 1, "data": [image] * 10, "usage": {"note": character * 600}}).encode()
+    house.by_prompt[prompt] = lambda _: Reply(200, body)
+    fields = {"model": "gpt-image-1", "prompt": prompt, "n": 10, "user": character * 500}
+    accepted = house.post(fields, (LATER,))
+    assert accepted.status == 202, accepted.body
+    generation = house.until_ended(accepted.json["id"], seconds=15)
+    assert (generation["status"], generation["error"]["code"]) == ("failed", "image_url_refused")
+    assert house.calls(prompt) == 1
+
+
 # ------------------------------------------------------------------- the same, by the worker
 
 BY_THE_WORKER: dict[str, tuple[str | Script, str]] = {

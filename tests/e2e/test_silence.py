@@ -515,13 +515,13 @@ def given_up(walk: Walk) -> None:
         ExpressionAttributeNames={"#status": "status"},
         ExpressionAttributeValues={":queued": {"S": "queued"}, ":past": {"N": "1"}},
     )
-    sqs, url = queue(walk, "DeadLetters")
+    sqs, url = queue(walk, "GenerationDeadLetters")
     sqs.send_message(QueueUrl=url, MessageBody=json.dumps({"generation_id": walk.generation_id()}))
     assert walk.until_ended()["error"]["code"] == "abandoned"
 
 
 def messages_that_are_none(walk: Walk) -> None:
-    for name in ("GenerationQueue", "DeadLetters"):
+    for name in ("GenerationQueue", "GenerationDeadLetters"):
         sqs, url = queue(walk, name)
         for body in (walk["message"], json.dumps([walk["message"]]), json.dumps({walk["message"]: walk["message"]})):
             sqs.send_message(QueueUrl=url, MessageBody=body)

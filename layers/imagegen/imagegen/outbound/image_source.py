@@ -24,6 +24,7 @@ from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
 from imagegen.outbound.url_guard import UrlGuard
 
 _MOST_REDIRECTS = 3
+_DOWNLOAD_SECONDS = 60.0  # a try; whoever sends an image slower than that keeps a worker from others
 _REDIRECTS = {301, 302, 303, 307, 308}
 _WORTH_ANOTHER_TRY = {404, 408, 409, 425, 429}  # 404: some hosts answer with the URL before the image is there
 _SPOOL_IN_MEMORY_BYTES = 64 * 1024
@@ -43,6 +44,7 @@ class HttpImageSource:
         if isinstance(source, bytes):
             yield self._at_hand(source)
             return
+        deadline = deadline.sooner(_DOWNLOAD_SECONDS)
         # Read to its end a response gives its connection back by itself; closed before, the connection ends with it.
         with closing(self._get(source, deadline)) as response, cut_off_at(deadline, response.shutdown):
             declared = response.headers.get("Content-Length", "")

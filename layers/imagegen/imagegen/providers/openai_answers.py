@@ -12,7 +12,7 @@ _DETAILS = ("background", "output_format", "quality", "size")
 # What an answer tells is kept on a record of DynamoDB, which holds 400 KB: so ten images and the longest prompt fit. An
 # answer that did not would be paid for twice. The longest signed URLs of image hosts have some 2,000 characters.
 _MOST_URL = 8_192
-_MOST_REVISED_PROMPT = 4_000
+_MOST_REVISED_PROMPT = 2_000
 _MOST_DETAIL = 100
 _MOST_USAGE = 4_096
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -73,16 +73,22 @@ def _decoded(body: bytes | bytearray) -> UpstreamAnswer:
 
 def _image(url: str | None, content: bytes | None, revised_prompt: Any) -> UpstreamImage | None:
     """An image that is really there: new-api sends all keys, empty strings among them."""
-    revised = revised_prompt[:_MOST_REVISED_PROMPT] if isinstance(revised_prompt, str) and revised_prompt else None
+    revised = _told(revised_prompt) if isinstance(revised_prompt, str) else None
     if content:
         return UpstreamImage(content, revised)
     if not url:
         return None
     if url[:5].lower() == "data:":
         return UpstreamImage(_loose_base64(url) or b"", revised)
-    if len(url) > _MOST_URL:
-        raise ImageUrlRefusedError("The image model answered with an image URL that is too long; it was not fetched.")
+    if len(url) > _MOST_URL or not url.isprintable():
+        raise ImageUrlRefusedError("The image model answered with an image URL that is none; it was not fetched.")
     return UpstreamImage(url, revised)
+
+
+def _told(revised_prompt: str) -> str | None:
+    """Without control characters, each of which takes six bytes as JSON."""
+    text = revised_prompt[:_MOST_REVISED_PROMPT]
+    return "".join(character if character.isprintable() else " " for character in text) or None
 
 
 def _loose_base64(text: str | None) -> bytes | None:
