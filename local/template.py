@@ -24,7 +24,6 @@ _NOT_FOR_MOTO = (
     "AWS::Lambda::Permission",
     "AWS::S3::BucketPolicy",
     "AWS::SQS::QueuePolicy",
-    "AWS::SQS::QueuePolicy",
 )
 
 

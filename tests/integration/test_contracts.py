@@ -15,8 +15,7 @@ from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
 from moto.server import ThreadedMotoServer
 
-from imagegen.aws.bucket import bucket_url
-from imagegen.aws.s3 import S3ImageStore
+from imagegen.aws.s3 import S3ImageStore, bucket_url
 from imagegen.aws.ssm import SsmParameters
 from imagegen.deadline import Deadline
 from imagegen.errors import (

@@ -23,16 +23,7 @@ FUNCTIONS = modules_under("functions", ROOT)
 
 PLAIN = {
     f"imagegen.{name}"
-    for name in (
-        "errors",
-        "images",
-        "generations",
-        "batches",
-        "catalog",
-        "deadline",
-        "image_format",
-        "web_address",
-    )
+    for name in ("errors", "images", "generations", "catalog", "deadline", "image_format", "web_address")
 }
 PORTS = {"imagegen.ports"}
 SETTINGS = {"imagegen.settings"}
@@ -83,9 +74,7 @@ def test_the_rooms_that_these_rules_name_are_there() -> None:
     assert OURS.keys() >= PLAIN | PORTS | SETTINGS
     assert all(len(package(name)) > 1 for name in PACKAGES)
     verbs = ("allowance", "announce", "authorize", "generate", "manage", "reject", "submit", "wait", "work")
-    of_batches = ("carry_on", "file_lines", "manage_batch", "read_batch", "settle", "write_batch")
-    helpers = ("credentials", "failures", "heartbeat", "silent_trace")
-    assert {f"imagegen.{name}" for name in (*verbs, *of_batches, *helpers)} == USE_CASES
+    assert {f"imagegen.{name}" for name in (*verbs, "credentials", "failures", "silent_trace")} == USE_CASES
     assert {
         "functions.api.app",
         "functions.authorizer.app",
@@ -164,8 +153,7 @@ def test_bootstrap_knows_nothing_of_who_calls_it(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(package("bootstrap")))
 def test_bootstrap_wires_only_the_answers_of_the_wire(name: str) -> None:
     """Whoever works on a generation tells its end, and stores the answer that is too large to be given directly."""
-    answers = {f"imagegen.openai_wire.{name}" for name in ("answers", "batches", "events")}
-    assert ours_of(name) & package("openai_wire") <= answers
+    assert ours_of(name) & package("openai_wire") <= {"imagegen.openai_wire.answers", "imagegen.openai_wire.events"}
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))

@@ -79,14 +79,9 @@ class Markers(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a generation that did not come by HTTP comes from.
-
-    `custom_id` is its sender's own name for it; `line` is its number in the file that is the batch `batch_id`.
-    """
+    """Where a generation that did not come by HTTP comes from: `custom_id` is its sender's own name for it."""
 
     custom_id: str | None = None
-    batch_id: str | None = None
-    line: int | None = None
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,18 +166,11 @@ class Tombstone(msgspec.Struct, frozen=True):
 
 
 def admit(
-    request: ImageRequest,
-    *,
-    caller: str,
-    base_url: str,
-    now: float,
-    markers: Markers,
-    origin: Origin = _BY_HTTP,
-    generation_id: str | None = None,
+    request: ImageRequest, *, caller: str, base_url: str, now: float, markers: Markers, origin: Origin = _BY_HTTP
 ) -> Generation:
-    """A new generation, with all its ids fixed before anything is spent; its own may be given."""
+    """A new generation, with all its ids fixed before anything is spent."""
     return Generation(
-        id=generation_id or f"gen_{secrets.token_urlsafe(16)}",
+        id=f"gen_{secrets.token_urlsafe(16)}",
         caller=caller,
         request=request,
         created_at=now,
@@ -227,4 +215,4 @@ class LostClaimError(Exception):
 
 
 class MarkerTakenError(Exception):
-    """Another request with the same Idempotency-Key, or for the same generation, was faster."""
+    """Another request with the same Idempotency-Key was faster."""
