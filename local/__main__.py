@@ -8,8 +8,9 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+from local.aws_door import REGION
 from local.serving import serving
-from local.stack import ROOT, Options, running
+from local.stack import ROOT, LocalStack, Options, running
 from local.upstream import StandInUpstream
 
 _STAND_IN_KEY = "sk-stand-in"
@@ -46,9 +47,17 @@ def main() -> int:
         print(f"ready: {stack.url}/v1  key: {stack.keys['local']}", flush=True)
         print(f"other  key: {stack.keys['other']}", flush=True)
         print(f"upstream: {base_url}   S3 and SSM: {stack.aws_url}   logs: {_relative(stack.logs)}", flush=True)
+        print(f"inbox: {_drop_command(stack)}", flush=True)
         stop.wait()
         print("stopping", flush=True)
     return 0
+
+
+def _drop_command(stack: LocalStack) -> str:
+    """How to drop a file with the AWS CLI, whatever its own credentials are."""
+    credentials = f"AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local AWS_DEFAULT_REGION={REGION}"
+    target = f"s3://{stack.inbox}/inbox/local/batch.jsonl"
+    return f"{credentials} aws --endpoint-url {stack.aws_url} s3 cp events/batch.jsonl {target}"
 
 
 def _print_answer(method: str, path: str, status: int, seconds: float) -> None:

@@ -148,7 +148,9 @@ def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:
     """What IAM would be asked: actions, each with its resource's ARN."""
     if service == "s3":
         path = unquote(environ["PATH_INFO"]).lstrip("/")
-        yield f"s3:{_S3_ACTIONS[environ['REQUEST_METHOD']]}", f"arn:aws:s3:::{path}"
+        action = _S3_ACTIONS[environ["REQUEST_METHOD"]]
+        versioned = "versionId" in parse_qs(environ.get("QUERY_STRING", ""))
+        yield f"s3:{action}{'Version' if versioned else ''}", f"arn:aws:s3:::{path}"
         return
     operation = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
     asked = json.loads(_body(environ) or b"{}")

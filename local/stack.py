@@ -71,6 +71,7 @@ class LocalStack:
     keys: Mapping[str, str] = field(repr=False)
     aws_url: str
     bucket: str
+    inbox: str
     functions: Mapping[str, FunctionHost]
     roles: Mapping[str, list[dict[str, Any]]]
     door: DoorControl
@@ -102,6 +103,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
         url = f"http://127.0.0.1:{port}" + (f"/{options.stage}" if options.stage else "")
         deployed = _deploy(template, aws_url, parameters, url)
         keys = {client: BearerKey.new(client) for client in options.clients}
+        _configure_buckets(template, deployed, aws_url)
         _put_secrets(aws_url, options.upstream_api_key, keys.values())
         functions = {}
         for name in template.of_type("AWS::Lambda::Function"):
@@ -129,6 +131,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             keys={client: key.key for client, key in keys.items()},
             aws_url=aws_url,
             bucket=deployed["ImageBucket"],
+            inbox=deployed["InboxBucket"],
             functions=functions,
             roles={name: role["statements"] for name, role in roles.items()},
             door=door,
@@ -191,6 +194,18 @@ def _deploy(template: "Template", aws_url: str, parameters: Mapping[str, str], u
         for resource in resources
         if "LogicalResourceId" in resource
     }
+
+
+def _configure_buckets(template: "Template", deployed: Mapping[str, str], aws_url: str) -> None:
+    """What moto's CloudFormation leaves out of a bucket."""
+    s3 = _client("s3", aws_url)
+    for name, bucket in template.of_type("AWS::S3::Bucket").items():
+        if versioning := bucket.get("VersioningConfiguration"):
+            s3.put_bucket_versioning(Bucket=deployed[name], VersioningConfiguration=versioning)
+        if "EventBridgeConfiguration" in bucket.get("NotificationConfiguration", {}):
+            s3.put_bucket_notification_configuration(
+                Bucket=deployed[name], NotificationConfiguration={"EventBridgeConfiguration": {}}
+            )
 
 
 def _put_secrets(aws_url: str, upstream_api_key: str | None, keys: Any) -> None:

@@ -24,6 +24,7 @@ _NOT_FOR_MOTO = (
     "AWS::Lambda::Permission",
     "AWS::S3::BucketPolicy",
     "AWS::SQS::QueuePolicy",
+    "AWS::SQS::QueuePolicy",
 )
 
 

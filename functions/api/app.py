@@ -10,6 +10,7 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from imagegen.batches import Batch, Counts
 from imagegen.bootstrap.api import Api, api, cors_origin
 from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
@@ -27,6 +28,7 @@ from imagegen.failures import raised_again
 from imagegen.generations import Generation, Status
 from imagegen.images import is_image_id
 from imagegen.manage import cancel, delete, see
+from imagegen.manage_batch import cancel_batch, see_batch
 from imagegen.openai_wire.answers import (
     MAX_ANSWER_BYTES,
     base64_bytes,
@@ -35,6 +37,7 @@ from imagegen.openai_wire.answers import (
     images_answer,
     models_answer,
 )
+from imagegen.openai_wire.batches import batch_answer, batch_list_answer
 from imagegen.openai_wire.errors import answer_error
 from imagegen.openai_wire.headers import (
     Preference,
@@ -216,7 +219,7 @@ def get_generation(generation_id: str) -> Response[str]:
 def cancel_generation(generation_id: str) -> Response[str]:
     wired = api()
     shop = wired.workshop
-    cancelled = cancel(generation_id, _caller(), shop.records, shop.counters, shop.bus, shop.now)
+    cancelled = cancel(generation_id, _caller(), shop.records, shop.counters, shop.bus, shop.now, shop.settle)
     return _json(200, generation_answer(cancelled, wired.workshop.images))
 
 
@@ -224,8 +227,46 @@ def cancel_generation(generation_id: str) -> Response[str]:
 def delete_generation(generation_id: str) -> Response[str]:
     wired = api()
     shop, until = wired.workshop, Deadline.after(READ_SECONDS)
-    delete(generation_id, _caller(), shop.records, shop.queue, shop.counters, shop.bus, shop.images, shop.now, until)
+    delete(
+        generation_id,
+        _caller(),
+        shop.records,
+        shop.queue,
+        shop.counters,
+        shop.bus,
+        shop.images,
+        shop.now,
+        until,
+        shop.settle,
+    )
     return _json(200, {"id": generation_id, "object": "image.generation.deleted", "deleted": True})
+
+
+@app.get("/v1/batches")
+def list_batches() -> Response[str]:
+    batches = api().ledger.batches
+    page = read_page(app.current_event.query_string_parameters or {})
+    found = batches.newest(_caller(), page.limit + 1, after=page.after)
+    listed = [(batch, _counts(batch)) for batch in found[: page.limit]]
+    return _json(200, batch_list_answer(listed, more=len(found) > page.limit))
+
+
+@app.get("/v1/batches/<batch_id>")
+def get_batch(batch_id: str) -> Response[str]:
+    batch = see_batch(batch_id, _caller(), api().ledger.batches)
+    return _json(200, batch_answer(batch, _counts(batch)))
+
+
+@app.post("/v1/batches/<batch_id>/cancel")
+def cancel_a_batch(batch_id: str) -> Response[str]:
+    ledger = api().ledger
+    batch = cancel_batch(batch_id, _caller(), ledger.batches, ledger.messages, api().desk.now())
+    return _json(200, batch_answer(batch, _counts(batch)))
+
+
+def _counts(batch: Batch) -> Counts:
+    """Those of the record where they are final, else as they are now."""
+    return batch.counts or api().ledger.lines.counts(batch.id)
 
 
 @app.get("/v1/images/<image_id>")

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import urllib3
 
+from imagegen.batches import line_generation_id
 from local.aws_door import AwsCall, Fault
 from local.serving import Reply, Request
 from local.stack import STACK_NAME
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_generations import begin, get, post_following, until_ended
+from tests.e2e.test_inbox import batch_of, drop, line
+from tests.e2e.test_inbox import until_ended as until_batch_ended
 from tests.fakes.provider import png
 
 pytestmark = pytest.mark.xdist_group("least_privilege")
@@ -53,6 +56,7 @@ def live(service: Service) -> None:
     assert urllib3.request("GET", headers["location"]).status == 200
     left_to_the_worker(service)
     by_event(service)
+    by_file(service)
     given_up(service)
 
 
@@ -103,6 +107,19 @@ def by_event(service: Service) -> None:
     eventually(lambda: called(service, "IntakeFunction", "events:PutEvents"))
 
 
+def by_file(service: Service) -> None:
+    """One that is made, and one that is cancelled when it is read and not made yet."""
+    until_batch_ended(service, drop(service, line("made", "by file")))
+    service.upstream.delay = 30
+    key = drop(service, line("cancelled", "cancelled by file"))
+    eventually(lambda: any(call["prompt"] == "cancelled by file" for call in service.upstream.calls))
+    batch = batch_of(service, key)
+    assert batch is not None
+    assert get(service, f"/batches/{batch['id']}/cancel", method="POST")[0] == 200
+    service.upstream.delay = 0
+    assert until_batch_ended(service, key)["status"] == "cancelled"
+
+
 def called(service: Service, function: str, action: str) -> bool:
     return any((call.function, call.action) == (function, action) for call in service.stack.door.calls())
 
@@ -110,12 +127,18 @@ def called(service: Service, function: str, action: str) -> bool:
 def given_up(service: Service) -> None:
     service.upstream.delay = 30
     generation_id = begin(service, prompt="given up")
-    eventually(lambda: bool(service.upstream.calls) and service.upstream.calls[-1]["prompt"] == "given up")
+    key = drop(service, line("given-up", "given up by file"))
+    asked = {"given up", "given up by file"}
+    eventually(lambda: asked <= {call["prompt"] for call in service.upstream.calls})
+    batch = batch_of(service, key)
+    assert batch is not None
     service.stack.functions["WorkerFunction"].close()
     service.upstream.delay = 0
     time.sleep(2.5)  # the lease
     send(service, "GenerationDeadLetters", generation_id)
     assert until_ended(service, generation_id)["error"]["code"] == "abandoned"
+    send(service, "GenerationDeadLetters", line_generation_id(batch["id"], 1))
+    assert until_batch_ended(service, key)["request_counts"]["failed"] == 1
 
 
 def send(service: Service, queue: str, generation_id: str) -> None:

@@ -68,7 +68,7 @@ class FakeGenerationStore:
             if holder is not None and holder.generation_id not in (replacing, generation.id):
                 raise MarkerTakenError
             if generation.id in self._records:
-                raise RecordsUnavailableError("An id was given twice.")
+                raise MarkerTakenError
             self._records[generation.id] = msgspec.structs.replace(
                 generation, stored={}, failure=None, completed_at=None
             )

@@ -253,14 +253,28 @@ def test_a_revoked_key_is_dead_within_five_minutes(template: Template) -> None:
     assert gateway_cache + CLIENT_CACHE_SECONDS <= 300
 
 
-def test_the_bucket_is_private_encrypted_and_refuses_plain_http(template: Template) -> None:
-    bucket = template.of_type("AWS::S3::Bucket")["ImageBucket"]
+@pytest.mark.parametrize("name", ["ImageBucket", "InboxBucket"])
+def test_a_bucket_is_private_encrypted_and_refuses_plain_http(template: Template, name: str) -> None:
+    bucket = template.of_type("AWS::S3::Bucket")[name]
     assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
     assert bucket["BucketEncryption"]
-    (statement,) = template.of_type("AWS::S3::BucketPolicy")["ImageBucketPolicy"]["PolicyDocument"]["Statement"]
+    (statement,) = template.of_type("AWS::S3::BucketPolicy")[f"{name}Policy"]["PolicyDocument"]["Statement"]
     assert statement["Effect"] == "Deny"
     assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
-    assert template.resources["ImageBucket"]["DeletionPolicy"] == "Retain"
+    assert template.resources[name]["DeletionPolicy"] == "Retain"
+
+
+def test_what_is_dropped_into_the_inbox_and_nothing_else_comes_to_the_intake(template: Template) -> None:
+    bucket = template.of_type("AWS::S3::Bucket")["InboxBucket"]
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert bucket["NotificationConfiguration"] == {"EventBridgeConfiguration": {"EventBridgeEnabled": True}}
+    rule = template.of_type("AWS::Events::Rule")["InboxRule"]
+    assert "EventBusName" not in rule  # S3 tells the default bus alone
+    assert rule["EventPattern"]["detail"]["object"] == {"key": [{"prefix": "inbox/"}]}
+    (policy,) = template.of_type("AWS::SQS::QueuePolicy").values()
+    (statement,) = policy["PolicyDocument"]["Statement"]
+    sources = statement["Condition"]["ArnEquals"]["aws:SourceArn"]
+    assert {source["Fn::GetAtt"][0] for source in sources} == set(template.of_type("AWS::Events::Rule"))
 
 
 def test_a_key_of_ones_own_encrypts_the_images_and_whoever_touches_them_may_use_it(template: Template) -> None:
@@ -271,7 +285,13 @@ def test_a_key_of_ones_own_encrypts_the_images_and_whoever_touches_them_may_use_
     assert condition == "OwnKeyEncrypts"
     assert own["ServerSideEncryptionByDefault"]["KMSMasterKeyID"] == {"Ref": "EncryptionKeyArn"}
     assert others["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
-    touch = {role for role, statement in statements(template) if "ImageBucket" in json.dumps(statement["Resource"])}
+    buckets = template.of_type("AWS::S3::Bucket")
+    assert all(bucket["BucketEncryption"] == buckets["ImageBucket"]["BucketEncryption"] for bucket in buckets.values())
+    touch = {
+        role
+        for role, statement in statements(template)
+        if any(bucket in json.dumps(statement["Resource"]) for bucket in buckets)
+    }
     policy = template.of_type("AWS::IAM::Policy")["UseOfEncryptionKey"]
     assert {role["Ref"] for role in policy["Roles"]} == touch
     (statement,) = policy["PolicyDocument"]["Statement"]

@@ -15,7 +15,8 @@ from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
 from moto.server import ThreadedMotoServer
 
-from imagegen.aws.s3 import S3ImageStore, bucket_url
+from imagegen.aws.bucket import bucket_url
+from imagegen.aws.s3 import S3ImageStore
 from imagegen.aws.ssm import SsmParameters
 from imagegen.deadline import Deadline
 from imagegen.errors import (

@@ -278,8 +278,8 @@ def test_what_is_not_there_is_none(records: GenerationStore) -> None:
 
 def test_an_id_is_given_once(records: GenerationStore) -> None:
     generation = created(records)
-    with pytest.raises(RecordsUnavailableError):
-        records.create(msgspec.structs.replace(generation, caller="bob"), "other")
+    with pytest.raises(MarkerTakenError):
+        records.create(msgspec.structs.replace(new(), id=generation.id), "other")
     assert records.get(generation.id) == generation
 
 
@@ -689,7 +689,7 @@ def test_what_is_buried_is_gone_and_stays_gone(records: GenerationStore, state: 
     generation = state(records)
     records.bury(generation, now=NOW)
     assert records.get(generation.id) is None
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(MarkerTakenError):
         records.create(generation, "body")
     assert records.get(generation.id) is None
     assert records.newest("alice", 10) == []
@@ -699,7 +699,7 @@ def test_what_is_void_was_never_written_and_never_will_be(records: GenerationSto
     generation = new()
     for _ in range(2):
         assert records.void(generation.id, now=NOW) is True
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(MarkerTakenError):
         records.create(generation, "body")
     assert records.get(generation.id) is None
     assert records.tombstone(generation.id) is None

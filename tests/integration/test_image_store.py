@@ -17,7 +17,8 @@ import pytest
 from botocore.credentials import ReadOnlyCredentials
 from moto.server import ThreadedMotoServer
 
-from imagegen.aws.s3 import S3ImageStore, bucket_url
+from imagegen.aws.bucket import bucket_url
+from imagegen.aws.s3 import S3ImageStore
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     ImageDownloadInterruptedError,

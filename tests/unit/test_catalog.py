@@ -20,6 +20,7 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         "GENERATION_QUEUE_URL": "http://127.0.0.1:9/generations",
         "GENERATION_TABLE": "generations",
         "IMAGE_BUCKET": "images",
+        "INTAKE_QUEUE_URL": "https://sqs.example/intake",
         "LEASE_SECONDS": "60",
         "LINK_SECONDS": "3600",
         "MAX_IMAGE_BYTES": "26214400",

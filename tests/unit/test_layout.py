@@ -23,7 +23,16 @@ FUNCTIONS = modules_under("functions", ROOT)
 
 PLAIN = {
     f"imagegen.{name}"
-    for name in ("errors", "images", "generations", "catalog", "deadline", "image_format", "web_address")
+    for name in (
+        "errors",
+        "images",
+        "generations",
+        "batches",
+        "catalog",
+        "deadline",
+        "image_format",
+        "web_address",
+    )
 }
 PORTS = {"imagegen.ports"}
 SETTINGS = {"imagegen.settings"}
@@ -74,7 +83,9 @@ def test_the_rooms_that_these_rules_name_are_there() -> None:
     assert OURS.keys() >= PLAIN | PORTS | SETTINGS
     assert all(len(package(name)) > 1 for name in PACKAGES)
     verbs = ("allowance", "announce", "authorize", "generate", "manage", "reject", "submit", "wait", "work")
-    assert {f"imagegen.{name}" for name in (*verbs, "credentials", "failures", "silent_trace")} == USE_CASES
+    of_batches = ("carry_on", "file_lines", "manage_batch", "read_batch", "settle", "write_batch")
+    helpers = ("credentials", "failures", "heartbeat", "silent_trace")
+    assert {f"imagegen.{name}" for name in (*verbs, *of_batches, *helpers)} == USE_CASES
     assert {
         "functions.api.app",
         "functions.authorizer.app",
@@ -153,7 +164,8 @@ def test_bootstrap_knows_nothing_of_who_calls_it(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(package("bootstrap")))
 def test_bootstrap_wires_only_the_answers_of_the_wire(name: str) -> None:
     """Whoever works on a generation tells its end, and stores the answer that is too large to be given directly."""
-    assert ours_of(name) & package("openai_wire") <= {"imagegen.openai_wire.answers", "imagegen.openai_wire.events"}
+    answers = {f"imagegen.openai_wire.{name}" for name in ("answers", "batches", "events")}
+    assert ours_of(name) & package("openai_wire") <= answers
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))

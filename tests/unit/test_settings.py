@@ -21,6 +21,7 @@ WORKER = {
     "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
     "GENERATION_TABLE": "generations-123",
     "IMAGE_BUCKET": "images-123",
+    "INTAKE_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
     "LEASE_SECONDS": "45",
     "LINK_SECONDS": "3600",
     "MAX_IMAGE_BYTES": "26214400",
@@ -61,6 +62,7 @@ STORE = StoreSettings(
     generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
     generation_table="generations-123",
     image_bucket="images-123",
+    intake_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
     link_seconds=3600,
     record_days=90,
 )
@@ -112,6 +114,7 @@ def test_a_worker_reads_no_more_than_it_works_with() -> None:
 
 
 INTAKE = {
+    "AWS_REGION": "eu-central-1",
     "BASE_URL": "https://images.example/prod/",
     "CLIENTS_PATH": "/imagegen/clients",
     "EVENT_BUS": "images",
@@ -119,6 +122,7 @@ INTAKE = {
     "GENERATION_TABLE": "generations-123",
     "IMAGES_PER_CLIENT_PER_DAY": "200",
     "IMAGES_PER_DAY": "1000",
+    "INBOX_BUCKET": "inbox-123",
     "INTAKE_DEAD_LETTERS_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
     "INTAKE_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
     "LEASE_SECONDS": "45",
@@ -129,6 +133,7 @@ INTAKE = {
 
 def test_an_intake_reads_no_more_than_it_works_with() -> None:
     assert IntakeSettings.from_env(INTAKE) == IntakeSettings(
+        runtime=RUNTIME,
         base_url="https://images.example/prod",
         clients_path="/imagegen/clients",
         event_bus="images",
@@ -136,6 +141,7 @@ def test_an_intake_reads_no_more_than_it_works_with() -> None:
         generation_table="generations-123",
         images_per_client_per_day=200,
         images_per_day=1000,
+        inbox_bucket="inbox-123",
         intake_dead_letters_url="https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
         intake_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
         lease_seconds=45,

@@ -507,7 +507,7 @@ def test_where_no_record_was_written_none_ever_will_be_and_the_reservation_is_gi
         world.submit()
     (generation_id,) = world.messages
     late = admit(REQUEST, caller="alice", base_url="", now=NOW, markers=Markers())
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(MarkerTakenError):
         world.records.create(msgspec.structs.replace(late, id=generation_id), "body")
     assert (used(world), used(world, STACK)) == (0, 0)
 

@@ -58,6 +58,14 @@ class GenerationEndedError(NothingSpentError):
     """It has ended already, so it cannot be cancelled."""
 
 
+class UnknownBatchError(NothingSpentError):
+    """The caller has no such batch."""
+
+
+class BatchEndedError(NothingSpentError):
+    """All of its lines have ended already, so it cannot be cancelled."""
+
+
 class DeletionUnfinishedError(NothingSpentError):
     """The generation is gone, but some of its images could not be deleted yet."""
 

@@ -79,9 +79,14 @@ class Markers(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a generation that did not come by HTTP comes from: `custom_id` is its sender's own name for it."""
+    """Where a generation that did not come by HTTP comes from.
+
+    `custom_id` is its sender's own name for it; `line` is its number in the file that is the batch `batch_id`.
+    """
 
     custom_id: str | None = None
+    batch_id: str | None = None
+    line: int | None = None
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,11 +171,18 @@ class Tombstone(msgspec.Struct, frozen=True):
 
 
 def admit(
-    request: ImageRequest, *, caller: str, base_url: str, now: float, markers: Markers, origin: Origin = _BY_HTTP
+    request: ImageRequest,
+    *,
+    caller: str,
+    base_url: str,
+    now: float,
+    markers: Markers,
+    origin: Origin = _BY_HTTP,
+    generation_id: str | None = None,
 ) -> Generation:
-    """A new generation, with all its ids fixed before anything is spent."""
+    """A new generation, with all its ids fixed before anything is spent; its own may be given."""
     return Generation(
-        id=f"gen_{secrets.token_urlsafe(16)}",
+        id=generation_id or f"gen_{secrets.token_urlsafe(16)}",
         caller=caller,
         request=request,
         created_at=now,
@@ -215,4 +227,4 @@ class LostClaimError(Exception):
 
 
 class MarkerTakenError(Exception):
-    """Another request with the same Idempotency-Key was faster."""
+    """Another request with the same Idempotency-Key, or for the same generation, was faster."""

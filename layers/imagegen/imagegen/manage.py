@@ -4,17 +4,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+import msgspec
+
 from imagegen.allowance import nothing_was_sent, release
-from imagegen.announce import announce
+from imagegen.announce import Settle, announce
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     DeletionUnfinishedError,
+    GenerationCancelledError,
     GenerationEndedError,
     ImageStorageError,
     RecordsUnavailableError,
     UnknownGenerationError,
 )
-from imagegen.generations import Generation, Tombstone, fingerprint, is_generation_id
+from imagegen.failures import kept
+from imagegen.generations import Generation, Status, Tombstone, fingerprint, is_generation_id
 from imagegen.ports import AllowanceCounters, EventBus, GenerationQueue, GenerationStore, ImageStore
 
 UNFINISHED_SECONDS = 60.0  # by then whoever deletes has finished, or has died
@@ -35,27 +39,30 @@ def cancel(
     counters: AllowanceCounters,
     bus: EventBus,
     now: Callable[[], float],
+    settle: Settle = lambda _: None,
 ) -> Generation:
     """No upstream call begins after it; what is stored stays. Raises UnknownGenerationError, GenerationEndedError."""
-    cancelled = _cancelled(see(generation_id, caller, records), records, counters, bus, now)
+    cancelled = stop(see(generation_id, caller, records), records, counters, bus, now, settle)
     if cancelled is None:
         raise GenerationEndedError("This generation has ended already.", param="id")
     return cancelled
 
 
-def _cancelled(
+def stop(
     generation: Generation,
     records: GenerationStore,
     counters: AllowanceCounters,
     bus: EventBus,
     now: Callable[[], float],
+    settle: Settle,
 ) -> Generation | None:
+    """Cancels a generation, and gives it as it is then; None where it has ended."""
     cancelled = None if generation.ended else records.cancel(generation.id, now=now())
     if cancelled:
         if nothing_was_sent(cancelled):
             release(cancelled, records, counters)
         with suppress(RecordsUnavailableError):  # the message behind the record will have it told
-            announce(cancelled, records, bus)
+            announce(cancelled, records, bus, settle)
     return cancelled
 
 
@@ -69,6 +76,7 @@ def delete(
     images: ImageStore,
     now: Callable[[], float],
     deadline: Deadline,
+    settle: Settle = lambda _: None,
 ) -> None:
     """The tombstone first, so that nobody stores anything after it; then the images.
 
@@ -83,9 +91,10 @@ def delete(
             raise
     else:
         queue.send(generation_id, delay=UNFINISHED_SECONDS)
-        if _cancelled(generation, records, counters, bus, now) is None:
+        if stop(generation, records, counters, bus, now, settle) is None:
             with suppress(RecordsUnavailableError):  # whoever ended it may have died before it was told
-                announce(generation, records, bus)
+                announce(generation, records, bus, settle)
+        settle(_as_deleted(generation))  # while whoever dies here is followed by one who finds the record
         tombstone = records.bury(generation, now=now())
         records.release(generation, fingerprint(generation.request))
     try:
@@ -93,6 +102,11 @@ def delete(
     except ImageStorageError as error:
         message = "The generation is deleted, but not all of its images yet. They will be; ask again to make sure."
         raise DeletionUnfinishedError(message, param="id") from error
+
+
+def _as_deleted(generation: Generation) -> Generation:
+    failure = kept(GenerationCancelledError("The generation was deleted."))
+    return msgspec.structs.replace(generation, status=Status.CANCELLED, failure=failure)
 
 
 def finish_deletion(tombstone: Tombstone, records: GenerationStore, images: ImageStore, deadline: Deadline) -> None:

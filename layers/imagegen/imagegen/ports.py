@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from imagegen.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.deadline import Deadline
 from imagegen.generations import Call, Failure, Generation, Rejection, Status, StoredImage, Tombstone
 from imagegen.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
@@ -90,7 +91,7 @@ class GenerationStore(Protocol):
     def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
         """Writes the record together with its markers.
 
-        Raises MarkerTakenError where its Idempotency-Key is taken by another generation than `replacing`.
+        Raises MarkerTakenError where its Idempotency-Key is taken by another generation than `replacing`, or its id is.
         """
         ...
 
@@ -193,6 +194,113 @@ class GenerationQueue(Protocol):
 
     def hold(self, receipt: str, seconds: float) -> None:
         """Keeps a received message from being received again for that long."""
+        ...
+
+
+class BatchStore(Protocol):
+    """The records of batches. A change that the record's state does not allow raises LostClaimError.
+
+    Where the store cannot be asked or does not answer, every method raises RecordsUnavailableError.
+    """
+
+    def create(self, batch: Batch) -> Batch:
+        """Writes the record unless there is one of that id already; gives the one that is there."""
+        ...
+
+    def get(self, batch_id: str) -> Batch | None: ...
+
+    def newest(self, caller: str, limit: int, *, after: str | None = None) -> Sequence[Batch]:
+        """The caller's own, newest first, those behind the id `after`."""
+        ...
+
+    def claim(self, batch_id: str, owner: str, *, now: float, lease_until: float) -> Batch | None:
+        """Takes a batch that has not ended and nobody is at work on, and gives it; None where it is not to be had."""
+        ...
+
+    def renew(self, batch_id: str, owner: str, lease_until: float) -> None: ...
+
+    def let_go(self, batch_id: str, owner: str) -> None:
+        """Ends a claim before its lease does, and is content where it is no more."""
+        ...
+
+    def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch: ...
+
+    def save_total(self, batch_id: str, owner: str, total: int) -> Batch:
+        """Notes how many lines there are, unless that is known already."""
+        ...
+
+    def begin_cancelling(self, batch_id: str, *, now: float) -> Batch | None:
+        """Asks whoever works on it to stop, and gives it; None where all of its lines have ended."""
+        ...
+
+    def begin_finalizing(self, batch_id: str, owner: str, *, now: float) -> Batch: ...
+
+    def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
+        """Ends it as completed, or as cancelled where that was asked for, and gives it as it is then."""
+        ...
+
+    def mark_announced(self, batch_id: str) -> None: ...
+
+
+class BatchLines(Protocol):
+    """The lines of batches, of which each either is pending or has ended. Raises RecordsUnavailableError."""
+
+    def begin(self, batch_id: str, line: int, custom_id: str) -> None:
+        """Notes that a line is pending."""
+        ...
+
+    def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
+        """Notes what became of a line, which is pending no longer."""
+        ...
+
+    def forget_pending(self, batch_id: str, line: int) -> None:
+        """A line that has ended is pending no longer."""
+        ...
+
+    def pending(self, batch_id: str) -> Iterator[tuple[int, str]]:
+        """The lines that are pending now, each with its custom_id."""
+        ...
+
+    def any_pending(self, batch_id: str) -> bool: ...
+
+    def ended_among(self, batch_id: str, first: int, last: int) -> frozenset[int]:
+        """Which lines from `first` to `last` have ended."""
+        ...
+
+    def ended(self, batch_id: str) -> Iterator[EndedLine]:
+        """All lines that have ended, in the order of the file."""
+        ...
+
+    def counts(self, batch_id: str) -> Counts:
+        """How many lines have ended so far."""
+        ...
+
+
+class BatchQueue(Protocol):
+    def send(self, batch_id: str) -> None:
+        """Has the intake look at the batch. Raises RecordsUnavailableError."""
+        ...
+
+    def hold(self, receipt: str, seconds: float) -> None:
+        """Keeps a received message from being received again for that long."""
+        ...
+
+
+class Inbox(Protocol):
+    def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
+        """So many bytes of a file, all of them. Raises ImageStorageError."""
+        ...
+
+
+class Outbox(Protocol):
+    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
+        """Stores a file of `length` bytes. Raises ImageStorageError."""
+        ...
+
+
+class BatchBus(Protocol):
+    def batch_ended(self, batch: Batch) -> None:
+        """Tells how a batch ended; it may be told more than once. Raises RecordsUnavailableError."""
         ...
 
 

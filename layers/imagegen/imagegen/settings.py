@@ -30,6 +30,7 @@ class StoreSettings:
     generation_queue_url: str
     generation_table: str
     image_bucket: str
+    intake_queue_url: str
     link_seconds: int
     record_days: int
 
@@ -103,6 +104,7 @@ class WorkerSettings:
 class IntakeSettings:
     """`base_url` is the one that clients reach the API by, for absolute links: an event does not come to any."""
 
+    runtime: RuntimeSettings
     base_url: str
     clients_path: str
     event_bus: str
@@ -110,6 +112,7 @@ class IntakeSettings:
     generation_table: str
     images_per_client_per_day: int
     images_per_day: int
+    inbox_bucket: str
     intake_dead_letters_url: str
     intake_queue_url: str
     lease_seconds: int
@@ -121,6 +124,7 @@ class IntakeSettings:
         read = _Reader(environ)
         return read.checked(
             lambda: cls(
+                runtime=_runtime(read),
                 base_url=read("BASE_URL", _http_url),
                 clients_path=read("CLIENTS_PATH", _path),
                 event_bus=read("EVENT_BUS", _text),
@@ -128,6 +132,7 @@ class IntakeSettings:
                 generation_table=read("GENERATION_TABLE", _text),
                 images_per_client_per_day=read("IMAGES_PER_CLIENT_PER_DAY", _integer(0, 1_000_000_000)),
                 images_per_day=read("IMAGES_PER_DAY", _integer(0, 1_000_000_000)),
+                inbox_bucket=read("INBOX_BUCKET", _text),
                 intake_dead_letters_url=read("INTAKE_DEAD_LETTERS_URL", _text),
                 intake_queue_url=read("INTAKE_QUEUE_URL", _text),
                 lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
@@ -197,6 +202,7 @@ def _store(read: _Reader) -> StoreSettings:
         generation_queue_url=read("GENERATION_QUEUE_URL", _text),
         generation_table=read("GENERATION_TABLE", _text),
         image_bucket=read("IMAGE_BUCKET", _text),
+        intake_queue_url=read("INTAKE_QUEUE_URL", _text),
         link_seconds=read("LINK_SECONDS", _integer(60, 604_800)),
         record_days=read("RECORD_DAYS", _integer(1, 36_500)),
     )

@@ -78,28 +78,41 @@ def submit(
     work_here: bool,
     images_per_day: int | None = None,
     origin: Origin | None = None,
+    generation_id: str | None = None,
 ) -> Submitted:
     """The generation for a request: the one that it repeats, or a new one with a message behind it.
 
     With `work_here` a new one comes claimed, and its message waits until the lease is gone. `images_per_day` is the
-    caller's own allowance. Raises IdempotencyKeyReusedError, AllowanceSpentError, RecordsUnavailableError.
+    caller's own allowance. `generation_id` is what the generation is to be called: if it is there, it is attached to.
+    Raises IdempotencyKeyReusedError, AllowanceSpentError, RecordsUnavailableError.
     """
     body = fingerprint(request)
     spent: AllowanceSpentError | None = None
     for race in range(_RACES):
         holder = desk.records.key_holder(caller, attempt.idempotency_key) if attempt.idempotency_key else None
-        generation = _attached(holder, attempt, body, desk, caller)
+        if generation_id:
+            generation = desk.records.get(generation_id)
+        else:
+            generation = _attached(holder, attempt, body, desk, caller)
         if generation is not None:
             return Submitted(generation, attached=True)
         now = desk.now()
         # A request with a key is found by its key alone: a retry without one is another client's.
         markers = Markers(attempt.idempotency_key, None if attempt.idempotency_key else attempt.retry)
         generation = admit(
-            request, caller=caller, base_url=base_url, now=now, markers=markers, origin=origin or Origin()
+            request,
+            caller=caller,
+            base_url=base_url,
+            now=now,
+            markers=markers,
+            origin=origin or Origin(),
+            generation_id=generation_id,
         )
         try:
             standing = desk.allowance.reserve(caller, request.n, now=now, own=images_per_day)
-            return _begun(generation, body, desk, holder, standing, work_here=work_here)
+            return _begun(
+                generation, body, desk, holder, standing, work_here=work_here, comes_again=generation_id is not None
+            )
         except MarkerTakenError:
             spent = None
         except AllowanceSpentError as error:
@@ -147,8 +160,12 @@ def _begun(
     standing: Standing,
     *,
     work_here: bool,
+    comes_again: bool,
 ) -> Submitted:
-    """Gives the reservation back wherever there certainly is no record, and none will be."""
+    """Gives the reservation back wherever there certainly is no record, and none will be.
+
+    With `comes_again` the request will be made again until its generation is there, so its id is never made void.
+    """
     now = generation.created_at
     owner = new_owner() if work_here else None
     if owner:
@@ -170,6 +187,8 @@ def _begun(
         _give_back(generation, desk)
         raise
     except RecordsUnavailableError:
+        if comes_again:
+            raise
         if desk.records.void(generation.id, now=now):
             _give_back(generation, desk)
             raise

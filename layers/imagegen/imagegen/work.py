@@ -1,19 +1,18 @@
 """Works on a generation until its record has ended."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from imagegen.allowance import nothing_was_sent, release
-from imagegen.announce import announce
+from imagegen.announce import Settle, announce
 from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
 from imagegen.errors import AbandonedError, ImagegenError, NothingSpentError, RecordsUnavailableError
 from imagegen.failures import kept
 from imagegen.generate import Tools, generate, tried
 from imagegen.generations import Generation, LostClaimError, Status, fingerprint, new_owner
+from imagegen.heartbeat import heartbeat
 from imagegen.manage import delete_images, finish_deletion
 from imagegen.ports import (
     AllowanceCounters,
@@ -26,7 +25,6 @@ from imagegen.ports import (
 )
 
 LEASE_SECONDS = 60.0  # a dead worker's generation is taken over after it
-HEARTBEATS_A_LEASE = 3
 # A message is sent before its record is written, so a young message may come first; an old one has lost its writer.
 ORPHAN_SECONDS = 180.0  # longer than the api function may run
 YOUNG_SECONDS = 15.0  # until then a young one comes again, fewer times than would make it a dead letter
@@ -51,6 +49,7 @@ class Workshop:
     now: Callable[[], float]
     repeat_unknown: bool = True
     lease: float = LEASE_SECONDS
+    settle: Settle = lambda _: None
 
 
 def work_on_message(
@@ -71,7 +70,7 @@ def work_on_message(
     if current is None:
         return _without_record(generation_id, workshop, deadline, age=now - sent_at)
     if current.ended:
-        announce(current, records, workshop.bus)  # whoever ended it may have died before
+        announce(current, records, workshop.bus, workshop.settle)  # whoever ended it may have died before
         return None
     return max(1.0, current.lease_until - now)
 
@@ -97,13 +96,18 @@ def work(
     Raises RecordsUnavailableError, and whatever else is a fault of ours: the generation then waits for the lease to go.
     """
     ended: Generation | None
-    with _heartbeat(generation.id, owner, workshop, hold):
+
+    def beat() -> None:
+        workshop.records.renew(generation.id, owner, workshop.now() + workshop.lease)
+        hold(workshop.lease)
+
+    with heartbeat(workshop.lease, beat):
         try:
             ended = _work(generation, owner, workshop, deadline)
         except LostClaimError:
             ended = _clean_up(generation, workshop, deadline)
     if ended:
-        announce(ended, workshop.records, workshop.bus)
+        announce(ended, workshop.records, workshop.bus, workshop.settle)
 
 
 def _work(generation: Generation, owner: str, workshop: Workshop, deadline: Deadline) -> Generation:
@@ -154,30 +158,6 @@ def _clean_up(generation: Generation, workshop: Workshop, deadline: Deadline) ->
     return current
 
 
-@contextmanager
-def _heartbeat(generation_id: str, owner: str, workshop: Workshop, hold: Callable[[float], None]) -> Iterator[None]:
-    """Renews the lease, and the hold on the message with it, for as long as the block runs."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(workshop.lease / HEARTBEATS_A_LEASE):
-            try:
-                workshop.records.renew(generation_id, owner, workshop.now() + workshop.lease)
-                hold(workshop.lease)
-            except LostClaimError:
-                return
-            except Exception:  # noqa: BLE001, S110  # the next beat tries again; two may be missed
-                pass
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def give_up(generation_id: str, workshop: Workshop) -> float | None:
     """Fails a generation whose message went to the dead letters, unless somebody still works on it.
 
@@ -191,6 +171,6 @@ def give_up(generation_id: str, workshop: Workshop) -> float | None:
         release(current, workshop.records, workshop.counters)
     if current is None or current.ended:
         if current:
-            announce(current, workshop.records, workshop.bus)
+            announce(current, workshop.records, workshop.bus, workshop.settle)
         return None
     return max(1.0, current.lease_until - now)

@@ -105,14 +105,20 @@ class DynamoGenerations:
             client = self._client()
             try:
                 # The token makes a repeated request one transaction, so a client library's own retry is no conflict.
-                client.transact_write_items(TransactItems=puts, ClientRequestToken=generation.id)
+                # It is an image's id, since no two attempts have one in common, where a generation's may be given.
+                client.transact_write_items(TransactItems=puts, ClientRequestToken=generation.image_ids[0])
             except client.exceptions.TransactionCanceledException as cancelled:
-                if key is None:
-                    raise
                 codes = [reason.get("Code") for reason in cancelled.response.get("CancellationReasons", [])]
-                if codes[1:2] and codes[1] in ("ConditionalCheckFailed", "TransactionConflict"):
+                contended = codes[: 1 if key is None else 2]
+                if not {"ConditionalCheckFailed", "TransactionConflict"} & set(contended):
+                    raise
+                if not self._wrote(generation):
                     raise MarkerTakenError from None
-                raise
+
+    def _wrote(self, generation: Generation) -> bool:
+        """Whether the record that is there is this one: the write that was refused repeated one that succeeded."""
+        item = self._any_item(generation.id, _RECORD)
+        return item is not None and item.get("call_0") == {"S": _json(generation.calls[0])}
 
     def get(self, generation_id: str) -> Generation | None:
         item = self._item(generation_id, _RECORD)

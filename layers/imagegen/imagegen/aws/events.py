@@ -1,4 +1,4 @@
-"""The EventBridge bus on which we tell what became of generations."""
+"""The EventBridge bus on which we tell what became of generations and batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from types_boto3_events import EventBridgeClient
 
+    from imagegen.batches import Batch
     from imagegen.generations import Generation, Rejection
 
 SOURCE = "imagegen"
@@ -19,27 +20,10 @@ SOURCE = "imagegen"
 Described = tuple[str, dict[str, Any]]  # detail-type and detail
 
 
-class EventBridgeBus:
-    """Implements `ports.EventBus`. `ended` and `rejected` write the events."""
-
-    def __init__(
-        self,
-        client: Callable[[], EventBridgeClient],
-        bus: str,
-        *,
-        ended: Callable[[Generation], Described],
-        rejected: Callable[[Rejection], Described],
-    ) -> None:
+class _Bus:
+    def __init__(self, client: Callable[[], EventBridgeClient], bus: str) -> None:
         self._client = client
         self._bus = bus
-        self._ended = ended
-        self._rejected = rejected
-
-    def generation_ended(self, generation: Generation) -> None:
-        self._put(*self._ended(generation))
-
-    def request_rejected(self, rejection: Rejection) -> None:
-        self._put(*self._rejected(rejection))
 
     def _put(self, detail_type: str, detail: dict[str, Any]) -> None:
         entry: Any = {
@@ -54,6 +38,41 @@ class EventBridgeBus:
             raise _unavailable() from error
         if answer["FailedEntryCount"]:
             raise _unavailable()
+
+
+class EventBridgeBus(_Bus):
+    """Implements `ports.EventBus`. `ended` and `rejected` write the events."""
+
+    def __init__(
+        self,
+        client: Callable[[], EventBridgeClient],
+        bus: str,
+        *,
+        ended: Callable[[Generation], Described],
+        rejected: Callable[[Rejection], Described],
+    ) -> None:
+        super().__init__(client, bus)
+        self._ended = ended
+        self._rejected = rejected
+
+    def generation_ended(self, generation: Generation) -> None:
+        self._put(*self._ended(generation))
+
+    def request_rejected(self, rejection: Rejection) -> None:
+        self._put(*self._rejected(rejection))
+
+
+class EventBridgeBatchBus(_Bus):
+    """Implements `ports.BatchBus`. `ended` writes the event."""
+
+    def __init__(
+        self, client: Callable[[], EventBridgeClient], bus: str, *, ended: Callable[[Batch], Described]
+    ) -> None:
+        super().__init__(client, bus)
+        self._ended = ended
+
+    def batch_ended(self, batch: Batch) -> None:
+        self._put(*self._ended(batch))
 
 
 def _unavailable() -> RecordsUnavailableError:

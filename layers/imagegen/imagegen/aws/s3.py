@@ -1,20 +1,14 @@
-"""Images in S3, stored and handed out through presigned URLs.
-
-A presigned PUT driven by urllib3 streams an upstream's body straight into S3. It costs neither the hashing of the body
-nor botocore's request path, which together are most of what `put_object` costs, and presigning needs no S3 client.
-"""
+"""Images in S3, stored and handed out through presigned URLs."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from urllib.parse import quote, urlsplit
 
 import urllib3
-from botocore.auth import S3SigV4QueryAuth
-from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials
 from urllib3.exceptions import HTTPError
 
+from imagegen.aws.bucket import S3Bucket
 from imagegen.deadline import Deadline
 from imagegen.errors import ImageStorageError, ImageStorageInterruptedError, MoneySpentError
 from imagegen.generations import StoredImage
@@ -22,7 +16,6 @@ from imagegen.images import ImageBody, SignedUrl
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
 
-_CALL_SECONDS = 60.0
 _STORED_ALREADY = 412
 _WORTH_ANOTHER_TRY = {408, 409, 429}  # 409: another create-only write of the same key is under way
 _NOT_STORED = "An image was made but could not be stored."
@@ -45,10 +38,7 @@ class S3ImageStore:
         credentials: Callable[[], Credentials | ReadOnlyCredentials],
         link_seconds: int,
     ) -> None:
-        self._pool = pool
-        self._bucket_url = bucket_url
-        self._region = region
-        self._credentials = credentials
+        self._bucket = S3Bucket(pool, url=bucket_url, region=region, credentials=credentials)
         self._link_seconds = link_seconds
 
     def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
@@ -100,13 +90,8 @@ class S3ImageStore:
     ) -> bool:
         """False where the condition did not hold."""
         headers = {"Content-Type": media_type, "Content-Length": str(length), **condition}
-        url = self._presigned("PUT", key, int(_CALL_SECONDS), headers)
         try:
-            response = self._pool.request(
-                "PUT", urlsplit(url), deadline.sooner(_CALL_SECONDS), body=blocks, headers=headers
-            )
-            status = response.status
-            response.drain_conn()
+            status = self._bucket.put(key, blocks, headers, deadline)
         except MoneySpentError:  # from the blocks
             raise
         except (HTTPError, OSError):
@@ -124,20 +109,14 @@ class S3ImageStore:
             response.drain_conn()
 
     def _ask(self, method: str, key: str, deadline: Deadline) -> urllib3.BaseHTTPResponse:
-        url = self._presigned(method, key, int(_CALL_SECONDS), {})
         try:
-            return self._pool.request(method, urlsplit(url), deadline.sooner(_CALL_SECONDS), headers={})
+            return self._bucket.ask(method, key, deadline)
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_READ) from None
 
     def _signed(self, key: str) -> SignedUrl:
         now = int(time.time())
-        return SignedUrl(self._presigned("GET", key, self._link_seconds, {}), now + self._link_seconds)
-
-    def _presigned(self, method: str, key: str, seconds: int, headers: Mapping[str, str]) -> str:
-        request = AWSRequest(method=method, url=f"{self._bucket_url}/{quote(key)}", headers=dict(headers))
-        S3SigV4QueryAuth(self._credentials(), "s3", self._region, expires=seconds).add_auth(request)
-        return str(request.url)
+        return SignedUrl(self._bucket.presigned("GET", key, self._link_seconds, {}), now + self._link_seconds)
 
 
 def _image_key(image_id: str) -> str:
@@ -159,11 +138,3 @@ def _blocks(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> Iterator[
         if not block:
             return
         yield block
-
-
-def bucket_url(bucket: str, region: str, endpoint_url: str | None) -> str:
-    """Where a bucket answers: at its own name, or by path under an endpoint that stands in for AWS."""
-    if endpoint_url:
-        return f"{endpoint_url.rstrip('/')}/{bucket}"
-    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"https://{bucket}.s3.{region}.{suffix}"

@@ -1,4 +1,4 @@
-"""The queue behind every generation."""
+"""The queues: behind every generation, before the intake, and aside for people."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ class SqsDeadLetters:
             raise RecordsUnavailableError("The queue of this service could not be reached just now.") from error
 
 
-class SqsGenerations:
-    """Implements `ports.GenerationQueue`. A message is `{"generation_id": …}`."""
+class _SqsQueue:
+    """Messages that hold an id and nothing else, under the name `field`."""
 
-    def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
+    def __init__(self, client: Callable[[], SQSClient], queue_url: str, field: str) -> None:
         self._client = client
         self._queue_url = queue_url
+        self._field = field
 
-    def send(self, generation_id: str, *, delay: float = 0) -> None:
+    def _send(self, value: str, delay: float) -> None:
         try:
             self._client().send_message(
                 QueueUrl=self._queue_url,
-                MessageBody=json.dumps({"generation_id": generation_id}),
+                MessageBody=json.dumps({self._field: value}),
                 DelaySeconds=round(delay),
             )
         except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
@@ -52,3 +53,23 @@ class SqsGenerations:
         self._client().change_message_visibility(
             QueueUrl=self._queue_url, ReceiptHandle=receipt, VisibilityTimeout=round(seconds)
         )
+
+
+class SqsGenerations(_SqsQueue):
+    """Implements `ports.GenerationQueue`. A message is `{"generation_id": …}`."""
+
+    def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
+        super().__init__(client, queue_url, "generation_id")
+
+    def send(self, generation_id: str, *, delay: float = 0) -> None:
+        self._send(generation_id, delay)
+
+
+class SqsBatches(_SqsQueue):
+    """Implements `ports.BatchQueue`. A message is `{"batch_id": …}`."""
+
+    def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
+        super().__init__(client, queue_url, "batch_id")
+
+    def send(self, batch_id: str) -> None:
+        self._send(batch_id, 0)

@@ -7,8 +7,9 @@ from functools import cache
 from imagegen.allowance import Allowance
 from imagegen.aws.waiters import DynamoWaiters
 from imagegen.bootstrap import sdk
-from imagegen.bootstrap.workshop import workshop
+from imagegen.bootstrap.workshop import ledger, workshop
 from imagegen.settings import ApiSettings, SettingsError
+from imagegen.settle import Ledger
 from imagegen.submit import Desk
 from imagegen.work import Workshop
 
@@ -19,6 +20,7 @@ class Api:
     desk: Desk
     workshop: Workshop
     waiters: DynamoWaiters
+    ledger: Ledger
 
 
 @cache
@@ -36,6 +38,7 @@ def api() -> Api:
             lease=shop.lease,
         ),
         workshop=shop,
+        ledger=ledger(settings.store.generation_table, settings.store.intake_queue_url, settings.store.record_days),
         waiters=DynamoWaiters(sdk.dynamodb, settings.store.generation_table, most=settings.most_waiters),
     )
 

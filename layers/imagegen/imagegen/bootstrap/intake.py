@@ -2,52 +2,93 @@
 
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from imagegen.allowance import Allowance
+from imagegen.authorize import own_images_per_day
 from imagegen.aws.allowance import DynamoAllowanceCounters
+from imagegen.aws.bucket import S3Bucket, bucket_url
 from imagegen.aws.dynamodb import DynamoGenerations
+from imagegen.aws.events import EventBridgeBatchBus
+from imagegen.aws.inbox import S3Inbox, S3Outbox
 from imagegen.aws.sqs import SqsDeadLetters, SqsGenerations
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
-from imagegen.bootstrap.workshop import event_bus
-from imagegen.ports import DeadLetters, EventBus, GenerationQueue, Parameters
+from imagegen.bootstrap.workshop import event_bus, ledger
+from imagegen.carry_on import BatchShop
+from imagegen.openai_wire.batches import batch_event, read_batch_line, refused_line
+from imagegen.outbound.pool import HttpPool
+from imagegen.ports import BatchQueue, DeadLetters, EventBus, Inbox
+from imagegen.read_batch import CHUNK_THREADS, Reader
 from imagegen.settings import IntakeSettings
 from imagegen.submit import Desk
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """`messages` is the intake's own queue."""
+    """`messages` is the intake's own queue. `own_images_per_day` is a client's own allowance."""
 
     settings: IntakeSettings
-    clients: Parameters
     desk: Desk
     bus: EventBus
     dead_letters: DeadLetters
-    messages: GenerationQueue
+    messages: BatchQueue
+    inbox: Inbox
+    batches: BatchShop
+    own_images_per_day: Callable[[str], int | None]
 
 
 @cache
 def intake() -> Intake:
     """Raises SettingsError where the environment lacks something."""
     settings = IntakeSettings.from_env(os.environ)
-    counters = DynamoAllowanceCounters(sdk.dynamodb, sdk.dynamodb_single_try, settings.generation_table)
+    table = settings.generation_table
+    counters = DynamoAllowanceCounters(sdk.dynamodb, sdk.dynamodb_single_try, table)
+    clients = SsmParameters(sdk.ssm, cache_seconds=CLIENT_CACHE_SECONDS)
+    own = partial(own_images_per_day, clients=clients, path=settings.clients_path)
+    desk = Desk(
+        records=DynamoGenerations(sdk.dynamodb, table, retention_seconds=settings.record_days * 24 * 3600),
+        queue=SqsGenerations(sdk.sqs, settings.generation_queue_url),
+        allowance=Allowance(counters, settings.images_per_client_per_day, settings.images_per_day),
+        now=time.time,
+        lease=settings.lease_seconds,
+    )
+    bucket = S3Bucket(
+        HttpPool(),
+        url=bucket_url(settings.inbox_bucket, settings.runtime.region, settings.runtime.s3_endpoint_url),
+        region=settings.runtime.region,
+        credentials=sdk.credentials,
+    )
+    inbox = S3Inbox(bucket)
+    books = ledger(table, settings.intake_queue_url, settings.record_days)
+    reader = Reader(
+        desk=desk,
+        ledger=books,
+        inbox=inbox,
+        pool=ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="line"),
+        base_url=settings.base_url,
+        read_line=partial(read_batch_line, prompt_cap=settings.prompt_max_characters),
+        refusal=refused_line,
+        own_images_per_day=own,
+    )
+    bus = event_bus(settings.event_bus)
     return Intake(
         settings=settings,
-        clients=SsmParameters(sdk.ssm, cache_seconds=CLIENT_CACHE_SECONDS),
-        desk=Desk(
-            records=DynamoGenerations(
-                sdk.dynamodb, settings.generation_table, retention_seconds=settings.record_days * 24 * 3600
-            ),
-            queue=SqsGenerations(sdk.sqs, settings.generation_queue_url),
-            allowance=Allowance(counters, settings.images_per_client_per_day, settings.images_per_day),
-            now=time.time,
-            lease=settings.lease_seconds,
-        ),
-        bus=event_bus(settings.event_bus),
+        desk=desk,
+        bus=bus,
         dead_letters=SqsDeadLetters(sdk.sqs, settings.intake_dead_letters_url),
-        messages=SqsGenerations(sdk.sqs, settings.intake_queue_url),
+        messages=books.messages,
+        inbox=inbox,
+        batches=BatchShop(
+            reader=reader,
+            counters=counters,
+            bus=bus,
+            batch_bus=EventBridgeBatchBus(sdk.events, settings.event_bus, ended=batch_event),
+            outbox=S3Outbox(bucket),
+        ),
+        own_images_per_day=own,
     )

@@ -5,22 +5,26 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from imagegen.aws.allowance import DynamoAllowanceCounters
+from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
+from imagegen.aws.bucket import bucket_url
 from imagegen.aws.dynamodb import DynamoGenerations
 from imagegen.aws.events import EventBridgeBus
-from imagegen.aws.s3 import S3ImageStore, bucket_url
-from imagegen.aws.sqs import SqsGenerations
+from imagegen.aws.s3 import S3ImageStore
+from imagegen.aws.sqs import SqsBatches, SqsGenerations
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.catalog import MAX_IMAGES
 from imagegen.deadline import Deadline
 from imagegen.generations import Generation
 from imagegen.openai_wire.answers import MAX_ANSWER_BYTES, base64_bytes, streamed_images_answer
+from imagegen.openai_wire.batches import outcome_line
 from imagegen.openai_wire.events import generation_event, rejection_event
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai_compatible import OpenAICompatibleProvider
 from imagegen.settings import RuntimeSettings, StoreSettings, UpstreamSettings
+from imagegen.settle import Ledger
 from imagegen.work import Workshop
 
 SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read anew at once
@@ -29,6 +33,16 @@ _ANSWER_SECONDS = 60.0
 
 def event_bus(name: str) -> EventBridgeBus:
     return EventBridgeBus(sdk.events, name, ended=generation_event, rejected=rejection_event)
+
+
+def ledger(table: str, intake_queue_url: str, record_days: int) -> Ledger:
+    retention_seconds = record_days * 24 * 3600
+    return Ledger(
+        batches=DynamoBatches(sdk.dynamodb, table, retention_seconds=retention_seconds),
+        lines=DynamoBatchLines(sdk.dynamodb, table, retention_seconds=retention_seconds),
+        messages=SqsBatches(sdk.sqs, intake_queue_url),
+        outcome=outcome_line,
+    )
 
 
 def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamSettings) -> Workshop:
@@ -70,4 +84,5 @@ def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamS
         now=time.time,
         repeat_unknown=upstream.repeat_unknown_calls,
         lease=upstream.lease_seconds,
+        settle=ledger(store.generation_table, store.intake_queue_url, store.record_days).settle,
     )

@@ -34,6 +34,11 @@ def images_answer(generation: Generation, images: ImageStore, deadline: Deadline
     return _answer(generation, with_content if wanted == "b64_json" else lambda image_id: _url(image_id, images))
 
 
+def links_answer(generation: Generation) -> dict[str, Any]:
+    """The same with nothing of an image but its durable link."""
+    return _answer(generation, lambda _: {})
+
+
 def base64_bytes(generation: Generation) -> int:
     """What the images of a completed generation weigh as base64."""
     return sum(4 * ((image.length + 2) // 3) for image in generation.stored.values())

@@ -42,6 +42,8 @@ ROWS: dict[type[BaseException], Row] = {
     errors.UnknownImageError: Row(404, "invalid_request_error", "image_not_found"),
     errors.UnknownGenerationError: Row(404, "invalid_request_error", "generation_not_found"),
     errors.GenerationEndedError: Row(409, "invalid_request_error", "generation_ended", should_retry=False),
+    errors.UnknownBatchError: Row(404, "invalid_request_error", "batch_not_found"),
+    errors.BatchEndedError: Row(409, "invalid_request_error", "batch_ended", should_retry=False),
     errors.DeletionUnfinishedError: Row(503, "server_error", "deletion_unfinished"),
     errors.IdempotencyKeyReusedError: Row(422, "invalid_request_error", "idempotency_key_reused"),
     errors.AllowanceSpentError: Row(429, "insufficient_quota", "insufficient_quota", should_retry=False),

@@ -14,7 +14,7 @@ from imagegen.openai_wire.headers import read_idempotency_key
 from imagegen.openai_wire.requests import read_image_fields
 
 DEFAULT_CLIENT = "events"
-_MOST_CUSTOM_ID = 256  # characters
+MOST_CUSTOM_ID = 256  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class RequestEvent:
             raise _invalid("client", "1 to 32 of a-z, 0-9 and -, beginning with a letter or a digit")
         custom_id = own.pop("custom_id", None)
         if custom_id is not None and self.custom_id is None:
-            raise _invalid("custom_id", f"a text of 1 to {_MOST_CUSTOM_ID} characters")
+            raise _invalid("custom_id", f"a text of 1 to {MOST_CUSTOM_ID} characters")
         key = own.pop("idempotency_key", None)
         if key is not None and not isinstance(key, str):
             raise _invalid("idempotency_key", "a text")
@@ -72,7 +72,7 @@ def read_event(body: str) -> RequestEvent:
     return RequestEvent(
         event_id=event_id,
         client=client if isinstance(client, str) and is_client_name(client) else None,
-        custom_id=custom_id if isinstance(custom_id, str) and 1 <= len(custom_id) <= _MOST_CUSTOM_ID else None,
+        custom_id=custom_id if isinstance(custom_id, str) and 1 <= len(custom_id) <= MOST_CUSTOM_ID else None,
         fields=detail,
     )
 

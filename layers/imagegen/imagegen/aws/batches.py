@@ -1,0 +1,322 @@
+"""Batches and their lines, in the table of the generations.
+
+| pk | sk | |
+|---|---|---|
+| `<batch id>` | `batch` | the record; in the index `by-caller` under `batches of <client>`, where no generation is |
+| `<batch id>#pending` | `<line>` | a line whose generation has not ended |
+| `<batch id>#ended` | `<line>` | what became of a line |
+
+Nothing is counted in one item, since hundreds of lines may end at once: counting is a query. A line that ended stands
+in one place whatever became of it, so none is counted twice.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
+from imagegen.errors import RecordsUnavailableError
+from imagegen.generations import LostClaimError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from types_boto3_dynamodb import DynamoDBClient
+
+_RECORD = "batch"
+_PAGE = 100
+_OURS = "#owner = :owner AND #status IN (:in_progress, :cancelling, :finalizing)"
+_TIMES = ("cancelling_at", "finalizing_at", "ended_at")
+
+Item = dict[str, Any]
+
+
+class DynamoBatches:
+    """Implements `ports.BatchStore`. `retention_seconds` is how long a record is kept."""
+
+    def __init__(self, client: Callable[[], DynamoDBClient], table: str, *, retention_seconds: int) -> None:
+        self._client = client
+        self._table = table
+        self._retention_seconds = retention_seconds
+
+    def create(self, batch: Batch) -> Batch:
+        item: Item = {
+            **_key(batch.id, _RECORD),
+            "caller": {"S": _listed_under(batch.caller)},
+            "created_at": _number(batch.created_at),
+            "expires_at": _number(int(batch.created_at) + self._retention_seconds),
+            "status": {"S": batch.status.value},
+            "file": {"S": _json(batch.file)},
+            "checkpoint": {"S": _json(batch.checkpoint)},
+            "lease_until": _number(batch.lease_until),
+        }
+        with _asking():
+            client = self._client()
+            with suppress(client.exceptions.ConditionalCheckFailedException):
+                client.put_item(TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)")
+        there = self.get(batch.id)
+        if there is None:
+            raise RecordsUnavailableError("The record of this batch has gone.")
+        return there
+
+    def get(self, batch_id: str) -> Batch | None:
+        item = self._item(batch_id)
+        return _batch(item) if item else None
+
+    def newest(self, caller: str, limit: int, *, after: str | None = None) -> Sequence[Batch]:
+        query: dict[str, Any] = {}
+        if after is not None:
+            last = self._item(after)
+            if last is None or last["caller"]["S"] != _listed_under(caller):
+                return []
+            query["ExclusiveStartKey"] = {name: last[name] for name in ("pk", "sk", "caller", "created_at")}
+        with _asking():
+            page = self._client().query(
+                TableName=self._table,
+                IndexName="by-caller",
+                KeyConditionExpression="#caller = :caller",
+                ExpressionAttributeNames={"#caller": "caller"},
+                ExpressionAttributeValues={":caller": {"S": _listed_under(caller)}},
+                ScanIndexForward=False,
+                Limit=limit,
+                **query,
+            )
+        return [_batch(item) for item in page["Items"]]
+
+    def claim(self, batch_id: str, owner: str, *, now: float, lease_until: float) -> Batch | None:
+        try:
+            return self._update(
+                batch_id,
+                "SET #owner = :owner, lease_until = :lease_until",
+                "#status IN (:in_progress, :cancelling, :finalizing) AND (lease_until < :now OR #owner = :owner)",
+                {":owner": {"S": owner}, ":now": _number(now), ":lease_until": _number(lease_until)},
+            )
+        except LostClaimError:
+            return None
+
+    def renew(self, batch_id: str, owner: str, lease_until: float) -> None:
+        self._update_ours(batch_id, owner, "SET lease_until = :lease_until", {":lease_until": _number(lease_until)})
+
+    def let_go(self, batch_id: str, owner: str) -> None:
+        with suppress(LostClaimError):
+            self._update(
+                batch_id,
+                "SET lease_until = :zero REMOVE #owner",
+                "#owner = :owner",
+                {":owner": {"S": owner}, ":zero": _number(0)},
+            )
+
+    def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch:
+        return self._update_ours(
+            batch_id, owner, "SET checkpoint = :checkpoint", {":checkpoint": {"S": _json(checkpoint)}}
+        )
+
+    def save_total(self, batch_id: str, owner: str, total: int) -> Batch:
+        return self._update_ours(
+            batch_id, owner, "SET line_total = if_not_exists(line_total, :total)", {":total": _number(total)}
+        )
+
+    def begin_cancelling(self, batch_id: str, *, now: float) -> Batch | None:
+        try:
+            return self._update(
+                batch_id,
+                "SET #status = :cancelling, cancelling_at = if_not_exists(cancelling_at, :now)",
+                "#status IN (:in_progress, :cancelling)",
+                {":now": _number(now)},
+            )
+        except LostClaimError:
+            return None
+
+    def begin_finalizing(self, batch_id: str, owner: str, *, now: float) -> Batch:
+        update = "SET #status = :finalizing, finalizing_at = if_not_exists(finalizing_at, :now)"
+        return self._update_ours(batch_id, owner, update, {":now": _number(now)})
+
+    def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
+        batch = self.get(batch_id)
+        cancelled = batch is not None and batch.cancelling_at is not None  # which no longer changes
+        ended = BatchStatus.CANCELLED if cancelled else BatchStatus.COMPLETED
+        return self._update(
+            batch_id,
+            "SET #status = :ended, ended_at = :now, counts = :counts",
+            # A repeated write that has succeeded finds its own end.
+            "#owner = :owner AND #status IN (:finalizing, :ended)",
+            {
+                ":owner": {"S": owner},
+                ":ended": {"S": ended.value},
+                ":now": _number(now),
+                ":counts": {"S": _json(counts)},
+            },
+        )
+
+    def mark_announced(self, batch_id: str) -> None:
+        with suppress(LostClaimError):
+            self._update(batch_id, "SET announced = :yes", "attribute_exists(pk)", {":yes": {"BOOL": True}})
+
+    def _item(self, batch_id: str) -> Item | None:
+        with _asking():
+            found = self._client().get_item(TableName=self._table, Key=_key(batch_id, _RECORD), ConsistentRead=True)
+        item: Item | None = found.get("Item")
+        return item
+
+    def _update_ours(self, batch_id: str, owner: str, update: str, values: Item) -> Batch:
+        return self._update(batch_id, update, _OURS, {":owner": {"S": owner}, **values})
+
+    def _update(self, batch_id: str, update: str, condition: str, values: Item) -> Batch:
+        """The record after the update. Raises LostClaimError where the condition does not hold."""
+        text = f"{update} {condition}"
+        names = {"#status": "status", "#owner": "owner"}
+        statuses = {f":{status.value}": {"S": status.value} for status in BatchStatus}
+        with _asking():
+            client = self._client()
+            try:
+                answer = client.update_item(
+                    TableName=self._table,
+                    Key=_key(batch_id, _RECORD),
+                    UpdateExpression=update,
+                    ConditionExpression=condition,
+                    ExpressionAttributeNames={name: value for name, value in names.items() if name in text},
+                    ExpressionAttributeValues={
+                        **{name: value for name, value in statuses.items() if name in text},
+                        **values,
+                    },
+                    ReturnValues="ALL_NEW",
+                )
+            except client.exceptions.ConditionalCheckFailedException:
+                raise LostClaimError from None
+        return _batch(answer["Attributes"])
+
+
+class DynamoBatchLines:
+    """Implements `ports.BatchLines`. `retention_seconds` is how long a line is kept."""
+
+    def __init__(self, client: Callable[[], DynamoDBClient], table: str, *, retention_seconds: int) -> None:
+        self._client = client
+        self._table = table
+        self._retention_seconds = retention_seconds
+
+    def begin(self, batch_id: str, line: int, custom_id: str) -> None:
+        self._put(_pending(batch_id), line, {"custom_id": {"S": custom_id}})
+
+    def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
+        self._put(_ended(batch_id), line, {"completed": {"BOOL": ended.completed}, "text": {"S": ended.text}})
+        self.forget_pending(batch_id, line)
+
+    def forget_pending(self, batch_id: str, line: int) -> None:
+        with _asking():
+            self._client().delete_item(TableName=self._table, Key=_key(_pending(batch_id), _sort_key(line)))
+
+    def pending(self, batch_id: str) -> Iterator[tuple[int, str]]:
+        for item in self._all(_pending(batch_id)):
+            yield int(item["sk"]["S"]), item["custom_id"]["S"]
+
+    def any_pending(self, batch_id: str) -> bool:
+        with _asking():
+            page = self._client().query(
+                TableName=self._table,
+                KeyConditionExpression="pk = :pk",
+                ExpressionAttributeValues={":pk": {"S": _pending(batch_id)}},
+                ConsistentRead=True,
+                Limit=1,
+            )
+        return bool(page["Items"])
+
+    def ended_among(self, batch_id: str, first: int, last: int) -> frozenset[int]:
+        return frozenset(
+            int(item["sk"]["S"]) for item in self._all(_ended(batch_id), (_sort_key(first), _sort_key(last)))
+        )
+
+    def ended(self, batch_id: str) -> Iterator[EndedLine]:
+        for item in self._all(_ended(batch_id)):
+            yield EndedLine(item["completed"]["BOOL"], item["text"]["S"])
+
+    def counts(self, batch_id: str) -> Counts:
+        ended = [item["completed"]["BOOL"] for item in self._all(_ended(batch_id), attributes="completed")]
+        return Counts(sum(ended), len(ended) - sum(ended))
+
+    def _put(self, pk: str, line: int, attributes: Item) -> None:
+        expires_at = _number(int(time.time()) + self._retention_seconds)
+        item = {**_key(pk, _sort_key(line)), **attributes, "expires_at": expires_at}
+        with _asking():
+            self._client().put_item(TableName=self._table, Item=item)
+
+    def _all(self, pk: str, between: tuple[str, str] | None = None, *, attributes: str | None = None) -> Iterator[Item]:
+        """The lines of a partition in order, page by page."""
+        query: dict[str, Any] = {} if attributes is None else {"ProjectionExpression": attributes}
+        condition, values = "pk = :pk", {":pk": {"S": pk}}
+        if between is not None:
+            condition += " AND sk BETWEEN :first AND :last"
+            values |= {":first": {"S": between[0]}, ":last": {"S": between[1]}}
+        while True:
+            with _asking():
+                page = self._client().query(
+                    TableName=self._table,
+                    KeyConditionExpression=condition,
+                    ExpressionAttributeValues=values,
+                    ConsistentRead=True,
+                    **query,
+                )
+            yield from page["Items"]
+            if "LastEvaluatedKey" not in page:
+                return
+            query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+
+def _batch(item: Item) -> Batch:
+    times = {name: float(item[name]["N"]) for name in _TIMES if name in item}
+    return Batch(
+        id=item["pk"]["S"],
+        caller=item["caller"]["S"].removeprefix(_listed_under("")),
+        file=msgspec.json.decode(item["file"]["S"], type=InboxFile),
+        created_at=float(item["created_at"]["N"]),
+        status=BatchStatus(item["status"]["S"]),
+        checkpoint=msgspec.json.decode(item["checkpoint"]["S"], type=Checkpoint),
+        total=int(item["line_total"]["N"]) if "line_total" in item else None,
+        counts=msgspec.json.decode(item["counts"]["S"], type=Counts) if "counts" in item else None,
+        owner=item["owner"]["S"] if "owner" in item else None,
+        lease_until=float(item["lease_until"]["N"]),
+        announced="announced" in item,
+        **times,
+    )
+
+
+def _listed_under(caller: str) -> str:
+    return f"batches of {caller}"  # no caller has a blank in its name
+
+
+def _pending(batch_id: str) -> str:
+    return f"{batch_id}#pending"
+
+
+def _ended(batch_id: str) -> str:
+    return f"{batch_id}#ended"
+
+
+def _sort_key(line: int) -> str:
+    return f"{line:09d}"
+
+
+def _key(pk: str, sk: str) -> Item:
+    return {"pk": {"S": pk}, "sk": {"S": sk}}
+
+
+def _number(value: float) -> dict[str, str]:
+    return {"N": repr(value)}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """What botocore raises becomes RecordsUnavailableError; the meaning that we found in it passes."""
+    try:
+        yield
+    except LostClaimError:
+        raise
+    except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
+        raise RecordsUnavailableError("The records of this service could not be reached just now.") from error

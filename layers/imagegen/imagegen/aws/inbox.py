@@ -1,0 +1,55 @@
+"""The bucket that files of requests are dropped into, and that tells what became of them."""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+from urllib3.exceptions import HTTPError
+
+from imagegen.aws.bucket import S3Bucket
+from imagegen.batches import InboxFile
+from imagegen.deadline import Deadline
+from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
+from imagegen.outbound.reading import cut_off_at
+
+_NOT_READ = "A file in the inbox could not be read."
+_NOT_WRITTEN = "A file could not be written to the outbox."
+
+
+class S3Inbox:
+    """Implements `ports.Inbox`. A file is read in pieces, each by a request of its own: none is held open meanwhile."""
+
+    def __init__(self, bucket: S3Bucket) -> None:
+        self._bucket = bucket
+
+    def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
+        try:
+            response = self._bucket.ask(
+                "GET",
+                file.key,
+                deadline,
+                query={"versionId": file.version},
+                headers={"Range": f"bytes={offset}-{offset + length - 1}"},
+            )
+            with closing(response), cut_off_at(deadline, response.shutdown):
+                content = response.read()
+        except (HTTPError, OSError):
+            raise ImageStorageInterruptedError(_NOT_READ) from None
+        if response.status not in (200, 206) or len(content) != length:
+            raise ImageStorageError(f"{_NOT_READ} The bucket answered {response.status}.")
+        return content
+
+
+class S3Outbox:
+    """Implements `ports.Outbox`."""
+
+    def __init__(self, bucket: S3Bucket) -> None:
+        self._bucket = bucket
+
+    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
+        headers = {"Content-Type": "application/jsonl", "Content-Length": str(length)}
+        try:
+            status = self._bucket.put(key, blocks, headers, deadline)
+        except (HTTPError, OSError):
+            raise ImageStorageInterruptedError(_NOT_WRITTEN) from None
+        if status != 200:
+            raise ImageStorageError(f"{_NOT_WRITTEN} The bucket answered {status}.")

@@ -1,0 +1,113 @@
+"""A batch: a file of requests that was dropped into the inbox, its record, and what became of its lines."""
+
+import hashlib
+import re
+from base64 import urlsafe_b64encode
+from enum import StrEnum
+
+import msgspec
+
+INBOX, OUTBOX = "inbox/", "outbox/"
+LINES_SUFFIX = ".jsonl"
+
+
+class BatchStatus(StrEnum):
+    """OpenAI's words, in the order of a life."""
+
+    IN_PROGRESS = "in_progress"
+    CANCELLING = "cancelling"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+BATCH_ENDED = frozenset({BatchStatus.COMPLETED, BatchStatus.CANCELLED})
+
+
+class InboxFile(msgspec.Struct, frozen=True):
+    """One version of an object below `inbox/`; `size` is in bytes."""
+
+    key: str
+    version: str
+    size: int
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """How far a file is read: the next byte, and how many lines came before it."""
+
+    offset: int = 0
+    line: int = 0
+
+
+class Counts(msgspec.Struct, frozen=True):
+    completed: int
+    failed: int
+
+
+class EndedLine(msgspec.Struct, frozen=True):
+    """What became of a line: `text` is the line of the output file, or of the errors where it is not `completed`."""
+
+    completed: bool
+    text: str
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """The record. Times are in Unix seconds.
+
+    `total` is how many lines there are, once all are read. `counts` are there once they are final. `owner` is the token
+    of whoever is at work on it, and holds until `lease_until`. `announced` is whether its end was told.
+    """
+
+    id: str
+    caller: str
+    file: InboxFile
+    created_at: float
+    status: BatchStatus = BatchStatus.IN_PROGRESS
+    checkpoint: Checkpoint = Checkpoint()
+    total: int | None = None
+    counts: Counts | None = None
+    owner: str | None = None
+    lease_until: float = 0.0
+    cancelling_at: float | None = None
+    finalizing_at: float | None = None
+    ended_at: float | None = None
+    announced: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.status in BATCH_ENDED
+
+    @property
+    def output_key(self) -> str:
+        return f"{self._outbox_name}.output.jsonl"
+
+    @property
+    def errors_key(self) -> str:
+        return f"{self._outbox_name}.errors.jsonl"
+
+    @property
+    def _outbox_name(self) -> str:
+        return OUTBOX + self.file.key.removeprefix(INBOX).removesuffix(LINES_SUFFIX)
+
+
+def batch_id_of(bucket: str, key: str, version: str) -> str:
+    """The same for the same version of the same object, and for no other."""
+    return f"batch_{_digest(bucket, key, version)}"
+
+
+def is_batch_id(text: str) -> bool:
+    return re.fullmatch(r"batch_[A-Za-z0-9_-]{22}", text) is not None
+
+
+def line_generation_id(batch_id: str, line: int) -> str:
+    """The id of the generation that a line begins, however often it is read."""
+    return f"gen_{_digest(batch_id, str(line))}"
+
+
+def line_id(batch_id: str, line: int) -> str:
+    """The id of a line's request, in OpenAI's manner."""
+    return f"batch_req_{_digest(batch_id, str(line))}"
+
+
+def _digest(*parts: str) -> str:
+    return urlsafe_b64encode(hashlib.sha256("\0".join(parts).encode()).digest()[:16]).rstrip(b"=").decode()

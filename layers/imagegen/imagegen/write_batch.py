@@ -1,0 +1,37 @@
+"""Writes the two files that tell what became of the lines of a batch."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import IO
+
+from imagegen.batches import Batch, Counts
+from imagegen.deadline import Deadline
+from imagegen.ports import BatchLines, Outbox
+
+_SPOOLED_BYTES = 1024 * 1024  # what is more goes to the disk
+_BLOCK_BYTES = 128 * 1024
+_STORING_SECONDS = 120.0
+
+
+def write_output(batch: Batch, lines: BatchLines, outbox: Outbox) -> Counts:
+    """Writes both files, the same however often it is done, and counts what they hold.
+
+    Raises RecordsUnavailableError, ImageStorageError.
+    """
+    completed = failed = 0
+    with ExitStack() as closing:
+        output, errors = (closing.enter_context(tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)) for _ in range(2))
+        for line in lines.ended(batch.id):
+            (output if line.completed else errors).write(line.text.encode() + b"\n")
+            completed, failed = completed + line.completed, failed + (not line.completed)
+        for key, file in ((batch.output_key, output), (batch.errors_key, errors)):
+            length = file.tell()
+            file.seek(0)
+            outbox.save(key, length, _blocks(file), Deadline.after(_STORING_SECONDS))
+    return Counts(completed, failed)
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    while block := file.read(_BLOCK_BYTES):
+        yield block

@@ -1,0 +1,216 @@
+"""Batches, their lines, their queue and their files in memory."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
+from imagegen.deadline import Deadline
+from imagegen.errors import RecordsUnavailableError
+from imagegen.generations import LostClaimError
+
+if TYPE_CHECKING:
+    from tests.fakes.generation_store import When
+
+
+class _Failing:
+    """`failures` are taken in turn, one a call, as in FakeGenerationStore."""
+
+    def __init__(self) -> None:
+        self.failures: deque[When | None] = deque()
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        with self._lock:
+            failure = self.failures.popleft() if self.failures else None
+            if failure == "before":
+                raise RecordsUnavailableError("It could not be reached.")
+            try:
+                yield
+            finally:
+                if failure == "after":
+                    raise RecordsUnavailableError("The answer was lost.")
+
+
+class FakeBatchStore(_Failing):
+    """Passes the contract of `ports.BatchStore`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: dict[str, Batch] = {}
+
+    def create(self, batch: Batch) -> Batch:
+        with self._asked():
+            return self._records.setdefault(batch.id, batch)
+
+    def get(self, batch_id: str) -> Batch | None:
+        with self._asked():
+            return self._records.get(batch_id)
+
+    def newest(self, caller: str, limit: int, *, after: str | None = None) -> Sequence[Batch]:
+        with self._asked():
+            own = [batch for batch in self._records.values() if batch.caller == caller]
+            if after is not None:
+                last = self._records.get(after)
+                if last is None or last.caller != caller:
+                    return []
+                own = [batch for batch in own if batch.created_at < last.created_at]
+            return sorted(own, key=lambda batch: batch.created_at, reverse=True)[:limit]
+
+    def claim(self, batch_id: str, owner: str, *, now: float, lease_until: float) -> Batch | None:
+        with self._asked():
+            batch = self._records.get(batch_id)
+            if batch is None or batch.ended or not (batch.lease_until < now or batch.owner == owner):
+                return None
+            return self._put(batch, owner=owner, lease_until=lease_until)
+
+    def renew(self, batch_id: str, owner: str, lease_until: float) -> None:
+        with self._asked():
+            self._put(self._ours(batch_id, owner), lease_until=lease_until)
+
+    def let_go(self, batch_id: str, owner: str) -> None:
+        with self._asked():
+            batch = self._records.get(batch_id)
+            if batch is not None and batch.owner == owner:
+                self._put(batch, owner=None, lease_until=0.0)
+
+    def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch:
+        with self._asked():
+            return self._put(self._ours(batch_id, owner), checkpoint=checkpoint)
+
+    def save_total(self, batch_id: str, owner: str, total: int) -> Batch:
+        with self._asked():
+            batch = self._ours(batch_id, owner)
+            return self._put(batch, total=total if batch.total is None else batch.total)
+
+    def begin_cancelling(self, batch_id: str, *, now: float) -> Batch | None:
+        with self._asked():
+            batch = self._records.get(batch_id)
+            if batch is None or batch.status not in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING):
+                return None
+            return self._put(batch, status=BatchStatus.CANCELLING, cancelling_at=batch.cancelling_at or now)
+
+    def begin_finalizing(self, batch_id: str, owner: str, *, now: float) -> Batch:
+        with self._asked():
+            batch = self._ours(batch_id, owner)
+            return self._put(batch, status=BatchStatus.FINALIZING, finalizing_at=batch.finalizing_at or now)
+
+    def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
+        with self._asked():
+            batch = self._records.get(batch_id)
+            if batch is None or batch.owner != owner or not (batch.ended or batch.status is BatchStatus.FINALIZING):
+                raise LostClaimError
+            ended = BatchStatus.COMPLETED if batch.cancelling_at is None else BatchStatus.CANCELLED
+            return self._put(batch, status=ended, ended_at=now, counts=counts)
+
+    def mark_announced(self, batch_id: str) -> None:
+        with self._asked():
+            if batch := self._records.get(batch_id):
+                self._put(batch, announced=True)
+
+    def _ours(self, batch_id: str, owner: str) -> Batch:
+        batch = self._records.get(batch_id)
+        if batch is None or batch.owner != owner or batch.ended:
+            raise LostClaimError
+        return batch
+
+    def _put(self, batch: Batch, **changes: object) -> Batch:
+        changed = msgspec.structs.replace(batch, **changes)
+        self._records[batch.id] = changed
+        return changed
+
+
+class FakeBatchLines(_Failing):
+    """Passes the contract of `ports.BatchLines`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending: dict[tuple[str, int], str] = {}
+        self._ended: dict[tuple[str, int], EndedLine] = {}
+
+    def begin(self, batch_id: str, line: int, custom_id: str) -> None:
+        with self._asked():
+            self._pending[batch_id, line] = custom_id
+
+    def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
+        with self._asked():
+            self._ended[batch_id, line] = ended
+            self._pending.pop((batch_id, line), None)
+
+    def forget_pending(self, batch_id: str, line: int) -> None:
+        with self._asked():
+            self._pending.pop((batch_id, line), None)
+
+    def pending(self, batch_id: str) -> Iterator[tuple[int, str]]:
+        with self._asked():
+            found = sorted((line, custom_id) for (each, line), custom_id in self._pending.items() if each == batch_id)
+        yield from found
+
+    def any_pending(self, batch_id: str) -> bool:
+        with self._asked():
+            return any(each == batch_id for each, _ in self._pending)
+
+    def ended_among(self, batch_id: str, first: int, last: int) -> frozenset[int]:
+        with self._asked():
+            return frozenset(line for each, line in self._ended if each == batch_id and first <= line <= last)
+
+    def ended(self, batch_id: str) -> Iterator[EndedLine]:
+        with self._asked():
+            found = sorted(line for each, line in self._ended if each == batch_id)
+        for line in found:
+            yield self._ended[batch_id, line]
+
+    def counts(self, batch_id: str) -> Counts:
+        ended = [line.completed for line in self.ended(batch_id)]
+        return Counts(sum(ended), len(ended) - sum(ended))
+
+
+class FakeBatchQueue(_Failing):
+    """Passes the contract of `ports.BatchQueue`. `sent` are batch ids, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+
+    def send(self, batch_id: str) -> None:
+        with self._asked():
+            self.sent.append(batch_id)
+
+    def hold(self, receipt: str, seconds: float) -> None:
+        pass
+
+
+class FakeBatchBus(_Failing):
+    """Passes the contract of `ports.BatchBus`. `ended` is what was told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[Batch] = []
+
+    def batch_ended(self, batch: Batch) -> None:
+        with self._asked():
+            self.ended.append(batch)
+
+
+class FakeFiles(_Failing):
+    """Passes the contracts of `ports.Inbox` and `ports.Outbox`. `saved` are all files that were written, in order."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        super().__init__()
+        self.content = content
+        self.saved: list[tuple[str, bytes]] = []
+
+    def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
+        with self._asked():
+            return self.content[offset : offset + length]
+
+    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
+        with self._asked():
+            content = b"".join(blocks)
+            assert len(content) == length
+            self.saved.append((key, content))

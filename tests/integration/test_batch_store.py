@@ -1,0 +1,239 @@
+"""The records and lines of batches: the fakes and the real ones, on moto, pass the same contracts."""
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import boto3
+import msgspec
+import pytest
+from botocore.config import Config
+
+from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
+from imagegen.aws.bucket import S3Bucket
+from imagegen.aws.inbox import S3Inbox, S3Outbox
+from imagegen.aws.sqs import SqsBatches
+from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile, batch_id_of
+from imagegen.deadline import Deadline
+from imagegen.errors import ImageStorageError, RecordsUnavailableError
+from imagegen.generations import LostClaimError
+from imagegen.outbound.pool import HttpPool
+from imagegen.ports import BatchLines, BatchStore
+from tests.fakes.batches import FakeBatchLines, FakeBatchStore
+from tests.integration.test_contracts import CREDENTIALS
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb import DynamoDBClient
+
+NOW = 1_760_000_000.5
+LINE = EndedLine(completed=True, text='{"custom_id": "ü"}')
+
+
+def client(service: str, url: str) -> Any:
+    return boto3.client(
+        service,  # type: ignore[call-overload]
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id=CREDENTIALS.access_key,
+        aws_secret_access_key=CREDENTIALS.secret_key,
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+@pytest.fixture
+def table(aws_url: str) -> Iterator[tuple["DynamoDBClient", str]]:
+    dynamodb, name = client("dynamodb", aws_url), f"batches-{uuid4().hex}"
+    attributes = {"pk": "S", "sk": "S", "caller": "S", "created_at": "N"}
+    dynamodb.create_table(
+        TableName=name,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": key, "AttributeType": kind} for key, kind in attributes.items()],
+        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+        GlobalSecondaryIndexes=[
+            {
+                "IndexName": "by-caller",
+                "KeySchema": [
+                    {"AttributeName": "caller", "KeyType": "HASH"},
+                    {"AttributeName": "created_at", "KeyType": "RANGE"},
+                ],
+                "Projection": {"ProjectionType": "ALL"},
+            }
+        ],
+    )
+    yield dynamodb, name
+    dynamodb.delete_table(TableName=name)
+
+
+@pytest.fixture(params=["fake", "dynamodb"])
+def batches(request: pytest.FixtureRequest) -> BatchStore:
+    if request.param == "fake":
+        return FakeBatchStore()
+    dynamodb, name = request.getfixturevalue("table")
+    return DynamoBatches(lambda: dynamodb, name, retention_seconds=1000)
+
+
+@pytest.fixture(params=["fake", "dynamodb"])
+def lines(request: pytest.FixtureRequest) -> BatchLines:
+    if request.param == "fake":
+        return FakeBatchLines()
+    dynamodb, name = request.getfixturevalue("table")
+    return DynamoBatchLines(lambda: dynamodb, name, retention_seconds=1000)
+
+
+def new(version: str = "v", *, caller: str = "alice", at: float = NOW) -> Batch:
+    file = InboxFile("inbox/alice/ü.jsonl", version, 7)
+    return Batch(id=batch_id_of("bucket", file.key, version), caller=caller, file=file, created_at=at)
+
+
+def claimed(batches: BatchStore, owner: str = "me") -> Batch:
+    batch = batches.claim(batches.create(new()).id, owner, now=NOW, lease_until=NOW + 60)
+    assert batch is not None
+    return batch
+
+
+def test_a_batch_is_created_once(batches: BatchStore) -> None:
+    batch = new()
+    assert batches.get(batch.id) is None
+    assert batches.create(batch) == batch
+    claimed(batches)
+    assert batches.create(new(at=NOW + 9)) == batches.get(batch.id)
+    assert batches.create(new(at=NOW + 9)).created_at == NOW
+
+
+def test_one_owner_at_a_time(batches: BatchStore) -> None:
+    batch = claimed(batches)
+    assert batches.claim(batch.id, "other", now=NOW + 59, lease_until=NOW + 99) is None
+    assert batches.claim(batch.id, "me", now=NOW + 59, lease_until=NOW + 99) is not None
+    batches.renew(batch.id, "me", NOW + 200)
+    assert batches.claim(batch.id, "other", now=NOW + 199, lease_until=NOW + 299) is None
+    batches.let_go(batch.id, "other")
+    batches.let_go(batch.id, "me")
+    assert batches.claim(batch.id, "other", now=NOW, lease_until=NOW + 9) is not None
+    for change in changes(batches, batch.id):
+        with pytest.raises(LostClaimError):
+            change()
+
+
+def changes(batches: BatchStore, batch_id: str) -> tuple[Callable[[], object], ...]:
+    return (
+        lambda: batches.renew(batch_id, "me", NOW + 1),
+        lambda: batches.save_checkpoint(batch_id, "me", Checkpoint(1, 1)),
+        lambda: batches.save_total(batch_id, "me", 1),
+        lambda: batches.begin_finalizing(batch_id, "me", now=NOW),
+        lambda: batches.end(batch_id, "me", Counts(1, 1), now=NOW),
+    )
+
+
+def test_a_life_is_kept(batches: BatchStore) -> None:
+    batch = claimed(batches)
+    assert batches.save_checkpoint(batch.id, "me", Checkpoint(7, 2)).checkpoint == Checkpoint(7, 2)
+    assert batches.save_total(batch.id, "me", 2).total == 2
+    assert batches.save_total(batch.id, "me", 3).total == 2
+    with pytest.raises(LostClaimError):
+        batches.end(batch.id, "me", Counts(1, 1), now=NOW)
+    assert batches.begin_finalizing(batch.id, "me", now=NOW + 1).status is BatchStatus.FINALIZING
+    assert batches.begin_cancelling(batch.id, now=NOW) is None
+    for _ in range(2):
+        ended = batches.end(batch.id, "me", Counts(1, 1), now=NOW + 2)
+    assert (ended.status, ended.counts, ended.ended_at) == (BatchStatus.COMPLETED, Counts(1, 1), NOW + 2)
+    batches.mark_announced(batch.id)
+    assert batches.get(batch.id) == msgspec.structs.replace(ended, announced=True)
+    assert batches.claim(batch.id, "me", now=NOW + 999, lease_until=NOW + 1999) is None
+
+
+def test_what_was_to_be_cancelled_ends_so(batches: BatchStore) -> None:
+    batch = claimed(batches)
+    for at in (NOW + 1, NOW + 2):
+        cancelling = batches.begin_cancelling(batch.id, now=at)
+        assert cancelling is not None
+        assert (cancelling.status, cancelling.cancelling_at) == (BatchStatus.CANCELLING, NOW + 1)
+    batches.begin_finalizing(batch.id, "me", now=NOW + 3)
+    assert batches.end(batch.id, "me", Counts(0, 0), now=NOW + 4).status is BatchStatus.CANCELLED
+    assert batches.begin_cancelling("batch_none", now=NOW) is None
+
+
+def test_a_callers_own_are_listed_newest_first(batches: BatchStore) -> None:
+    own = [batches.create(new(str(number), at=NOW + number)) for number in range(4)]
+    batches.create(new("theirs", caller="bob"))
+    newest = own[::-1]
+    assert list(batches.newest("alice", 10)) == newest
+    assert list(batches.newest("alice", 2, after=newest[0].id)) == newest[1:3]
+    assert list(batches.newest("bob", 2, after=newest[0].id)) == []
+    assert list(batches.newest("carol", 2)) == []
+
+
+def test_a_line_is_pending_until_it_ends_and_counted_once(lines: BatchLines) -> None:
+    for number in (2, 11, 1):
+        lines.begin("batch_a", number, f"c{number}")
+    lines.begin("batch_b", 1, "other")
+    assert list(lines.pending("batch_a")) == [(1, "c1"), (2, "c2"), (11, "c11")]
+    for ended in (EndedLine(completed=False, text="{}"), LINE, LINE):
+        lines.end("batch_a", 11, ended)
+    lines.end("batch_a", 2, EndedLine(completed=False, text="{}"))
+    assert lines.any_pending("batch_a")
+    lines.forget_pending("batch_a", 1)
+    lines.forget_pending("batch_a", 1)
+    assert not lines.any_pending("batch_a")
+    assert list(lines.ended("batch_a")) == [EndedLine(completed=False, text="{}"), LINE]
+    assert lines.counts("batch_a") == Counts(1, 1)
+    assert lines.ended_among("batch_a", 1, 10) == {2}
+    assert lines.ended_among("batch_a", 3, 11) == {11}
+    assert lines.counts("batch_b") == Counts(0, 0)
+
+
+def test_more_lines_than_a_page_holds_come_in_order(table: tuple["DynamoDBClient", str]) -> None:
+    dynamodb, name = table
+    lines = DynamoBatchLines(lambda: dynamodb, name, retention_seconds=1000)
+    for number in range(1, 13):
+        lines.end("batch_a", number, EndedLine(completed=True, text=f"{number} {'x' * 150_000}"))
+    assert [int(line.text.split()[0]) for line in lines.ended("batch_a")] == list(range(1, 13))
+    assert lines.counts("batch_a") == Counts(12, 0)
+
+
+def test_what_cannot_be_asked_says_so() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    dynamodb, sqs = client("dynamodb", url), client("sqs", url)
+    batches = DynamoBatches(lambda: dynamodb, "table", retention_seconds=1)
+    lines = DynamoBatchLines(lambda: dynamodb, "table", retention_seconds=1)
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: batches.create(new()),
+        lambda: batches.get("batch_a"),
+        lambda: batches.newest("alice", 1),
+        lambda: batches.claim("batch_a", "me", now=NOW, lease_until=NOW),
+        lambda: lines.begin("batch_a", 1, "c"),
+        lambda: lines.end("batch_a", 1, LINE),
+        lambda: list(lines.pending("batch_a")),
+        lambda: lines.any_pending("batch_a"),
+        lambda: SqsBatches(lambda: sqs, f"{url}/queue").send("batch_a"),
+    )
+    for ask in asks:
+        with pytest.raises(RecordsUnavailableError):
+            ask()
+
+
+def test_a_file_is_read_as_it_was_when_it_was_dropped_and_written_whole(aws_url: str) -> None:
+    s3, name = client("s3", aws_url), f"inbox-{uuid4().hex}"
+    s3.create_bucket(Bucket=name)
+    s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    key = "inbox/alice/ü & +.jsonl"
+    version = s3.put_object(Bucket=name, Key=key, Body=b"0123456789")["VersionId"]
+    s3.put_object(Bucket=name, Key=key, Body=b"another")
+    bucket = S3Bucket(HttpPool(), url=f"{aws_url}/{name}", region="us-east-1", credentials=lambda: CREDENTIALS)
+    soon, file = Deadline.after(10), InboxFile(key, version, 10)
+    inbox = S3Inbox(bucket)
+    assert inbox.read(file, 0, 10, soon) == b"0123456789"
+    assert inbox.read(file, 3, 4, soon) == b"3456"
+    for missing in (InboxFile("inbox/none", version, 10), InboxFile(key, "none", 10)):
+        with pytest.raises(ImageStorageError):
+            inbox.read(missing, 0, 10, soon)
+    S3Outbox(bucket).save("outbox/a.jsonl", 6, iter([b"abc", b"def"]), soon)
+    S3Outbox(bucket).save("outbox/empty.jsonl", 0, iter([]), soon)
+    assert s3.get_object(Bucket=name, Key="outbox/a.jsonl")["Body"].read() == b"abcdef"
+    assert s3.get_object(Bucket=name, Key="outbox/empty.jsonl")["Body"].read() == b""
+    with pytest.raises(ImageStorageError):
+        S3Outbox(
+            S3Bucket(HttpPool(), url=f"{aws_url}/none-{name}", region="us-east-1", credentials=lambda: CREDENTIALS)
+        ).save("outbox/a.jsonl", 0, iter([]), soon)

@@ -1,0 +1,389 @@
+"""A file becomes generations and two files of answers, whoever dies on the way and however often it is told."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from imagegen.allowance import Allowance
+from imagegen.announce import announce
+from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, is_batch_id, line_generation_id
+from imagegen.carry_on import BatchShop, begin, carry_on
+from imagegen.deadline import Deadline
+from imagegen.errors import BatchEndedError, RecordsUnavailableError, UnknownBatchError
+from imagegen.file_lines import BLOCK_BYTES, MAX_LINE_BYTES, lines_of
+from imagegen.generations import Status
+from imagegen.manage_batch import cancel_batch, see_batch
+from imagegen.openai_wire.batches import batch_answer, batch_event, outcome_line, read_batch_line, refused_line
+from imagegen.read_batch import CHUNK_LINES, Reader
+from imagegen.settle import Ledger
+from imagegen.submit import Desk
+from tests.conftest import ROOT
+from tests.fakes.allowance_counters import FakeAllowanceCounters
+from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore, FakeFiles
+from tests.fakes.event_bus import FakeEventBus
+from tests.fakes.generation_queue import FakeGenerationQueue
+from tests.fakes.generation_store import FakeGenerationStore
+
+NOW, LEASE = 1_760_000_000.0, 60.0
+
+
+def line(custom_id: str, **body: Any) -> str:
+    body = {"prompt": custom_id, **body}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/images/generations", "body": body})
+
+
+class World:
+    """An intake, and workers that make all images at once when they are told to."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.now = NOW
+        self.records, self.queue, self.counters = FakeGenerationStore(), FakeGenerationQueue(), FakeAllowanceCounters()
+        self.bus, self.batch_bus, self.files = FakeEventBus(), FakeBatchBus(), FakeFiles()
+        self.batches, self.lines, self.messages = FakeBatchStore(), FakeBatchLines(), FakeBatchQueue()
+        self.ledger = Ledger(self.batches, self.lines, self.messages, outcome_line)
+        self.desk = Desk(
+            records=self.records,
+            queue=self.queue,
+            allowance=Allowance(self.counters, 10_000, 10_000),
+            now=lambda: self.now,
+            lease=LEASE,
+            sleep=lambda _: None,
+        )
+        reader = Reader(
+            desk=self.desk,
+            ledger=self.ledger,
+            inbox=self.files,
+            pool=pool,
+            base_url="https://x.example",
+            read_line=partial(read_batch_line, prompt_cap=1000),
+            refusal=refused_line,
+            own_images_per_day=lambda _: self.own,
+        )
+        self.own: int | None = None
+        self.shop = BatchShop(reader, self.counters, self.bus, self.batch_bus, self.files)
+
+    def drop(self, *lines: str) -> Batch:
+        self.files.content = "\n".join(lines).encode()
+        file = InboxFile("inbox/alice/a.jsonl", "v1", len(self.files.content))
+        return begin("bucket", file, "alice", self.batches, self.now)
+
+    def carry_on(self, batch: Batch, seconds: float = 100) -> float | None:
+        return carry_on(batch.id, self.shop, Deadline.after(seconds), lambda _: None)
+
+    def make_all(self) -> None:
+        """Each message behind a generation is worked on, and the safety net's after it."""
+        for generation_id, _ in self.queue.sent:
+            self.make(generation_id)
+
+    def make(self, generation_id: str, status: Status = Status.COMPLETED) -> None:
+        if self.records.claim(generation_id, "w", now=self.now, lease_until=self.now + 1):
+            self.records.end(generation_id, "w", status, now=self.now)
+        if generation := self.records.get(generation_id):
+            announce(generation, self.records, self.bus, self.ledger.settle)
+
+    def carry_on_all(self) -> None:
+        while self.messages.sent:
+            batch = self.batches.get(self.messages.sent.pop(0))
+            assert batch is not None
+            self.carry_on(batch)
+
+    def batch(self, batch: Batch) -> Batch:
+        found = self.batches.get(batch.id)
+        assert found is not None
+        return found
+
+    def written(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        (_, output), (_, errors) = self.files.saved[-2:]
+        return [json.loads(each) for each in output.splitlines()], [json.loads(each) for each in errors.splitlines()]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with ThreadPoolExecutor(4) as pool:
+        yield World(pool)
+
+
+def custom_ids(lines: list[dict[str, Any]]) -> list[str]:
+    return [each["custom_id"] for each in lines]
+
+
+# Reading a file.
+
+
+def texts(content: bytes, start: Checkpoint | None = None) -> list[tuple[int, bytes | None]]:
+    lines = lines_of(lambda at, length: content[at : at + length], len(content), start or Checkpoint())
+    return [(each.number, each.text) for each in lines]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"\n \r\n\n", []),
+        (b"a", [b"a"]),
+        (b"a\n", [b"a"]),
+        (b"a\r\n\r\n b \nc", [b"a", b"b", b"c"]),
+        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", [b"a", b"\xef\xbb\xbfb"]),
+        (b"a\n" + b"x" * (MAX_LINE_BYTES + 1) + b"\nb", [b"a", None, b"b"]),
+        (b"x" * (3 * BLOCK_BYTES), [None]),
+        (b"x" * (3 * BLOCK_BYTES) + b"\na", [None, b"a"]),
+        (b"x" * MAX_LINE_BYTES + b"\r\n", [None]),
+        (b"x" * MAX_LINE_BYTES + b"\na", [b"x" * MAX_LINE_BYTES, b"a"]),
+        ("ü\n".encode() * 600_000, ["ü".encode()] * 600_000),
+    ],
+    ids=range(12),
+)
+def test_a_file_is_cut_into_its_lines(content: bytes, lines: list[bytes | None]) -> None:
+    assert texts(content) == list(enumerate(lines, 1))
+
+
+def test_behind_any_checkpoint_come_the_lines_that_are_left() -> None:
+    content = b"one\n\ntwo\r\nthree\n" + b"x" * (2 * BLOCK_BYTES) + b"\nfive"
+    whole = texts(content)
+    for each in lines_of(lambda at, length: content[at : at + length], len(content), Checkpoint()):
+        assert texts(content, each.after) == whole[each.number :]
+
+
+# A whole life.
+
+
+def test_every_line_of_a_file_is_made_once_and_answered_in_its_order(world: World) -> None:
+    count = 2 * CHUNK_LINES + 7
+    batch = world.drop(*(line(f"c{number}") for number in range(count)))
+    assert is_batch_id(batch.id)
+    assert world.carry_on(batch) is None
+    assert world.batch(batch).total == count
+    assert world.files.saved == []
+    world.make_all()
+    world.carry_on_all()
+    ended = world.batch(batch)
+    assert (ended.status, ended.counts, ended.announced) == (BatchStatus.COMPLETED, Counts(count, 0), True)
+    output, errors = world.written()
+    assert custom_ids(output) == [f"c{number}" for number in range(count)]
+    assert errors == []
+    assert [key for key, _ in world.files.saved] == ["outbox/alice/a.output.jsonl", "outbox/alice/a.errors.jsonl"]
+    assert world.counters.used["alice", "2025-10-09"] == count
+    assert [told.id for told in world.batch_bus.ended] == [batch.id]
+
+
+@pytest.mark.parametrize(
+    ("bad", "param"),
+    [
+        ("{", None),
+        ("[]", None),
+        ("1" * (MAX_LINE_BYTES + 1), None),
+        ('{"method": "POST"}', "custom_id"),
+        ('{"custom_id": ""}', "custom_id"),
+        ('{"custom_id": "c", "method": "GET"}', "method"),
+        ('{"custom_id": "c", "method": "POST", "url": "/v1/files"}', "url"),
+        ('{"custom_id": "c", "method": "POST", "url": "/v1/images/generations", "body": []}', "body"),
+        (line("c", size="1x1"), "size"),
+    ],
+)
+def test_a_bad_line_fails_and_stops_no_other(world: World, bad: str, param: str | None) -> None:
+    batch = world.drop(line("before"), bad, line("after"))
+    world.carry_on(batch)
+    world.make_all()
+    world.carry_on_all()
+    output, (error,) = world.written()
+    assert custom_ids(output) == ["before", "after"]
+    assert (error["line"], error["response"]["body"]["error"]["param"]) == (2, param)
+    assert world.batch(batch).counts == Counts(2, 1)
+
+
+def test_over_the_allowance_a_line_fails(world: World) -> None:
+    world.own = 2
+    batch = world.drop(*(line(f"c{number}") for number in range(5)))
+    world.carry_on(batch)
+    world.make_all()
+    world.carry_on_all()
+    output, errors = world.written()
+    assert (len(output), len(errors)) == (2, 3)
+    assert {error["response"]["body"]["error"]["code"] for error in errors} == {"insufficient_quota"}
+
+
+def test_a_file_told_again_changes_nothing(world: World) -> None:
+    batch = world.drop(line("a"), "{")
+    for _ in range(3):
+        assert world.drop(line("a"), "{").id == batch.id
+        assert world.carry_on(batch) is None
+    world.make_all()
+    world.carry_on_all()
+    world.carry_on(batch)
+    assert len(world.files.saved) == 2
+    assert len(world.batch_bus.ended) == 1
+    assert world.counters.used["alice", "2025-10-09"] == 1
+
+
+def test_a_file_that_outlasts_its_reader_is_read_on_by_another(world: World) -> None:
+    count = 3 * CHUNK_LINES
+    batch = world.drop(*(line(f"c{number}") for number in range(count)))
+    for _ in range(3):
+        assert world.carry_on(batch, seconds=0) is None
+        assert world.messages.sent.pop() == batch.id
+    world.carry_on(batch, seconds=0)
+    assert world.batch(batch).total == count
+    assert world.messages.sent == []
+
+
+def test_one_works_on_a_batch_at_a_time(world: World) -> None:
+    batch = world.drop(line("a"))
+    world.batches.claim(batch.id, "another", now=NOW, lease_until=NOW + 40)
+    assert world.carry_on(batch) == 40
+    world.now += 41
+    assert world.carry_on(batch) is None
+    assert world.batch(batch).total == 1
+
+
+def test_ends_side_by_side_are_counted_right(world: World) -> None:
+    batch = world.drop(*(line(f"c{number}") for number in range(100)))
+    world.carry_on(batch)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(world.make, [generation_id for generation_id, _ in world.queue.sent] * 2))
+    assert world.messages.sent
+    world.carry_on_all()
+    assert world.batch(batch).counts == Counts(100, 0)
+    assert len(world.files.saved) == 2
+
+
+def test_the_output_is_not_written_before_the_whole_file_is_read(world: World) -> None:
+    batch = world.drop(*(line(f"c{number}") for number in range(CHUNK_LINES + 1)))
+    world.carry_on(batch, seconds=0)
+    world.make_all()
+    assert world.messages.sent == [batch.id]  # to read on, and none to finish
+    assert world.files.saved == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("port", ["records", "queue", "counters", "batches", "lines", "messages", "batch_bus", "files"])
+def test_a_fault_at_any_one_call_leaves_each_line_made_and_answered_once(port: str, when: Any) -> None:
+    at = 0
+    while True:
+        with ThreadPoolExecutor(1) as pool:
+            fresh = World(pool)
+            faulty = getattr(fresh, port)
+            faulty.failures.extend([None] * at + [when])
+            batch = lived(fresh)
+            passed = bool(faulty.failures)  # there are no more calls than these
+            faulty.failures.clear()
+            check(fresh, batch)
+        if passed:
+            break
+        at += 1
+    assert at > 0
+
+
+def lived(world: World) -> Batch:
+    """What is interrupted comes again when the lease is gone."""
+    batch: Batch | None = None
+    for _ in range(8):
+        try:
+            batch = world.drop(line("a"), "{", line("b"), line("c", size="1x1"))
+            world.carry_on(batch)
+            world.make_all()
+        except RecordsUnavailableError:
+            pass
+        world.now += LEASE + 1
+    assert batch is not None
+    return batch
+
+
+def check(world: World, batch: Batch) -> None:
+    ended = world.batch(batch)
+    assert (ended.status, ended.counts, ended.announced) == (BatchStatus.COMPLETED, Counts(2, 2), True)
+    output, errors = world.written()
+    assert (custom_ids(output), custom_ids(errors)) == (["a", "b"], [None, "c"])
+    for number in (1, 3):
+        assert world.records.get(line_generation_id(batch.id, number)) is not None
+    assert len({generation_id for generation_id, _ in world.queue.sent}) == 2
+    assert world.batch_bus.ended
+
+
+# Cancelling.
+
+
+def test_a_cancelled_batch_is_read_no_further_and_its_lines_are_cancelled(world: World) -> None:
+    batch = world.drop(*(line(f"c{number}") for number in range(3 * CHUNK_LINES)))
+    world.carry_on(batch, seconds=0)
+    world.make(line_generation_id(batch.id, 1))
+    cancelled = cancel_batch(batch.id, "alice", world.batches, world.messages, NOW)
+    assert cancelled.status is BatchStatus.CANCELLING
+    assert cancel_batch(batch.id, "alice", world.batches, world.messages, NOW + 1) == cancelled
+    world.carry_on_all()
+    ended = world.batch(batch)
+    assert (ended.status, ended.counts) == (BatchStatus.CANCELLED, Counts(1, CHUNK_LINES - 1))
+    output, errors = world.written()
+    assert custom_ids(output) == ["c0"]
+    assert {error["response"]["body"]["error"]["code"] for error in errors} == {"generation_cancelled"}
+    assert world.counters.used["alice", "2025-10-09"] == 1  # nothing was sent for the others
+    with pytest.raises(BatchEndedError):
+        cancel_batch(batch.id, "alice", world.batches, world.messages, NOW)
+
+
+def test_a_line_that_was_noted_and_never_begun_is_cancelled_too(world: World) -> None:
+    batch = world.drop(line("a"))
+    world.lines.begin(batch.id, 1, "a")
+    cancel_batch(batch.id, "alice", world.batches, world.messages, NOW)
+    world.carry_on_all()
+    assert world.batch(batch).counts == Counts(0, 1)
+    assert custom_ids(world.written()[1]) == ["a"]
+
+
+@pytest.mark.parametrize(("batch_id", "caller"), [("batch_x", "alice"), (None, "bob"), ("batch_" + "A" * 22, "alice")])
+def test_anothers_batch_is_as_if_it_were_not_there(world: World, batch_id: str | None, caller: str) -> None:
+    batch = world.drop(line("a"))
+    assert see_batch(batch.id, "alice", world.batches) == batch
+    with pytest.raises(UnknownBatchError):
+        see_batch(batch_id or batch.id, caller, world.batches)
+    with pytest.raises(UnknownBatchError):
+        cancel_batch(batch_id or batch.id, caller, world.batches, world.messages, NOW)
+
+
+# What is told.
+
+
+def ended_batch(world: World) -> Batch:
+    batch = world.drop(line("a"), "{")
+    world.carry_on(batch)
+    world.make_all()
+    world.carry_on_all()
+    return world.batch(batch)
+
+
+def test_a_line_of_the_output_has_links_and_no_prompt(world: World) -> None:
+    batch = world.drop(line("a", prompt="a canary"))
+    world.carry_on(batch)
+    world.make_all()
+    world.carry_on_all()
+    ((output,), _) = world.written()
+    body = output["response"]["body"]
+    assert output["error"] is None
+    assert output["response"]["request_id"] == body["id"] == line_generation_id(batch.id, 1)
+    assert [set(image) for image in body["data"]] == [{"id", "permalink"}]
+    assert "canary" not in json.dumps(output)
+
+
+def test_the_object_and_the_event_tell_of_an_ended_batch(world: World) -> None:
+    batch = ended_batch(world)
+    answer = batch_answer(batch, batch.counts or Counts(0, 0))
+    assert answer["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    assert (answer["output_file_id"], answer["completed_at"]) == ("outbox/alice/a.output.jsonl", int(NOW))
+    detail_type, detail = batch_event(batch)
+    schema = json.loads((ROOT / "events/schemas/image-batch-completed.json").read_text())
+    (example,) = schema["examples"]
+    Draft202012Validator(schema).validate(example)
+    Draft202012Validator(schema).validate(example | {"detail-type": detail_type, "detail": detail})
+
+
+def test_a_failed_generation_is_an_error_line(world: World) -> None:
+    batch = world.drop(line("a"))
+    world.carry_on(batch)
+    world.make(line_generation_id(batch.id, 1), Status.CANCELLED)
+    world.carry_on_all()
+    (_, (error,)) = world.written()
+    assert error["response"]["status_code"] == 424
