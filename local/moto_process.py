@@ -8,11 +8,13 @@ import moto.cloudformation.parsing  # noqa: F401  # loads every service it can m
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+from local import moto_speed
 from local.aws_door import AwsDoor
 
 
 def main() -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines hold signed URLs
+    moto_speed.install()
     door = AwsDoor(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -90,7 +90,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             logs = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="imagegen-")))
         logs.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as starting:  # the two slow starts side by side
-            aws = starting.submit(closing.enter_context, _moto(logs / "aws.log"))
+            aws = starting.submit(closing.enter_context, moto_server(logs / "aws.log"))
             from local.template import Template  # noqa: PLC0415  # a second of imports, while moto starts
 
             parameters = {**_UNBOUND, "UpstreamBaseUrl": options.upstream_base_url, **options.parameters}
@@ -149,7 +149,8 @@ class _Front:
 
 
 @contextmanager
-def _moto(log: Path) -> Iterator[str]:
+def moto_server(log: Path) -> Iterator[str]:
+    """AWS as far as moto has it; gives its address."""
     with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "local.moto_process"],

@@ -576,7 +576,10 @@ def test_a_schema_is_one_and_its_examples_are_valid(path: Any) -> None:
 
 
 def test_there_is_a_schema_for_every_event() -> None:
-    told = {generation_event(full(status))[0] for status in ENDS} | {"Image Generation Rejected", "Image Batch Completed"}
+    told = {generation_event(full(status))[0] for status in ENDS} | {
+        "Image Generation Rejected",
+        "Image Batch Completed",
+    }
     assert {json.loads(path.read_text())["title"] for path in SCHEMAS} == told | {"Image Generation Requested"}
 
 

@@ -1,0 +1,103 @@
+"""Has moto keep up with tens of thousands of records and messages, on which it spends a second a call otherwise.
+
+For each transaction it copies its tables whole, to put them back if it fails; for each query it sorts the whole table;
+for each message that is received it counts all the others. All of that is under Python's one lock.
+"""
+
+import copy
+import inspect
+import time
+from typing import Any
+
+from moto.dynamodb.models import DynamoDBBackend
+from moto.dynamodb.models.table import Table
+from moto.sqs.exceptions import ReceiptHandleIsInvalid
+from moto.sqs.models import Message, Queue, SQSBackend
+
+COUNTS_HOLD_SECONDS = 0.5  # SQS's own counts of a queue's messages are approximate for a minute
+
+_transact = DynamoDBBackend.transact_write_items
+_query = Table.query
+
+
+def install() -> None:
+    """For the rest of this process."""
+    counted = [f"approximate_number_of_messages{which}" for which in ("", "_delayed", "_not_visible")]
+    for part, name, ours in (
+        (Table, "__deepcopy__", lambda table, _: table),
+        (DynamoDBBackend, "transact_write_items", _transact_write_items),
+        (Table, "query", _query_partition),
+        (Queue, "messages", property(_receivable)),
+        *((Queue, name, property(_held(name, getattr(Queue, name).fget))) for name in counted),
+        (Queue, "delete_message", _delete_message),
+        (SQSBackend, "is_message_valid_based_on_retention_period", _is_retained),
+    ):
+        if not hasattr(part, name) and name != "__deepcopy__":
+            raise AttributeError(f"moto has no {part.__name__}.{name} any more")
+        setattr(part, name, ours)
+
+
+def _transact_write_items(backend: DynamoDBBackend, transact_items: list[dict[str, Any]]) -> None:
+    """The copy of a table is the table itself; if the transaction fails, the items that it touched are put back."""
+    touched = [_touched(backend, operation) for item in transact_items for operation in item.values()]
+    before = [(table, key, copy.deepcopy(backend.get_item(table, key))) for table, key in touched]
+    try:
+        _transact(backend, transact_items)
+    except Exception:
+        for table, key, item in before:
+            backend.delete_item(table, key)
+            if item is not None:
+                backend.put_item(table, item.to_json()["Attributes"])
+        raise
+
+
+def _touched(backend: DynamoDBBackend, operation: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The table and the key of the item."""
+    table = operation["TableName"]
+    key = operation.get("Key") or {name: operation["Item"][name] for name in backend.get_table(table).table_key_attrs}
+    return table, key
+
+
+def _query_partition(table: Table, hash_key: Any, *arguments: Any, **named: Any) -> Any:
+    """A query of the table itself looks at a table of one partition."""
+    index = inspect.signature(_query).bind(table, hash_key, *arguments, **named).arguments.get("index_name")
+    if index is None:
+        partition = dict(table.items.get(hash_key) or {})  # others write meanwhile
+        table = copy.copy(table)
+        table.items = {hash_key: partition}  # type: ignore[assignment]
+    return _query(table, hash_key, *arguments, **named)
+
+
+def _receivable(queue: Queue) -> list[Message]:
+    now = time.time() * 1000
+    return [message for message in queue._messages if message.visible_at < now and message.delayed_until <= now]  # noqa: SLF001
+
+
+def _held(name: str, count: Any) -> Any:
+    """The count, which holds for a moment."""
+
+    def counted(queue: Queue) -> int:
+        at, number = queue.__dict__.get(name, (float("-inf"), 0))
+        if time.monotonic() - at > COUNTS_HOLD_SECONDS:
+            number = count(queue)
+            queue.__dict__[name] = (time.monotonic(), number)
+        return int(number)
+
+    return counted
+
+
+def _delete_message(queue: Queue, receipt_handle: str) -> None:
+    """Without moto's copy of the queue, which loses what is sent while it is made."""
+    for message in list(queue._messages):  # noqa: SLF001
+        if message.had_receipt_handle(receipt_handle):
+            queue.pending_messages.discard(message)
+            queue.deleted_messages.update(message.all_receipt_handles)  # type: ignore[arg-type]
+            queue._messages.remove(message)  # noqa: SLF001
+            return
+    if receipt_handle not in queue.deleted_messages:
+        raise ReceiptHandleIsInvalid
+
+
+def _is_retained(backend: SQSBackend, queue_name: str, message: Message) -> bool:
+    retained: Any = backend.get_queue(queue_name).__dict__["message_retention_period"]
+    return int(message.sent_timestamp or 0) / 1000 + int(retained) > time.time()
