@@ -27,7 +27,8 @@ from imagegen.reject import reject
 from imagegen.silent_trace import silent_trace
 from imagegen.submit import Attempt, submit
 
-CLOSING_SECONDS = 60.0  # kept back from the function's time-out to hand a file on that is not read to its end
+CLOSING_SECONDS = 60.0  # kept back from the function's time-out to end what is under way
+TURN_SECONDS = 60.0  # then the rest of a file goes to the end of the queue: a large one holds up no other
 FAULT_SECONDS = 5.0  # after a fault of ours the message comes again
 READ_SECONDS = 30.0  # to read a single request
 
@@ -49,7 +50,8 @@ class Message:
 
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
     """Answers an SQS event with the messages that are to come again."""
-    until = Deadline.after(context.get_remaining_time_in_millis() / 1000 - CLOSING_SECONDS)
+    remaining = context.get_remaining_time_in_millis() / 1000
+    until = Deadline.after(min(TURN_SECONDS, remaining - CLOSING_SECONDS))
 
     def handle(record: SQSRecord) -> None:
         wired = intake()

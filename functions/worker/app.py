@@ -28,10 +28,11 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
     until = Deadline.after(context.get_remaining_time_in_millis() / 1000 - CLOSING_SECONDS)
 
     def handle(record: SQSRecord) -> None:
-        shop = worker()
-        receipt = record.receipt_handle
+        wired = worker()
+        shop, receipt = wired.workshop, record.receipt_handle
+        queue = wired.queue(record.event_source_arn)
         # First of all: were we to die, the message would otherwise be gone for the queue's own time-out.
-        shop.queue.hold(receipt, shop.lease)
+        queue.hold(receipt, shop.lease)
         generation_id = json.loads(record.body)["generation_id"]
         again: float | None = FAULT_SECONDS
         try:
@@ -40,7 +41,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
                 shop,
                 until,
                 sent_at=int(record.attributes.sent_timestamp or 0) / 1000,
-                hold=lambda seconds: shop.queue.hold(receipt, seconds),
+                hold=lambda seconds: queue.hold(receipt, seconds),
             )
         except Exception as error:  # noqa: BLE001  # told without its words
             logger.error(  # noqa: TRY400
@@ -48,7 +49,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
             )
         logger.info("looked at", extra={"generation_id": generation_id, "again_in_seconds": again})
         if again is not None:
-            shop.queue.hold(receipt, again)
+            queue.hold(receipt, again)
             raise ComeAgainError
 
     return _each(event, context, handle)
@@ -58,9 +59,8 @@ def dead_letter_handler(event: dict[str, Any], context: LambdaContext) -> Any:
     """Fails the generations whose messages nobody could deal with."""
 
     def handle(record: SQSRecord) -> None:
-        shop = worker()
         generation_id = json.loads(record.body)["generation_id"]
-        again = give_up(generation_id, shop)
+        again = give_up(generation_id, worker().workshop)
         if again is not None:
             raise ComeAgainError
         logger.error("gave up", extra={"generation_id": generation_id})

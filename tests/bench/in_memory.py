@@ -49,7 +49,7 @@ def worker_workshop(port: int) -> Workshop:
     _set_environment(port)
     from imagegen.bootstrap.worker import worker  # noqa: PLC0415
 
-    return _in_memory(worker())
+    return _in_memory(worker().workshop)
 
 
 def event(**body: object) -> Event:
@@ -77,6 +77,7 @@ def _set_environment(port: int) -> None:
         "AWS_SECRET_ACCESS_KEY": "bench",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "API_IS_FIRST_WORKER": "true",
+        "BATCH_GENERATION_QUEUE_URL": f"http://127.0.0.1:{port}/bench",
         "EVENT_BUS": "bench",
         "GENERATION_QUEUE_URL": f"http://127.0.0.1:{port}/bench",
         "GENERATION_TABLE": "bench",

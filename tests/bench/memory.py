@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from tests.bench import sink
 from tests.bench.figure import Figure
-from tests.bench.memory_of import IMAGE_BYTES, TASKS, N
+from tests.bench.file_of_requests import LINE
+from tests.bench.memory_of import FILE_LINES, IMAGE_BYTES, TASKS, N
 
 _ROUNDS = 5
 _BUDGET_BYTES = 8_000_000
@@ -28,6 +29,8 @@ def measure() -> Iterator[Figure]:
     inline = "extra memory, ten 4 MB images in one upstream answer"
     yield _figure(f"{inline} / that answer", grown["images in base64"], _BASE64_BYTES)
     yield _figure(f"{inline} / json.loads, b64decode", grown["images in base64"], grown["usual images in base64"])
+    file = f"extra memory, a file of {FILE_LINES} requests read and answered"
+    yield _figure(f"{file} / that file", grown["file of requests"], FILE_LINES * len(LINE), 0.3)
 
 
 def _figure(name: str, ours: float, theirs: float, budget: float | None = None) -> Figure:

@@ -22,10 +22,11 @@ from imagegen.generations import AnsweredImage, CallAnswer, Generation, Markers,
 from imagegen.images import ImageBody, ImageRequest
 from imagegen.openai_wire.answers import streamed_images_answer
 from imagegen.work import Workshop, work_on_message
-from tests.bench import in_memory
+from tests.bench import file_of_requests, in_memory
 
 N = 10
 IMAGE_BYTES = 4_000_000
+FILE_LINES = 20_000
 _TINY_BYTES = 1_000
 _SECONDS = 60.0
 
@@ -115,12 +116,18 @@ def _usual_images_in_base64(port: int) -> tuple[Task, Task]:
     return lambda: copy(1, _TINY_BYTES), lambda: copy(N, IMAGE_BYTES)
 
 
+def _file_of_requests(_: int) -> tuple[Task, Task]:
+    """The intake: each line of a file begins a generation, and the files that tell their ends are written."""
+    return lambda: file_of_requests.carry(1), lambda: file_of_requests.carry(FILE_LINES)
+
+
 TASKS: Mapping[str, Callable[[int], tuple[Task, Task]]] = {
     "images by url": _images_by_url,
     "usual images by url": _usual_images_by_url,
     "stored answer": _stored_answer,
     "images in base64": _images_in_base64,
     "usual images in base64": _usual_images_in_base64,
+    "file of requests": _file_of_requests,
 }
 
 

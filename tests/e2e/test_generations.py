@@ -300,7 +300,7 @@ def test_a_message_that_comes_twice_is_one_generation(quick_lease: Service) -> N
     quick_lease.upstream.delay = 1
     generation_id = begin(quick_lease)
     sqs = quick_lease.stack.client("sqs")
-    (queue,) = [url for url in sqs.list_queues()["QueueUrls"] if "GenerationQueue" in url]
+    (queue,) = [url for url in sqs.list_queues()["QueueUrls"] if "-GenerationQueue" in url]
     for _ in range(2):
         sqs.send_message(QueueUrl=queue, MessageBody=json.dumps({"generation_id": generation_id}))
     until_ended(quick_lease, generation_id)

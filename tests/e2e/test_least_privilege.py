@@ -143,7 +143,7 @@ def given_up(service: Service) -> None:
 
 def send(service: Service, queue: str, generation_id: str) -> None:
     sqs = service.stack.client("sqs")
-    (url,) = [url for url in sqs.list_queues()["QueueUrls"] if queue in url]
+    (url,) = [url for url in sqs.list_queues()["QueueUrls"] if f"-{queue}" in url]
     sqs.send_message(QueueUrl=url, MessageBody=json.dumps({"generation_id": generation_id}))
 
 

@@ -499,7 +499,7 @@ def killed(function: str, model: str, walk: Walk) -> None:
 
 def queue(walk: Walk, name: str) -> tuple[Any, str]:
     sqs = walk.stack.client("sqs")
-    (url,) = [url for url in sqs.list_queues()["QueueUrls"] if name in url]
+    (url,) = [url for url in sqs.list_queues()["QueueUrls"] if f"-{name}" in url]
     return sqs, url
 
 

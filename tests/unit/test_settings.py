@@ -15,7 +15,8 @@ from imagegen.settings import (
     WorkerSettings,
 )
 
-WORKER = {
+BATCH_QUEUE = "https://sqs.eu-central-1.amazonaws.com/123456789012/batch-generations"
+SHARED = {
     "AWS_REGION": "eu-central-1",
     "EVENT_BUS": "images",
     "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
@@ -31,7 +32,8 @@ WORKER = {
     "UPSTREAM_BASE_URL": "https://upstream.example/v1",
     "UPSTREAM_TIMEOUT_SECONDS": "100",
 }
-GOOD = WORKER | {
+WORKER = SHARED | {"BATCH_GENERATION_QUEUE_URL": BATCH_QUEUE}
+GOOD = SHARED | {
     "API_IS_FIRST_WORKER": "false",
     "CORS_ORIGIN": "*",
     "IMAGES_PER_CLIENT_PER_DAY": "200",
@@ -110,12 +112,13 @@ def test_a_good_environment_is_read() -> None:
 
 
 def test_a_worker_reads_no_more_than_it_works_with() -> None:
-    assert WorkerSettings.from_env(WORKER) == WorkerSettings(RUNTIME, STORE, UPSTREAM)
+    assert WorkerSettings.from_env(WORKER) == WorkerSettings(RUNTIME, STORE, UPSTREAM, BATCH_QUEUE)
 
 
 INTAKE = {
     "AWS_REGION": "eu-central-1",
     "BASE_URL": "https://images.example/prod/",
+    "BATCH_GENERATION_QUEUE_URL": BATCH_QUEUE,
     "CLIENTS_PATH": "/imagegen/clients",
     "EVENT_BUS": "images",
     "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
@@ -135,6 +138,7 @@ def test_an_intake_reads_no_more_than_it_works_with() -> None:
     assert IntakeSettings.from_env(INTAKE) == IntakeSettings(
         runtime=RUNTIME,
         base_url="https://images.example/prod",
+        batch_generation_queue_url=BATCH_QUEUE,
         clients_path="/imagegen/clients",
         event_bus="images",
         generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",

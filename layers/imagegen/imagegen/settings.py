@@ -93,11 +93,19 @@ class WorkerSettings:
     runtime: RuntimeSettings
     store: StoreSettings
     upstream: UpstreamSettings
+    batch_generation_queue_url: str
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         read = _Reader(environ)
-        return read.checked(lambda: cls(runtime=_runtime(read), store=_store(read), upstream=_upstream(read)))
+        return read.checked(
+            lambda: cls(
+                runtime=_runtime(read),
+                store=_store(read),
+                upstream=_upstream(read),
+                batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,7 @@ class IntakeSettings:
 
     runtime: RuntimeSettings
     base_url: str
+    batch_generation_queue_url: str
     clients_path: str
     event_bus: str
     generation_queue_url: str
@@ -126,6 +135,7 @@ class IntakeSettings:
             lambda: cls(
                 runtime=_runtime(read),
                 base_url=read("BASE_URL", _http_url),
+                batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
                 clients_path=read("CLIENTS_PATH", _path),
                 event_bus=read("EVENT_BUS", _text),
                 generation_queue_url=read("GENERATION_QUEUE_URL", _text),

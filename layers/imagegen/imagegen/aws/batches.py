@@ -4,10 +4,11 @@
 |---|---|---|
 | `<batch id>` | `batch` | the record; in the index `by-caller` under `batches of <client>`, where no generation is |
 | `<batch id>#pending` | `<line>` | a line whose generation has not ended |
-| `<batch id>#ended` | `<line>` | what became of a line |
+| `<batch id>#ended` | `<line>` | whether a line that has ended is completed |
+| `<batch id>#outcomes` | `<line>` | the same, and its line of an output file |
 
-Nothing is counted in one item, since hundreds of lines may end at once: counting is a query. A line that ended stands
-in one place whatever became of it, so none is counted twice.
+Nothing is counted in one item, since hundreds of lines may end at once: counting is a query, of items that are small,
+ten thousand a page. A line that ended stands in one place whatever became of it, so none is counted twice.
 """
 
 from __future__ import annotations
@@ -199,11 +200,21 @@ class DynamoBatchLines:
         self._retention_seconds = retention_seconds
 
     def begin(self, batch_id: str, line: int, custom_id: str) -> None:
-        self._put(_pending(batch_id), line, {"custom_id": {"S": custom_id}})
+        item = self._item(_pending(batch_id), line, {"custom_id": {"S": custom_id}})
+        with _asking():
+            self._client().put_item(TableName=self._table, Item=item)
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
-        self._put(_ended(batch_id), line, {"completed": {"BOOL": ended.completed}, "text": {"S": ended.text}})
-        self.forget_pending(batch_id, line)
+        completed: Item = {"completed": {"BOOL": ended.completed}}
+        outcome = self._item(_outcomes(batch_id), line, {**completed, "text": {"S": ended.text}})
+        with _asking():
+            self._client().transact_write_items(
+                TransactItems=[
+                    {"Put": {"TableName": self._table, "Item": outcome}},
+                    {"Put": {"TableName": self._table, "Item": self._item(_ended(batch_id), line, completed)}},
+                    {"Delete": {"TableName": self._table, "Key": _key(_pending(batch_id), _sort_key(line))}},
+                ]
+            )
 
     def forget_pending(self, batch_id: str, line: int) -> None:
         with _asking():
@@ -230,18 +241,21 @@ class DynamoBatchLines:
         )
 
     def ended(self, batch_id: str) -> Iterator[EndedLine]:
-        for item in self._all(_ended(batch_id)):
+        for item in self._all(_outcomes(batch_id)):
             yield EndedLine(item["completed"]["BOOL"], item["text"]["S"])
 
     def counts(self, batch_id: str) -> Counts:
-        ended = [item["completed"]["BOOL"] for item in self._all(_ended(batch_id), attributes="completed")]
-        return Counts(sum(ended), len(ended) - sum(ended))
+        completed = failed = 0
+        for item in self._all(_ended(batch_id), attributes="completed"):
+            if item["completed"]["BOOL"]:
+                completed += 1
+            else:
+                failed += 1
+        return Counts(completed, failed)
 
-    def _put(self, pk: str, line: int, attributes: Item) -> None:
+    def _item(self, pk: str, line: int, attributes: Item) -> Item:
         expires_at = _number(int(time.time()) + self._retention_seconds)
-        item = {**_key(pk, _sort_key(line)), **attributes, "expires_at": expires_at}
-        with _asking():
-            self._client().put_item(TableName=self._table, Item=item)
+        return {**_key(pk, _sort_key(line)), **attributes, "expires_at": expires_at}
 
     def _all(self, pk: str, between: tuple[str, str] | None = None, *, attributes: str | None = None) -> Iterator[Item]:
         """The lines of a partition in order, page by page."""
@@ -293,6 +307,10 @@ def _pending(batch_id: str) -> str:
 
 def _ended(batch_id: str) -> str:
     return f"{batch_id}#ended"
+
+
+def _outcomes(batch_id: str) -> str:
+    return f"{batch_id}#outcomes"
 
 
 def _sort_key(line: int) -> str:

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from imagegen.allowance import Allowance
@@ -66,7 +66,8 @@ def intake() -> Intake:
     inbox = S3Inbox(bucket)
     books = ledger(table, settings.intake_queue_url, settings.record_days)
     reader = Reader(
-        desk=desk,
+        # A queue of their own, so that ten thousand lines keep no client waiting.
+        desk=replace(desk, queue=SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)),
         ledger=books,
         inbox=inbox,
         pool=ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="line"),
