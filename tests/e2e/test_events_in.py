@@ -7,9 +7,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from samtranslator.yaml_helper import yaml_parse
 
 from imagegen.credentials import BearerKey
 from local.stack import STACK_NAME
+from tests.conftest import ROOT
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_generations import get
 
@@ -110,6 +112,23 @@ def test_the_same_event_delivered_five_times_is_paid_for_once(
     assert told(custom_id)["detail-type"] == "Image Generation Completed"
     time.sleep(1)
     assert [call["prompt"] for call in service.upstream.calls].count("five times") == 1
+
+
+def test_the_daily_image_of_the_template_is_made_once_a_day(service: Service) -> None:
+    schedule = yaml_parse((ROOT / "template.yaml").read_text())["Resources"]["DailyImage"]["Properties"]["Target"]
+    assert schedule["EventBridgeParameters"]["DetailType"] == REQUESTED
+    prompt = f"a lighthouse, it's {uuid4().hex}"
+    written = schedule["Input"]["Fn::Sub"].replace("${DailyImagePrompt}", prompt)
+    for day in ("2026-11-22", "2026-11-23"):
+        for _ in range(2):  # the scheduler puts it on the bus at least once, each time as another event
+            due = written.replace("<aws.scheduler.scheduled-time>", f"{day}T06:00:00Z")
+            deliver(service, json.loads(due), str(uuid4()))
+    deadline = time.monotonic() + 30
+    while (made := [call["prompt"] for call in service.upstream.calls].count(prompt)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    assert made == [call["prompt"] for call in service.upstream.calls].count(prompt) == 2
 
 
 def test_an_idempotency_key_goes_before_the_events_id(service: Service, told: Callable[[str], dict[str, Any]]) -> None:

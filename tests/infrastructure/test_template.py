@@ -76,11 +76,12 @@ def statements(template: Template) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield name, statement
 
 
-def test_every_function_has_a_role_of_its_own(template: Template) -> None:
-    functions = template.of_type("AWS::Lambda::Function")
-    roles = {function["Role"]["Fn::GetAtt"][0] for function in functions.values()}
-    assert roles == set(template.of_type("AWS::IAM::Role"))
-    assert len(roles) == len(functions)
+def test_every_function_and_the_schedule_has_a_role_of_its_own(template: Template) -> None:
+    roles = [function["Role"]["Fn::GetAtt"][0] for function in template.of_type("AWS::Lambda::Function").values()]
+    roles += [
+        each["Target"]["RoleArn"]["Fn::GetAtt"][0] for each in template.of_type("AWS::Scheduler::Schedule").values()
+    ]
+    assert sorted(roles) == sorted(template.of_type("AWS::IAM::Role"))
 
 
 def test_no_role_is_granted_a_wildcard(template: Template) -> None:
