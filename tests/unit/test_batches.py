@@ -11,14 +11,25 @@ from jsonschema import Draft202012Validator
 
 from imagegen.allowance import Allowance
 from imagegen.announce import announce
-from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, is_batch_id, line_generation_id
+from imagegen.batches import (
+    Batch,
+    BatchStatus,
+    Checkpoint,
+    Counts,
+    InboxFile,
+    batch_id_of,
+    is_batch_id,
+    line_generation_id,
+)
 from imagegen.carry_on import BatchShop, begin, carry_on
 from imagegen.deadline import Deadline
-from imagegen.errors import BatchEndedError, RecordsUnavailableError, UnknownBatchError
+from imagegen.errors import BatchEndedError, InvalidRequestError, RecordsUnavailableError, UnknownBatchError
 from imagegen.file_lines import BLOCK_BYTES, MAX_LINE_BYTES, lines_of
 from imagegen.generations import Status
+from imagegen.manage import delete
 from imagegen.manage_batch import cancel_batch, see_batch
 from imagegen.openai_wire.batches import batch_answer, batch_event, outcome_line, read_batch_line, refused_line
+from imagegen.openai_wire.inbox_messages import DroppedFile, read_inbox_message
 from imagegen.read_batch import CHUNK_LINES, Reader
 from imagegen.settle import Ledger
 from imagegen.submit import Desk
@@ -28,6 +39,7 @@ from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, Fa
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
+from tests.fakes.image_store import FakeImageStore
 
 NOW, LEASE = 1_760_000_000.0, 60.0
 
@@ -387,3 +399,91 @@ def test_a_failed_generation_is_an_error_line(world: World) -> None:
     world.carry_on_all()
     (_, (error,)) = world.written()
     assert error["response"]["status_code"] == 424
+
+
+# What a caller does meanwhile.
+
+
+def delete_line(world: World, generation_id: str) -> None:
+    images, until = FakeImageStore(), Deadline.after(9)
+    settle, now = world.ledger.settle, lambda: world.now
+    delete(generation_id, "alice", world.records, world.queue, world.counters, world.bus, images, now, until, settle)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_line_whose_generation_is_deleted_says_so_and_is_not_made_anew(world: World, made: bool) -> None:
+    batch = world.drop(line("a"), line("b"))
+    world.carry_on(batch, seconds=0)  # its reader has just this time
+    deleted = line_generation_id(batch.id, 1)
+    if made:
+        world.make(deleted)
+    delete_line(world, deleted)
+    begun = len(world.queue.sent)
+    world.carry_on(batch)
+    world.make_all()
+    world.carry_on_all()
+    output, (error,) = world.written()
+    assert (custom_ids(output), error["custom_id"]) == (["b"], "a")
+    assert error["response"]["body"]["error"]["message"] == "The generation was deleted."
+    assert world.records.get(deleted) is None
+    assert len(world.queue.sent) == begun
+    assert world.batch(batch).counts == Counts(1, 1)
+
+
+# What the intake is told.
+
+
+def told(key: str = "inbox/shop/a.jsonl", **changes: Any) -> str:
+    detail = {"bucket": {"name": "b"}, "object": {"key": key, "size": 7, "version-id": "v"}}
+    return json.dumps({"id": "e", "source": "aws.s3", "detail-type": "Object Created", "detail": detail} | changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "client", "is_batch"),
+    [
+        ("inbox/a.jsonl", "inbox", True),
+        ("inbox/shop/a.jsonl", "shop", True),
+        ("inbox/shop/deep/er.json", "shop", False),
+        ("inbox/shop/ü &+%20.jsonl", "shop", True),
+    ],
+)
+def test_a_file_is_its_folders_clients(key: str, client: str, is_batch: bool) -> None:
+    dropped = read_inbox_message(told(key))
+    assert isinstance(dropped, DroppedFile)
+    assert (dropped.owner(), dropped.is_batch, dropped.event_id) == (client, is_batch, "e")
+    assert dropped.file == InboxFile(key, "v", 7)
+
+
+@pytest.mark.parametrize(
+    "key", ["inbox/Shop/a.jsonl", "inbox/oidc:0/a.jsonl", "inbox//a.jsonl", "inbox/a.csv", "inbox/a"]
+)
+def test_a_file_that_is_nobodys_or_of_no_kind_we_take_is_refused(key: str) -> None:
+    dropped = read_inbox_message(told(key))
+    assert isinstance(dropped, DroppedFile)
+    with pytest.raises(InvalidRequestError) as refused:
+        dropped.owner()
+    assert refused.value.param == "key"
+
+
+def test_a_batch_that_is_to_be_carried_on_is_its_id() -> None:
+    batch_id = batch_id_of("b", "k", "v")
+    assert read_inbox_message(json.dumps({"batch_id": batch_id})) == batch_id
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "\ud800",
+        "[" * 100_000,
+        '{"batch_id": "batch_x"}',
+        '{"batch_id": 7}',
+        told(source="shop"),
+        told(**{"detail-type": "Object Deleted"}),
+        told(detail={"object": {"key": "inbox/a.jsonl", "size": 7}, "bucket": {"name": "b"}}),
+        told(detail=None),
+    ],
+)
+def test_what_is_neither_is_none_of_the_inboxs(body: str) -> None:
+    assert read_inbox_message(body) is None

@@ -48,11 +48,20 @@ class World:
         *,
         caller: str = "alice",
         work_here: bool = False,
+        generation_id: str | None = None,
     ) -> Submitted:
         allowance = Allowance(self.counters, each_caller=self.each_caller, whole_stack=self.whole_stack)
         desk = Desk(self.records, self.queue, allowance, lambda: self.now, LEASE, self.slept.append)
         try:
-            return submit(request, attempt, desk, caller=caller, base_url="https://x.example/v1", work_here=work_here)
+            return submit(
+                request,
+                attempt,
+                desk,
+                caller=caller,
+                base_url="https://x.example/v1",
+                work_here=work_here,
+                generation_id=generation_id,
+            )
         finally:
             self.now += 0.001  # no two are begun at the same time
 
@@ -528,3 +537,33 @@ def test_where_an_allowance_cannot_be_asked_nothing_is_begun_and_nothing_taken(
         world.submit()
     assert (used(world), used(world, STACK)) == (0, 0)
     assert world.records.newest("alice", 10) == []
+
+
+# Under an id that is given.
+
+GIVEN = "gen_" + "A" * 22
+
+
+def test_however_often_it_is_asked_for_one_id_is_one_generation_with_one_reservation(world: World) -> None:
+    submitted = [world.submit(generation_id=GIVEN) for _ in range(5)]
+    assert [each.attached for each in submitted] == [False, True, True, True, True]
+    assert {each.generation.id for each in submitted} == {GIVEN}
+    assert set(world.counters.used.values()) == {REQUEST.n}
+
+
+def test_asked_for_at_once_one_id_is_one_generation_with_one_reservation(world: World) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        submitted = list(pool.map(lambda _: world.submit(generation_id=GIVEN), range(8)))
+    assert [each.attached for each in submitted].count(False) == 1
+    assert set(world.counters.used.values()) == {REQUEST.n}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_where_the_record_of_a_given_id_cannot_be_written_the_next_try_begins_or_finds_it(
+    world: World, when: When
+) -> None:
+    world.records.failures.extend((None, when))  # the one is the look whether it is there
+    with pytest.raises(RecordsUnavailableError):
+        world.submit(generation_id=GIVEN)
+    assert world.submit(generation_id=GIVEN).attached == (when == "after")
+    assert world.record(GIVEN).status is Status.QUEUED
