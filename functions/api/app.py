@@ -106,7 +106,7 @@ def _work_here(submitted: Submitted, wired: Api) -> None:
     try:
         work(submitted.generation, submitted.owner or "", wired.workshop, Deadline.after(seconds))
     except Exception as error:  # noqa: BLE001  # a fault of ours: the message behind the record brings a worker
-        logger.error("work interrupted", extra={"trace": silent_trace(error)})  # noqa: TRY400  # without its words
+        wired.workshop.journal.interrupted(silent_trace(error), generation_id=submitted.generation.id)
 
 
 @app.get("/v1/images/generations/<generation_id>/result")

@@ -65,7 +65,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
         try:
             again = _take(Message(record.body, until, hold), wired)
         except Exception as error:  # noqa: BLE001  # told without its words
-            logger.error("interrupted", extra={"message_id": record.message_id, "trace": silent_trace(error)})  # noqa: TRY400
+            wired.journal.interrupted(silent_trace(error), message_id=record.message_id)
         if again is not None:
             hold(again)
             raise ComeAgainError

@@ -44,9 +44,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
                 hold=lambda seconds: queue.hold(receipt, seconds),
             )
         except Exception as error:  # noqa: BLE001  # told without its words
-            logger.error(  # noqa: TRY400
-                "interrupted", extra={"generation_id": generation_id, "trace": silent_trace(error)}
-            )
+            shop.journal.interrupted(silent_trace(error), generation_id=generation_id)
         logger.info("looked at", extra={"generation_id": generation_id, "again_in_seconds": again})
         if again is not None:
             queue.hold(receipt, again)

@@ -7,8 +7,10 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
 from imagegen.work import Workshop
 from tests.bench.sink import ROOT
 from tests.fakes.allowance_counters import FakeAllowanceCounters
@@ -17,6 +19,7 @@ from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 
 Event = dict[str, Any]
+_NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115  # as long as the process
 
 
 class _Context:
@@ -33,7 +36,13 @@ def api_handler(port: int) -> Callable[[Event], None]:
     wired = api()
     workshop = _in_memory(wired.workshop)
     allowance = replace(wired.desk.allowance, counters=workshop.counters)
-    desk = replace(wired.desk, records=workshop.records, queue=workshop.queue, allowance=allowance)
+    desk = replace(
+        wired.desk,
+        records=workshop.records,
+        queue=workshop.queue,
+        allowance=allowance,
+        journal=workshop.journal,
+    )
     in_memory = replace(wired, desk=desk, workshop=workshop)
     app.api = lambda: in_memory  # type: ignore[assignment, attr-defined]
 
@@ -60,13 +69,15 @@ def event(**body: object) -> Event:
 
 
 def _in_memory(workshop: Workshop) -> Workshop:
+    journal = CloudWatchJournal("api", "bench", {}, write=lambda line: print(line, end="", file=_NOWHERE))
     workshop.providers["openai_compatible"]._key = lambda _: "sk-bench"  # type: ignore[attr-defined]
     return replace(
         workshop,
         records=FakeGenerationStore(),
         queue=FakeGenerationQueue(),
         counters=FakeAllowanceCounters(),
-        bus=FakeEventBus(),
+        bus=JournalledBus(FakeEventBus(), journal),
+        journal=journal,
     )
 
 
@@ -93,6 +104,7 @@ def _set_environment(port: int) -> None:
         "PROMPT_MAX_CHARACTERS": "1000",
         "RECORD_DAYS": "90",
         "REPEAT_UNKNOWN_CALLS": "true",
+        "STACK_NAME": "bench",
         "UPSTREAM_API_KEY_PARAMETER": "/bench",
         "UPSTREAM_BASE_URL": f"http://127.0.0.1:{port}/v1",
         "UPSTREAM_TIMEOUT_SECONDS": "20",

@@ -8,6 +8,7 @@ from imagegen.settings import (
     ApiSettings,
     AuthorizerSettings,
     IntakeSettings,
+    JournalSettings,
     RuntimeSettings,
     SettingsError,
     StoreSettings,
@@ -28,6 +29,7 @@ SHARED = {
     "MAX_IMAGE_BYTES": "26214400",
     "RECORD_DAYS": "90",
     "REPEAT_UNKNOWN_CALLS": "true",
+    "STACK_NAME": "images-dev",
     "UPSTREAM_API_KEY_PARAMETER": "/imagegen/upstream/key",
     "UPSTREAM_BASE_URL": "https://upstream.example/v1",
     "UPSTREAM_TIMEOUT_SECONDS": "100",
@@ -59,6 +61,7 @@ BOUNDS = [
     ("WAIT_SECONDS", 0, 25),
 ]
 RUNTIME = RuntimeSettings(region="eu-central-1", s3_endpoint_url=None)
+JOURNAL = JournalSettings(image_prices={}, stack_name="images-dev")
 STORE = StoreSettings(
     event_bus="images",
     generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
@@ -98,6 +101,7 @@ def setting(name: str, environ: dict[str, str]) -> Any:
 def test_a_good_environment_is_read() -> None:
     assert ApiSettings.from_env(GOOD | {"PATH": "/usr/bin", "UNRELATED": ""}) == ApiSettings(
         runtime=RUNTIME,
+        journal=JOURNAL,
         store=STORE,
         upstream=UPSTREAM,
         api_is_first_worker=False,
@@ -112,7 +116,7 @@ def test_a_good_environment_is_read() -> None:
 
 
 def test_a_worker_reads_no_more_than_it_works_with() -> None:
-    assert WorkerSettings.from_env(WORKER) == WorkerSettings(RUNTIME, STORE, UPSTREAM, BATCH_QUEUE)
+    assert WorkerSettings.from_env(WORKER) == WorkerSettings(RUNTIME, JOURNAL, STORE, UPSTREAM, BATCH_QUEUE)
 
 
 INTAKE = {
@@ -131,12 +135,14 @@ INTAKE = {
     "LEASE_SECONDS": "45",
     "PROMPT_MAX_CHARACTERS": "1000",
     "RECORD_DAYS": "90",
+    "STACK_NAME": "images-dev",
 }
 
 
 def test_an_intake_reads_no_more_than_it_works_with() -> None:
     assert IntakeSettings.from_env(INTAKE) == IntakeSettings(
         runtime=RUNTIME,
+        journal=JOURNAL,
         base_url="https://images.example/prod",
         batch_generation_queue_url=BATCH_QUEUE,
         clients_path="/imagegen/clients",
@@ -168,6 +174,39 @@ def test_what_a_worker_misses_is_named(name: str) -> None:
 def test_all_that_a_worker_misses_is_told_at_once() -> None:
     told = what_is_wrong({}, WorkerSettings.from_env).split("; ")
     assert sorted(told) == [f"{name} is missing" for name in sorted(WORKER)]
+
+
+@pytest.mark.parametrize(
+    ("text", "prices"),
+    [
+        ("", {}),
+        ("dall-e-3:0.04", {"dall-e-3": 0.04}),
+        ("dall-e-3:0.04,flux-pro-1.1:0,gpt-image-1:12", {"dall-e-3": 0.04, "flux-pro-1.1": 0, "gpt-image-1": 12}),
+    ],
+)
+def test_prices_are_by_model(text: str, prices: dict[str, float]) -> None:
+    for environ, from_env in ((GOOD, ApiSettings.from_env), (WORKER, WorkerSettings.from_env)):
+        assert from_env(environ | {"IMAGE_PRICES": text}).journal.image_prices == prices
+    assert IntakeSettings.from_env(INTAKE | {"IMAGE_PRICES": text}).journal.image_prices == prices
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dall-e-3",
+        "dall-e-3:",
+        "dall-e-3:1e3",
+        "dall-e-3:-1",
+        "dall-e-9:1",
+        ":1",
+        ",",
+        "dall-e-3:1,",
+        "dall-e-3: 1",
+        "{}",
+    ],
+)
+def test_what_is_no_price_of_a_model_of_ours_is_named(text: str) -> None:
+    assert what_is_wrong(GOOD | {"IMAGE_PRICES": text}).startswith("IMAGE_PRICES has '")
 
 
 @pytest.mark.parametrize("name", FLAGS)

@@ -18,11 +18,15 @@ _DAY_SECONDS = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The caller's images a day, how many it can still have, and the seconds until the next day."""
+    """The caller's images a day, how many it can still have, and the seconds until the next day.
+
+    `quota_used` is which part of the whole stack's images of the day is taken.
+    """
 
     limit: int
     remaining: int
     reset: float
+    quota_used: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class Allowance:
             self._give_back_one(caller, day, images)
             message = f"You asked for {_images(images)}, and this service has {stack_left} left for today."
             raise _spent(message, Standing(limit, min(limit - used + images, stack_left), reset))
-        return Standing(limit, min(limit - used, stack_left), reset)
+        quota_used = stack_used / self.whole_stack if self.whole_stack else 1.0
+        return Standing(limit, min(limit - used, stack_left), reset, quota_used)
 
     def give_back(self, caller: str, images: int, *, at: float) -> None:
         """Undoes a reservation made at `at` (Unix seconds). Whoever calls this does so once."""

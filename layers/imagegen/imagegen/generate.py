@@ -24,7 +24,7 @@ from imagegen.errors import (
 )
 from imagegen.generations import AnsweredImage, Call, CallAnswer, Generation, StoredImage
 from imagegen.images import UpstreamAnswer
-from imagegen.ports import GenerationStore, ImageProvider, ImageSource, ImageStore
+from imagegen.ports import SILENT, GenerationStore, ImageProvider, ImageSource, ImageStore, Journal
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ class Tools:
     records: GenerationStore
     pool: Executor
     repeat_unknown: bool = True
+    journal: Journal = SILENT
 
 
 def generate(generation: Generation, owner: str, tools: Tools, deadline: Deadline) -> None:
@@ -129,6 +130,7 @@ class _Keeper:
         self._stored[image_id] = stored
         with self._going_on():
             self._tools.records.save_image(self._generation.id, self._owner, image_id, stored)
+        self._tools.journal.stored(self._generation, stored)
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -159,16 +161,21 @@ class _Keeper:
         return call
 
     def _asked(self, call: Call, n: int) -> UpstreamAnswer:
+        journal, started = self._tools.journal, time.perf_counter()
+        journal.asked(self._generation, n)
         try:
-            return self._tools.provider.generate(self._generation.request, n, self._deadline)
-        except NothingSpentError as refused:
-            if call.sent == 1:
+            answer = self._tools.provider.generate(self._generation.request, n, self._deadline)
+        except ImagegenError as refused:
+            journal.answered(self._generation, time.perf_counter() - started, refused)
+            if call.sent == 1 or not isinstance(refused, NothingSpentError):
                 raise
             # This time nothing was bought; of the time before nobody knows.
             error = OutcomeUnknownError(
                 f"What became of an earlier call to the image model is not known. {refused.message}"
             )
             raise error from refused
+        journal.answered(self._generation, time.perf_counter() - started, None)
+        return answer
 
     def _find_stored(self, call: Call) -> None:
         """Looks for what a predecessor stored but died before it could note it."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from imagegen.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.deadline import Deadline
+from imagegen.errors import ImagegenError
 from imagegen.generations import Call, Failure, Generation, Rejection, Status, StoredImage, Tombstone
 from imagegen.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
 
@@ -314,6 +315,49 @@ class EventBus(Protocol):
     def request_rejected(self, rejection: Rejection) -> None:
         """Tells that a request which came as an event began no generation."""
         ...
+
+
+class Journal(Protocol):
+    """Tells the operators what happens to generations, in log lines and metrics. It never raises."""
+
+    def begun(self, generation: Generation, *, quota_used: float) -> None:
+        """`quota_used` is which part of the whole stack's images of the day is reserved now, 1.0 being all."""
+        ...
+
+    def attached(self, generation: Generation) -> None:
+        """A request came back to the generation that it repeats."""
+        ...
+
+    def claimed(self, generation: Generation, *, age: float) -> None:
+        """A worker has it from a message; `age` is in seconds."""
+        ...
+
+    def asked(self, generation: Generation, n: int) -> None:
+        """The upstream is about to be asked for `n` images."""
+        ...
+
+    def answered(self, generation: Generation, seconds: float, error: ImagegenError | None) -> None:
+        """The upstream has answered, after so long, or has failed to."""
+        ...
+
+    def stored(self, generation: Generation, image: StoredImage) -> None: ...
+
+    def interrupted(self, trace: Sequence[str], **about: str) -> None:
+        """A fault of ours stopped what was at work; a message brings another. `about` names what it was about."""
+        ...
+
+
+class _SilentJournal:
+    def begun(self, generation: Generation, *, quota_used: float) -> None: ...
+    def attached(self, generation: Generation) -> None: ...
+    def claimed(self, generation: Generation, *, age: float) -> None: ...
+    def asked(self, generation: Generation, n: int) -> None: ...
+    def answered(self, generation: Generation, seconds: float, error: ImagegenError | None) -> None: ...
+    def stored(self, generation: Generation, image: StoredImage) -> None: ...
+    def interrupted(self, trace: Sequence[str], **about: str) -> None: ...
+
+
+SILENT: Journal = _SilentJournal()
 
 
 class DeadLetters(Protocol):

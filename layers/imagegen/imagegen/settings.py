@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
+from imagegen.catalog import CATALOG
 from imagegen.web_address import read_web_address
 
 T = TypeVar("T")
@@ -20,6 +21,14 @@ class RuntimeSettings:
 
     region: str
     s3_endpoint_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSettings:
+    """What metrics are told with. `image_prices` are what an image of a model costs, in the deployer's currency."""
+
+    image_prices: Mapping[str, float]
+    stack_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,7 @@ class ApiSettings:
     """
 
     runtime: RuntimeSettings
+    journal: JournalSettings
     store: StoreSettings
     upstream: UpstreamSettings
     api_is_first_worker: bool
@@ -74,6 +84,7 @@ class ApiSettings:
         return read.checked(
             lambda: cls(
                 runtime=_runtime(read),
+                journal=_journal(read),
                 store=_store(read),
                 upstream=_upstream(read),
                 api_is_first_worker=read("API_IS_FIRST_WORKER", _flag),
@@ -91,6 +102,7 @@ class ApiSettings:
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     runtime: RuntimeSettings
+    journal: JournalSettings
     store: StoreSettings
     upstream: UpstreamSettings
     batch_generation_queue_url: str
@@ -101,6 +113,7 @@ class WorkerSettings:
         return read.checked(
             lambda: cls(
                 runtime=_runtime(read),
+                journal=_journal(read),
                 store=_store(read),
                 upstream=_upstream(read),
                 batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
@@ -113,6 +126,7 @@ class IntakeSettings:
     """`base_url` is the one that clients reach the API by, for absolute links: an event does not come to any."""
 
     runtime: RuntimeSettings
+    journal: JournalSettings
     base_url: str
     batch_generation_queue_url: str
     clients_path: str
@@ -134,6 +148,7 @@ class IntakeSettings:
         return read.checked(
             lambda: cls(
                 runtime=_runtime(read),
+                journal=_journal(read),
                 base_url=read("BASE_URL", _http_url),
                 batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
                 clients_path=read("CLIENTS_PATH", _path),
@@ -206,6 +221,10 @@ def _runtime(read: _Reader) -> RuntimeSettings:
     return RuntimeSettings(region=read("AWS_REGION", _text), s3_endpoint_url=endpoint_url or None)
 
 
+def _journal(read: _Reader) -> JournalSettings:
+    return JournalSettings(image_prices=read("IMAGE_PRICES", _prices, default=""), stack_name=read("STACK_NAME", _text))
+
+
 def _store(read: _Reader) -> StoreSettings:
     return StoreSettings(
         event_bus=read("EVENT_BUS", _text),
@@ -233,6 +252,17 @@ def _flag(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError("is neither true nor false")
     return text == "true"
+
+
+def _prices(text: str) -> Mapping[str, float]:
+    """`<model>:<price>`, separated by commas."""
+    prices = {}
+    for each in text.split(",") if text else ():
+        model, _, price = each.partition(":")
+        if model not in CATALOG or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", price):
+            raise ValueError(f"has {each[:64]!r}, which is not a model of ours, a colon and a price")
+        prices[model] = float(price)
+    return prices
 
 
 def _text(text: str) -> str:

@@ -21,7 +21,7 @@ from imagegen.generations import (
     new_owner,
 )
 from imagegen.images import ImageRequest
-from imagegen.ports import GenerationQueue, GenerationStore, KeyHolder
+from imagegen.ports import SILENT, GenerationQueue, GenerationStore, Journal, KeyHolder
 
 KEY_SECONDS = 24 * 3600.0  # how long an Idempotency-Key holds
 RETRY_SECONDS = 15 * 60.0  # an OpenAI client gives up on a request after 10 minutes, and retries within seconds
@@ -66,6 +66,7 @@ class Desk:
     now: Callable[[], float]
     lease: float
     sleep: Callable[[float], None] = time.sleep
+    journal: Journal = SILENT
 
 
 def submit(
@@ -95,6 +96,8 @@ def submit(
         else:
             generation = _attached(holder, attempt, body, desk, caller)
         if generation is not None:
+            if not generation_id:
+                desk.journal.attached(generation)
             return Submitted(generation, attached=True)
         now = desk.now()
         # A request with a key is found by its key alone: a retry without one is another client's.
@@ -193,6 +196,7 @@ def _begun(
             _give_back(generation, desk)
             raise
         # It was written, and only the answer was lost: to refuse the request now would let it be paid for twice.
+    desk.journal.begun(generation, quota_used=standing.quota_used)
     return Submitted(generation, owner, standing=standing)
 
 

@@ -15,6 +15,7 @@ from imagegen.generations import Generation, LostClaimError, Status, fingerprint
 from imagegen.heartbeat import heartbeat
 from imagegen.manage import delete_images, finish_deletion
 from imagegen.ports import (
+    SILENT,
     AllowanceCounters,
     EventBus,
     GenerationQueue,
@@ -22,6 +23,7 @@ from imagegen.ports import (
     ImageProvider,
     ImageSource,
     ImageStore,
+    Journal,
 )
 
 LEASE_SECONDS = 60.0  # a dead worker's generation is taken over after it
@@ -50,6 +52,7 @@ class Workshop:
     repeat_unknown: bool = True
     lease: float = LEASE_SECONDS
     settle: Settle = lambda _: None
+    journal: Journal = SILENT
 
 
 def work_on_message(
@@ -64,6 +67,7 @@ def work_on_message(
     owner = new_owner()
     generation = records.claim(generation_id, owner, now=now, lease_until=now + workshop.lease)
     if generation is not None:
+        workshop.journal.claimed(generation, age=now - generation.created_at)
         work(generation, owner, workshop, deadline, hold)
         return None
     current = records.get(generation_id)
@@ -119,6 +123,7 @@ def _work(generation: Generation, owner: str, workshop: Workshop, deadline: Dead
         records=records,
         pool=workshop.pool,
         repeat_unknown=workshop.repeat_unknown,
+        journal=workshop.journal,
     )
     try:
         generate(generation, owner, tools, deadline)

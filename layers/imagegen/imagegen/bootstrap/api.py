@@ -7,7 +7,7 @@ from functools import cache
 from imagegen.allowance import Allowance
 from imagegen.aws.waiters import DynamoWaiters
 from imagegen.bootstrap import sdk
-from imagegen.bootstrap.workshop import ledger, workshop
+from imagegen.bootstrap.workshop import journal, ledger, workshop
 from imagegen.settings import ApiSettings, SettingsError
 from imagegen.settle import Ledger
 from imagegen.submit import Desk
@@ -27,7 +27,7 @@ class Api:
 def api() -> Api:
     """Raises SettingsError where the environment lacks something."""
     settings = ApiSettings.from_env(os.environ)
-    shop = workshop(settings.runtime, settings.store, settings.upstream)
+    shop = workshop(settings.runtime, settings.store, settings.upstream, journal("api", settings.journal))
     return Api(
         settings=settings,
         desk=Desk(
@@ -36,6 +36,7 @@ def api() -> Api:
             allowance=Allowance(shop.counters, settings.images_per_client_per_day, settings.images_per_day),
             now=shop.now,
             lease=shop.lease,
+            journal=shop.journal,
         ),
         workshop=shop,
         ledger=ledger(settings.store.generation_table, settings.store.intake_queue_url, settings.store.record_days),

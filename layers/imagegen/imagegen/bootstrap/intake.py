@@ -11,6 +11,7 @@ from imagegen.allowance import Allowance
 from imagegen.authorize import own_images_per_day
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.bucket import S3Bucket, bucket_url
+from imagegen.aws.cloudwatch import JournalledBatchBus
 from imagegen.aws.dynamodb import DynamoGenerations
 from imagegen.aws.events import EventBridgeBatchBus
 from imagegen.aws.inbox import S3Inbox, S3Outbox
@@ -18,11 +19,11 @@ from imagegen.aws.sqs import SqsDeadLetters, SqsGenerations
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
-from imagegen.bootstrap.workshop import event_bus, ledger
+from imagegen.bootstrap.workshop import event_bus, journal, ledger
 from imagegen.carry_on import BatchShop
 from imagegen.openai_wire.batches import batch_event, read_batch_line, refused_line
 from imagegen.outbound.pool import HttpPool
-from imagegen.ports import BatchQueue, DeadLetters, EventBus, Inbox
+from imagegen.ports import BatchQueue, DeadLetters, EventBus, Inbox, Journal
 from imagegen.read_batch import CHUNK_THREADS, Reader
 from imagegen.settings import IntakeSettings
 from imagegen.submit import Desk
@@ -40,6 +41,7 @@ class Intake:
     inbox: Inbox
     batches: BatchShop
     own_images_per_day: Callable[[str], int | None]
+    journal: Journal
 
 
 @cache
@@ -49,6 +51,7 @@ def intake() -> Intake:
     table = settings.generation_table
     counters = DynamoAllowanceCounters(sdk.dynamodb, sdk.dynamodb_single_try, table)
     clients = SsmParameters(sdk.ssm, cache_seconds=CLIENT_CACHE_SECONDS)
+    told = journal("intake", settings.journal)
     own = partial(own_images_per_day, clients=clients, path=settings.clients_path)
     desk = Desk(
         records=DynamoGenerations(sdk.dynamodb, table, retention_seconds=settings.record_days * 24 * 3600),
@@ -56,6 +59,7 @@ def intake() -> Intake:
         allowance=Allowance(counters, settings.images_per_client_per_day, settings.images_per_day),
         now=time.time,
         lease=settings.lease_seconds,
+        journal=told,
     )
     bucket = S3Bucket(
         HttpPool(),
@@ -76,7 +80,7 @@ def intake() -> Intake:
         refusal=refused_line,
         own_images_per_day=own,
     )
-    bus = event_bus(settings.event_bus)
+    bus = event_bus(settings.event_bus, told)
     return Intake(
         settings=settings,
         desk=desk,
@@ -88,8 +92,9 @@ def intake() -> Intake:
             reader=reader,
             counters=counters,
             bus=bus,
-            batch_bus=EventBridgeBatchBus(sdk.events, settings.event_bus, ended=batch_event),
+            batch_bus=JournalledBatchBus(EventBridgeBatchBus(sdk.events, settings.event_bus, ended=batch_event), told),
             outbox=S3Outbox(bucket),
         ),
         own_images_per_day=own,
+        journal=told,
     )

@@ -6,7 +6,7 @@ from functools import cache
 
 from imagegen.aws.sqs import SqsGenerations
 from imagegen.bootstrap import sdk
-from imagegen.bootstrap.workshop import workshop
+from imagegen.bootstrap.workshop import journal, workshop
 from imagegen.ports import GenerationQueue
 from imagegen.settings import WorkerSettings
 from imagegen.work import Workshop
@@ -30,6 +30,6 @@ def worker() -> Worker:
     settings = WorkerSettings.from_env(os.environ)
     return Worker(
         settings,
-        workshop(settings.runtime, settings.store, settings.upstream),
+        workshop(settings.runtime, settings.store, settings.upstream, journal("worker", settings.journal)),
         SqsGenerations(sdk.sqs, settings.batch_generation_queue_url),
     )

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.bucket import bucket_url
+from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
 from imagegen.aws.dynamodb import DynamoGenerations
 from imagegen.aws.events import EventBridgeBus
 from imagegen.aws.s3 import S3ImageStore
@@ -23,7 +24,7 @@ from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai_compatible import OpenAICompatibleProvider
-from imagegen.settings import RuntimeSettings, StoreSettings, UpstreamSettings
+from imagegen.settings import JournalSettings, RuntimeSettings, StoreSettings, UpstreamSettings
 from imagegen.settle import Ledger
 from imagegen.work import Workshop
 
@@ -31,8 +32,13 @@ SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read anew at on
 _ANSWER_SECONDS = 60.0
 
 
-def event_bus(name: str) -> EventBridgeBus:
-    return EventBridgeBus(sdk.events, name, ended=generation_event, rejected=rejection_event)
+def journal(service: str, settings: JournalSettings) -> CloudWatchJournal:
+    """`service` is the name that the function logs under."""
+    return CloudWatchJournal(service, settings.stack_name, settings.image_prices)
+
+
+def event_bus(name: str, told: CloudWatchJournal) -> JournalledBus:
+    return JournalledBus(EventBridgeBus(sdk.events, name, ended=generation_event, rejected=rejection_event), told)
 
 
 def ledger(table: str, intake_queue_url: str, record_days: int) -> Ledger:
@@ -45,7 +51,9 @@ def ledger(table: str, intake_queue_url: str, record_days: int) -> Ledger:
     )
 
 
-def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamSettings) -> Workshop:
+def workshop(
+    runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamSettings, told: CloudWatchJournal
+) -> Workshop:
     http = HttpPool()
     secrets = SsmParameters(sdk.ssm, cache_seconds=SECRET_CACHE_SECONDS)
     images = S3ImageStore(
@@ -67,7 +75,7 @@ def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamS
         ),
         queue=SqsGenerations(sdk.sqs, store.generation_queue_url),
         counters=DynamoAllowanceCounters(sdk.dynamodb, sdk.dynamodb_single_try, store.generation_table),
-        bus=event_bus(store.event_bus),
+        bus=event_bus(store.event_bus, told),
         images=images,
         source=HttpImageSource(http, UrlGuard(upstream.upstream_base_url), max_bytes=upstream.max_image_bytes),
         providers={
@@ -85,4 +93,5 @@ def workshop(runtime: RuntimeSettings, store: StoreSettings, upstream: UpstreamS
         repeat_unknown=upstream.repeat_unknown_calls,
         lease=upstream.lease_seconds,
         settle=ledger(store.generation_table, store.intake_queue_url, store.record_days).settle,
+        journal=told,
     )
