@@ -19,6 +19,7 @@ _CODE_PROPERTY = {"AWS::Serverless::Function": "CodeUri", "AWS::Serverless::Laye
 # What moto's CloudFormation cannot make, and the local stack does itself.
 _NOT_FOR_MOTO = (
     "AWS::ApiGateway::",
+    "AWS::CloudWatch::",
     "AWS::Lambda::EventSourceMapping",
     "AWS::Lambda::LayerVersion",
     "AWS::Lambda::Permission",

@@ -1,0 +1,189 @@
+"""Alarms and dashboard: each names metrics that are there, and each alarm has its page."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from imagegen import errors
+from imagegen.aws.cloudwatch import NAMESPACE, UNITS, CloudWatchJournal
+from local.template import Template
+from tests.conftest import ROOT
+from tests.unit.test_cloudwatch import all_that_is_told
+
+Metric = tuple[str, str, frozenset[str]]  # namespace, name, names of the dimensions
+
+# What AWS tells by itself, by the dimensions that it has there.
+AWS = {
+    "AWS/ApiGateway": ({"ApiName", "Stage"}, {"4XXError", "5XXError", "Count", "Latency"}),
+    "AWS/DynamoDB": ({"TableName"}, {"ReadThrottleEvents", "WriteThrottleEvents"}),
+    "AWS/Lambda": ({"FunctionName"}, {"ConcurrentExecutions", "Errors", "Invocations", "Throttles"}),
+    "AWS/SQS": ({"QueueName"}, {"ApproximateAgeOfOldestMessage", "ApproximateNumberOfMessagesVisible"}),
+}
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return Template.read(ROOT / "template.yaml", {"UpstreamBaseUrl": "https://api.example.com/v1"}, "us-east-1")
+
+
+@pytest.fixture(scope="module")
+def known() -> set[Metric]:
+    """All metrics that there are: ours as the journal writes them, and those of AWS that are used."""
+    lines: list[str] = []
+    all_that_is_told(CloudWatchJournal("any", "any", dict.fromkeys(("dall-e-3",), 1.0), lines.append))
+    ours = {
+        (directive["Namespace"], metric["Name"], frozenset(dimensions))
+        for line in map(json.loads, lines)
+        for directive in line.get("_aws", {}).get("CloudWatchMetrics", ())
+        for metric in directive["Metrics"]
+        for dimensions in directive["Dimensions"]
+    }
+    assert {name for _, name, _ in ours} == set(UNITS)
+    return ours | {
+        (namespace, name, frozenset(dimensions)) for namespace, (dimensions, names) in AWS.items() for name in names
+    }
+
+
+def alarms(template: Template) -> dict[str, dict[str, Any]]:
+    return template.of_type("AWS::CloudWatch::Alarm")
+
+
+def watched(alarm: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The metrics of an alarm, each with Namespace, MetricName and Dimensions."""
+    if "Metrics" not in alarm:
+        yield alarm
+    for each in alarm.get("Metrics", ()):
+        if "MetricStat" in each:
+            yield each["MetricStat"]["Metric"]
+
+
+def named(metric: dict[str, Any]) -> Metric:
+    return metric["Namespace"], metric["MetricName"], frozenset(each["Name"] for each in metric["Dimensions"])
+
+
+def widgets(template: Template) -> list[dict[str, Any]]:
+    (dashboard,) = template.of_type("AWS::CloudWatch::Dashboard").values()
+    found: list[dict[str, Any]] = json.loads(dashboard["DashboardBody"]["Fn::Sub"])["widgets"]
+    return found
+
+
+def drawn(template: Template) -> Iterator[list[Any]]:
+    """The rows of the dashboard's graphs."""
+    for widget in widgets(template):
+        yield from widget["properties"].get("metrics", ())
+
+
+def test_an_alarm_watches_metrics_that_there_are(template: Template, known: set[Metric]) -> None:
+    for name, alarm in alarms(template).items():
+        found = {named(metric) for metric in watched(alarm)}
+        assert found, name
+        assert found <= known, name
+
+
+def test_a_kind_that_an_alarm_names_is_an_error_of_ours(template: Template) -> None:
+    values = [
+        dimension["Value"]
+        for alarm in alarms(template).values()
+        for metric in watched(alarm)
+        for dimension in metric["Dimensions"]
+        if dimension["Name"] == "kind"
+    ]
+    assert "UpstreamKeyRefusedError" in values
+    assert all(issubclass(getattr(errors, kind), errors.ImagegenError) for kind in values)
+
+
+def test_the_dashboard_draws_metrics_that_there_are_and_all_of_ours(template: Template, known: set[Metric]) -> None:
+    found: set[Metric] = set()
+    for row in drawn(template):
+        if isinstance(row[0], dict):
+            search = re.fullmatch(
+                r"SEARCH\('\{(\w+),([\w,]+)\} MetricName=\"(\w+)\" stack=\"\$\{AWS::StackName\}\"', '\w+', \d+\)",
+                row[0]["expression"],
+            )
+            assert search, row
+            found.add((search[1], search[3], frozenset(search[2].split(","))))
+        else:
+            namespace, name, *dimensions = [each for each in row if isinstance(each, str)]
+            found.add((namespace, name, frozenset(dimensions[::2])))
+    assert found <= known
+    assert {name for namespace, name, _ in found if namespace == NAMESPACE} == set(UNITS)
+
+
+def test_the_dashboard_shows_every_alarm_and_its_graphs_do_not_overlap(template: Template) -> None:
+    shown = [alarm for widget in widgets(template) for alarm in widget["properties"].get("alarms", ())]
+    assert sorted(shown) == sorted(f"${{{name}.Arn}}" for name in alarms(template))
+    taken: set[tuple[int, int]] = set()
+    for widget in widgets(template):
+        across, down = range(widget["width"]), range(widget["height"])
+        here = {(widget["x"] + right, widget["y"] + below) for right in across for below in down}
+        assert not here & taken, widget["properties"]["title"]
+        assert max(right for right, _ in here) < 24
+        taken |= here
+
+
+def test_what_the_dashboard_refers_to_is_there(template: Template) -> None:
+    (dashboard,) = template.of_type("AWS::CloudWatch::Dashboard").values()
+    references = set(re.findall(r"\$\{(\w+)[.\w]*\}", dashboard["DashboardBody"]["Fn::Sub"]))
+    assert references <= set(template.resources) | set(template.document["Parameters"])
+
+
+def test_no_function_dies_or_is_throttled_unseen(template: Template) -> None:
+    functions = set(template.of_type("AWS::Lambda::Function"))
+    for name, metric in (("FunctionsDieAlarm", "Errors"), ("ThrottlesAlarm", "Throttles")):
+        seen = {each["Dimensions"][0]["Value"]["Ref"] for each in watched(alarms(template)[name])}
+        assert functions <= seen, name
+        drawn_for = {row[3] for row in drawn(template) if row[:2] == ["AWS/Lambda", metric]}
+        assert drawn_for == {f"${{{function}}}" for function in functions}
+
+
+def test_no_queue_grows_old_unseen(template: Template) -> None:
+    queues = template.of_type("AWS::SQS::Queue")
+    worked = {name for name, queue in queues.items() if "RedrivePolicy" in queue}
+    drawn_for = {row[3] for row in drawn(template) if row[1:2] == ["ApproximateAgeOfOldestMessage"]}
+    assert drawn_for == {f"${{{name}.QueueName}}" for name in worked}
+
+
+def test_an_alarm_tells_the_topic_if_there_is_one_and_costs_nothing_where_nobody_wants_it(template: Template) -> None:
+    for name, alarm in alarms(template).items():
+        assert template.resources[name]["Condition"] == "IsMonitored"
+        for actions in (alarm["AlarmActions"], alarm["OKActions"]):
+            assert actions == {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
+    assert template.resources["Dashboard"]["Condition"] == "IsMonitored"
+
+
+def test_an_expression_uses_each_of_its_metrics_and_is_the_one_that_is_watched(template: Template) -> None:
+    for name, alarm in alarms(template).items():
+        if "Metrics" not in alarm:
+            continue
+        (expression,) = [each["Expression"] for each in alarm["Metrics"] if each.get("ReturnData", True)]
+        ids = {each["Id"] for each in alarm["Metrics"] if "MetricStat" in each}
+        used = set(re.findall(r"\b[a-z]\w*\b", expression))
+        assert "METRICS()" in expression or used == ids, name
+        assert len(ids) <= 10, name  # CloudWatch's limit
+        assert len({each["MetricStat"]["Period"] for each in alarm["Metrics"] if "MetricStat" in each}) == 1
+
+
+def headings(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_alarm_leads_to_its_page_and_every_page_names_its_alarm(template: Template) -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    for name, alarm in alarms(template).items():
+        description = alarm["AlarmDescription"]
+        anchor = re.search(r"docs/operations\.md#([\w-]+)$", description)
+        assert anchor, name
+        assert anchor[1] in headings(page), name
+        assert len(description) <= 1024  # CloudWatch's limit
+        section = next(text for text in page.split("\n## ") if headings(f"## {text}") >= {anchor[1]})
+        assert f"`{name}`" in section, name
+
+
+def test_every_metric_of_ours_stands_on_the_page() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    assert all(f"`{name}`" in page for name in UNITS)
