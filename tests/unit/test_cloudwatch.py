@@ -121,7 +121,11 @@ def test_tokens_and_calls_sent_again_are_counted_where_there_are_any(journal: Cl
     journal.ended(ended(calls=calls))
     found = metrics(lines())
     assert [found[name, STACK] for name in ("InputTokens", "OutputTokens", "RepeatedCalls")] == [[20], [8000], [1]]
-    journal.ended(ended(calls=(Call(("img_1",), sent=1, answer=CallAnswer((), usage={"input_tokens": "many"})),)))
+
+
+@pytest.mark.parametrize("tokens", ["many", None, -1, 10**400, {}, 1.5])
+def test_what_is_no_count_of_tokens_is_not_counted(journal: CloudWatchJournal, lines: Lines, tokens: object) -> None:
+    journal.ended(ended(calls=(Call(("img_1",), sent=1, answer=CallAnswer((), usage={"input_tokens": tokens})),)))
     assert not {"InputTokens", "OutputTokens", "RepeatedCalls"} & {name for name, _ in metrics(lines())}
 
 

@@ -43,6 +43,7 @@ UNITS = {
     "TakenOver": MetricUnit.Count,
     "UpstreamSeconds": MetricUnit.Seconds,
 }
+_MOST_TOKENS = 10**9  # an upstream may say anything, and a journal must not raise
 # How a generation can fail by what its caller asked for: nobody needs to be woken.
 CALLERS_OWN = frozenset({"PromptRejectedError", "UpstreamRefusedRequestError"})
 
@@ -111,7 +112,7 @@ class CloudWatchJournal:
             values["EstimatedCost"] = round(self._prices[model] * len(generation.stored), 6)
         usage = generation.usage or {}
         for name, field in (("InputTokens", "input_tokens"), ("OutputTokens", "output_tokens")):
-            if isinstance(tokens := usage.get(field), int):
+            if isinstance(tokens := usage.get(field), int) and 0 <= tokens <= _MOST_TOKENS:
                 values[name] = tokens
         told = {**_named(generation), "status": generation.status.value}
         self._metered("ended", values, told | ({"kind": kind} if kind else {}), by=({}, {"model": model}))
