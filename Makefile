@@ -6,6 +6,7 @@ export SAM_CLI_TELEMETRY := 0
 # The runtime's own Python, for `sam build`. A pyenv shim alone is not enough, so its real folder is looked up.
 PYTHON313_BIN := $(shell python3.13 -c 'import sys; print(sys.prefix + "/bin")' 2>/dev/null \
 	|| ls -d $$(dirname $$(command -v python3.13 2>/dev/null) 2>/dev/null)/../versions/3.13*/bin 2>/dev/null | tail -n 1)
+ENV = dev
 BUILT_TEMPLATE := .aws-sam/build/template.yaml
 LOCK = .venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
 
@@ -21,7 +22,7 @@ define environment
 	@touch $@
 endef
 
-.PHONY: run test soak check lint format types template build retry key keys revoke bench lock clean help
+.PHONY: run test soak check lint format types template build preflight deploy verify retry key keys revoke bench lock clean help
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -58,6 +59,17 @@ $(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(shell find fun
 	@test -n "$(PYTHON313_BIN)" || { echo "python3.13 is needed to build"; exit 1; }
 	PATH="$(PYTHON313_BIN):$$PATH" .venv-sam/bin/sam build
 	@touch $@
+
+preflight: .venv/ready .venv-sam/ready ## what a deployment would miss, each with what mends it: ENV=dev, staging or prod
+	@.venv/bin/python -m tools.preflight "$(ENV)" --sam=.venv-sam/bin/sam --python="$(PYTHON313_BIN)"
+
+deploy: preflight build ## build and deploy, where nothing is missing: ENV=dev, staging or prod
+	.venv-sam/bin/sam deploy --config-env "$(ENV)" $(if $(CI),--no-confirm-changeset)
+
+verify: .venv/ready ## the tests that hold for any stack, against a deployed one: BASE_URL, KEY, OTHER_KEY; MODEL and SIZE of the few images it has made
+	@test -n "$(BASE_URL)" -a -n "$(KEY)" || { echo "make verify needs BASE_URL=https://…/v1 and KEY=ig_…"; exit 1; }
+	@BASE_URL="$(BASE_URL)" KEY="$(KEY)" OTHER_KEY="$(OTHER_KEY)" MODEL="$(MODEL)" SIZE="$(SIZE)" \
+		.venv/bin/python -m pytest --no-header --tb=short -m deployed tests/e2e
 
 retry: .venv/ready ## a new attempt at a failed generation: STACK, ID; may pay again for calls without an answer
 	@.venv/bin/python -m tools.retry "$(STACK)" "$(ID)"

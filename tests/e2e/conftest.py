@@ -1,5 +1,6 @@
 """The whole stack over HTTP: from source, under a stage prefix, and as `sam build` made it."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     parameters = {"QuickUpstreamTimeoutSeconds": "4", "UpstreamTimeoutSeconds": "4"}
     with serve("source", tmp_path_factory.mktemp("faults"), parameters) as service:
         yield service
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What `make verify` says before it spends."""
+    base_url = os.environ.get("BASE_URL")
+    marks = [mark for item in session.items if (mark := item.get_closest_marker("deployed"))]
+    if base_url and marks:
+        images = sum(mark.kwargs.get("images", 0) for mark in marks)
+        model = os.environ.get("MODEL") or "dall-e-2"
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        assert reporter
+        reporter.write_line(f"{base_url} is asked for {images} images by {model} at most, and deletes them in the end")
+        if not os.environ.get("OTHER_KEY"):
+            reporter.write_line(
+                "OTHER_KEY is not given: that a client does not see another's generations is not tested"
+            )
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from urllib.request import urlopen
 
 import msgspec
 import pytest
+from samtranslator.yaml_helper import yaml_parse
 
 from imagegen.credentials import BearerKey, ClientRecord
 from local.aws_door import REGION
@@ -45,6 +46,14 @@ def test_the_curl_command_makes_an_image(service: Service) -> None:
     (image,) = json.loads(run(["bash", "-c", command], KEY=service.key))["data"]
     with urlopen(image["permalink"]) as response:
         assert response.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_curl_command_that_a_deployment_prints_makes_an_image(service: Service) -> None:
+    needs("bash", "curl")
+    text, _ = yaml_parse((ROOT / "template.yaml").read_text())["Outputs"]["Curl"]["Value"]["Fn::Sub"]
+    command = text.replace("${Base}/v1", service.base_url)
+    assert "${" not in command
+    assert len(json.loads(run(["bash", "-c", command], KEY=service.key))["data"]) == 1
 
 
 def test_the_python_program_prints_both_links(service: Service) -> None:

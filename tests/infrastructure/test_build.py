@@ -68,7 +68,7 @@ def test_the_layer_keeps_botocores_data_for_every_service_that_the_code_calls() 
 
 def test_every_sam_environment_has_its_own_stack() -> None:
     config = tomllib.loads((ROOT / "samconfig.toml").read_text())
-    names = [config[name]["global"]["parameters"]["stack_name"] for name in ("default", "staging", "prod")]
+    names = [config[name]["global"]["parameters"]["stack_name"] for name in ("dev", "staging", "prod")]
     assert len(set(names)) == 3
 
 

@@ -306,10 +306,54 @@ def test_every_parameter_is_described_and_used(template: Template) -> None:
         assert re.search(rf"!Ref {name}\b|\$\{{{name}\}}", text), name
 
 
-def test_every_parameter_stands_in_the_configuration_page(template: Template) -> None:
+def test_every_parameter_is_bounded_and_its_default_within(template: Template) -> None:
+    for name, parameter in template.document["Parameters"].items():
+        default = parameter.get("Default")
+        if "AllowedValues" in parameter:
+            assert default in parameter["AllowedValues"], name
+        elif parameter["Type"] == "Number":
+            assert parameter["MinValue"] <= default <= parameter["MaxValue"], name
+        else:
+            assert parameter["ConstraintDescription"], name
+            assert default is None or re.fullmatch(parameter["AllowedPattern"], default), name
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        (
+            "UpstreamBaseUrl",
+            ["https://api.example.com/v1", "http://127.0.0.1:9/v1"],
+            ["", "api.example.com", "https://u:p@x"],
+        ),
+        ("PublicBaseUrl", ["", "https://images.example.com"], ["https://images.example.com/", "https://x?y"]),
+        ("CorsOrigin", ["*", "https://app.example.com"], ["https://app.example.com/path", "*.example.com"]),
+        ("StageName", ["prod"], ["a-b", "", "a/b"]),
+        ("EncryptionKeyArn", ["", "arn:aws:kms:eu-central-1:123456789012:key/1-a"], ["alias/images"]),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_before_anything_is_deployed(
+    template: Template, name: str, good: list[str], bad: list[str]
+) -> None:
+    pattern = template.document["Parameters"][name]["AllowedPattern"]
+    assert all(re.fullmatch(pattern, value) for value in good)
+    assert not any(re.fullmatch(pattern, value) for value in bad)
+
+
+def test_the_console_shows_every_parameter_in_one_group(template: Template) -> None:
+    groups = template.document["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    shown = [name for group in groups for name in group["Parameters"]]
+    assert sorted(shown) == sorted(template.document["Parameters"])
+
+
+def test_the_configuration_page_lists_the_parameters_and_their_defaults(template: Template) -> None:
     page = (ROOT / "docs/configuration.md").read_text()
-    for name in template.document["Parameters"]:
-        assert f"`{name}`" in page, name
+    rows = re.findall(r"^\| `([A-Z]\w+)` \| (.+?) \|", page, re.MULTILINE)
+    shown = {"\N{EN DASH}": None, "empty": "", "`*`": "*"}
+    told = {name: shown.get(default, default) for name, default in rows}
+    defaults = {name: parameter.get("Default") for name, parameter in template.document["Parameters"].items()}
+    assert len(rows) == len(told)
+    assert told == {name: default if default is None else str(default) for name, default in defaults.items()}
 
 
 def test_every_entry_point_has_an_example_event(template: Template) -> None:

@@ -1,0 +1,225 @@
+"""`make preflight ENV=…`: all that a deployment would miss, each with what mends it. It changes nothing.
+
+Of the upstream's key it asks SSM only the type; the value is never read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+from samtranslator.yaml_helper import yaml_parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from boto3.session import Session
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENTS = ("dev", "staging", "prod")
+_CONCURRENT_EXECUTIONS = "L-B99A9384"  # Service Quotas' code for Lambda's
+_BRIEF_EXECUTIONS = 2  # an authorizer and an api function that do not wait
+_BROKEN = ("CREATE_FAILED", "DELETE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED")  # can only be deleted
+_NEW = "REVIEW_IN_PROGRESS"  # a change set was made and never executed; the next deployment takes it up
+
+
+@dataclass(frozen=True)
+class Missing:
+    """`mend` is a command, or what to write where."""
+
+    what: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """An environment as `samconfig.toml` has it. `overrides` are of the template's parameters."""
+
+    environment: str
+    stack: str
+    region: str | None
+    overrides: Mapping[str, str]
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], environment: str) -> Target:
+        section = config.get(environment, {})
+        given = {
+            **section.get("global", {}).get("parameters", {}),
+            **section.get("deploy", {}).get("parameters", {}),
+        }
+        overrides = given.get("parameter_overrides", [])
+        pairs = shlex.split(overrides) if isinstance(overrides, str) else overrides
+        return cls(
+            environment,
+            given.get("stack_name", ""),
+            given.get("region"),
+            {name: value for name, _, value in (pair.partition("=") for pair in pairs)},
+        )
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    template = yaml_parse((ROOT / "template.yaml").read_text())
+    target = Target.read(tomllib.loads(arguments.config.read_text()), arguments.environment)
+    session = boto3.session.Session(region_name=target.region)
+    missing = [*of_tools(arguments.sam, arguments.python), *of_config(target, template)]
+    missing += of_aws(session, target, template)
+    for each in missing:
+        print(f"{each.what}\n    {each.mend}", file=sys.stderr)
+    if missing:
+        return 1
+    print(f"nothing is missing for {target.stack} in {session.region_name}")
+    return 0
+
+
+def of_tools(sam: str, python: str) -> Iterator[Missing]:
+    if shutil.which(sam) is None:
+        yield Missing("the AWS SAM CLI is not there", "make .venv-sam/ready")
+    if shutil.which("python3.13", path=python) is None:
+        yield Missing("python3.13 is not there, which builds for the functions' runtime", "pyenv install 3.13")
+
+
+def of_config(target: Target, template: Mapping[str, Any]) -> Iterator[Missing]:
+    if not target.stack:
+        yield Missing(
+            f"samconfig.toml names no stack for {target.environment}",
+            f"write there, below [{target.environment}.global.parameters]: "
+            f'stack_name = "imagegen-{target.environment}"',
+        )
+    for name in target.overrides:
+        if name not in template["Parameters"]:
+            yield Missing(
+                f"{name} is no parameter of template.yaml",
+                f"mend its name in samconfig.toml, below {_overrides_of(target)}; docs/configuration.md lists all",
+            )
+
+
+def of_aws(session: Session, target: Target, template: Mapping[str, Any]) -> list[Missing]:
+    """What the account and the region miss, as far as they can be asked."""
+    if session.region_name is None:
+        return [Missing("no region is set, so nothing in AWS was looked at", "export AWS_DEFAULT_REGION=eu-central-1")]
+    if session.get_credentials() is None:
+        return [Missing("no credentials are set, so nothing in AWS was looked at", "aws configure sso")]
+    try:
+        session.client("sts").get_caller_identity()
+    except (BotoCoreError, ClientError) as error:
+        return [Missing(f"the credentials are not good: {_line(error)}", "aws sso login")]
+    missing: list[Missing] = []
+    deployed: dict[str, str] = {}
+    if target.stack:
+        with_stack: list[tuple[str, Callable[[], Iterator[Missing]]]] = [
+            ("cloudformation:DescribeStacks", lambda: of_stack(session, target, deployed)),
+            ("ssm:DescribeParameters", lambda: of_secret(session, target)),
+        ]
+        for action, check in with_stack:
+            missing += _asked(action, check)
+    values = {name: parameter.get("Default") for name, parameter in template["Parameters"].items()}
+    values |= {**deployed, **target.overrides}
+    missing += of_values(target, values)
+    missing += _asked("lambda:GetAccountSettings", lambda: of_executions(session, template, values))
+    return missing
+
+
+def of_stack(session: Session, target: Target, deployed: dict[str, str]) -> Iterator[Missing]:
+    """Fills `deployed` with the parameters that the stack has now, if it is there."""
+    cloudformation = session.client("cloudformation")
+    try:
+        (stack,) = cloudformation.describe_stacks(StackName=target.stack)["Stacks"]
+    except ClientError as error:
+        if "does not exist" in str(error):
+            return
+        raise
+    deployed |= {each["ParameterKey"]: each["ParameterValue"] for each in stack.get("Parameters", [])}
+    status, name = stack["StackStatus"], f"--stack-name {target.stack}"
+    if status in _BROKEN:
+        mend = f"aws cloudformation delete-stack {name} && aws cloudformation wait stack-delete-complete {name}"
+    elif status == "UPDATE_ROLLBACK_FAILED":
+        mend = f"aws cloudformation continue-update-rollback {name}"
+    elif status.endswith("_IN_PROGRESS") and status != _NEW:
+        what = "delete" if status.startswith("DELETE") else "rollback" if "ROLLBACK" in status else "update"
+        what = "create" if status.startswith("CREATE") else what
+        mend = f"aws cloudformation wait stack-{what}-complete {name}"
+    else:
+        return
+    yield Missing(f"the stack {target.stack} is {status}", mend)
+
+
+def of_secret(session: Session, target: Target) -> Iterator[Missing]:
+    name = f"/{target.stack}/upstream-api-key"
+    put = f'aws ssm put-parameter --name {name} --type SecureString --value "$UPSTREAM_API_KEY"'
+    named = [{"Key": "Name", "Option": "Equals", "Values": [name]}]
+    found = session.client("ssm").describe_parameters(ParameterFilters=named)["Parameters"]  # type: ignore[arg-type]
+    if not found:
+        yield Missing(f"{name} is not in SSM: the key for the image models' API", put)
+    elif found[0].get("Type") != "SecureString":
+        # SSM does not let a parameter change its type
+        yield Missing(f"{name} is no SecureString", f"aws ssm delete-parameter --name {name} && {put}")
+
+
+def of_values(target: Target, values: Mapping[str, Any]) -> Iterator[Missing]:
+    for name, value in values.items():
+        if value is None:
+            yield Missing(
+                f"{name} has no value",
+                f'add "{name}=…" to parameter_overrides in samconfig.toml, below {_overrides_of(target)}',
+            )
+
+
+def of_executions(session: Session, template: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Missing]:
+    """Lambda's quota in this region. A new account's may be as low as 10."""
+    limit = session.client("lambda").get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"]
+    needed = executions_needed(template, values)
+    if limit < needed:
+        yield Missing(
+            f"Lambda runs at most {limit} functions at once in this region; MostWaiters, WorkerConcurrency and the"
+            f" intake can need {needed}",
+            f"aws service-quotas request-service-quota-increase --service-code lambda"
+            f" --quota-code {_CONCURRENT_EXECUTIONS} --desired-value {max(1000, needed)}"
+            f"\n    or lower MostWaiters and WorkerConcurrency in samconfig.toml",
+        )
+
+
+def executions_needed(template: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+    """How many functions may run at once when all that may wait does, and every queue is full."""
+    consumers = 0
+    for resource in template["Resources"].values():
+        for event in resource.get("Properties", {}).get("Events", {}).values():
+            most = event["Properties"].get("ScalingConfig", {}).get("MaximumConcurrency", 0)
+            consumers += int(values[most["Ref"]] if isinstance(most, dict) else most)
+    return int(values["MostWaiters"]) + consumers + _BRIEF_EXECUTIONS
+
+
+def _asked(action: str, check: Callable[[], Iterator[Missing]]) -> list[Missing]:
+    try:
+        return list(check())
+    except (BotoCoreError, ClientError) as error:
+        return [Missing(f"AWS could not be asked: {_line(error)}", f"allow {action} to whoever deploys")]
+
+
+def _overrides_of(target: Target) -> str:
+    return f"[{target.environment}.deploy.parameters]"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make preflight", description=__doc__)
+    parser.add_argument("environment", choices=ENVIRONMENTS)
+    parser.add_argument("--sam", required=True, help="where the SAM CLI is")
+    parser.add_argument("--python", required=True, help="the folder that python3.13 is in")
+    parser.add_argument("--config", type=Path, default=ROOT / "samconfig.toml")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
