@@ -36,7 +36,7 @@ test: .venv/ready $(if $(PYTHON313_BIN),build) ## every test, in under ten minut
 soak: .venv/ready $(if $(PYTHON313_BIN),build) ## the long forms of the tests
 	.venv/bin/pytest -m soak
 
-check: lint types template test ## what CI runs
+check: lint types template .venv-langchain/ready test ## what CI runs
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .
@@ -94,10 +94,11 @@ lock: .venv/ready ## the lock files from pyproject.toml
 	$(LOCK) --group uv -o requirements-uv.txt
 	$(LOCK) --group sam -o requirements-sam.txt
 	$(LOCK) --group checkov -o requirements-checkov.txt
+	$(LOCK) --group langchain -o requirements-langchain.txt
 	$(LOCK) --group runtime -o requirements-runtime.txt
 
 clean: ## all that the other targets made
-	rm -rf .aws-sam .local .venv .venv-checkov .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .aws-sam .local .venv .venv-checkov .venv-langchain .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/ready: requirements-uv.txt requirements-dev.txt
 	$(call environment,.venv,$(PYTHON),requirements-dev.txt)
@@ -107,6 +108,9 @@ clean: ## all that the other targets made
 
 .venv-checkov/ready: requirements-uv.txt requirements-checkov.txt
 	$(call environment,.venv-checkov,$(PYTHON),requirements-checkov.txt)
+
+.venv-langchain/ready: requirements-uv.txt requirements-langchain.txt
+	$(call environment,.venv-langchain,$(PYTHON),requirements-langchain.txt)
 
 .venv-3.13/ready: requirements-uv.txt requirements-runtime.txt
 	$(call environment,.venv-3.13,$(PYTHON313_BIN)/python3.13,requirements-runtime.txt)
