@@ -179,11 +179,11 @@ def of_executions(session: Session, template: Mapping[str, Any], values: Mapping
     needed = executions_needed(template, values)
     if limit < needed:
         yield Missing(
-            f"Lambda runs at most {limit} functions at once in this region; MostWaiters, WorkerConcurrency and the"
-            f" intake can need {needed}",
+            f"Lambda runs at most {limit} functions at once in this region; MostWaiters, WorkerConcurrency,"
+            f" BatchConcurrency and the intake can need {needed}",
             f"aws service-quotas request-service-quota-increase --service-code lambda"
             f" --quota-code {_CONCURRENT_EXECUTIONS} --desired-value {max(1000, needed)}"
-            f"\n    or lower MostWaiters and WorkerConcurrency in samconfig.toml",
+            f"\n    or lower MostWaiters, WorkerConcurrency and BatchConcurrency in samconfig.toml",
         )
 
 

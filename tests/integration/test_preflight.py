@@ -198,7 +198,7 @@ def test_a_stack_that_cannot_be_deployed_to_is_told_with_the_way_out(
 
 @pytest.mark.parametrize(
     ("overrides", "quota", "enough"),
-    [([], 117, True), ([], 116, False), (["MostWaiters=0", "WorkerConcurrency=2"], 10, True)],
+    [([], 122, True), ([], 121, False), (["MostWaiters=0", "WorkerConcurrency=2", "BatchConcurrency=2"], 12, True)],
 )
 def test_lambdas_quota_is_held_against_what_the_parameters_may_need(
     account: Account, overrides: list[str], quota: int, enough: bool
@@ -283,7 +283,9 @@ def test_every_consumer_of_a_queue_is_counted() -> None:
     bounded = [each["ScalingConfig"]["MaximumConcurrency"] for each in mappings if "ScalingConfig" in each]
 
     def counted(waiters: int) -> int:
-        return executions_needed(template.document, {"MostWaiters": waiters, "WorkerConcurrency": 40})
+        return executions_needed(
+            template.document, {"MostWaiters": waiters, "WorkerConcurrency": 40, "BatchConcurrency": 40}
+        )
 
     assert counted(7) - counted(0) == 7
     assert counted(0) - sum(40 if isinstance(most, dict) else int(most) for most in bounded) == 2
