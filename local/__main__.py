@@ -48,6 +48,7 @@ def main() -> int:
         print(f"other  key: {stack.keys['other']}", flush=True)
         print(f"upstream: {base_url}   S3 and SSM: {stack.aws_url}   logs: {_relative(stack.logs)}", flush=True)
         print(f"inbox: {_drop_command(stack)}", flush=True)
+        print(f"playground: {stack.url}/", flush=True)
         stop.wait()
         print("stopping", flush=True)
     return 0

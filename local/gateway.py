@@ -139,6 +139,8 @@ class Gateway:
             raise _RefusedError("INTEGRATION_FAILURE") from None
 
     def _route(self, method: str, path: str) -> tuple[_Route, dict[str, str]]:
+        if path == self._prefix:  # a stage's root may be called without the slash
+            path += "/"
         if path.startswith(f"{self._prefix}/"):
             for route in self._routes:
                 match = route.pattern.fullmatch(path[len(self._prefix) :])

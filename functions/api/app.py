@@ -278,7 +278,7 @@ def redirect_to_image(image_id: str) -> Response[str]:
 
 @app.get("/v1/models")
 def list_models() -> Response[str]:
-    return _json(200, models_answer())
+    return _json(200, models_answer(api().settings.prompt_max_characters))
 
 
 @app.get("/health")

@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 from urllib.request import Request, urlopen
 
 import openai
@@ -144,3 +146,14 @@ def test_openais_client_understands_our_refusals(any_service: Service) -> None:
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=any_service.base_url, api_key="sk-other").images.generate(prompt="x", model="dall-e-3")
     assert any_service.upstream.calls == []
+
+
+def test_the_playground_and_what_it_loads_hold_wherever_it_is_served(any_service: Service) -> None:
+    root = any_service.stack.url
+    with_slash, without = (fetch(f"{root}/"), fetch(root))
+    assert with_slash == without
+    links = re.findall(r'(?:href|src)="(/[^"]+)"', with_slash.decode())
+    assert len(links) == 2
+    for link in links:
+        assert link.startswith(f"{urlsplit(root).path}/playground.")
+        assert fetch(urljoin(root, link))

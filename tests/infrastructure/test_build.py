@@ -121,7 +121,7 @@ def test_the_build_is_of_the_source_as_it_is() -> None:
 
     assert (AUTHORIZER / "app.py").read_bytes() == (ROOT / "functions/authorizer/app.py").read_bytes()
     assert files(LAYER / "imagegen") == files(ROOT / "layers/imagegen/imagegen")
-    for function, folder in (("ApiFunction", "api"), ("WorkerFunction", "worker")):
+    for function, folder in (("ApiFunction", "api"), ("SiteFunction", "site"), ("WorkerFunction", "worker")):
         assert files(ROOT / ".aws-sam/build" / function) == files(ROOT / "functions" / folder)
 
 

@@ -9,19 +9,34 @@ from typing import Any
 import pytest
 
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
-from imagegen.settings import ApiSettings, AuthorizerSettings, IntakeSettings, SettingsError, WorkerSettings
+from imagegen.settings import (
+    ApiSettings,
+    AuthorizerSettings,
+    IntakeSettings,
+    SettingsError,
+    SiteSettings,
+    WorkerSettings,
+)
 from imagegen.work import ORPHAN_SECONDS
 from local.template import Template
 from tests.conftest import ROOT
 
-SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | IntakeSettings | WorkerSettings]] = {
+SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | IntakeSettings | SiteSettings | WorkerSettings]] = {
     "ApiFunction": ApiSettings,
     "AuthorizerFunction": AuthorizerSettings,
     "WorkerFunction": WorkerSettings,
     "DeadLetterFunction": WorkerSettings,
     "IntakeFunction": IntakeSettings,
+    "SiteFunction": SiteSettings,
 }
-OPEN_ROUTES = {("get", "/health"), ("get", "/v1/images/{image_id}")}
+HANDLERS = {"ApiFunction": "functions/api/app.py", "SiteFunction": "functions/site/app.py"}
+OPEN_ROUTES = {
+    ("get", "/"),
+    ("get", "/health"),
+    ("get", "/playground.css"),
+    ("get", "/playground.js"),
+    ("get", "/v1/images/{image_id}"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,20 +129,33 @@ def test_every_route_but_the_open_ones_asks_for_a_key(template: Template) -> Non
         assert security == [{"NONE": []}] if route in OPEN_ROUTES else security == [{"BearerKey": []}], route
 
 
-def test_the_handler_has_every_route_of_the_template_and_no_other(template: Template) -> None:
-    source = ast.parse((ROOT / "functions/api/app.py").read_text())
+@pytest.mark.parametrize("function", HANDLERS)
+def test_a_handler_has_every_route_of_its_function_in_the_template_and_no_other(
+    template: Template, function: str
+) -> None:
+    source = ast.parse((ROOT / HANDLERS[function]).read_text())
     handled = {
         (decorator.func.attr, re.sub(r"<(\w+)>", r"{\1}", decorator.args[0].value))
-        for function in ast.walk(source)
-        if isinstance(function, ast.FunctionDef)
-        for decorator in function.decorator_list
+        for definition in ast.walk(source)
+        if isinstance(definition, ast.FunctionDef)
+        for decorator in definition.decorator_list
         if isinstance(decorator, ast.Call)
         and isinstance(decorator.func, ast.Attribute)
         and decorator.args
         and isinstance(decorator.args[0], ast.Constant)
         and isinstance(decorator.args[0].value, str)
     }
-    assert handled == routes_of(template)
+    paths = template.api_body()["paths"]
+    assert handled == {
+        (method, path)
+        for method, path in routes_of(template)
+        if f"${{{function}.Arn}}" in json.dumps(paths[path][method]["x-amazon-apigateway-integration"]["uri"])
+    }
+
+
+def test_the_site_may_do_nothing_but_write_its_log(template: Template) -> None:
+    (granted,) = [statement for role, statement in statements(template) if role == "SiteRole"]
+    assert granted["Action"] == ["logs:CreateLogStream", "logs:PutLogEvents"]
 
 
 def test_every_gateway_response_is_openai_shaped_and_carries_the_request_id(template: Template) -> None:

@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.catalog import CATALOG
+from imagegen.catalog import CATALOG, DEFAULT_MODEL
 from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageError, OutcomeUnknownError, PartialGenerationError, PromptRejectedError
+from imagegen.errors import (
+    ImageStorageError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    PartialGenerationError,
+    PromptRejectedError,
+)
 from imagegen.failures import kept
 from imagegen.generations import AnsweredImage, Call, CallAnswer, Generation, Status, StoredImage
 from imagegen.images import ImageRequest, ResponseFormat, SignedUrl
@@ -22,6 +28,7 @@ from imagegen.openai_wire.answers import (
     models_answer,
     streamed_images_answer,
 )
+from imagegen.openai_wire.requests import read_image_fields
 from tests.fakes.image_store import FakeImageStore
 
 FORMATS: tuple[ResponseFormat, ...] = ("url", "b64_json")
@@ -398,14 +405,35 @@ class TestGenerationList:
 
 
 def test_the_list_of_models_is_the_catalog() -> None:
-    told = models_answer()
+    told = models_answer(1_000)
     assert told["object"] == "list"
     assert [model["id"] for model in told["data"]] == list(CATALOG)
 
 
-@pytest.mark.parametrize("model", models_answer()["data"], ids=CATALOG)
+@pytest.mark.parametrize("model", models_answer(1_000)["data"], ids=CATALOG)
 def test_openai_s_own_type_reads_every_model_whole(model: dict[str, Any]) -> None:
     read = openai.types.Model.model_validate(model)
     assert read.model_dump(exclude_unset=True) == model
     assert read.created > 0
     assert read.owned_by in {"openai", "black-forest-labs"}
+
+
+def test_one_model_is_told_to_be_the_default() -> None:
+    assert [model["id"] for model in models_answer(1_000)["data"] if model["default"]] == [DEFAULT_MODEL]
+
+
+@pytest.mark.parametrize("model", models_answer(1_000)["data"], ids=CATALOG)
+def test_a_request_may_have_all_that_the_list_tells_of_its_model(model: dict[str, Any]) -> None:
+    parameters = model["parameters"]
+    plain = {"model": model["id"], "prompt": "x" * parameters["prompt"]["max_characters"]}
+    for name, rule in parameters.items():
+        for value in rule.get("values", [rule.get("min"), rule.get("max")]):
+            if value is not None:
+                also = {"output_format": "webp"} if name == "output_compression" else {}
+                read_image_fields(plain | {name: value} | also, prompt_cap=1_000)
+        if "values" in rule or "max" in rule:
+            beyond = "1x1" if "values" in rule else rule["max"] + 1
+            with pytest.raises(InvalidRequestError, match=name if "max" in rule else "Invalid value"):
+                read_image_fields(plain | {name: beyond}, prompt_cap=1_000)
+    with pytest.raises(InvalidRequestError, match="string too long"):
+        read_image_fields(plain | {"prompt": plain["prompt"] + "x"}, prompt_cap=1_000)

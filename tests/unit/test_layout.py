@@ -90,6 +90,7 @@ def test_the_rooms_that_these_rules_name_are_there() -> None:
         "functions.api.app",
         "functions.authorizer.app",
         "functions.intake.app",
+        "functions.site.app",
         "functions.worker.app",
     } <= FUNCTIONS.keys()
 

@@ -11,6 +11,7 @@ from imagegen.settings import (
     JournalSettings,
     RuntimeSettings,
     SettingsError,
+    SiteSettings,
     StoreSettings,
     UpstreamSettings,
     WorkerSettings,
@@ -163,6 +164,35 @@ def test_an_intake_reads_no_more_than_it_works_with() -> None:
 def test_all_that_an_intake_misses_is_told_at_once() -> None:
     told = what_is_wrong({}, IntakeSettings.from_env).split("; ")
     assert sorted(told) == [f"{name} is missing" for name in sorted(INTAKE)]
+
+
+SITE = {
+    "CORS_ORIGIN": "*",
+    "IMAGE_ORIGIN": "https://images-123.s3.eu-central-1.amazonaws.com",
+    "PROMPT_MAX_CHARACTERS": "1000",
+    "PUBLIC_BASE_URL": "https://images.example/prod",
+}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "origin"),
+    [
+        ({}, "https://images-123.s3.eu-central-1.amazonaws.com"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000/"}, "http://127.0.0.1:5000"),
+    ],
+)
+def test_a_site_shows_images_from_where_they_are(endpoint: dict[str, str], origin: str) -> None:
+    assert SiteSettings.from_env(SITE | endpoint) == SiteSettings(
+        cors_origin="*",
+        image_origin=origin,
+        prompt_max_characters=1000,
+        public_base_url="https://images.example/prod",
+    )
+
+
+@pytest.mark.parametrize("origin", ["*", "https://a.example; script-src *", "http://images.example", "data:"])
+def test_a_site_takes_no_origin_that_would_loosen_its_policy(origin: str) -> None:
+    assert what_is_wrong(SITE | {"IMAGE_ORIGIN": origin}, SiteSettings.from_env).startswith("IMAGE_ORIGIN ")
 
 
 @pytest.mark.parametrize("name", sorted(WORKER))

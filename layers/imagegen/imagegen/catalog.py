@@ -12,6 +12,9 @@ from imagegen.images import ResponseFormat
 
 MAX_IMAGES = 10  # a request, for every model: the API's contract
 DEFAULT_MODEL = "dall-e-3"
+STYLES = ("vivid", "natural")
+RESPONSE_FORMATS: tuple[ResponseFormat, ...] = ("url", "b64_json")
+MOST_COMPRESSION = 100  # per cent
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,11 @@ class ImageModel:
         if self.prompt_limit is None:
             return cap
         return min(cap, self.prompt_limit) if self.prompt_capped else self.prompt_limit
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """Those that make a difference: every model is let through with any of STYLES."""
+        return STYLES if "style" in self.upstream_fields else ()
 
     def allows_size(self, size: str) -> bool:
         return size in self.sizes or (self.free_sizes is not None and self.free_sizes.allows(size))

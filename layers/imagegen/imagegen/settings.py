@@ -168,6 +168,32 @@ class IntakeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteSettings:
+    """`image_origin` is the web origin that a link to an image leads to.
+
+    `cors_origin`, `prompt_max_characters` and `public_base_url` are those of the api function.
+    """
+
+    cors_origin: str
+    image_origin: str
+    prompt_max_characters: int
+    public_base_url: str
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        read = _Reader(environ)
+        stand_in = _endpoint(read)
+        return read.checked(
+            lambda: cls(
+                cors_origin=read("CORS_ORIGIN", _text),
+                image_origin=read("IMAGE_ORIGIN", lambda text: _origin(stand_in or text)),
+                prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
+                public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class AuthorizerSettings:
     """`clients_path` is the parameter path under which each client has its record.
 
@@ -217,8 +243,12 @@ class _Reader:
 
 
 def _runtime(read: _Reader) -> RuntimeSettings:
-    endpoint_url = read("AWS_ENDPOINT_URL_S3", str, default="") or read("AWS_ENDPOINT_URL", str, default="")
-    return RuntimeSettings(region=read("AWS_REGION", _text), s3_endpoint_url=endpoint_url or None)
+    return RuntimeSettings(region=read("AWS_REGION", _text), s3_endpoint_url=_endpoint(read))
+
+
+def _endpoint(read: _Reader) -> str | None:
+    """Where something stands in for S3."""
+    return read("AWS_ENDPOINT_URL_S3", str, default="") or read("AWS_ENDPOINT_URL", str, default="") or None
 
 
 def _journal(read: _Reader) -> JournalSettings:
@@ -288,6 +318,12 @@ def _http_url(text: str) -> str:
     """A base URL: a key travels with every call."""
     read_web_address(_text(text))
     return text.rstrip("/")
+
+
+def _origin(text: str) -> str:
+    """Scheme, host and port of a web address."""
+    address = read_web_address(_text(text))
+    return f"{address.scheme}://{address.netloc}"
 
 
 def _issuer(text: str) -> str:

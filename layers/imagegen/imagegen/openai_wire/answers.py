@@ -3,11 +3,12 @@
 import secrets
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
 
-from imagegen.catalog import CATALOG, ImageModel
+from imagegen.catalog import CATALOG, DEFAULT_MODEL, MAX_IMAGES, MOST_COMPRESSION, RESPONSE_FORMATS, ImageModel
 from imagegen.deadline import Deadline
 from imagegen.failures import raised_again
 from imagegen.generations import Generation
@@ -121,10 +122,39 @@ def generation_list_answer(generations: Sequence[Generation], images: ImageStore
     }
 
 
-def models_answer() -> dict[str, Any]:
-    """OpenAI's list of models."""
-    return {"object": "list", "data": [_model(model) for model in CATALOG.values()]}
+def models_answer(prompt_cap: int) -> dict[str, Any]:
+    """OpenAI's list of models, each with what it takes. `prompt_cap` is in characters, for those it applies to."""
+    return {"object": "list", "data": [_model(model, prompt_cap) for model in CATALOG.values()]}
 
 
-def _model(model: ImageModel) -> dict[str, Any]:
-    return {"id": model.id, "object": "model", "created": _CATALOG_DATE, "owned_by": model.owned_by}
+def _model(model: ImageModel, prompt_cap: int) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": _CATALOG_DATE,
+        "owned_by": model.owned_by,
+        "default": model.id == DEFAULT_MODEL,
+        "parameters": _parameters(model, prompt_cap),
+    }
+
+
+def _parameters(model: ImageModel, prompt_cap: int) -> dict[str, dict[str, Any]]:
+    """What makes a difference to the model, by field of the request."""
+    fields: dict[str, dict[str, Any]] = {
+        "prompt": {"max_characters": model.longest_prompt(prompt_cap)},
+        "n": {"min": 1, "max": MAX_IMAGES},
+        "size": {"values": model.sizes},
+    }
+    if model.free_sizes:
+        fields["size"]["free"] = asdict(model.free_sizes)
+    choices = {
+        "quality": model.qualities,
+        "style": model.styles,
+        "background": model.backgrounds,
+        "moderation": model.moderations,
+        "output_format": model.output_formats,
+    }
+    fields |= {name: {"values": values} for name, values in choices.items() if values}
+    if model.output_formats:
+        fields["output_compression"] = {"min": 0, "max": MOST_COMPRESSION}
+    return fields | {"response_format": {"values": RESPONSE_FORMATS, "default": model.default_response_format}}

@@ -5,19 +5,23 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from imagegen.catalog import CATALOG, DEFAULT_MODEL, MAX_IMAGES, ImageModel
+from imagegen.catalog import (
+    CATALOG,
+    DEFAULT_MODEL,
+    MAX_IMAGES,
+    MOST_COMPRESSION,
+    RESPONSE_FORMATS,
+    STYLES,
+    ImageModel,
+)
 from imagegen.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
-from imagegen.images import ImageRequest, ResponseFormat
+from imagegen.images import ImageRequest
 
 # The longest prompt, 32,000 characters, takes at most 12 bytes a character as JSON escapes.
 MAX_BODY_BYTES = 512 * 1024
-
-_LONGEST_USER = 512  # characters; OpenAI names no limit, and a record has one
+LONGEST_USER = 512  # characters; OpenAI names no limit, and a record has one
 
 T = TypeVar("T", bound=str)
-
-_STYLES = ("vivid", "natural")
-_RESPONSE_FORMATS: tuple[ResponseFormat, ...] = ("url", "b64_json")
 
 
 def read_image_request(body: bytes, content_type: str | None, *, prompt_cap: int) -> ImageRequest:
@@ -41,14 +45,16 @@ def read_image_fields(body: Mapping[str, Any], *, prompt_cap: int) -> ImageReque
         model=model.id,
         n=_integer(fields, "n", 1, MAX_IMAGES) or 1,
         quality=_choice(fields, "quality", model.qualities),
-        response_format=_choice(fields, "response_format", _RESPONSE_FORMATS) or model.default_response_format,
-        style=_choice(fields, "style", _STYLES),
+        response_format=_choice(fields, "response_format", RESPONSE_FORMATS) or model.default_response_format,
+        style=_choice(fields, "style", STYLES),
         user=_user(fields),
         size=_size(fields, model),
         background=_choice(fields, "background", model.backgrounds),
         moderation=_choice(fields, "moderation", model.moderations),
         output_format=_choice(fields, "output_format", model.output_formats),
-        output_compression=_integer(fields, "output_compression", 0, 100) if model.output_formats else None,
+        output_compression=_integer(fields, "output_compression", 0, MOST_COMPRESSION)
+        if model.output_formats
+        else None,
     )
     _check_no_stream(fields, model)
     _check_no_unknown(fields)
@@ -98,8 +104,8 @@ def _prompt(fields: dict[str, Any], longest: int) -> str:
 
 def _user(fields: dict[str, Any]) -> str | None:
     user = _text(fields, "user")
-    if user is not None and len(user) > _LONGEST_USER:
-        raise _too_long("user", _LONGEST_USER, len(user))
+    if user is not None and len(user) > LONGEST_USER:
+        raise _too_long("user", LONGEST_USER, len(user))
     return user
 
 
