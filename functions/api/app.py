@@ -10,7 +10,7 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from imagegen.batches import Batch, Counts
+from imagegen.batches import Batch, Counts, is_batch_id
 from imagegen.bootstrap.api import Api, api, cors_origin
 from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
@@ -245,7 +245,7 @@ def delete_generation(generation_id: str) -> Response[str]:
 @app.get("/v1/batches")
 def list_batches() -> Response[str]:
     batches = api().ledger.batches
-    page = read_page(app.current_event.query_string_parameters or {})
+    page = read_page(app.current_event.query_string_parameters or {}, is_batch_id)
     found = batches.newest(_caller(), page.limit + 1, after=page.after)
     listed = [(batch, _counts(batch)) for batch in found[: page.limit]]
     return _json(200, batch_list_answer(listed, more=len(found) > page.limit))

@@ -1,4 +1,7 @@
-"""The pages behind API Gateway: the playground. They hold no secret and ask nobody, so they are open to all."""
+"""The pages behind API Gateway: the playground and the API's description, open to all.
+
+They hold no secret and ask nobody.
+"""
 
 import hashlib
 import html
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aws_lambda_powertools
 import msgspec
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.logging import Logger
@@ -16,10 +20,25 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from imagegen.bootstrap.site import site
 from imagegen.errors import UnknownRouteError
 from imagegen.openai_wire.errors import answer_error
+from imagegen.openai_wire.headers import cors_headers
 from imagegen.silent_trace import silent_trace
 
 HERE = Path(__file__).parent
+# Swagger UI comes with Powertools. Its own module is not imported, since it wants pydantic.
+SWAGGER_UI = Path(aws_lambda_powertools.__file__).parent / "event_handler/openapi/swagger_ui"
 HTML, SCRIPT, STYLE = ("text/html; charset=utf-8", "text/javascript; charset=utf-8", "text/css; charset=utf-8")
+# Nothing but our own files and our own API.
+POLICY = {
+    "default-src": "'none'",
+    "base-uri": "'none'",
+    "connect-src": "'self'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+}
+REVALIDATED = {"Cache-Control": "no-cache"}  # asked for each time, so that a deployment shows at once
+KEPT = {"Cache-Control": "public, max-age=86400"}
 SAFE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
@@ -34,19 +53,49 @@ logger = Logger(service="site")
 
 @app.get("/")
 def playground() -> Response[str]:
-    """The page's links carry the prefix, since a stage's root may be called with a slash at its end and without."""
-    page = _text("playground.html").replace("{prefix}", html.escape(_prefix()))
-    return _file(page, HTML, _policy())
+    return _page("playground.html", {"img-src": f"'self' {site().image_origin}"})
 
 
 @app.get("/playground.js")
 def playground_script() -> Response[str]:
-    return _file(_text("playground.js"), SCRIPT)
+    return _file(_text(HERE / "playground.js"), SCRIPT)
 
 
 @app.get("/playground.css")
 def playground_style() -> Response[str]:
-    return _file(_text("playground.css"), STYLE)
+    return _file(_text(HERE / "playground.css"), STYLE)
+
+
+@app.get("/docs")
+def docs() -> Response[str]:
+    # Swagger UI has its icons in its style, and tries requests out, which may be redirected to an image.
+    images = f"'self' {site().image_origin}"
+    return _page("docs.html", {"connect-src": images, "img-src": f"{images} data:"})
+
+
+@app.get("/docs/<file>")
+def docs_file(file: str) -> Response[str]:
+    files = {
+        "docs.js": (HERE / file, SCRIPT, REVALIDATED),
+        "swagger-ui-bundle.min.js": (SWAGGER_UI / file, SCRIPT, KEPT),
+        "swagger-ui.min.css": (SWAGGER_UI / file, STYLE, KEPT),
+    }
+    if file not in files:
+        raise UnknownRouteError("Invalid URL or method.")
+    path, content_type, caching = files[file]
+    return _file(_text(path), content_type, caching)
+
+
+@app.get("/openapi.json")
+def openapi() -> Response[str]:
+    return _file(_description(_prefix()), "application/json", REVALIDATED | cors_headers(site().cors_origin))
+
+
+@cache
+def _description(prefix: str) -> str:
+    from imagegen.openai_wire.openapi import openapi_document  # noqa: PLC0415  # few ask, and pages need not wait
+
+    return msgspec.json.encode(openapi_document(prefix, site().prompt_max_characters)).decode()
 
 
 @app.not_found
@@ -61,32 +110,25 @@ def failed(error: Exception) -> Response[str]:
 
 
 @cache
-def _text(name: str) -> str:
-    return (HERE / name).read_text()
+def _text(path: Path) -> str:
+    return path.read_text()
 
 
-def _policy() -> dict[str, str]:
-    """Nothing but our own files, our own API, and images from where they are stored."""
-    directives = {
-        "default-src": "'none'",
-        "base-uri": "'none'",
-        "connect-src": "'self'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-        "img-src": f"'self' {site().image_origin}",
-        "script-src": "'self'",
-        "style-src": "'self'",
-    }
-    return {"Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in directives.items())}
+def _page(name: str, policy: dict[str, str]) -> Response[str]:
+    """A page whose links carry the prefix, since a stage's root may be called with a slash at its end and without."""
+    directives = POLICY | policy
+    told = "; ".join(f"{directive} {sources}" for directive, sources in directives.items())
+    page = _text(HERE / name).replace("{prefix}", html.escape(_prefix()))
+    return _file(page, HTML, REVALIDATED | {"Content-Security-Policy": told})
 
 
-def _file(text: str, content_type: str, headers: dict[str, str] | None = None) -> Response[str]:
-    """A file, or that the browser has it already: it asks each time, so that a deployment shows at once."""
+def _file(text: str, content_type: str, headers: dict[str, str] = REVALIDATED) -> Response[str]:
+    """A file, or that the browser has it already."""
     tag = f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
-    told = SAFE_HEADERS | {"Cache-Control": "no-cache", "ETag": tag} | (headers or {})
+    told = SAFE_HEADERS | {"ETag": tag} | headers
     known = app.current_event.headers.get("If-None-Match") or ""
     if tag in re.split(r"\s*,\s*", known.replace("W/", "")):
-        return _answer(Response(304, content_type, None, told))
+        return _answer(Response(304, content_type, "", told))
     return _answer(Response(200, content_type, text, told))
 
 
@@ -94,10 +136,15 @@ def _prefix() -> str:
     """What stands before our own paths for a client: a stage, a base path, or what a proxy in front has there."""
     if configured := site().public_base_url:
         return urlsplit(configured).path.rstrip("/")
-    event = app.current_event.raw_event
+    prefix, _ = _split_path(app.current_event.raw_event)
+    return prefix
+
+
+def _split_path(event: dict[str, Any]) -> tuple[str, str]:
+    """What stands before our own path, and our own path. `resource` is our path as the template writes it."""
     segments = event["requestContext"]["path"].rstrip("/").split("/")
-    ours = event["resource"].rstrip("/").count("/")
-    return "/".join(segments[: len(segments) - ours])
+    at = len(segments) - event["resource"].rstrip("/").count("/")
+    return "/".join(segments[:at]), "/" + "/".join(segments[at:])
 
 
 def _error(error: Exception) -> Response[str]:
@@ -115,5 +162,5 @@ def _answer(response: Response[str]) -> Response[str]:
 
 
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Routes are the template's, whatever stands before them; none of ours has a parameter."""
-    return app.resolve({**event, "path": event["resource"]}, context)
+    _, path = _split_path(event)
+    return app.resolve({**event, "path": path}, context)

@@ -34,6 +34,12 @@ class Page:
         thrown = [event["params"] for event in self._pipe.events if event["method"] == "Runtime.exceptionThrown"]
         return [entry["entry"]["text"] for entry in told] + [json.dumps(each) for each in thrown]
 
+    @property
+    def asked(self) -> set[str]:
+        """The addresses that were asked, once `Network.enable` was commanded."""
+        sent = [event["params"] for event in self._pipe.events if event["method"] == "Network.requestWillBeSent"]
+        return {each["request"]["url"] for each in sent if not each["request"]["url"].startswith("data:")}
+
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._pipe.command(method, parameters, self._session)
 

@@ -106,6 +106,12 @@ def test_every_module_that_is_built_is_compiled(folder: Path) -> None:
 
 
 @needs_build
+@pytest.mark.parametrize("file", ["swagger-ui-bundle.min.js", "swagger-ui.min.css"])
+def test_the_built_layer_carries_what_renders_the_description(file: str) -> None:
+    assert (LAYER / "aws_lambda_powertools/event_handler/openapi/swagger_ui" / file).is_file()
+
+
+@needs_build
 def test_the_layer_is_within_its_budget(tmp_path: Path) -> None:
     archive = tmp_path / "layer.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
@@ -117,7 +123,8 @@ def test_the_layer_is_within_its_budget(tmp_path: Path) -> None:
 @needs_build
 def test_the_build_is_of_the_source_as_it_is() -> None:
     def files(folder: Path) -> dict[str, bytes]:
-        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
+        found = (path for path in folder.rglob("*") if path.suffix in (".py", ".html", ".js", ".css"))
+        return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
     assert (AUTHORIZER / "app.py").read_bytes() == (ROOT / "functions/authorizer/app.py").read_bytes()
     assert files(LAYER / "imagegen") == files(ROOT / "layers/imagegen/imagegen")

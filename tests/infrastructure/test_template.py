@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
+from imagegen.openai_wire.openapi import GATEWAY, GATEWAY_KEY, openapi_document
 from imagegen.settings import (
     ApiSettings,
     AuthorizerSettings,
@@ -32,6 +33,9 @@ SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | IntakeSettings | Sit
 HANDLERS = {"ApiFunction": "functions/api/app.py", "SiteFunction": "functions/site/app.py"}
 OPEN_ROUTES = {
     ("get", "/"),
+    ("get", "/docs"),
+    ("get", "/docs/{file}"),
+    ("get", "/openapi.json"),
     ("get", "/health"),
     ("get", "/playground.css"),
     ("get", "/playground.js"),
@@ -180,6 +184,35 @@ def test_a_browsers_page_may_call_every_route_and_read_every_answer(template: Te
         assert {"authorization", "content-type", "idempotency-key", "prefer", "x-stainless-retry-count"} <= set(headers)
     for kind, response in body["x-amazon-apigateway-gateway-responses"].items():
         assert response["responseParameters"]["gatewayresponse.header.Access-Control-Allow-Origin"] == "'*'", kind
+
+
+def test_the_description_of_the_api_has_every_route_and_no_other_and_says_which_are_open(template: Template) -> None:
+    described = {
+        (method, path): operation.get("security") == []
+        for path, methods in openapi_document("", 1000)["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert set(described) == routes_of(template)
+    assert {route for route, is_open in described.items() if is_open} == OPEN_ROUTES
+
+
+def test_the_description_tells_what_the_gateway_answers_by_itself(template: Template) -> None:
+    responses = template.api_body()["x-amazon-apigateway-gateway-responses"]
+    statuses = {"DEFAULT_4XX": 400}  # the gateway's own status, of which this is the usual
+    told = set()
+    for kind, response in responses.items():
+        body = response["responseTemplates"]["application/json"].replace("$context.error.messageString", '"text"')
+        error = json.loads(body)["error"]
+        told.add((int(response.get("statusCode") or statuses[kind]), error["type"], error["code"]))
+    elsewhere = (404, "invalid_request_error", "unknown_url")  # of paths that are not there
+    of_all = {*GATEWAY, *GATEWAY_KEY}
+    assert told == of_all | {elsewhere}
+    for path, methods in openapi_document("", 1000)["paths"].items():
+        for method, operation in methods.items():
+            expected = set(GATEWAY) if (method, path) in OPEN_ROUTES else of_all
+            for status, _, code in expected:
+                examples = operation["responses"][str(status)]["content"]["application/json"]["examples"]
+                assert f"{code}-{status}" in examples, (method, path)
 
 
 def test_the_gateway_throttles_by_parameter(template: Template) -> None:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegen.batches import is_batch_id
 from imagegen.errors import InvalidRequestError
 from imagegen.generations import Status
 from imagegen.openai_wire.headers import Page, Preference, read_attempt, read_page, read_preference
@@ -90,12 +91,12 @@ def test_what_is_applied_is_told(preference: Preference, applied: str) -> None:
     assert read_preference({"Prefer": applied}) == preference
 
 
-@pytest.mark.parametrize(("text", "limit"), [("1", 1), ("100", 100), ("007", 7), ("", 20)])
+@pytest.mark.parametrize(("text", "limit"), [("1", 1), ("100", 100), ("007", 7)])
 def test_a_limit_is_read(text: str, limit: int) -> None:
     assert read_page({"limit": text}).limit == limit
 
 
-@pytest.mark.parametrize("text", ["0", "101", "-1", "1.0", "ten", "99999", " 5", "5\n", "\u0665", "1e2"])
+@pytest.mark.parametrize("text", ["", "0", "101", "-1", "1.0", "ten", "99999", " 5", "5\n", "\u0665", "1e2"])
 def test_a_limit_out_of_bounds_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         read_page({"limit": text})
@@ -114,6 +115,13 @@ def test_what_no_list_goes_on_after_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         read_page({"after": text})
     assert refused.value.param == "after"
+
+
+def test_a_list_of_batches_goes_on_after_a_batch() -> None:
+    after = f"batch_{'x' * 22}"
+    assert read_page({"after": after}, is_batch_id) == Page(20, after, None)
+    with pytest.raises(InvalidRequestError):
+        read_page({"after": f"gen_{'x' * 22}"}, is_batch_id)
 
 
 @pytest.mark.parametrize("text", ["buried", "Completed", "COMPLETED", "done", " queued", ""])

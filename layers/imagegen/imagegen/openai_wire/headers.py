@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from imagegen.allowance import Standing
@@ -11,7 +11,7 @@ from imagegen.generations import Status, is_generation_id
 from imagegen.submit import Attempt
 
 # What a browser would keep from a page otherwise.
-_EXPOSED = ", ".join(
+EXPOSED = ", ".join(
     (
         "Location",
         "Preference-Applied",
@@ -24,7 +24,7 @@ _EXPOSED = ", ".join(
         "x-should-retry",
     )
 )
-_MOST_LISTED, _LISTED = 100, 20
+MOST_LISTED, LISTED = 100, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,16 @@ def allowance_headers(standing: Standing) -> dict[str, str]:
 
 def cors_headers(origin: str) -> dict[str, str]:
     """Lets a page of `origin` (`*`: of any) read the answer and what our headers tell. No cookies are involved."""
-    headers = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED}
+    headers = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
     return headers if origin == "*" else headers | {"Vary": "Origin"}
 
 
-def read_page(query: Mapping[str, str]) -> Page:
-    """`limit`, `after` and `status` of a list. Raises InvalidRequestError."""
-    limit = query.get("limit") or str(_LISTED)
-    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MOST_LISTED:
+def read_page(query: Mapping[str, str], is_id: Callable[[str], bool] = is_generation_id) -> Page:
+    """`limit`, `after` and `status` of a list, whose ids `is_id` knows. Raises InvalidRequestError."""
+    limit = query.get("limit", str(LISTED))
+    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= MOST_LISTED:
         raise InvalidRequestError(
-            f"Invalid 'limit': expected a whole number from 1 to {_MOST_LISTED}.", param="limit", code="invalid_value"
+            f"Invalid 'limit': expected a whole number from 1 to {MOST_LISTED}.", param="limit", code="invalid_value"
         )
     status = query.get("status")
     if status is not None and status not in list(Status):
@@ -100,8 +100,8 @@ def read_page(query: Mapping[str, str]) -> Page:
             f"Invalid 'status'. Supported values are: {known}.", param="status", code="invalid_value"
         )
     after = query.get("after")
-    if after is not None and not is_generation_id(after):
+    if after is not None and not is_id(after):
         raise InvalidRequestError(
-            "Invalid 'after': expected the id of a generation.", param="after", code="invalid_value"
+            "Invalid 'after': expected the id of one that is listed.", param="after", code="invalid_value"
         )
     return Page(int(limit), after, Status(status) if status else None)

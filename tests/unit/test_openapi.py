@@ -1,0 +1,178 @@
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from imagegen.batches import is_batch_id
+from imagegen.catalog import CATALOG
+from imagegen.errors import InvalidRequestError
+from imagegen.generations import is_generation_id
+from imagegen.images import is_image_id
+from imagegen.openai_wire.errors import ROWS
+from imagegen.openai_wire.headers import EXPOSED
+from imagegen.openai_wire.openapi import INVALID, VERSION, openapi_document, told_as
+from imagegen.openai_wire.requests import read_image_fields
+from imagegen.openai_wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID
+from tests.conftest import ROOT
+
+CAP = 1_000
+DOCUMENT = openapi_document("/prod", CAP)
+SCHEMAS = DOCUMENT["components"]["schemas"]
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]})
+
+
+REQUEST = validator("CreateImagesRequest")
+OPERATIONS: list[tuple[str, dict[str, Any]]] = [
+    (path, operation) for path, methods in DOCUMENT["paths"].items() for operation in methods.values()
+]
+
+
+def test_it_is_openapi_and_of_this_version_of_the_project() -> None:
+    assert list(OpenAPIV31SpecValidator(DOCUMENT).iter_errors()) == []
+    assert f'version = "{VERSION}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_server_is_where_the_description_is() -> None:
+    assert openapi_document("/prod", CAP)["servers"] == [{"url": "/prod"}]
+    assert openapi_document("", CAP)["servers"] == [{"url": "/"}]
+
+
+def test_names_of_operations_are_good_names_of_functions() -> None:
+    names = [operation["operationId"] for _, operation in OPERATIONS]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z]+([A-Z][a-z]+)*", name) for name in names)
+
+
+@pytest.mark.parametrize(("path", "operation"), OPERATIONS, ids=[each["operationId"] for _, each in OPERATIONS])
+def test_an_operation_has_the_parameters_of_its_path_and_tells_its_failures(path: str, operation: Any) -> None:
+    of_path = {each["name"] for each in operation.get("parameters", []) if each["in"] == "path"}
+    assert of_path == set(re.findall(r"\{(\w+)\}", path))
+    for status, response in operation["responses"].items():
+        assert "x-request-id" in response["headers"]
+        if int(status) >= 400:
+            content = response["content"]["application/json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
+            assert content["examples"]
+
+
+def described() -> set[tuple[int, str, str | None]]:
+    """Every error that some operation tells: its status, type and code."""
+    examples = DOCUMENT["components"]["examples"]
+    found = set()
+    for _, operation in OPERATIONS:
+        for status, response in operation["responses"].items():
+            for name in (
+                response.get("content", {}).get("application/json", {}).get("examples", {})
+                if int(status) >= 400
+                else ()
+            ):
+                error = examples[name]["value"]["error"]
+                found.add((int(status), error["type"], error["code"]))
+    return found
+
+
+def test_every_row_of_the_error_table_is_told_by_some_operation() -> None:
+    # A part that is missing tells why under the code of its reason, and has none of its own without one.
+    assert {told for failure in ROWS for told in told_as(failure)} <= described()
+
+
+def test_the_codes_of_a_bad_request_are_those_that_are_raised() -> None:
+    sources = [
+        (ROOT / "layers/imagegen/imagegen/openai_wire" / name).read_text() for name in ("requests.py", "headers.py")
+    ]
+    assert set(INVALID) == {code for source in sources for code in re.findall(r'code="(\w+)"', source)}
+
+
+def test_every_example_is_of_its_schema() -> None:
+    for example in DOCUMENT["components"]["examples"].values():
+        validator("ErrorResponse").validate(example["value"])
+    for _, operation in OPERATIONS:
+        bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
+        for content in (body.get("content", {}).get("application/json", {}) for body in bodies):
+            for example in content.get("examples", {}).values():
+                if "value" in example:
+                    validator(content["schema"]["$ref"].rpartition("/")[2]).validate(example["value"])
+
+
+def test_every_header_that_a_page_may_read_is_described_and_told_somewhere() -> None:
+    headers = DOCUMENT["components"]["headers"]
+    assert set(EXPOSED.split(", ")) <= set(headers)
+    told = {
+        name
+        for _, operation in OPERATIONS
+        for response in operation["responses"].values()
+        for name in response["headers"]
+    }
+    assert told == set(headers)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_id", "prefix"),
+    [(GENERATION_ID, is_generation_id, "gen"), (IMAGE_ID, is_image_id, "img"), (BATCH_ID, is_batch_id, "batch")],
+)
+def test_an_id_is_what_its_pattern_says(pattern: str, is_id: Any, prefix: str) -> None:
+    tails = ["A" * 22, "-_" * 11, "A" * 21, "A" * 23, "A" * 21 + "!", "A" * 21 + "é", ""]
+    for text in [f"{prefix}_{tail}" for tail in tails] + ["other_" + "A" * 22]:
+        assert bool(re.search(pattern, text)) == is_id(text), text
+
+
+SIZES = sorted({size for model in CATALOG.values() for size in model.sizes})
+FREE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
+BODIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": st.one_of(
+            st.sampled_from(["an otter", "", " \n", "x" * CAP, "x" * (CAP + 1), "x" * 32_001, None, 7])
+        ),
+        "model": st.sampled_from([*CATALOG, None, "other", 1]),
+        "n": st.sampled_from([None, 1, 10, 0, 11, "1", 1.5, True]),
+        "size": st.sampled_from([None, *SIZES, "auto ", "", "0x16", "123456x16", 512]),
+        "quality": st.sampled_from([None, "standard", "hd", "low", "auto", "max", "best", 1]),
+        "response_format": st.sampled_from([None, "url", "b64_json", "json"]),
+        "style": st.sampled_from([None, "vivid", "natural", "wild"]),
+        "user": st.sampled_from([None, "", "u" * 512, "u" * 513, 5]),
+        "background": st.sampled_from([None, "transparent", "opaque", "auto", "red"]),
+        "moderation": st.sampled_from([None, "low", "auto", "none"]),
+        "output_format": st.sampled_from([None, "png", "jpeg", "webp", "gif"]),
+        "output_compression": st.sampled_from([None, 0, 99, 100, 101, -1, "50"]),
+        "stream": st.sampled_from([None, False, True, "no"]),
+        "partial_images": st.sampled_from([None, 0, 1, 4, "0"]),
+        "unknown": st.sampled_from([None, "x"]),
+    },
+)
+
+
+def accepted(body: dict[str, Any]) -> bool:
+    try:
+        read_image_fields(body, prompt_cap=CAP)
+    except InvalidRequestError:
+        return False
+    return True
+
+
+@given(BODIES)
+def test_a_body_is_described_as_good_exactly_where_it_is_taken(body: dict[str, Any]) -> None:
+    body.setdefault("prompt", "an otter")
+    if body.get("unknown", "x") is None:
+        del body["unknown"]  # an unknown field that is null is taken for absent, which no schema says briefly
+    described_good, taken = REQUEST.is_valid(body), accepted(body)
+    size, model = body.get("size"), CATALOG.get(body.get("model") or "dall-e-3")
+    if model and model.free_sizes and isinstance(size, str) and FREE.fullmatch(size) and not model.allows_size(size):
+        assert not taken  # multiples and ratios are told in words
+    else:
+        assert described_good == taken
+
+
+@pytest.mark.parametrize("model", CATALOG)
+def test_every_model_has_good_bodies_and_bad_ones(model: str) -> None:
+    good = {"model": model, "prompt": "an otter", "size": CATALOG[model].sizes[0]}
+    assert REQUEST.is_valid(good)
+    assert not REQUEST.is_valid(good | {"size": "1x1x1"})
+    assert not REQUEST.is_valid({"model": model})
