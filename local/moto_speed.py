@@ -14,21 +14,20 @@ from moto.dynamodb.models.table import Table
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 from moto.sqs.models import Message, Queue, SQSBackend
 
-COUNTS_HOLD_SECONDS = 0.5  # SQS's own counts of a queue's messages are approximate for a minute
-
 _transact = DynamoDBBackend.transact_write_items
 _query = Table.query
 
 
 def install() -> None:
     """For the rest of this process."""
-    counted = [f"approximate_number_of_messages{which}" for which in ("", "_delayed", "_not_visible")]
     for part, name, ours in (
         (Table, "__deepcopy__", lambda table, _: table),
+        (Table, "all_items", _all_items),
         (DynamoDBBackend, "transact_write_items", _transact_write_items),
         (Table, "query", _query_partition),
         (Queue, "messages", property(_receivable)),
-        *((Queue, name, property(_held(name, getattr(Queue, name).fget))) for name in counted),
+        (Queue, "approximate_number_of_messages_delayed", property(_delayed)),
+        (Queue, "approximate_number_of_messages_not_visible", property(_not_visible)),
         (Queue, "delete_message", _delete_message),
         (SQSBackend, "is_message_valid_based_on_retention_period", _is_retained),
     ):
@@ -68,22 +67,26 @@ def _query_partition(table: Table, hash_key: Any, *arguments: Any, **named: Any)
     return _query(table, hash_key, *arguments, **named)
 
 
+def _all_items(table: Table) -> list[Any]:
+    """Unsorted: what a query finds is sorted after it."""
+    if not table.range_key_attr:
+        return list(table.items.values())
+    return [item for partition in list(table.items.values()) for item in list(partition.values())]
+
+
 def _receivable(queue: Queue) -> list[Message]:
     now = time.time() * 1000
     return [message for message in queue._messages if message.visible_at < now and message.delayed_until <= now]  # noqa: SLF001
 
 
-def _held(name: str, count: Any) -> Any:
-    """The count, which holds for a moment."""
+def _delayed(queue: Queue) -> int:
+    now = time.time() * 1000
+    return sum(message.delayed_until > now for message in list(queue._messages))  # noqa: SLF001
 
-    def counted(queue: Queue) -> int:
-        at, number = queue.__dict__.get(name, (float("-inf"), 0))
-        if time.monotonic() - at > COUNTS_HOLD_SECONDS:
-            number = count(queue)
-            queue.__dict__[name] = (time.monotonic(), number)
-        return int(number)
 
-    return counted
+def _not_visible(queue: Queue) -> int:
+    now = time.time() * 1000
+    return sum(message.visible_at >= now for message in list(queue._messages))  # noqa: SLF001
 
 
 def _delete_message(queue: Queue, receipt_handle: str) -> None:
