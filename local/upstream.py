@@ -139,7 +139,8 @@ def _size(asked: dict[str, Any]) -> str:
 
 def _refusal(asked: dict[str, Any]) -> Reply | None:
     model = str(asked.get("model"))
-    fields = _GPT_FIELDS if model.startswith(("gpt-", "chatgpt-")) else _FIELDS.get(model.partition("-pro")[0])
+    family = "flux" if model.startswith("flux") else model
+    fields = _GPT_FIELDS if model.startswith(("gpt-", "chatgpt-")) else _FIELDS.get(family)
     if fields is None:
         return _error(404, f"The model '{model}' does not exist.", code="model_not_found")
     for name in asked:

@@ -172,7 +172,6 @@ def search_for_deviations(service: Service, *options: str) -> None:
             *command,
             f"{service.stack.url}/openapi.json",
             "--request-timeout=60",
-            "--workers=4",
             "--no-color",
             header,
             *options,

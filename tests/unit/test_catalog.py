@@ -1,4 +1,6 @@
+import json
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -7,6 +9,8 @@ import pytest
 from imagegen.bootstrap.api import Api, api
 from imagegen.catalog import CATALOG, DEFAULT_MODEL, MAX_IMAGES, ImageModel
 from imagegen.images import ImageRequest
+from local.serving import Request
+from local.upstream import StandInUpstream
 
 MODELS = pytest.mark.parametrize("model", CATALOG.values(), ids=CATALOG)
 
@@ -159,3 +163,12 @@ def test_gpt_image_is_never_sent_what_it_refuses(model: ImageModel) -> None:
 
 def test_every_provider_that_the_catalog_names_is_wired_and_no_other(wired: Api) -> None:
     assert {model.provider for model in CATALOG.values()} == set(wired.workshop.providers)
+
+
+@pytest.mark.parametrize("model", CATALOG)
+def test_the_stand_in_for_the_upstream_has_every_model(model: str) -> None:
+    body = json.dumps({"model": model, "prompt": "an otter"}).encode()
+    headers = [("Authorization", "Bearer key"), ("Host", "127.0.0.1")]
+    asked = Request("POST", "/v1/images/generations", headers, body, socket.socket())
+    with asked.connection:
+        assert StandInUpstream("key").respond(asked).status == 200
