@@ -53,7 +53,7 @@ logger = Logger(service="site")
 
 @app.get("/")
 def playground() -> Response[str]:
-    return _page("playground.html", {"img-src": f"'self' {site().image_origin}"})
+    return _page("playground.html", {"img-src": _images()})
 
 
 @app.get("/playground.js")
@@ -68,9 +68,13 @@ def playground_style() -> Response[str]:
 
 @app.get("/docs")
 def docs() -> Response[str]:
-    # Swagger UI has its icons in its style, and tries requests out, which may be redirected to an image.
-    images = f"'self' {site().image_origin}"
-    return _page("docs.html", {"connect-src": images, "img-src": f"{images} data:"})
+    # Swagger UI tries requests out, which may be redirected to an image.
+    return _page("docs.html", {"connect-src": f"'self' {site().image_origin}", "img-src": _images()})
+
+
+def _images() -> str:
+    """Ours and the bucket's; the pages' own icon, which is none, and Swagger UI's are in the pages."""
+    return f"'self' {site().image_origin} data:"
 
 
 @app.get("/docs/<file>")

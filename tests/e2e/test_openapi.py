@@ -156,11 +156,10 @@ def test_it_is_rendered_with_nothing_from_elsewhere(service: Service, document: 
         page.click(".opblock-post .opblock-summary-control")
         page.until("document.querySelector('.opblock-body .responses-table')")
         assert not page.run("document.querySelector('.errors-wrapper')")
-        assert not [told for told in page.complaints if "favicon" not in told and "404" not in told]
-        assert {url.partition("/docs")[0].partition("/openapi")[0] for url in page.asked} <= {
-            service.stack.url,
-            f"{service.stack.url.removesuffix('/prod')}/favicon.ico",
-        }
+        assert not page.complaints
+        asked = [url for url in page.asked if not url.startswith("data:")]
+        assert asked
+        assert all(url.startswith(f"{service.stack.url}/") for url in asked)
 
 
 def search_for_deviations(service: Service, *options: str) -> None:
@@ -190,7 +189,7 @@ def search_for_deviations(service: Service, *options: str) -> None:
 
 
 def test_no_answer_deviates_from_the_description(service: Service) -> None:
-    search_for_deviations(service, "--phases=examples,fuzzing", "--max-examples=2")
+    search_for_deviations(service, "--phases=examples,fuzzing", "--max-examples=2", "--generation-deterministic")
 
 
 @pytest.mark.soak

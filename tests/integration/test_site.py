@@ -64,7 +64,7 @@ def test_the_page_may_load_our_files_ask_our_api_and_show_our_images_and_nothing
         "connect-src": "'self'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",  # no other site can lay it under its own buttons
-        "img-src": f"'self' {IMAGES}",
+        "img-src": f"'self' {IMAGES} data:",
         "script-src": "'self'",
         "style-src": "'self'",
     }
