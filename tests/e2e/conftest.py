@@ -77,10 +77,7 @@ def serve(
             yield Service(stack, stand_in, url)
 
 
-@pytest.fixture(
-    scope="session",
-    params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in _KINDS],
-)
+@pytest.fixture(scope="session", params=_KINDS)
 def any_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The same stack in each way to run it."""
     kind: str = request.param

@@ -17,8 +17,6 @@ from local.stack import STACK_NAME
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_failures import post
 
-pytestmark = pytest.mark.xdist_group("allowance")
-
 ALLOWED = 50
 ASKED = 200
 

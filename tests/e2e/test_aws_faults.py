@@ -15,8 +15,6 @@ from local.aws_door import Fault
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_generations import get, post_following, until_ended
 
-pytestmark = pytest.mark.xdist_group("aws_faults")
-
 MOST_CALLS = 60  # more than any of these generations makes: asserted
 LONG = pytest.mark.soak
 KINDS = [

@@ -16,8 +16,6 @@ from local.serving import Reply, Request, serving
 from tests.e2e.conftest import Service, serve
 from tests.fakes.provider import png
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 PNG = "137,80,78,71,13,10,26,10"

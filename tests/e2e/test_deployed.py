@@ -18,8 +18,6 @@ import urllib3
 
 from tests.e2e.conftest import Service, serve
 
-pytestmark = pytest.mark.xdist_group("deployed")
-
 SECONDS = 600  # how long an image may take, as OpenAI's clients wait
 FOUR_KEYS = {"message", "type", "param", "code"}
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/webp", "image/gif"}

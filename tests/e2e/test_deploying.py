@@ -21,8 +21,6 @@ from tests.conftest import ROOT
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_generations import get, until_ended
 
-pytestmark = pytest.mark.xdist_group("deploying")
-
 PAGE = (ROOT / "docs/deploying.md").read_text()
 UPSTREAM = {"UpstreamBaseUrl": "https://api.example.com/v1"}
 

@@ -15,8 +15,6 @@ from tests.conftest import ROOT
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_generations import get
 
-pytestmark = pytest.mark.xdist_group("events_in")
-
 REQUESTED = "Image Generation Requested"
 
 

@@ -21,8 +21,6 @@ from tests.e2e.conftest import Service, serve
 from tests.e2e.test_failures import post
 from tests.e2e.test_generations import begin, get, kill_workers
 
-pytestmark = pytest.mark.xdist_group("events_out")
-
 API, WORKER = "dall-e-3", "gpt-image-1"  # who makes a model's images: the api function, or the worker
 MOST_TRIES = 60  # more calls to the bus than any of these tests makes
 COMPLETED, FAILED, CANCELLED = (f"Image Generation {end}" for end in ("Completed", "Failed", "Cancelled"))

@@ -20,8 +20,6 @@ from local.template import Template
 from tests.conftest import UPSTREAM_KEY
 from tests.e2e.conftest import Service
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 FOUR_KEYS = {"message", "type", "param", "code"}
 
 

@@ -23,8 +23,6 @@ from tests.e2e.conftest import Service, serve
 from tests.e2e.test_failures import post
 from tests.e2e.test_main_job import SAMPLE
 
-pytestmark = pytest.mark.xdist_group("generations")
-
 JSON = {"Content-Type": "application/json"}
 
 

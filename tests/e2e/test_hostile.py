@@ -39,8 +39,6 @@ from tests.e2e import hostile_tables as tables
 from tests.e2e.conftest import Service, serve
 from tests.e2e.hostile_tables import GOOD_BODY, MAX_IMAGE_BYTES, REAL_PNG, SECRET
 
-pytestmark = pytest.mark.xdist_group("hostile")
-
 FOUR_KEYS = {"message", "type", "param", "code"}
 GENERATIONS = "/v1/images/generations"
 QUICKLY = ("x-stainless-retry-count", "0")  # the api function works itself

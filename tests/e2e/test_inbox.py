@@ -16,8 +16,6 @@ from tests.e2e.conftest import Service, serve
 from tests.e2e.test_events_in import laid_aside
 from tests.e2e.test_generations import get
 
-pytestmark = pytest.mark.xdist_group("inbox")
-
 LEASE = 3
 BAD_LINES = (
     "{",

@@ -20,10 +20,7 @@ from tests.e2e.conftest import Service, serve
 from tests.e2e.test_failures import post
 from tests.e2e.test_generations import kill_workers
 
-pytestmark = [
-    pytest.mark.xdist_group("keys"),
-    pytest.mark.skipif(shutil.which("make") is None, reason="make is not there"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
 
 NO_CONFIG = {
     "AWS_CONFIG_FILE": os.devnull,

@@ -32,7 +32,6 @@ def service(lease: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield service
 
 
-@pytest.mark.xdist_group("kills")
 @pytest.mark.parametrize("function", ["WorkerFunction", "ApiFunction"])
 def test_however_often_its_process_is_killed_every_generation_ends_completed_and_is_paid_for_as_the_record_says(
     service: Service, lease: int, function: str

@@ -24,8 +24,6 @@ from tests.e2e.test_inbox import batch_of, drop, line
 from tests.e2e.test_inbox import until_ended as until_batch_ended
 from tests.fakes.provider import png
 
-pytestmark = pytest.mark.xdist_group("least_privilege")
-
 # Not the functions' own calls: the Lambda service writes a function's log by the function's role.
 CALLED_BY_LAMBDA = {"logs:CreateLogStream", "logs:PutLogEvents"}
 LARGE = png("x" * 5_000_000)  # too large for a Lambda's answer as base64

@@ -16,8 +16,6 @@ import pytest
 
 from tests.conftest import ROOT, UPSTREAM_KEY, Upstream
 
-pytestmark = pytest.mark.xdist_group("make run")
-
 
 @contextmanager
 def make_run(**environment: str) -> Iterator[subprocess.Popen[str]]:

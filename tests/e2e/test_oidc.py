@@ -35,10 +35,7 @@ class Trusting:
             return refused.code, json.loads(refused.read())
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(kind, marks=pytest.mark.xdist_group(f"oidc-{kind}")) for kind in ("source", "built")],
-)
+@pytest.fixture(scope="module", params=["source", "built"])
 def trusting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trusting]:
     kind: str = request.param
     if kind == "built" and not (BUILT.is_dir() and RUNTIME_PYTHON.exists()):

@@ -16,8 +16,6 @@ from tests.e2e.conftest import Service, serve
 from tests.e2e.test_failures import post
 from tests.e2e.test_inbox import drop, line, until_ended
 
-pytestmark = pytest.mark.xdist_group("operations")
-
 API, WORKER = "dall-e-3", "gpt-image-1"  # who makes a model's images: the api function, or the worker
 PRICE = 0.04
 Line = dict[str, Any]

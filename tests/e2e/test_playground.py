@@ -18,8 +18,6 @@ from local.serving import Reply, Request
 from tests.e2e.chromium import CHROMIUM, Page, chromium
 from tests.e2e.conftest import Service, serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 HOSTILE = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script>"
 LIVE = "[data-status=queued], [data-status=in_progress]"
 

@@ -18,8 +18,6 @@ from local.stack import CREDENTIALS
 from tests.conftest import ROOT
 from tests.e2e.conftest import Service
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 README = (ROOT / "README.md").read_text()
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_main_job import SAMPLE
 
-pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("real time")]
+pytestmark = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,6 @@ from tests.e2e.conftest import Service, serve
 from tests.e2e.test_failures import post
 from tests.e2e.test_generations import kill_workers
 
-pytestmark = pytest.mark.xdist_group("silence")
-
 TALKATIVE = {
     "AWS_LAMBDA_LOG_FORMAT": "JSON",
     "AWS_LAMBDA_LOG_LEVEL": "DEBUG",  # the root logger's, and so every library's
