@@ -596,10 +596,13 @@ def test_a_schema_knows_no_field_but_those_it_names(path: Any) -> None:
 
 def test_the_examples_of_the_page_are_valid() -> None:
     page = (ROOT / "docs/events.md").read_text()
-    completed, failed, rejected = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    completed, failed, rejected, batch = (
+        json.loads(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    )
     assert delivered((completed["detail-type"], completed["detail"])) == completed
     delivered(("Image Generation Failed", completed["detail"] | failed))
     delivered(("Image Generation Rejected", rejected))
+    delivered(("Image Batch Completed", batch))
     (requested,) = re.findall(r'"Detail": (".*")\n', page)
     (example,) = schema("Image Generation Requested")["examples"]
     asked = example | {"detail": json.loads(json.loads(requested))}
