@@ -171,15 +171,17 @@ class FakeBatchLines(_Failing):
 
 
 class FakeBatchQueue(_Failing):
-    """Passes the contract of `ports.BatchQueue`. `sent` are batch ids, in order."""
+    """Passes the contract of `ports.BatchQueue`. `sent` are batch ids, in order, and `delays` those of each."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[str] = []
+        self.delays: list[float] = []
 
-    def send(self, batch_id: str) -> None:
+    def send(self, batch_id: str, *, delay: float = 0) -> None:
         with self._asked():
             self.sent.append(batch_id)
+            self.delays.append(delay)
 
     def hold(self, receipt: str, seconds: float) -> None:
         pass

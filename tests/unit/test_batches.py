@@ -246,9 +246,10 @@ def test_a_file_that_outlasts_its_reader_is_read_on_by_another(world: World) -> 
 def test_one_works_on_a_batch_at_a_time(world: World) -> None:
     batch = world.drop(line("a"))
     world.batches.claim(batch.id, "another", now=NOW, lease_until=NOW + 40)
-    assert world.carry_on(batch) == 40
-    world.now += 41
     assert world.carry_on(batch) is None
+    assert (world.messages.sent, world.messages.delays) == ([batch.id], [40])
+    world.now += 41
+    world.carry_on_all()
     assert world.batch(batch).total == 1
 
 

@@ -42,12 +42,8 @@ def carry_on(batch_id: str, shop: BatchShop, until: Deadline, hold: Callable[[fl
     owner, now = new_owner(), desk.now()
     batch = batches.claim(batch_id, owner, now=now, lease_until=now + desk.lease)
     if batch is None:
-        current = batches.get(batch_id)
-        if current is None or current.ended:
-            if current:
-                _announce(current, shop)  # whoever ended it may have died before
-            return None
-        return max(1.0, current.lease_until - now)
+        _look_on(batches.get(batch_id), shop, now)
+        return None
 
     def beat() -> None:
         batches.renew(batch_id, owner, desk.now() + desk.lease)
@@ -64,6 +60,17 @@ def carry_on(batch_id: str, shop: BatchShop, until: Deadline, hold: Callable[[fl
     if batch.ended:
         _announce(batch, shop)
     return None
+
+
+def _look_on(batch: Batch | None, shop: BatchShop, now: float) -> None:
+    """What there is to do for a batch that is not ours to carry on."""
+    if batch is None:
+        return
+    if batch.ended:
+        _announce(batch, shop)  # whoever ended it may have died before
+        return
+    # Another message, not this one again: its receipts are counted, and a large file is at work for hours.
+    shop.reader.ledger.messages.send(batch.id, delay=max(1.0, batch.lease_until - now))
 
 
 def _carried_on(batch: Batch, owner: str, shop: BatchShop, until: Deadline) -> Batch:

@@ -278,8 +278,8 @@ class BatchLines(Protocol):
 
 
 class BatchQueue(Protocol):
-    def send(self, batch_id: str) -> None:
-        """Has the intake look at the batch. Raises RecordsUnavailableError."""
+    def send(self, batch_id: str, *, delay: float = 0) -> None:
+        """Has the intake look at the batch after so many seconds. Raises RecordsUnavailableError."""
         ...
 
     def hold(self, receipt: str, seconds: float) -> None:

@@ -71,5 +71,5 @@ class SqsBatches(_SqsQueue):
     def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
         super().__init__(client, queue_url, "batch_id")
 
-    def send(self, batch_id: str) -> None:
-        self._send(batch_id, 0)
+    def send(self, batch_id: str, *, delay: float = 0) -> None:
+        self._send(batch_id, delay)
