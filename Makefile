@@ -22,7 +22,7 @@ define environment
 	@touch $@
 endef
 
-.PHONY: run test soak check lint format types template build preflight deploy verify retry key keys revoke bench lock clean help
+.PHONY: run test coverage soak check lint format types template build preflight deploy verify retry key keys revoke bench lock clean help
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -31,6 +31,9 @@ run: .venv/ready $(if $(BUILT),build) ## serve the whole stack on this machine; 
 	@exec .venv/bin/python -m local $(if $(BUILT),--built)
 
 test: .venv/ready $(if $(PYTHON313_BIN),build) ## every test, in under ten minutes
+	.venv/bin/pytest --numprocesses=auto --dist=loadfile -m "not soak"
+
+coverage: .venv/ready $(if $(PYTHON313_BIN),build) ## the same, slower, and which lines it does not reach
 	.venv/bin/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term -m "not soak"
 
 soak: .venv/ready $(if $(PYTHON313_BIN),build) ## the long forms of the tests
