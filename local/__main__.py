@@ -1,6 +1,7 @@
 """`make run`: serves the local stack until Ctrl-C."""
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -10,10 +11,17 @@ from pathlib import Path
 
 from local.aws_door import REGION
 from local.serving import serving
-from local.stack import ROOT, LocalStack, Options, running
+from local.stack import ROOT, STACK_NAME, LocalStack, Options, running
 from local.upstream import StandInUpstream
 
 _STAND_IN_KEY = "sk-stand-in"
+_ENTRY = {
+    "EventBusName": STACK_NAME,
+    "Source": "local",
+    "DetailType": "Image Generation Requested",
+    "Detail": json.dumps({"prompt": "A cute baby sea otter", "client": "local"}),
+}
+_ENTRIES = json.dumps([_ENTRY])
 
 
 def main() -> int:
@@ -46,19 +54,19 @@ def main() -> int:
         stack = closing.enter_context(running(options, ROOT / ".local" / "logs"))
         print(f"ready: {stack.url}/v1  key: {stack.keys['local']}", flush=True)
         print(f"other  key: {stack.keys['other']}", flush=True)
-        print(f"upstream: {base_url}   S3 and SSM: {stack.aws_url}   logs: {_relative(stack.logs)}", flush=True)
-        print(f"inbox: {_drop_command(stack)}", flush=True)
+        print(f"upstream: {base_url}   AWS: {stack.aws_url}   logs: {_relative(stack.logs)}", flush=True)
+        print(f"inbox: {_aws(stack)} s3 cp events/batch.jsonl s3://{stack.inbox}/inbox/local/batch.jsonl", flush=True)
+        print(f"event: {_aws(stack)} events put-events --entries '{_ENTRIES}'", flush=True)
         print(f"playground: {stack.url}/", flush=True)
         stop.wait()
         print("stopping", flush=True)
     return 0
 
 
-def _drop_command(stack: LocalStack) -> str:
-    """How to drop a file with the AWS CLI, whatever its own credentials are."""
+def _aws(stack: LocalStack) -> str:
+    """How the AWS CLI is called, whatever its own credentials are."""
     credentials = f"AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local AWS_DEFAULT_REGION={REGION}"
-    target = f"s3://{stack.inbox}/inbox/local/batch.jsonl"
-    return f"{credentials} aws --endpoint-url {stack.aws_url} s3 cp events/batch.jsonl {target}"
+    return f"{credentials} aws --endpoint-url {stack.aws_url}"
 
 
 def _print_answer(method: str, path: str, status: int, seconds: float) -> None:

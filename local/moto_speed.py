@@ -58,12 +58,15 @@ def _touched(backend: DynamoDBBackend, operation: dict[str, Any]) -> tuple[str, 
 
 
 def _query_partition(table: Table, hash_key: Any, *arguments: Any, **named: Any) -> Any:
-    """A query of the table itself looks at a table of one partition."""
-    index = inspect.signature(_query).bind(table, hash_key, *arguments, **named).arguments.get("index_name")
-    if index is None:
-        partition = dict(table.items.get(hash_key) or {})  # others write meanwhile
+    """A query of the table itself looks at one partition, and where it wants the first few alone, at these."""
+    asked = inspect.signature(_query).bind(table, hash_key, *arguments, **named).arguments
+    if asked.get("index_name") is None:
+        partition = list((table.items.get(hash_key) or {}).items())  # others write meanwhile
+        if asked["limit"] and not asked["range_comparison"] and not asked["exclusive_start_key"]:
+            partition.sort(key=lambda item: str(item[0].value), reverse=not asked["scan_index_forward"])
+            partition = partition[: asked["limit"] + 1]
         table = copy.copy(table)
-        table.items = {hash_key: partition}  # type: ignore[assignment]
+        table.items = {hash_key: dict(partition)}  # type: ignore[assignment]
     return _query(table, hash_key, *arguments, **named)
 
 

@@ -78,7 +78,7 @@ def create_images() -> Response[str]:
     work_here = (
         wired.settings.api_is_first_worker
         and CATALOG[request.model].is_quick(request.quality)
-        and attempt.safe_to_retry
+        and attempt.is_retried
         and not preference.respond_async
         and preference.wait is None
     )

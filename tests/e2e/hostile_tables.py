@@ -689,6 +689,13 @@ class Path:
     code: str
 
 
+# Where the playground is.
+ROOTS = {
+    "nothing": "/",
+    "another host": "http://{canary}/",
+    "eight thousand slashes": "/" * 8_000,
+    "a query": "/?prefix=http://{canary}",
+}
 PATHS: dict[str, Path] = {
     **{
         f"{method} a known path": Path(method, "/v1/images/generations", *_UNKNOWN_URL)
@@ -701,7 +708,6 @@ PATHS: dict[str, Path] = {
     **{
         f"the path of {name}": Path("GET", target, *_UNKNOWN_URL)
         for name, target in {
-            "nothing": "/",
             "the version": "/v1",
             "the version and a slash": "/v1/",
             "another version": "/v2/models",
@@ -725,11 +731,9 @@ PATHS: dict[str, Path] = {
             "the runtime of Lambda": "/2018-06-01/runtime/invocation/next",
             "the door of the local AWS": "/_door/roles",
             "a star": "*",
-            "another host": "http://{canary}/",
             "another host's models": "http://{canary}//v1/models",
             "no slash": "v1/models",
             "sixteen thousand letters": "/" + "a" * 16_000,
-            "eight thousand slashes": "/" * 8_000,
             "an image of an image": "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA/x",
             "what is under a result": f"/v1/images/generations/{_GEN}/result/",
         }.items()

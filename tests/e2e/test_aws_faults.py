@@ -65,7 +65,7 @@ def asked_until_answered(service: Service, model: str, prompt: str) -> str:
     """The id of the generation that a client with a key gets in the end, retrying as OpenAI's clients do."""
     body = json.dumps({"prompt": prompt, "model": model}).encode()
     for _ in range(8):
-        status, headers, answer = post_following(service, body, Idempotency_Key=prompt)
+        status, headers, answer = post_following(service, body, Idempotency_Key=prompt, x_stainless_retry_count="0")
         if status == 200:
             return str(headers["x-generation-id"])
         retried = status in (408, 409, 429) or (status >= 500 and headers.get("x-should-retry") != "false")

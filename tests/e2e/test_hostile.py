@@ -815,6 +815,15 @@ def test_a_path_that_leads_nowhere_is_told_so(house: House, row: tables.Path) ->
 
 
 @free
+@pytest.mark.parametrize("target", tables.ROOTS.values(), ids=list(tables.ROOTS))
+def test_whatever_leads_to_the_root_is_the_page_as_it_is(house: House, target: str) -> None:
+    answer = house.ask("GET", house.told(target))
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert house.told("{canary}") not in answer.body.decode() + str(answer.headers)
+    assert b'"/playground.js"' in answer.body
+
+
+@free
 def test_a_head_of_nothing_is_told_without_a_body(house: House) -> None:
     answer = house.ask("HEAD", "/v1/nothing")
     assert (answer.status, answer.body) == (404, b"")

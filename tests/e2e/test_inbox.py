@@ -57,7 +57,7 @@ def until_ended(service: Service, key: str, seconds: float = 60) -> dict[str, An
     deadline = time.monotonic() + seconds
     while (batch := batch_of(service, key)) is None or batch["status"] not in ("completed", "cancelled"):
         assert time.monotonic() < deadline, batch
-        time.sleep(0.2 if seconds < 600 else 5)  # a look is not for nothing
+        time.sleep(0.2 if seconds < 600 else 30)  # each look counts ten thousand lines
     return batch
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import boto3
 import pytest
 
+from local.aws_door import REGION
 from tests.conftest import ROOT, UPSTREAM_KEY, Upstream
 
 
@@ -68,6 +71,13 @@ def generate(base_url: str, key: str) -> dict[str, str]:
         return image
 
 
+def listed(base_url: str, key: str) -> list[dict[str, str]]:
+    request = Request(f"{base_url}/images/generations", headers={"Authorization": f"Bearer {key}"})
+    with urlopen(request) as response:
+        generations: list[dict[str, str]] = json.loads(response.read())["data"]
+        return generations
+
+
 def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it_started() -> None:
     with make_run() as process:
         ready, other = lines_until_ready(process)
@@ -75,6 +85,24 @@ def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it
         assert match
         assert re.fullmatch(r"other  key: ig_other_\S{43}", other)
         assert generate(match[1], match[2])["permalink"].startswith(match[1])
+        assert process.stdout
+        lines = [process.stdout.readline().partition(": ") for _ in range(4)]
+        told = {name: text for name, _, text in lines}
+        assert set(told) == {"upstream", "inbox", "event", "playground"}
+        assert shlex.split(told["inbox"])[-1].startswith("s3://")
+        *_, endpoint, _, _, _, entries = shlex.split(told["event"])
+        events = boto3.client(
+            "events",
+            endpoint_url=endpoint,
+            region_name=REGION,
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+        )
+        assert events.put_events(Entries=json.loads(entries))["FailedEntryCount"] == 0
+        deadline = time.monotonic() + 20
+        while len(listed(match[1], match[2])) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         if not Path("/proc").is_dir():
             pytest.skip("there is no /proc to see processes in")
         started = descendants(process.pid)

@@ -97,9 +97,9 @@ def test_a_life_is_answered_as_it_is_described(service: Service, document: dict[
     create, one = "/v1/images/generations", "/v1/images/generations/{generation_id}"
     for model in ("dall-e-3", "gpt-image-1"):
         body = {"prompt": "an otter", "model": model, "response_format": "url"}
-        made = ask("POST", create, body=body, Idempotency_Key=model)
+        made = ask("POST", create, body=body, Idempotency_Key=model, x_stainless_retry_count="0")
         while "data" not in made:
-            made = ask("POST", create, body=body, Idempotency_Key=model)
+            made = ask("POST", create, body=body, Idempotency_Key=model, x_stainless_retry_count="0")
     whole = ask("POST", create, body={"prompt": "whole", "response_format": "b64_json"}, x_stainless_retry_count="0")
     assert whole["data"][0]["b64_json"]
     service.upstream.delay = 2

@@ -71,7 +71,7 @@ def metrics(service: Service, generation_id: str) -> Counter[tuple[str, str]]:
 def ask(service: Service, model: str, key: str, **fields: Any) -> tuple[int, str]:
     """The answer's status, and the generation's id; waits as a client does."""
     body = json.dumps({"model": model, "prompt": "an otter", **fields}).encode()
-    status, headers, _ = post(service, body, Idempotency_Key=key)
+    status, headers, _ = post(service, body, Idempotency_Key=key, x_stainless_retry_count="0")
     while status == 303:
         status, _, _ = post(service, b"", path=f"/images/generations/{headers['x-generation-id']}/result", method="GET")
     return status, headers["x-generation-id"]

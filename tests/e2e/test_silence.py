@@ -150,9 +150,9 @@ class Walk:
         return status, answer.get("error", {}).get("code")
 
     def generate(self, model: str = FIRST_WORKER, **fields: object) -> tuple[int, str | None]:
-        """With an Idempotency-Key, so that the api function itself makes images of quick models."""
+        """As OpenAI's clients do, so that the api function itself makes images of quick models."""
         body = {"prompt": self["prompt"], "user": self["user"], "model": model, **fields}
-        return self.post(body, Idempotency_Key=self["idempotency key"])
+        return self.post(body, Idempotency_Key=self["idempotency key"], x_stainless_retry_count="0")
 
     def generation_id(self) -> str:
         return next(headers["x-generation-id"] for _, headers, _ in self.answers if "x-generation-id" in headers)

@@ -35,6 +35,7 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         "PROMPT_MAX_CHARACTERS": "1000",
         "RECORD_DAYS": "90",
         "REPEAT_UNKNOWN_CALLS": "true",
+        "STACK_NAME": "imagegen",
         "UPSTREAM_API_KEY_PARAMETER": "/imagegen/upstream/key",
         "UPSTREAM_BASE_URL": "http://127.0.0.1:9/v1",
         "UPSTREAM_TIMEOUT_SECONDS": "100",

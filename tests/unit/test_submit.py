@@ -398,13 +398,21 @@ def test_retries_at_once_never_share_a_generation_or_begin_one_too_many(world: W
 
 
 @pytest.mark.parametrize(
-    ("attempt", "safe"), [(PLAIN, False), (KEYED, True), (Attempt(retry=0), True), (Attempt("k", 2), True)]
+    ("attempt", "retried", "known"),
+    [
+        (PLAIN, False, False),
+        (KEYED, False, True),  # its retry would be known, but nobody says that there will be one
+        (Attempt(retry=0), True, True),
+        (Attempt("k", 2), True, True),
+    ],
 )
-def test_an_attempt_is_safe_to_retry_where_its_retry_would_be_known(world: World, attempt: Attempt, safe: bool) -> None:
-    assert attempt.safe_to_retry is safe
+def test_a_client_that_tries_again_by_itself_is_known_when_it_does(
+    world: World, attempt: Attempt, retried: bool, known: bool
+) -> None:
+    assert attempt.is_retried is retried
     first = world.id_of(attempt)
     again = Attempt(attempt.idempotency_key, None if attempt.retry is None else attempt.retry + 1)
-    assert (world.id_of(again) == first) is safe
+    assert (world.id_of(again) == first) is known
 
 
 # The allowance.

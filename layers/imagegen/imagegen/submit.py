@@ -38,9 +38,9 @@ class Attempt:
     retry: int | None = None
 
     @property
-    def safe_to_retry(self) -> bool:
-        """Whether its next try would find what this one began."""
-        return self.idempotency_key is not None or self.retry is not None
+    def is_retried(self) -> bool:
+        """Whether the client is one that tries again by itself, and then finds what this try began."""
+        return self.retry is not None
 
 
 @dataclass(frozen=True, slots=True)
