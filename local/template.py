@@ -25,7 +25,6 @@ _NOT_FOR_MOTO = (
     "AWS::Lambda::Permission",
     "AWS::S3::BucketPolicy",
     "AWS::SQS::QueuePolicy",
-    "AWS::SQS::QueuePolicy",
 )
 
 
@@ -85,6 +84,8 @@ class Template:
         kept: dict[str, Any] = {
             key: self.document[key] for key in ("Parameters", "Conditions", "Mappings") if key in self.document
         }
+        # Asked about a resource, moto fails at the first that its condition left out: so these come last.
+        resources = dict(sorted(resources.items(), key=lambda item: "Condition" in item[1]))
         return {"AWSTemplateFormatVersion": "2010-09-09", **kept, "Resources": resources}
 
     def value(self, value: Any) -> Any:
