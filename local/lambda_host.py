@@ -52,6 +52,7 @@ class _Process:
         self._events: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
         self._answer: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
         self._deadline_ms = 0
+        self._request_id = ""
         self._polling = threading.Event()
         self._closing = ExitStack()
         port = self._closing.enter_context(serving(self._runtime_api))
@@ -87,7 +88,8 @@ class _Process:
         """One event. A function over its time-out is killed. Raises FunctionError."""
         self.wait_until_polling()
         self._deadline_ms = int((time.time() + self._function.timeout) * 1000)
-        self._events.put((str(uuid.uuid4()), event))
+        self._request_id = str(uuid.uuid4())
+        self._events.put((self._request_id, event))
         try:
             kind, body = self._answer.get(timeout=self._function.timeout)
         except queue.Empty:
@@ -134,7 +136,11 @@ class _Process:
                     "Lambda-Runtime-Invoked-Function-Arn": _arn(self._function),
                 },
             )
-        self._answer.put((request.target.rpartition("/")[2], request.body))
+        path, _, kind = request.target.rpartition("/")
+        # Any other would be taken for the answer to this request, and this request's for the next one's, for ever.
+        if path not in (f"{_PREFIX}/invocation/{self._request_id}", f"{_PREFIX}/init"):
+            return Reply(400, b'{"errorType":"InvalidRequestID"}', {"Content-Type": "application/json"})
+        self._answer.put((kind, request.body))
         return Reply(202, b'{"status":"OK"}', {"Content-Type": "application/json"})
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -97,6 +99,15 @@ def test_a_function_gets_its_event_and_its_deadline(start: Start) -> None:
 def test_a_process_takes_the_next_event_when_it_is_free(start: Start) -> None:
     host = start("echo")
     assert result(host, 1)["pid"] == result(host, 2)["pid"]
+
+
+@pytest.mark.parametrize("path", ["/", "/2018-06-01/runtime/invocation/another/response"])
+def test_what_strangers_post_is_not_taken_for_an_answer(start: Start, path: str) -> None:
+    host = start("environment")
+    runtime_api = result(host, {})["AWS_LAMBDA_RUNTIME_API"]
+    with pytest.raises(HTTPError, match="400"):
+        urlopen(f"http://{runtime_api}{path}", b'"not an answer"')
+    assert result(host, {})["AWS_LAMBDA_RUNTIME_API"] == runtime_api
 
 
 def test_a_process_takes_one_event_at_a_time_so_more_start_on_demand(start: Start) -> None:
