@@ -9,7 +9,7 @@ import sys
 
 import boto3
 
-from imagegen.aws.dynamodb import DynamoGenerations
+from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.sqs import SqsGenerations
 
 

@@ -20,7 +20,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 
 from imagegen.aws.allowance import DynamoAllowanceCounters
-from imagegen.aws.dynamodb import DynamoGenerations
+from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.sqs import SqsGenerations
 from imagegen.aws.waiters import DynamoWaiters
 from imagegen.errors import RecordsUnavailableError

@@ -14,11 +14,12 @@ ten thousand a page. A line that ended stands in one place whatever became of it
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from imagegen.aws.items import Item, asking, json_text, key, number, update_under
 from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.errors import RecordsUnavailableError
 from imagegen.generations import LostClaimError
@@ -33,8 +34,6 @@ _PAGE = 100
 _OURS = "#owner = :owner AND #status IN (:in_progress, :cancelling, :finalizing)"
 _TIMES = ("cancelling_at", "finalizing_at", "ended_at")
 
-Item = dict[str, Any]
-
 
 class DynamoBatches:
     """Implements `ports.BatchStore`. `retention_seconds` is how long a record is kept."""
@@ -46,16 +45,16 @@ class DynamoBatches:
 
     def create(self, batch: Batch) -> Batch:
         item: Item = {
-            **_key(batch.id, _RECORD),
+            **key(batch.id, _RECORD),
             "caller": {"S": _listed_under(batch.caller)},
-            "created_at": _number(batch.created_at),
-            "expires_at": _number(int(batch.created_at) + self._retention_seconds),
+            "created_at": number(batch.created_at),
+            "expires_at": number(int(batch.created_at) + self._retention_seconds),
             "status": {"S": batch.status.value},
-            "file": {"S": _json(batch.file)},
-            "checkpoint": {"S": _json(batch.checkpoint)},
-            "lease_until": _number(batch.lease_until),
+            "file": {"S": json_text(batch.file)},
+            "checkpoint": {"S": json_text(batch.checkpoint)},
+            "lease_until": number(batch.lease_until),
         }
-        with _asking():
+        with asking():
             client = self._client()
             with suppress(client.exceptions.ConditionalCheckFailedException):
                 client.put_item(TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)")
@@ -75,7 +74,7 @@ class DynamoBatches:
             if last is None or last["caller"]["S"] != _listed_under(caller):
                 return []
             query["ExclusiveStartKey"] = {name: last[name] for name in ("pk", "sk", "caller", "created_at")}
-        with _asking():
+        with asking():
             page = self._client().query(
                 TableName=self._table,
                 IndexName="by-caller",
@@ -94,13 +93,13 @@ class DynamoBatches:
                 batch_id,
                 "SET #owner = :owner, lease_until = :lease_until",
                 "#status IN (:in_progress, :cancelling, :finalizing) AND (lease_until < :now OR #owner = :owner)",
-                {":owner": {"S": owner}, ":now": _number(now), ":lease_until": _number(lease_until)},
+                {":owner": {"S": owner}, ":now": number(now), ":lease_until": number(lease_until)},
             )
         except LostClaimError:
             return None
 
     def renew(self, batch_id: str, owner: str, lease_until: float) -> None:
-        self._update_ours(batch_id, owner, "SET lease_until = :lease_until", {":lease_until": _number(lease_until)})
+        self._update_ours(batch_id, owner, "SET lease_until = :lease_until", {":lease_until": number(lease_until)})
 
     def let_go(self, batch_id: str, owner: str) -> None:
         with suppress(LostClaimError):
@@ -108,17 +107,17 @@ class DynamoBatches:
                 batch_id,
                 "SET lease_until = :zero REMOVE #owner",
                 "#owner = :owner",
-                {":owner": {"S": owner}, ":zero": _number(0)},
+                {":owner": {"S": owner}, ":zero": number(0)},
             )
 
     def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch:
         return self._update_ours(
-            batch_id, owner, "SET checkpoint = :checkpoint", {":checkpoint": {"S": _json(checkpoint)}}
+            batch_id, owner, "SET checkpoint = :checkpoint", {":checkpoint": {"S": json_text(checkpoint)}}
         )
 
     def save_total(self, batch_id: str, owner: str, total: int) -> Batch:
         return self._update_ours(
-            batch_id, owner, "SET line_total = if_not_exists(line_total, :total)", {":total": _number(total)}
+            batch_id, owner, "SET line_total = if_not_exists(line_total, :total)", {":total": number(total)}
         )
 
     def begin_cancelling(self, batch_id: str, *, now: float) -> Batch | None:
@@ -127,14 +126,14 @@ class DynamoBatches:
                 batch_id,
                 "SET #status = :cancelling, cancelling_at = if_not_exists(cancelling_at, :now)",
                 "#status IN (:in_progress, :cancelling)",
-                {":now": _number(now)},
+                {":now": number(now)},
             )
         except LostClaimError:
             return None
 
     def begin_finalizing(self, batch_id: str, owner: str, *, now: float) -> Batch:
         update = "SET #status = :finalizing, finalizing_at = if_not_exists(finalizing_at, :now)"
-        return self._update_ours(batch_id, owner, update, {":now": _number(now)})
+        return self._update_ours(batch_id, owner, update, {":now": number(now)})
 
     def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
         batch = self.get(batch_id)
@@ -148,8 +147,8 @@ class DynamoBatches:
             {
                 ":owner": {"S": owner},
                 ":ended": {"S": ended.value},
-                ":now": _number(now),
-                ":counts": {"S": _json(counts)},
+                ":now": number(now),
+                ":counts": {"S": json_text(counts)},
             },
         )
 
@@ -158,8 +157,8 @@ class DynamoBatches:
             self._update(batch_id, "SET announced = :yes", "attribute_exists(pk)", {":yes": {"BOOL": True}})
 
     def _item(self, batch_id: str) -> Item | None:
-        with _asking():
-            found = self._client().get_item(TableName=self._table, Key=_key(batch_id, _RECORD), ConsistentRead=True)
+        with asking():
+            found = self._client().get_item(TableName=self._table, Key=key(batch_id, _RECORD), ConsistentRead=True)
         item: Item | None = found.get("Item")
         return item
 
@@ -168,27 +167,18 @@ class DynamoBatches:
 
     def _update(self, batch_id: str, update: str, condition: str, values: Item) -> Batch:
         """The record after the update. Raises LostClaimError where the condition does not hold."""
-        text = f"{update} {condition}"
-        names = {"#status": "status", "#owner": "owner"}
         statuses = {f":{status.value}": {"S": status.value} for status in BatchStatus}
-        with _asking():
-            client = self._client()
-            try:
-                answer = client.update_item(
-                    TableName=self._table,
-                    Key=_key(batch_id, _RECORD),
-                    UpdateExpression=update,
-                    ConditionExpression=condition,
-                    ExpressionAttributeNames={name: value for name, value in names.items() if name in text},
-                    ExpressionAttributeValues={
-                        **{name: value for name, value in statuses.items() if name in text},
-                        **values,
-                    },
-                    ReturnValues="ALL_NEW",
-                )
-            except client.exceptions.ConditionalCheckFailedException:
-                raise LostClaimError from None
-        return _batch(answer["Attributes"])
+        with asking():
+            item = update_under(
+                condition,
+                self._client(),
+                self._table,
+                key(batch_id, _RECORD),
+                update,
+                names={"#status": "status", "#owner": "owner"},
+                values={**statuses, **values},
+            )
+        return _batch(item)
 
 
 class DynamoBatchLines:
@@ -201,31 +191,31 @@ class DynamoBatchLines:
 
     def begin(self, batch_id: str, line: int, custom_id: str) -> None:
         item = self._item(_pending(batch_id), line, {"custom_id": {"S": custom_id}})
-        with _asking():
+        with asking():
             self._client().put_item(TableName=self._table, Item=item)
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
         completed: Item = {"completed": {"BOOL": ended.completed}}
         outcome = self._item(_outcomes(batch_id), line, {**completed, "text": {"S": ended.text}})
-        with _asking():
+        with asking():
             self._client().transact_write_items(
                 TransactItems=[
                     {"Put": {"TableName": self._table, "Item": outcome}},
                     {"Put": {"TableName": self._table, "Item": self._item(_ended(batch_id), line, completed)}},
-                    {"Delete": {"TableName": self._table, "Key": _key(_pending(batch_id), _sort_key(line))}},
+                    {"Delete": {"TableName": self._table, "Key": key(_pending(batch_id), _sort_key(line))}},
                 ]
             )
 
     def forget_pending(self, batch_id: str, line: int) -> None:
-        with _asking():
-            self._client().delete_item(TableName=self._table, Key=_key(_pending(batch_id), _sort_key(line)))
+        with asking():
+            self._client().delete_item(TableName=self._table, Key=key(_pending(batch_id), _sort_key(line)))
 
     def pending(self, batch_id: str) -> Iterator[tuple[int, str]]:
         for item in self._all(_pending(batch_id)):
             yield int(item["sk"]["S"]), item["custom_id"]["S"]
 
     def any_pending(self, batch_id: str) -> bool:
-        with _asking():
+        with asking():
             page = self._client().query(
                 TableName=self._table,
                 KeyConditionExpression="pk = :pk",
@@ -254,8 +244,8 @@ class DynamoBatchLines:
         return Counts(completed, failed)
 
     def _item(self, pk: str, line: int, attributes: Item) -> Item:
-        expires_at = _number(int(time.time()) + self._retention_seconds)
-        return {**_key(pk, _sort_key(line)), **attributes, "expires_at": expires_at}
+        expires_at = number(int(time.time()) + self._retention_seconds)
+        return {**key(pk, _sort_key(line)), **attributes, "expires_at": expires_at}
 
     def _all(self, pk: str, between: tuple[str, str] | None = None, *, attributes: str | None = None) -> Iterator[Item]:
         """The lines of a partition in order, page by page."""
@@ -265,7 +255,7 @@ class DynamoBatchLines:
             condition += " AND sk BETWEEN :first AND :last"
             values |= {":first": {"S": between[0]}, ":last": {"S": between[1]}}
         while True:
-            with _asking():
+            with asking():
                 page = self._client().query(
                     TableName=self._table,
                     KeyConditionExpression=condition,
@@ -315,26 +305,3 @@ def _outcomes(batch_id: str) -> str:
 
 def _sort_key(line: int) -> str:
     return f"{line:09d}"
-
-
-def _key(pk: str, sk: str) -> Item:
-    return {"pk": {"S": pk}, "sk": {"S": sk}}
-
-
-def _number(value: float) -> dict[str, str]:
-    return {"N": repr(value)}
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-@contextmanager
-def _asking() -> Iterator[None]:
-    """What botocore raises becomes RecordsUnavailableError; the meaning that we found in it passes."""
-    try:
-        yield
-    except LostClaimError:
-        raise
-    except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
-        raise RecordsUnavailableError("The records of this service could not be reached just now.") from error

@@ -12,8 +12,8 @@ from imagegen.authorize import own_images_per_day
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.bucket import S3Bucket, bucket_url
 from imagegen.aws.cloudwatch import JournalledBatchBus
-from imagegen.aws.dynamodb import DynamoGenerations
 from imagegen.aws.events import EventBridgeBatchBus
+from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.inbox import S3Inbox, S3Outbox
 from imagegen.aws.sqs import SqsDeadLetters, SqsGenerations
 from imagegen.aws.ssm import SsmParameters

@@ -8,8 +8,8 @@ from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.bucket import bucket_url
 from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
-from imagegen.aws.dynamodb import DynamoGenerations
 from imagegen.aws.events import EventBridgeBus
+from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.s3 import S3ImageStore
 from imagegen.aws.sqs import SqsBatches, SqsGenerations
 from imagegen.aws.ssm import SsmParameters

@@ -13,14 +13,13 @@ stored images) has an attribute for each part, so that those who work side by si
 from __future__ import annotations
 
 import hashlib
-import re
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imagegen.errors import RecordsUnavailableError
+from imagegen.aws.items import Item, asking, json_text, key, number, update_under
 from imagegen.generations import (
     Call,
     Failure,
@@ -36,7 +35,7 @@ from imagegen.generations import (
 from imagegen.images import ImageRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from types_boto3_dynamodb import DynamoDBClient
 
@@ -46,8 +45,6 @@ _MARKER_SECONDS = 24 * 3600
 _TOMBSTONE_SECONDS = 3600  # longer than anybody may still be at work on the generation
 _ACTIVE = "#status IN (:queued, :in_progress)"
 _OURS = "#owner = :owner AND #status = :in_progress"
-
-Item = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +71,14 @@ class DynamoGenerations:
     def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
         puts: list[Any] = [_put(self._table, self._record(generation), "attribute_not_exists(pk)")]
         expires = int(generation.created_at) + _MARKER_SECONDS
-        key = generation.markers.idempotency_key
-        if key is not None:
+        idempotency_key = generation.markers.idempotency_key
+        if idempotency_key is not None:
             marker = {
-                "pk": {"S": _key_pk(generation.caller, key)},
-                "sk": {"S": _KEY},
+                **key(_key_pk(generation.caller, idempotency_key), _KEY),
                 "generation_id": {"S": generation.id},
                 "fingerprint": {"S": fingerprint},
-                "created_at": {"N": repr(generation.created_at)},
-                "expires_at": {"N": str(expires)},
+                "created_at": number(generation.created_at),
+                "expires_at": number(expires),
             }
             put = _put(
                 self._table, marker, "attribute_not_exists(pk) OR generation_id = :replacing OR generation_id = :id"
@@ -94,14 +90,13 @@ class DynamoGenerations:
             puts.append(put)
         if generation.markers.retry is not None:
             marker = {
-                "pk": {"S": _retry_pk(generation.caller, fingerprint)},
-                "sk": {"S": generation.id},
-                "seen": {"N": str(generation.markers.retry)},
-                "created_at": {"N": repr(generation.created_at)},
-                "expires_at": {"N": str(expires)},
+                **key(_retry_pk(generation.caller, fingerprint), generation.id),
+                "seen": number(generation.markers.retry),
+                "created_at": number(generation.created_at),
+                "expires_at": number(expires),
             }
             puts.append(_put(self._table, marker, "attribute_not_exists(pk)"))
-        with _asking():
+        with asking():
             client = self._client()
             try:
                 # The token makes a repeated request one transaction, so a client library's own retry is no conflict.
@@ -109,7 +104,7 @@ class DynamoGenerations:
                 client.transact_write_items(TransactItems=puts, ClientRequestToken=generation.image_ids[0])
             except client.exceptions.TransactionCanceledException as cancelled:
                 codes = [reason.get("Code") for reason in cancelled.response.get("CancellationReasons", [])]
-                contended = codes[: 1 if key is None else 2]
+                contended = codes[: 1 if idempotency_key is None else 2]
                 if not {"ConditionalCheckFailed", "TransactionConflict"} & set(contended):
                     raise
                 if not self._wrote(generation):
@@ -118,7 +113,7 @@ class DynamoGenerations:
     def _wrote(self, generation: Generation) -> bool:
         """Whether the record that is there is this one: the write that was refused repeated one that succeeded."""
         item = self._any_item(generation.id, _RECORD)
-        return item is not None and item.get("call_0") == {"S": _json(generation.calls[0])}
+        return item is not None and item.get("call_0") == {"S": json_text(generation.calls[0])}
 
     def get(self, generation_id: str) -> Generation | None:
         item = self._item(generation_id, _RECORD)
@@ -132,7 +127,7 @@ class DynamoGenerations:
 
     def attach_retry(self, caller: str, fingerprint: str, retry: int, *, since: float) -> str | None:
         pk = _retry_pk(caller, fingerprint)
-        with _asking():
+        with asking():
             client = self._client()
             found = client.query(
                 TableName=self._table,
@@ -148,7 +143,7 @@ class DynamoGenerations:
                         Key={"pk": item["pk"], "sk": item["sk"]},
                         UpdateExpression="SET seen = :retry",
                         ConditionExpression="attribute_exists(pk) AND seen < :retry",
-                        ExpressionAttributeValues={":retry": {"N": str(retry)}},
+                        ExpressionAttributeValues={":retry": number(retry)},
                     )
                 except client.exceptions.ConditionalCheckFailedException:
                     continue  # another client's retry has come back to this one
@@ -156,14 +151,14 @@ class DynamoGenerations:
         return None
 
     def release(self, generation: Generation, fingerprint: str) -> None:
-        with _asking():
+        with asking():
             client = self._client()
             # Gone already, or another generation's by now.
             with suppress(client.exceptions.ConditionalCheckFailedException):
                 if generation.markers.idempotency_key is not None:
                     client.delete_item(
                         TableName=self._table,
-                        Key=_key(_key_pk(generation.caller, generation.markers.idempotency_key), _KEY),
+                        Key=key(_key_pk(generation.caller, generation.markers.idempotency_key), _KEY),
                         ConditionExpression="generation_id = :id",
                         ExpressionAttributeValues={":id": {"S": generation.id}},
                     )
@@ -171,7 +166,7 @@ class DynamoGenerations:
                 if generation.markers.retry is not None:
                     client.update_item(
                         TableName=self._table,
-                        Key=_key(_retry_pk(generation.caller, fingerprint), generation.id),
+                        Key=key(_retry_pk(generation.caller, fingerprint), generation.id),
                         UpdateExpression="SET released = :yes",
                         ConditionExpression="attribute_exists(pk)",
                         ExpressionAttributeValues={":yes": {"BOOL": True}},
@@ -191,7 +186,7 @@ class DynamoGenerations:
             names["#status"], values[":status"] = "status", {"S": status.value}
             query["FilterExpression"] = "#status = :status"
         found: list[Generation] = []
-        with _asking():
+        with asking():
             while len(found) < limit:
                 page = self._client().query(
                     TableName=self._table,
@@ -215,32 +210,32 @@ class DynamoGenerations:
                 generation_id,
                 "SET #status = :in_progress, #owner = :owner, lease_until = :lease_until",
                 "#status = :queued OR (#status = :in_progress AND (lease_until < :now OR #owner = :owner))",
-                {":owner": {"S": owner}, ":now": {"N": repr(now)}, ":lease_until": {"N": repr(lease_until)}},
+                {":owner": {"S": owner}, ":now": number(now), ":lease_until": number(lease_until)},
             )
         except LostClaimError:
             return None
         return _generation(item)
 
     def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
-        values = {":owner": {"S": owner}, ":lease_until": {"N": repr(lease_until)}}
+        values = {":owner": {"S": owner}, ":lease_until": number(lease_until)}
         self._update(generation_id, "SET lease_until = :lease_until", _OURS, values)
 
     def save_call(self, generation_id: str, owner: str, index: int, call: Call) -> None:
-        values = {":owner": {"S": owner}, ":call": {"S": _json(call)}}
+        values = {":owner": {"S": owner}, ":call": {"S": json_text(call)}}
         self._update(generation_id, f"SET call_{int(index)} = :call", _OURS, values)
 
     def save_image(self, generation_id: str, owner: str, image_id: str, image: StoredImage) -> None:
-        values = {":owner": {"S": owner}, ":image": {"S": _json(image)}}
+        values = {":owner": {"S": owner}, ":image": {"S": json_text(image)}}
         self._update(generation_id, "SET #image = :image", _OURS, values, {"#image": image_id})
 
     def end(
         self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
     ) -> Generation:
-        values: Item = {":owner": {"S": owner}, ":ended": {"S": status.value}, ":now": {"N": repr(now)}}
+        values: Item = {":owner": {"S": owner}, ":ended": {"S": status.value}, ":now": number(now)}
         update = "SET #status = :ended, completed_at = :now"
         if failure is not None:
             update += ", failure = :failure"
-            values[":failure"] = {"S": _json(failure)}
+            values[":failure"] = {"S": json_text(failure)}
         # A repeated write that has succeeded finds its own end.
         condition = f"({_OURS}) OR (#owner = :owner AND #status = :ended)"
         return _generation(self._update(generation_id, update, condition, values))
@@ -251,14 +246,14 @@ class DynamoGenerations:
                 generation.id,
                 "SET announced = :yes",
                 "completed_at = :completed_at",
-                {":yes": {"BOOL": True}, ":completed_at": {"N": repr(generation.completed_at)}},
+                {":yes": {"BOOL": True}, ":completed_at": number(generation.completed_at or 0)},
             )
 
     def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
         values = {
             ":failed": {"S": Status.FAILED.value},
-            ":failure": {"S": _json(failure)},
-            ":now": {"N": repr(now)},
+            ":failure": {"S": json_text(failure)},
+            ":now": number(now),
         }
         update = "SET #status = :failed, failure = :failure, completed_at = :now REMOVE #owner"
         try:
@@ -268,7 +263,7 @@ class DynamoGenerations:
         return True
 
     def cancel(self, generation_id: str, *, now: float) -> Generation | None:
-        values = {":cancelled": {"S": Status.CANCELLED.value}, ":now": {"N": repr(now)}}
+        values = {":cancelled": {"S": Status.CANCELLED.value}, ":now": number(now)}
         update = "SET #status = :cancelled, completed_at = :now REMOVE #owner"
         try:
             return _generation(self._update(generation_id, update, _ACTIVE, values))
@@ -285,7 +280,7 @@ class DynamoGenerations:
         for index, call in enumerate(generation.calls):
             if call.answer is None:
                 sets.append(f"call_{index} = :call_{index}")
-                values[f":call_{index}"] = {"S": _json(Call(call.image_ids))}
+                values[f":call_{index}"] = {"S": json_text(Call(call.image_ids))}
         update = f"SET {', '.join(sets)} REMOVE failure, completed_at, announced, #owner"
         try:
             return _generation(self._update(generation_id, update, "#status = :failed", values))
@@ -293,15 +288,15 @@ class DynamoGenerations:
             return None
 
     def void(self, generation_id: str, *, now: float) -> bool:
-        with _asking():
+        with asking():
             client = self._client()
             try:
                 client.put_item(
                     TableName=self._table,
                     Item={
-                        **_key(generation_id, _RECORD),
+                        **key(generation_id, _RECORD),
                         "status": {"S": _BURIED},
-                        "expires_at": {"N": str(int(now) + _TOMBSTONE_SECONDS)},
+                        "expires_at": number(int(now) + _TOMBSTONE_SECONDS),
                     },
                     ConditionExpression="attribute_not_exists(pk) OR #status = :buried",
                     ExpressionAttributeNames={"#status": "status"},
@@ -327,12 +322,12 @@ class DynamoGenerations:
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
         tombstone = Tombstone(generation.id, generation.caller, generation.image_ids)
         item = {
-            **_key(generation.id, _RECORD),
+            **key(generation.id, _RECORD),
             "status": {"S": _BURIED},
-            "tombstone": {"S": _json(tombstone)},
-            "expires_at": {"N": str(int(now) + _TOMBSTONE_SECONDS)},
+            "tombstone": {"S": json_text(tombstone)},
+            "expires_at": number(int(now) + _TOMBSTONE_SECONDS),
         }
-        with _asking():
+        with asking():
             self._client().put_item(TableName=self._table, Item=item)
         return tombstone
 
@@ -351,8 +346,8 @@ class DynamoGenerations:
         return None if item is None or item.get("status", {}).get("S") == _BURIED else item
 
     def _any_item(self, pk: str, sk: str) -> Item | None:
-        with _asking():
-            found = self._client().get_item(TableName=self._table, Key=_key(pk, sk), ConsistentRead=True)
+        with asking():
+            found = self._client().get_item(TableName=self._table, Key=key(pk, sk), ConsistentRead=True)
         item: Item | None = found.get("Item")
         return item
 
@@ -360,50 +355,39 @@ class DynamoGenerations:
         self, generation_id: str, update: str, condition: str, values: Item, names: Mapping[str, str] | None = None
     ) -> Item:
         """The record after the update. Raises LostClaimError where the condition does not hold."""
-        used_names = {"#status": "status", "#owner": "owner", **(names or {})}
-        used_values = {
-            ":queued": {"S": Status.QUEUED.value},
-            ":in_progress": {"S": Status.IN_PROGRESS.value},
-            **values,
-        }
-        text = f"{update} {condition}"
-        with _asking():
-            client = self._client()
-            try:
-                answer = client.update_item(
-                    TableName=self._table,
-                    Key=_key(generation_id, _RECORD),
-                    UpdateExpression=update,
-                    ConditionExpression=condition,
-                    ExpressionAttributeNames={name: value for name, value in used_names.items() if name in text},
-                    ExpressionAttributeValues={
-                        name: value for name, value in used_values.items() if re.search(rf"{name}\b", text)
-                    },
-                    ReturnValues="ALL_NEW",
-                )
-            except client.exceptions.ConditionalCheckFailedException:
-                raise LostClaimError from None
-        item: Item = answer["Attributes"]
-        return item
+        with asking():
+            return update_under(
+                condition,
+                self._client(),
+                self._table,
+                key(generation_id, _RECORD),
+                update,
+                names={"#status": "status", "#owner": "owner", **(names or {})},
+                values={
+                    ":queued": {"S": Status.QUEUED.value},
+                    ":in_progress": {"S": Status.IN_PROGRESS.value},
+                    **values,
+                },
+            )
 
     def _record(self, generation: Generation) -> Item:
         item: Item = {
-            **_key(generation.id, _RECORD),
+            **key(generation.id, _RECORD),
             "status": {"S": generation.status.value},
             "caller": {"S": generation.caller},
-            "created_at": {"N": repr(generation.created_at)},
-            "expires_at": {"N": str(int(generation.created_at) + self._retention_seconds)},
-            "lease_until": {"N": repr(generation.lease_until)},
+            "created_at": number(generation.created_at),
+            "expires_at": number(int(generation.created_at) + self._retention_seconds),
+            "lease_until": number(generation.lease_until),
             "base_url": {"S": generation.base_url},
-            "request": {"S": _json(generation.request)},
-            "markers": {"S": _json(generation.markers)},
+            "request": {"S": json_text(generation.request)},
+            "markers": {"S": json_text(generation.markers)},
         }
         if generation.origin != Origin():
-            item["origin"] = {"S": _json(generation.origin)}
+            item["origin"] = {"S": json_text(generation.origin)}
         if generation.owner is not None:
             item["owner"] = {"S": generation.owner}
         for index, call in enumerate(generation.calls):
-            item[f"call_{index}"] = {"S": _json(call)}
+            item[f"call_{index}"] = {"S": json_text(call)}
         return item
 
 
@@ -439,28 +423,9 @@ def _put(table: str, item: Item, condition: str) -> Item:
     return {"Put": {"TableName": table, "Item": item, "ConditionExpression": condition}}
 
 
-def _key(pk: str, sk: str) -> Item:
-    return {"pk": {"S": pk}, "sk": {"S": sk}}
-
-
 def _key_pk(caller: str, idempotency_key: str) -> str:
     return f"key#{caller}#{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
 
 
 def _retry_pk(caller: str, fingerprint: str) -> str:
     return f"retry#{caller}#{fingerprint}"
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-@contextmanager
-def _asking() -> Iterator[None]:
-    """What botocore raises becomes RecordsUnavailableError; the meanings that we found in it pass."""
-    try:
-        yield
-    except (LostClaimError, MarkerTakenError):
-        raise
-    except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
-        raise RecordsUnavailableError("The records of this service could not be reached just now.") from error
