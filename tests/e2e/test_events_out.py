@@ -220,7 +220,8 @@ def test_a_call_that_fails_once_is_repeated_by_the_sdk(
     status, generation_id, _ = generate(service, model)
     assert status == 200
     subscriber.wait(generation_id)
-    until(lambda: len(subscriber.events(generation_id)) == told)
+    # On a slow machine the second message may come meanwhile, and tells it too.
+    until(lambda: len(subscriber.events(generation_id)) >= told)
     assert {event["detail-type"] for event in subscriber.events(generation_id)} == {COMPLETED}
 
 
@@ -275,6 +276,7 @@ def test_who_is_killed_between_storing_and_announcing_is_followed_by_one_who_ann
         assert post(service, body, Prefer="respond-async")[0] == 202
     event = subscriber.wait(newest(service)["id"])
     assert event["detail-type"] == COMPLETED
+    until(lambda: bool(seen))
     assert [(each["id"], each["status"]) for each in seen] == [(event["detail"]["id"], "completed")]
     assert (event["detail"]["repeated_calls"], len(service.upstream.calls)) == (0, 1)
 
