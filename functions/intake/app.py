@@ -12,6 +12,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from imagegen.batches import batch_id_of, line_generation_id
 from imagegen.bootstrap.intake import Intake, intake
 from imagegen.carry_on import begin, carry_on
+from imagegen.come_again import ComeAgainError, pause_after_fault
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     NothingSpentError,
@@ -19,6 +20,7 @@ from imagegen.errors import (
     RequestTooLargeError,
     SecretUnavailableError,
 )
+from imagegen.file_lines import BYTE_ORDER_MARK
 from imagegen.generations import Origin
 from imagegen.openai_wire.inbox_messages import DroppedFile, read_inbox_message
 from imagegen.openai_wire.request_events import MOST_CUSTOM_ID, RequestEvent, read_event
@@ -29,14 +31,9 @@ from imagegen.submit import Attempt, submit
 
 CLOSING_SECONDS = 60.0  # kept back from the function's time-out to end what is under way
 TURN_SECONDS = 60.0  # then the rest of a file goes to the end of the queue: a large one holds up no other
-FAULT_SECONDS = 5.0  # after a fault of ours the message comes again
 READ_SECONDS = 30.0  # to read a single request
 
 logger = Logger(service="intake")
-
-
-class ComeAgainError(Exception):
-    """The message is to come again, and is held until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
 
         # First of all: were we to die, the message would otherwise be gone for the queue's own time-out.
         hold(wired.desk.lease)
-        again: float | None = FAULT_SECONDS
+        again: float | None = pause_after_fault(int(record.attributes.approximate_receive_count or 1))
         try:
             again = _take(Message(record.body, until, hold), wired)
         except Exception as error:  # noqa: BLE001  # told without its words
@@ -117,7 +114,9 @@ def _begin_by_file(dropped: DroppedFile, client: str, until: Deadline, wired: In
         raise RequestTooLargeError(f"The file is over {MAX_BODY_BYTES} bytes.")
     body = wired.inbox.read(file, 0, file.size, until.sooner(READ_SECONDS)) if file.size else b""
     submitted = submit(
-        read_image_request(body, "application/json", prompt_cap=wired.settings.prompt_max_characters),
+        read_image_request(
+            body.removeprefix(BYTE_ORDER_MARK), "application/json", prompt_cap=wired.settings.prompt_max_characters
+        ),
         Attempt(),
         wired.desk,
         caller=client,

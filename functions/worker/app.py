@@ -9,18 +9,14 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.bootstrap.worker import worker
+from imagegen.come_again import ComeAgainError, pause_after_fault
 from imagegen.deadline import Deadline
 from imagegen.silent_trace import silent_trace
 from imagegen.work import give_up, work_on_message
 
 CLOSING_SECONDS = 15.0  # kept back from the function's time-out to tell what happened
-FAULT_SECONDS = 5.0  # after a fault of ours the message comes again
 
 logger = Logger(service="worker")
-
-
-class ComeAgainError(Exception):
-    """The message is to come again, and is held until then."""
 
 
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
@@ -34,7 +30,7 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
         # First of all: were we to die, the message would otherwise be gone for the queue's own time-out.
         queue.hold(receipt, shop.lease)
         generation_id = json.loads(record.body)["generation_id"]
-        again: float | None = FAULT_SECONDS
+        again: float | None = pause_after_fault(int(record.attributes.approximate_receive_count or 1))
         try:
             again = work_on_message(
                 generation_id,

@@ -177,9 +177,10 @@ def test_over_an_allowance_a_line_fails_and_says_so(service: Service) -> None:
     assert {each["response"]["body"]["error"]["code"] for each in errors} == {"insufficient_quota"}
 
 
-def test_a_single_request_is_one_generation_of_its_client(service: Service) -> None:
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_a_single_request_is_one_generation_of_its_client(service: Service, mark: str) -> None:
     prompt = f"single {uuid4().hex}"
-    drop(service, json.dumps({"prompt": prompt, "model": "dall-e-2", "size": "256x256"}), suffix=".json")
+    drop(service, mark + json.dumps({"prompt": prompt, "model": "dall-e-2", "size": "256x256"}), suffix=".json")
     deadline = time.monotonic() + 20
     while not any(call["prompt"] == prompt for call in service.upstream.calls):
         assert time.monotonic() < deadline

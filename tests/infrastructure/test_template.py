@@ -21,6 +21,7 @@ from imagegen.settings import (
 from imagegen.work import ORPHAN_SECONDS
 from local.template import Template
 from tests.conftest import ROOT
+from tests.unit.test_come_again import MOST_RECEIPTS
 
 SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | IntakeSettings | SiteSettings | WorkerSettings]] = {
     "ApiFunction": ApiSettings,
@@ -425,3 +426,21 @@ def test_every_entry_point_has_an_example_event(template: Template) -> None:
     assert any(event.get("type") == "TOKEN" for event in events)
     sources = {event["Records"][0]["eventSourceARN"].rpartition("-")[2] for event in events if "Records" in event}
     assert sources == {mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in mappings(template)}
+
+
+def test_lambda_does_not_stop_the_intake_that_sends_itself_the_rest_of_a_file(template: Template) -> None:
+    """Without leave it drops a message that has led back to the same function 16 times: `RecursiveLoop`."""
+    functions = template.of_type("AWS::Lambda::Function")
+    assert {name for name, function in functions.items() if "RecursiveLoop" in function} == {"IntakeFunction"}
+    assert functions["IntakeFunction"]["RecursiveLoop"] == "Allow"
+
+
+def test_each_queue_lets_a_message_come_as_often_as_its_pauses_are_made_for(template: Template) -> None:
+    queues = template.of_type("AWS::SQS::Queue").values()
+    counts = [queue["RedrivePolicy"]["maxReceiveCount"] for queue in queues if "RedrivePolicy" in queue]
+    assert counts == [MOST_RECEIPTS] * 3
+
+
+def test_a_record_outlives_every_message_about_it(template: Template) -> None:
+    longest = max(queue.get("MessageRetentionPeriod", 0) for queue in template.of_type("AWS::SQS::Queue").values())
+    assert template.document["Parameters"]["RecordDays"]["MinValue"] * 86_400 > longest

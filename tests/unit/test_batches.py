@@ -1,6 +1,7 @@
 """A file becomes generations and two files of answers, whoever dies on the way and however often it is told."""
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -129,7 +130,7 @@ def custom_ids(lines: list[dict[str, Any]]) -> list[str]:
 
 def texts(content: bytes, start: Checkpoint | None = None) -> list[tuple[int, bytes | None]]:
     lines = lines_of(lambda at, length: content[at : at + length], len(content), start or Checkpoint())
-    return [(each.number, each.text) for each in lines]
+    return [(each.number, each.text) for each in lines if each.text != b""]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,20 @@ def test_behind_any_checkpoint_come_the_lines_that_are_left() -> None:
     whole = texts(content)
     for each in lines_of(lambda at, length: content[at : at + length], len(content), Checkpoint()):
         assert texts(content, each.after) == whole[each.number :]
+
+
+@pytest.mark.parametrize("end", [b"", b"\nx"])
+@pytest.mark.parametrize("filling", [b"\n", b"x", b" \r\n"])
+def test_there_is_a_checkpoint_in_every_block_of_what_is_no_line(filling: bytes, end: bytes) -> None:
+    """Otherwise a turn that is too short for what comes next would begin at the same place for ever."""
+    content = b"one\n" + filling * (5 * BLOCK_BYTES // 2 // len(filling)) + end
+    whole, at, last = texts(content), 0, Checkpoint()
+    for each in lines_of(lambda at, length: content[at : at + length], len(content), Checkpoint()):
+        assert at < each.after.offset <= at + 2 * BLOCK_BYTES
+        at = each.after.offset
+        last = each.after if at < len(content) else last
+    assert len(content) - at < BLOCK_BYTES
+    assert texts(content, last) == whole[last.line :]
 
 
 # A whole life.
@@ -270,6 +285,36 @@ def test_the_output_is_not_written_before_the_whole_file_is_read(world: World) -
     world.make_all()
     assert world.messages.sent == [batch.id]  # to read on, and none to finish
     assert world.files.saved == []
+
+
+def test_a_turn_that_meets_no_line_moves_on(world: World) -> None:
+    batch = world.drop("x" * (CHUNK_LINES + 2) * BLOCK_BYTES, line("a"))
+    world.carry_on(batch, seconds=0)
+    assert (world.batch(batch).checkpoint.line, world.batch(batch).total) == (0, None)
+    assert world.batch(batch).checkpoint.offset >= CHUNK_LINES * BLOCK_BYTES
+    world.carry_on_all()
+    assert world.batch(batch).total == 2
+
+
+def test_after_a_fault_at_one_line_nobody_is_at_work_on_another(world: World) -> None:
+    """Or it would be begun behind the back of whoever carries the batch on, who may cancel it meanwhile."""
+    begin_slowly = world.lines.begin
+    begun: list[int] = []
+
+    def begins(batch_id: str, number: int, custom_id: str) -> None:
+        if number == 1:
+            raise RecordsUnavailableError("the first one fails at once")
+        time.sleep(0.05)
+        begin_slowly(batch_id, number, custom_id)
+        begun.append(number)
+
+    world.lines.begin = begins  # type: ignore[assignment, method-assign]
+    batch = world.drop(*(line(f"c{number}") for number in range(12)))
+    with pytest.raises(RecordsUnavailableError):
+        world.carry_on(batch)
+    left = list(begun)
+    time.sleep(0.2)
+    assert begun == left
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -456,7 +501,15 @@ def test_a_file_is_its_folders_clients(key: str, client: str, is_batch: bool) ->
 
 
 @pytest.mark.parametrize(
-    "key", ["inbox/Shop/a.jsonl", "inbox/oidc:0/a.jsonl", "inbox//a.jsonl", "inbox/a.csv", "inbox/a"]
+    "key",
+    [
+        "inbox/Shop/a.jsonl",
+        "inbox/oidc:0/a.jsonl",
+        "inbox//a.jsonl",
+        "inbox/a.csv",
+        "inbox/a",
+        f"inbox/{'ü' * 503}.jsonl",
+    ],
 )
 def test_a_file_that_is_nobodys_or_of_no_kind_we_take_is_refused(key: str) -> None:
     dropped = read_inbox_message(told(key))
@@ -464,6 +517,13 @@ def test_a_file_that_is_nobodys_or_of_no_kind_we_take_is_refused(key: str) -> No
     with pytest.raises(InvalidRequestError) as refused:
         dropped.owner()
     assert refused.value.param == "key"
+
+
+def test_the_longest_key_of_a_batch_has_an_output() -> None:
+    dropped = read_inbox_message(told(f"inbox/{'x' * 1004}.jsonl"))
+    assert isinstance(dropped, DroppedFile)
+    batch = Batch(id="batch_x", caller=dropped.owner(), file=dropped.file, created_at=0)
+    assert len(batch.output_key) == len(batch.errors_key) == 1024  # S3's most
 
 
 def test_a_batch_that_is_to_be_carried_on_is_its_id() -> None:

@@ -84,7 +84,7 @@ def test_the_rooms_that_these_rules_name_are_there() -> None:
     assert all(len(package(name)) > 1 for name in PACKAGES)
     verbs = ("allowance", "announce", "authorize", "generate", "manage", "reject", "submit", "wait", "work")
     of_batches = ("carry_on", "file_lines", "manage_batch", "read_batch", "settle", "write_batch")
-    helpers = ("credentials", "failures", "heartbeat", "silent_trace")
+    helpers = ("come_again", "credentials", "failures", "heartbeat", "silent_trace")
     assert {f"imagegen.{name}" for name in (*verbs, *of_batches, *helpers)} == USE_CASES
     assert {
         "functions.api.app",

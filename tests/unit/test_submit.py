@@ -483,6 +483,24 @@ def test_a_callers_own_allowance_goes_before_everybodys(world: World, own: int) 
         one()
 
 
+def test_where_the_last_of_an_allowance_went_to_the_same_request_it_attaches(world: World) -> None:
+    """An event that is delivered twice at once is one generation, and refused to nobody."""
+    generation_id = f"gen_{'t' * 22}"
+    twins: list[str] = []
+    take = world.counters.take
+
+    def taken_by_the_twin(who: str, day: str, images: int, limit: int) -> tuple[bool, int]:
+        if not twins:
+            twins.append(generation_id)
+            world.submit(generation_id=generation_id)
+        return take(who, day, images, limit)
+
+    world.each_caller = 1
+    world.counters.take = taken_by_the_twin  # type: ignore[method-assign]
+    assert world.submit(generation_id=generation_id).attached
+    assert used(world) == 1
+
+
 def test_with_many_at_once_exactly_the_allowance_is_begun(world: World) -> None:
     world.each_caller = 50
 

@@ -33,10 +33,14 @@ class InboxFile(msgspec.Struct, frozen=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """How far a file is read: the next byte, and how many lines came before it."""
+    """How far a file is read: the next byte, and how many lines came before it.
+
+    `in_long_line` tells that it stands within a line that is too long, which is not counted yet.
+    """
 
     offset: int = 0
     line: int = 0
+    in_long_line: bool = False
 
 
 class Counts(msgspec.Struct, frozen=True):

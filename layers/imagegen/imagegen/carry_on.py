@@ -11,7 +11,7 @@ from imagegen.generations import LostClaimError, new_owner
 from imagegen.heartbeat import heartbeat
 from imagegen.manage import stop
 from imagegen.ports import AllowanceCounters, BatchBus, BatchStore, EventBus, Outbox
-from imagegen.read_batch import Reader, in_chunks, read_on
+from imagegen.read_batch import Reader, each_of, in_chunks, read_on
 from imagegen.write_batch import write_output
 
 
@@ -104,7 +104,7 @@ def _cancel_lines(batch: Batch, shop: BatchShop, until: Deadline) -> bool:
     for chunk in in_chunks(shop.reader.ledger.lines.pending(batch.id)):
         if not until.remaining():
             return False
-        list(shop.reader.pool.map(lambda pending: _cancel_line(pending[0], pending[1], batch, shop), chunk))
+        each_of(chunk, lambda pending: _cancel_line(pending[0], pending[1], batch, shop), shop.reader.pool)
     return True
 
 

@@ -1,7 +1,7 @@
 """Reads the file of a batch: each line begins its own generation, or fails at once and stops no other."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 CHUNK_LINES = 50
 CHUNK_THREADS = 16  # how many of them are begun side by side
+READ_SECONDS = 30.0  # a block of the file, also where our time runs out meanwhile: it is little, and no fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,17 @@ def read_on(batch: Batch, owner: str, reader: Reader, until: Deadline) -> Batch:
     RecordsUnavailableError, SecretUnavailableError or ImageStorageError: then it goes on from the checkpoint.
     """
     own = reader.own_images_per_day(batch.caller)
-    size = batch.file.size
-    lines = lines_of(lambda at, length: reader.inbox.read(batch.file, at, length, until), size, batch.checkpoint)
+    file, size = batch.file, batch.file.size
+
+    def read(at: int, length: int) -> bytes:
+        return reader.inbox.read(file, at, length, Deadline.after(READ_SECONDS))
+
+    lines = lines_of(read, size, batch.checkpoint)
     # Only what comes right behind a checkpoint can have been read before.
     first = batch.checkpoint.line + 1
     ended = reader.ledger.lines.ended_among(batch.id, first, first + CHUNK_LINES - 1)
     for chunk in in_chunks(lines):
-        list(reader.pool.map(lambda line: _take(line, batch, reader, own, ended), chunk))  # noqa: B023  # used up here
+        each_of(chunk, lambda line: _take(line, batch, reader, own, ended), reader.pool)  # noqa: B023  # used up here
         batch = reader.ledger.batches.save_checkpoint(batch.id, owner, chunk[-1].after)
         ended = frozenset()
         if batch.status is not BatchStatus.IN_PROGRESS or not until.remaining():
@@ -79,7 +84,20 @@ def in_chunks(each: Iterator[T]) -> Iterator[list[T]]:
         yield chunk
 
 
+def each_of(chunk: Sequence[T], do: Callable[[T], None], pool: Executor) -> None:
+    """Does it for all of them side by side. Raises what one of them raised, once none is at work any more.
+
+    Whoever went on behind our back would do so when the batch is another's, or when Lambda thaws this process.
+    """
+    begun = [pool.submit(do, each) for each in chunk]
+    wait(begun)
+    for done in begun:
+        done.result()
+
+
 def _take(line: Line, batch: Batch, reader: Reader, own: int | None, ended: frozenset[int]) -> None:
+    if line.text == b"":
+        return
     if line.number in ended:
         reader.ledger.lines.forget_pending(batch.id, line.number)  # whoever noted it late may have died since
         return

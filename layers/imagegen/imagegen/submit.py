@@ -119,9 +119,9 @@ def submit(
         except MarkerTakenError:
             spent = None
         except AllowanceSpentError as error:
-            # The last of it may have gone to another request with the same key: then there is one to attach to.
+            # The last of it may have gone to another request with the same key or id: then there is one to attach to.
             spent = error
-            if not attempt.idempotency_key:
+            if not attempt.idempotency_key and not generation_id:
                 break
         desk.sleep(_PAUSE_SECONDS * 2**race * random.uniform(0.5, 1.5))
     raise spent or RecordsUnavailableError(

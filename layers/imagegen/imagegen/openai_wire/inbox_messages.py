@@ -10,6 +10,7 @@ from imagegen.errors import InvalidRequestError
 
 DEFAULT_CLIENT = "inbox"
 REQUEST_SUFFIX = ".json"
+MOST_KEY_BYTES = 1024 - len("outbox/.output.jsonl") + len("inbox/.jsonl")  # S3 takes 1,024
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class DroppedFile:
             raise _invalid("a folder named as a client: 1 to 32 of a-z, 0-9 and -, beginning with a letter or a digit")
         if not self.file.key.endswith((LINES_SUFFIX, REQUEST_SUFFIX)):
             raise _invalid(f"a name that ends in {LINES_SUFFIX} or {REQUEST_SUFFIX}")
+        if self.is_batch and len(self.file.key.encode()) > MOST_KEY_BYTES:
+            raise _invalid(f"at most {MOST_KEY_BYTES} bytes, since the key of its output is longer")
         return self.client
 
 
