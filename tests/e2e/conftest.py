@@ -77,9 +77,9 @@ def serve(
             yield Service(stack, stand_in, url)
 
 
-@pytest.fixture(scope="session", params=_KINDS)
+@pytest.fixture(scope="session", params=["stage", "built"])
 def any_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The same stack in each way to run it."""
+    """The same stack from source under a stage, and as it was built without one."""
     kind: str = request.param
     if kind == "built" and not (BUILT.is_dir() and RUNTIME_PYTHON.exists()):
         pytest.skip("nothing is built: `make build` needs python3.13, which is not there")

@@ -144,7 +144,7 @@ def test_an_ended_batch_cannot_be_cancelled(service: Service) -> None:
 def test_a_cancelled_batch_has_no_further_line_made(service: Service) -> None:
     service.upstream.delay = 1.0
     try:
-        key = drop(service, "\n".join(line(f"line-{number}", f"cancelled {number}") for number in range(300)))
+        key = drop(service, "\n".join(line(f"line-{number}", f"cancelled {number}") for number in range(150)))
         deadline = time.monotonic() + 20
         while (batch := batch_of(service, key)) is None or not batch["request_counts"]["total"]:
             assert time.monotonic() < deadline

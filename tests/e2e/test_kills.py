@@ -36,7 +36,7 @@ def service(lease: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 def test_however_often_its_process_is_killed_every_generation_ends_completed_and_is_paid_for_as_the_record_says(
     service: Service, lease: int, function: str
 ) -> None:
-    kills = 20 if lease == 60 else 5
+    kills = 20 if lease == 60 else 3
     dice = random.Random(7)
     repeated: Counter[int] = Counter()
     for number in range(kills):
