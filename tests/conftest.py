@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ from local.upstream import StandInUpstream
 
 ROOT = Path(__file__).parent.parent
 UPSTREAM_KEY = "sk-canary-upstream-key-0123456789"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a third of the time a test waits, for a lease, a retry or a redirect."""
+    return (os.cpu_count() or 1) + 1
 
 
 @dataclass(frozen=True)

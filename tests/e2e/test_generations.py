@@ -214,13 +214,16 @@ def test_another_callers_generation_is_not_there(quick_lease: Service, method: s
 
 
 def test_a_cancelled_generation_starts_no_further_call_and_says_so(quick_lease: Service) -> None:
-    quick_lease.upstream.delay = 2
+    quick_lease.upstream.delay = 5
     generation_id = begin(quick_lease, n=1)
+    deadline = time.monotonic() + 20
+    while not quick_lease.upstream.calls:  # one that is about to begin is not held back
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     status, _, cancelled = get(quick_lease, f"/images/generations/{generation_id}/cancel", method="POST")
     assert (status, cancelled["status"]) == (200, "cancelled")
-    calls = len(quick_lease.upstream.calls)
-    time.sleep(3)
-    assert len(quick_lease.upstream.calls) == calls
+    time.sleep(6)
+    assert len(quick_lease.upstream.calls) == 1
     assert get(quick_lease, f"/images/generations/{generation_id}")[2]["status"] == "cancelled"
     status, _, answer = get(quick_lease, f"/images/generations/{generation_id}/result")
     assert (status, answer["error"]["code"]) == (424, "generation_cancelled")
