@@ -61,8 +61,14 @@ class Target:
             environment,
             given.get("stack_name", ""),
             given.get("region"),
-            {name: value for name, _, value in (pair.partition("=") for pair in pairs)},
+            {name: _unquoted(value) for name, _, value in (pair.partition("=") for pair in pairs)},
         )
+
+
+def _unquoted(value: str) -> str:
+    """As SAM takes it: one pair of quotation marks around it does not belong to it."""
+    quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
+    return value[1:-1] if quoted else value
 
 
 def main() -> int:

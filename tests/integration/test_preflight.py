@@ -198,7 +198,7 @@ def test_a_stack_that_cannot_be_deployed_to_is_told_with_the_way_out(
 
 @pytest.mark.parametrize(
     ("overrides", "quota", "enough"),
-    [([], 121, True), ([], 120, False), (["MostWaiters=0", "WorkerConcurrency=2", "BatchConcurrency=2"], 10, True)],
+    [([], 121, True), ([], 120, False), (["MostWaiters=0", "WorkerConcurrency=2", "BatchConcurrency='2'"], 10, True)],
 )
 def test_lambdas_quota_is_held_against_what_the_parameters_may_need(
     account: Account, overrides: list[str], quota: int, enough: bool
