@@ -35,7 +35,7 @@ async function call(method, path, {body, headers = {}} = {}) {
     answer = await response.json();
   } catch {
     throw new Failure(response ? `The server answered ${response.status} without JSON.` : "The server could not be reached.",
-      {again: !response || response.status >= 502, status: response?.status});
+      {again: !response || response.ok || response.status >= 502, status: response?.status});
   }
   if (response.ok) return answer;
   const told = response.headers.get("x-should-retry");
@@ -249,12 +249,13 @@ function tellEmptiness() {
 /** Looks at a generation until it has ended, the key is another, or its card is gone. */
 async function follow(id) {
   const key = session.key;
-  for (let pause = SOON, first = true; ; first = false) {
+  for (let pause = SOON, shown = cards.has(id); ;) {
     try {
       const generation = await call("GET", `images/generations/${id}`);
-      if (session.key !== key || (!first && !cards.has(id))) return;
+      if (session.key !== key || (shown && !cards.has(id))) return;
       const before = cards.get(id)?.generation;
       show(generation, {onTop: true});
+      shown = true;
       tellChange(before, generation);
       if (ENDED.has(generation.status)) return;
       pause = Math.min(pause * 1.1, LATER);

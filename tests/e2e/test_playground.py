@@ -205,6 +205,32 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_is_bought_twice(s
     assert [call["prompt"] for call in service.upstream.calls] == ["lost on its way"]
 
 
+@pytest.mark.parametrize(
+    ("number", "instead"),
+    [(1, "return new Response('{', {status: 202})"), (2, "throw new TypeError('lost')")],
+    ids=["half of the answer", "the first look"],
+)
+def test_what_is_lost_on_its_way_hides_nothing_that_was_begun(
+    service: Service, page: Page, number: int, instead: str
+) -> None:
+    connect(page, service.key)
+    page.run(f"""(() => {{
+      const real = window.fetch;
+      let asked = 0;
+      window.fetch = async (...request) => {{
+        asked += 1;
+        const answer = await real(...request);
+        if (asked !== {number}) return answer;
+        window.fetch = real;
+        {instead};
+      }};
+    }})()""")
+    generate(page, f"lost {number}", model="dall-e-3")
+    until_completed(page)
+    assert f"lost {number}" in page.run("document.querySelector('article').textContent")
+    assert [call["prompt"] for call in service.upstream.calls] == [f"lost {number}"]
+
+
 def test_what_is_copied_runs_and_holds_no_key(service: Service, page: Page) -> None:
     connect(page, service.key)
     page.fill("#prompt", 'it\'s "quoted" \\ and\non two lines')
