@@ -48,7 +48,9 @@ def make(ssm: SSMClient, arguments: argparse.Namespace) -> int:
     try:
         ssm.put_parameter(Name=name, Type="String", Value=value, Overwrite=arguments.replace)
     except ssm.exceptions.ParameterAlreadyExists:
-        return _refused(f"{made.client} has a key already: REPLACE=1 makes a new one, and the one before dies")
+        # The SDK repeats a write whose answer was lost, and then finds its own.
+        if _stored(ssm, name) != value:
+            return _refused(f"{made.client} has a key already: REPLACE=1 makes a new one, and the one before dies")
     print(made.key)
     if before is None:
         works = "it works at once, or within five minutes where this client's name was tried before"
