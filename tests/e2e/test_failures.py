@@ -273,3 +273,29 @@ def test_nothing_secret_is_in_what_the_functions_wrote(service: Service) -> None
         assert secret not in logs, secret
     assert UPSTREAM_KEY not in json.dumps(told)
     assert status == 424
+
+
+@pytest.mark.parametrize("way", ["inline", "queued"])
+@pytest.mark.parametrize("interim", ["102 Processing", "103 Early Hints"])
+def test_an_answer_behind_an_interim_one_reaches_the_caller_whose_it_is_and_no_other(
+    service: Service, interim: str, way: str
+) -> None:
+    def interim_first(request: Request) -> None:
+        request.connection.sendall(f"HTTP/1.1 {interim}\r\n\r\n".encode())
+        time.sleep(0.3)  # the upstream is at work
+
+    retries = {"x_stainless_retry_count": "0"} if way == "inline" else {}
+    service.upstream.script.append(interim_first)
+
+    prompts: list[str] = []
+    for key, prompt in ((service.key, f"first {interim} {way}"), (service.stack.keys["other"], f"second {interim}")):
+        body = json.dumps({"model": "dall-e-3", "prompt": prompt}).encode()
+        status, headers, answer = post(service, body, Authorization=f"Bearer {key}", **retries)
+        if status == 303:
+            path = f"/images/{headers['location']}"
+            status, _, answer = post(service, b"", path=path, method="GET", Authorization=f"Bearer {key}")
+        assert status == 200, answer
+        prompts.append(answer["data"][0]["revised_prompt"])
+
+    assert prompts == [f"first {interim} {way}, in detail", f"second {interim}, in detail"]
+    assert len(service.upstream.calls) == 2

@@ -192,7 +192,13 @@ class TestWhole:
         assert len(host.requests) == 2
         for request in host.requests:
             assert request.method == "GET"
-            assert {name.lower() for name, _ in request.headers} == {"host", "accept", "accept-encoding", "user-agent"}
+            assert {name.lower() for name, _ in request.headers} == {
+                "host",
+                "accept",
+                "accept-encoding",
+                "connection",
+                "user-agent",
+            }
             assert request.header("Accept-Encoding") == "identity"
 
 
@@ -506,17 +512,6 @@ class TestTooSlow:
 
 
 class TestConnections:
-    @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-    def test_a_connection_that_was_read_to_its_end_is_used_again(self, host: Host, content: bytes) -> None:
-        host.has(Reply(200, content))
-        source = host.source()
-
-        blocks_of(source, host.url())
-        blocks_of(source, host.url())
-
-        first, second = host.requests
-        assert first.connection is second.connection
-
     def test_a_connection_that_was_left_in_the_middle_is_closed_and_not_used_again(self, host: Host) -> None:
         host.has(Reply(200, LARGE))
         source = host.source()

@@ -37,7 +37,9 @@ class S3Bucket:
     def put(self, key: str, blocks: Iterator[bytes], headers: Mapping[str, str], deadline: Deadline) -> int:
         """The status of the answer. The headers tell type and length, and are signed with the rest."""
         url = self.presigned("PUT", key, int(CALL_SECONDS), headers)
-        response = self._pool.request("PUT", urlsplit(url), deadline.sooner(CALL_SECONDS), body=blocks, headers=headers)
+        response = self._pool.request(
+            "PUT", urlsplit(url), deadline.sooner(CALL_SECONDS), body=blocks, headers=headers, reuse=True
+        )
         status = response.status
         response.drain_conn()
         return status
@@ -53,7 +55,9 @@ class S3Bucket:
     ) -> urllib3.BaseHTTPResponse:
         """The answer, whose body is still to be read."""
         url = self.presigned(method, key, int(CALL_SECONDS), headers or {}, query or {})
-        return self._pool.request(method, urlsplit(url), deadline.sooner(CALL_SECONDS), headers=headers or {})
+        return self._pool.request(
+            method, urlsplit(url), deadline.sooner(CALL_SECONDS), headers=headers or {}, reuse=True
+        )
 
     def presigned(
         self, method: str, key: str, seconds: int, headers: Mapping[str, str], query: Mapping[str, str] | None = None
