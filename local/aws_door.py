@@ -25,6 +25,8 @@ WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 _S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
 _UNCOUNTED = "sqs:ReceiveMessage"  # comes at its own pace, whatever else happens
+_NOT_EMPTY = {"ExpressionAttributeNames", "ExpressionAttributeValues"}
+_DATA = {"Item", "Key", "ExclusiveStartKey", *_NOT_EMPTY}  # whose attributes may have any name
 _TRANSACTED = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": "ConditionCheckItem"}
 
 
@@ -99,6 +101,9 @@ class AwsDoor:
         """Moto locks nothing, where DynamoDB's writes are atomic: its requests go one by one, others side by side."""
         if not environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB"):
             return self._app(environ, start_response)
+        if empty := _empty_argument(json.loads(_body(environ) or b"{}")):
+            message = f"{empty} must not be empty"
+            return _refusal("dynamodb", environ, start_response, "ValidationException", message)
         with self._one_at_a_time:
             return list(self._app(environ, start_response))
 
@@ -170,6 +175,19 @@ def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:
         yield f"ssm:{operation}", _arn("ssm", f"parameter/{asked['Name'].lstrip('/')}")
     else:
         yield f"{service}:{operation}", "*"
+
+
+def _empty_argument(asked: Any) -> str | None:
+    """The name of an argument that DynamoDB refuses if it is there and empty, and that moto mostly accepts."""
+    if isinstance(asked, dict):
+        for name, value in asked.items():
+            if name in _NOT_EMPTY and not value:
+                return str(name)
+            if name not in _DATA and (found := _empty_argument(value)):
+                return found
+    elif isinstance(asked, list):
+        return next((found for each in asked if (found := _empty_argument(each))), None)
+    return None
 
 
 def _arn(service: str, resource: str) -> str:

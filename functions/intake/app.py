@@ -15,6 +15,7 @@ from imagegen.carry_on import begin, carry_on
 from imagegen.come_again import ComeAgainError, pause_after_fault
 from imagegen.deadline import Deadline
 from imagegen.errors import (
+    GenerationCancelledError,
     NothingSpentError,
     RecordsUnavailableError,
     RequestTooLargeError,
@@ -101,6 +102,8 @@ def _take_file(dropped: DroppedFile, message: Message, wired: Intake) -> float |
         generation_id = _begin_by_file(dropped, client, message.until, wired)
     except (RecordsUnavailableError, SecretUnavailableError):
         raise
+    except GenerationCancelledError:  # the file was taken before, and its generation was deleted
+        return None
     except NothingSpentError as error:
         _reject(error, message.body, wired, dropped.event_id, dropped.client, _name(dropped))
     else:

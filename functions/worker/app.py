@@ -14,7 +14,8 @@ from imagegen.deadline import Deadline
 from imagegen.silent_trace import silent_trace
 from imagegen.work import give_up, work_on_message
 
-CLOSING_SECONDS = 15.0  # kept back from the function's time-out to tell what happened
+CLOSING_SECONDS = 15.0  # kept back from the function's time-out to note what happened
+DEAD_LETTER_CLOSING_SECONDS = 10.0  # likewise; that function has 60
 
 logger = Logger(service="worker")
 
@@ -36,7 +37,6 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
                 generation_id,
                 shop,
                 until,
-                sent_at=int(record.attributes.sent_timestamp or 0) / 1000,
                 hold=lambda seconds: queue.hold(receipt, seconds),
             )
         except Exception as error:  # noqa: BLE001  # told without its words
@@ -50,11 +50,12 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
 
 
 def dead_letter_handler(event: dict[str, Any], context: LambdaContext) -> Any:
-    """Fails the generations whose messages nobody could deal with."""
+    """Ends the generations whose messages no worker could deal with."""
+    until = Deadline.after(context.get_remaining_time_in_millis() / 1000 - DEAD_LETTER_CLOSING_SECONDS)
 
     def handle(record: SQSRecord) -> None:
         generation_id = json.loads(record.body)["generation_id"]
-        again = give_up(generation_id, worker().workshop)
+        again = give_up(generation_id, worker().workshop, until)
         if again is not None:
             raise ComeAgainError
         logger.error("gave up", extra={"generation_id": generation_id})

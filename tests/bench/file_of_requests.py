@@ -28,7 +28,7 @@ _SECONDS = 600.0
 
 
 class _Records(FakeGenerationStore):
-    def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
+    def create(self, generation: Generation) -> None:
         pass
 
 

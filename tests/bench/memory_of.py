@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from itertools import repeat
 from pathlib import Path
 
-import msgspec
 import urllib3
 
 from imagegen.deadline import Deadline
@@ -134,7 +133,7 @@ TASKS: Mapping[str, Callable[[int], tuple[Task, Task]]] = {
 def _queued(workshop: Workshop, n: int, size: int) -> Generation:
     request = ImageRequest(prompt=f"bytes={size}", model="gpt-image-1", response_format="b64_json", n=n)
     generation = admit(request, caller="bench", base_url="https://bench", now=time.time(), markers=Markers())
-    workshop.records.create(generation, "")
+    workshop.records.create(generation)
     return generation
 
 
@@ -145,12 +144,13 @@ def _made(workshop: Workshop, n: int, size: int) -> Generation:
     records.claim(generation.id, owner, now=0, lease_until=0)
     (call,) = generation.calls
     answered = CallAnswer(tuple(AnsweredImage() for _ in call.image_ids))
-    records.save_call(generation.id, owner, 0, msgspec.structs.replace(call, sent=1, answer=answered))
+    records.save_sending(generation.id, owner, 0, 1)
+    records.save_answer(generation.id, 0, answered)
     block = bytes(_TINY_BYTES)
     for image_id in call.image_ids:
         body = ImageBody("image/png", size, repeat(block, size // len(block)))
         workshop.images.save(image_id, body, Deadline.after(_SECONDS))
-        records.save_image(generation.id, owner, image_id, StoredImage("image/png", size))
+        records.save_image(generation.id, image_id, StoredImage("image/png", size))
     made = records.get(generation.id)
     if made is None:
         raise AssertionError("a record was just written")
@@ -159,7 +159,7 @@ def _made(workshop: Workshop, n: int, size: int) -> Generation:
 
 def _work(workshop: Workshop, generation: Generation) -> None:
     until = Deadline.after(_SECONDS)
-    work_on_message(generation.id, workshop, until, sent_at=generation.created_at, hold=lambda _: None)
+    work_on_message(generation.id, workshop, until, hold=lambda _: None)
     record = workshop.records.get(generation.id)
     if record is None or record.status != "completed":
         raise RuntimeError(record and record.failure)

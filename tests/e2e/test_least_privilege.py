@@ -5,6 +5,7 @@ in and never used.
 """
 
 import json
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -109,7 +110,8 @@ def by_event(service: Service) -> None:
 
 def by_file(service: Service) -> None:
     """One that is made, and one that is cancelled when it is read and not made yet."""
-    until_batch_ended(service, drop(service, line("made", "by file")))
+    key = drop(service, line("made", "by file"))
+    deleted(service, line_generation_id(until_batch_ended(service, key)["id"], 1))
     service.upstream.delay = 30
     key = drop(service, line("cancelled", "cancelled by file"))
     eventually(lambda: any(call["prompt"] == "cancelled by file" for call in service.upstream.calls))
@@ -125,6 +127,16 @@ def called(service: Service, function: str, action: str) -> bool:
 
 
 def given_up(service: Service) -> None:
+    """One whose image is known by its URL, one of which nothing is known, and a line of a file; then a deletion."""
+    released = threading.Event()
+    service.upstream.script.append(large_by_url(service))
+
+    def held_back(_: Request) -> None:
+        released.wait(30)
+
+    service.upstream.download_script.append(held_back)
+    known = begin(service, prompt="known", response_format="b64_json")
+    eventually(lambda: any(asked.target == "/files/large.png" for asked in service.upstream.downloads))
     service.upstream.delay = 30
     generation_id = begin(service, prompt="given up")
     key = drop(service, line("given-up", "given up by file"))
@@ -134,11 +146,17 @@ def given_up(service: Service) -> None:
     assert batch is not None
     service.stack.functions["WorkerFunction"].close()
     service.upstream.delay = 0
+    released.set()
     time.sleep(2.5)  # the lease
     send(service, "GenerationDeadLetters", generation_id)
     assert until_ended(service, generation_id)["error"]["code"] == "abandoned"
     send(service, "GenerationDeadLetters", line_generation_id(batch["id"], 1))
     assert until_batch_ended(service, key)["request_counts"]["failed"] == 1
+    send(service, "GenerationDeadLetters", known)
+    assert until_ended(service, known)["status"] == "completed"
+    deleted(service, known)
+    send(service, "GenerationDeadLetters", known)
+    eventually(lambda: called(service, "DeadLetterFunction", "sqs:SendMessage"))
 
 
 def send(service: Service, queue: str, generation_id: str) -> None:
@@ -156,6 +174,15 @@ def eventually(happened: Callable[[], bool]) -> None:
 
 def large(_: Request) -> Reply:
     return Reply(200, json.dumps({"created": 1, "data": [{"b64_json": b64encode(LARGE).decode()}]}).encode())
+
+
+def large_by_url(service: Service) -> Callable[[Request], Reply]:
+    def answer(request: Request) -> Reply:
+        service.upstream.files["large.png"] = ("image/png", LARGE)
+        url = f"http://{request.header('Host')}/files/large.png"
+        return Reply(200, json.dumps({"created": 1, "data": [{"url": url}]}).encode())
+
+    return answer
 
 
 def refused(_: Request) -> Reply:

@@ -106,7 +106,7 @@ def test_a_life_is_answered_as_it_is_described(service: Service, document: dict[
     begun = ask("POST", create, body={"prompt": "slow"}, Prefer="respond-async")
     ask("GET", f"{create}/{begun['id']}/result", f"{one}/result")
     ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")
-    ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")  # it has ended
+    ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")  # the same again
     ask("GET", f"{create}/{begun['id']}/result", f"{one}/result")
     service.upstream.delay = 0
     ask("POST", create, body={"prompt": "another", "model": "dall-e-3"}, Idempotency_Key="dall-e-3")

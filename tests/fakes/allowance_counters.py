@@ -19,23 +19,28 @@ class FakeAllowanceCounters:
     def __init__(self) -> None:
         self.used: Counter[tuple[str, str]] = Counter()
         self.failures: deque[When | None] = deque()
+        self._changed: dict[tuple[str, str, str], str] = {}
         self._lock = threading.Lock()
 
-    def take(self, who: str, day: str, images: int, limit: int) -> tuple[bool, int]:
+    def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
         with self._lock:
             failure = self._failure()
-            taken = self.used[who, day] + images <= limit
-            if taken:
+            repeated = self._changed.get((who, day, token)) == "taken"
+            taken = images <= limit and (repeated or self.used[who, day] + images <= limit)
+            if taken and not repeated:
                 self.used[who, day] += images
+                self._changed[who, day, token] = "taken"
             _fail(failure)
             return taken, self.used[who, day]
 
-    def give_back(self, who: str, day: str, images: int) -> None:
+    def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
         with self._lock:
             failure = self._failure()
-            if self.used[who, day] < images:
-                raise RecordsUnavailableError("There is less than that.")
-            self.used[who, day] -= images
+            if self._changed.get((who, day, token)) != "given back":
+                if self.used[who, day] < images:
+                    raise RecordsUnavailableError("There is less than that.")
+                self.used[who, day] -= images
+                self._changed[who, day, token] = "given back"
             _fail(failure)
 
     def _failure(self) -> "When | None":

@@ -12,10 +12,11 @@ import msgspec
 from imagegen.errors import RecordsUnavailableError
 from imagegen.generations import (
     Call,
+    CallAnswer,
     Failure,
     Generation,
+    IdTakenError,
     LostClaimError,
-    MarkerTakenError,
     Status,
     StoredImage,
     Tombstone,
@@ -36,8 +37,7 @@ class KeyMarker:
 class RetryMarker:
     generation_id: str
     created_at: float
-    seen: int
-    released: bool = False
+    seen: set[int]
 
 
 def _place(record: Generation) -> tuple[float, str]:
@@ -55,57 +55,58 @@ class FakeGenerationStore:
         self.asked: list[str] = []
         self.failures: deque[When | None] = deque()
         self._records: dict[str, Generation | None] = {}  # None is a tombstone
-        self._released: set[str] = set()
+        self._refused: dict[tuple[str, int], set[int]] = {}
         self._tombstones: dict[str, Tombstone] = {}
         self._keys: dict[tuple[str, str], KeyMarker] = {}
-        self._retries: dict[tuple[str, str], dict[str, RetryMarker]] = {}
+        self._retries: dict[tuple[str, str], list[RetryMarker]] = {}
         self._lock = threading.Lock()
 
-    def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
+    def hold_key(
+        self,
+        caller: str,
+        idempotency_key: str,
+        generation_id: str,
+        fingerprint: str,
+        *,
+        now: float,
+        expired_before: float,
+        replacing: str | None = None,
+    ) -> KeyMarker:
+        with self._asked("hold_key"):
+            holder = self._keys.get((caller, idempotency_key))
+            if holder is None or holder.created_at < expired_before or holder.generation_id == replacing:
+                holder = KeyMarker(generation_id, fingerprint, now)
+                self._keys[caller, idempotency_key] = holder
+            return holder
+
+    def mark_attempt(self, caller: str, fingerprint: str, generation_id: str, attempt: int, *, now: float) -> None:
+        with self._asked("mark_attempt"):
+            markers = self._retries.setdefault((caller, fingerprint), [])
+            markers.append(RetryMarker(generation_id, now, {attempt}))
+
+    def attach_attempt(self, caller: str, fingerprint: str, attempt: int, *, since: float) -> str | None:
+        with self._asked("attach_attempt"):
+            markers = self._retries.get((caller, fingerprint), [])
+            for marker in sorted(markers, key=lambda marker: marker.created_at, reverse=True):
+                if marker.created_at > since and attempt not in marker.seen:
+                    marker.seen.add(attempt)
+                    return marker.generation_id
+            return None
+
+    def create(self, generation: Generation) -> None:
         with self._asked("create"):
-            key = generation.markers.idempotency_key
-            holder = None if key is None else self._keys.get((generation.caller, key))
-            if holder is not None and holder.generation_id not in (replacing, generation.id):
-                raise MarkerTakenError
             if generation.id in self._records:
-                raise MarkerTakenError
+                found = self._records[generation.id]
+                if found is not None and found.image_ids == generation.image_ids:
+                    return  # the same write, repeated
+                raise IdTakenError(void=found is None, deleted=generation.id in self._tombstones)
             self._records[generation.id] = msgspec.structs.replace(
                 generation, stored={}, failure=None, completed_at=None
             )
-            if key is not None:
-                self._keys[generation.caller, key] = KeyMarker(generation.id, fingerprint, generation.created_at)
-            # The newest first; a released one lets the retry that comes back to it begin anew.
-            if generation.markers.retry is not None:
-                markers = self._retries.setdefault((generation.caller, fingerprint), {})
-                markers[generation.id] = RetryMarker(generation.id, generation.created_at, generation.markers.retry)
 
     def get(self, generation_id: str) -> Generation | None:
         with self._asked("get"):
             return self._records.get(generation_id)
-
-    def key_holder(self, caller: str, idempotency_key: str) -> KeyMarker | None:
-        with self._asked("key_holder"):
-            return self._keys.get((caller, idempotency_key))
-
-    def attach_retry(self, caller: str, fingerprint: str, retry: int, *, since: float) -> str | None:
-        with self._asked("attach_retry"):
-            markers = self._retries.get((caller, fingerprint), {}).values()
-            for marker in sorted(markers, key=lambda marker: marker.created_at, reverse=True):
-                if marker.created_at > since and marker.seen < retry:
-                    marker.seen = retry
-                    return None if marker.released else marker.generation_id
-            return None
-
-    def release(self, generation: Generation, fingerprint: str) -> None:
-        with self._asked("release"):
-            key = generation.markers.idempotency_key
-            if key is not None:
-                holder = self._keys.get((generation.caller, key))
-                if holder is not None and holder.generation_id == generation.id:
-                    del self._keys[generation.caller, key]
-            marker = self._retries.get((generation.caller, fingerprint), {}).get(generation.id)
-            if marker is not None:
-                marker.released = True
 
     def newest(
         self, caller: str, limit: int, *, after: str | None = None, status: Status | None = None
@@ -132,16 +133,39 @@ class FakeGenerationStore:
 
     def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
         with self._asked("renew"):
-            self._put(self._ours(generation_id, owner), lease_until=lease_until)
+            record = self._live(generation_id)
+            if record.owner != owner or record.status not in (Status.IN_PROGRESS, Status.CANCELLED):
+                raise LostClaimError
+            self._put(record, lease_until=lease_until)
 
-    def save_call(self, generation_id: str, owner: str, index: int, call: Call) -> None:
-        with self._asked("save_call"):
-            record = self._ours(generation_id, owner)
-            self._put(record, calls=(*record.calls[:index], call, *record.calls[index + 1 :]))
+    def let_go(self, generation_id: str, owner: str) -> None:
+        with self._asked("let_go"):
+            record = self._records.get(generation_id)
+            if record is not None and record.owner == owner:
+                self._put(record, lease_until=0.0)
 
-    def save_image(self, generation_id: str, owner: str, image_id: str, image: StoredImage) -> None:
+    def save_sending(self, generation_id: str, owner: str, index: int, sent: int) -> None:
+        with self._asked("save_sending"):
+            record = self._live(generation_id)
+            if record.owner != owner or record.status is not Status.IN_PROGRESS:
+                raise LostClaimError
+            self._put_call(record, index, sent=sent)
+
+    def save_refusal(self, generation_id: str, index: int, sending: int) -> None:
+        with self._asked("save_refusal"):
+            record = self._live(generation_id)
+            refused = self._refused.setdefault((generation_id, index), set())
+            refused.add(sending)
+            self._put_call(record, index, refused=len(refused))
+
+    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> None:
+        with self._asked("save_answer"):
+            record = self._live(generation_id)
+            self._put_call(record, index, answer=record.calls[index].answer or answer)
+
+    def save_image(self, generation_id: str, image_id: str, image: StoredImage) -> None:
         with self._asked("save_image"):
-            record = self._ours(generation_id, owner)
+            record = self._live(generation_id)
             self._put(record, stored={**record.stored, image_id: image})
 
     def end(
@@ -156,64 +180,63 @@ class FakeGenerationStore:
     def mark_announced(self, generation: Generation) -> None:
         with self._asked("mark_announced"):
             record = self._records.get(generation.id)
-            if record is not None and record.completed_at == generation.completed_at:
+            if record is not None and record.ended and record.completed_at == generation.completed_at:
                 self._put(record, announced=True)
-
-    def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
-        with self._asked("fail_abandoned"):
-            record = self._records.get(generation_id)
-            if record is None or record.status not in _ACTIVE or not record.lease_until < now:
-                return False
-            self._put(record, status=Status.FAILED, failure=failure, completed_at=now, owner=None)
-            return True
 
     def cancel(self, generation_id: str, *, now: float) -> Generation | None:
         with self._asked("cancel"):
             record = self._records.get(generation_id)
-            if record is None or record.status not in _ACTIVE:
+            if record is None or record.status not in (*_ACTIVE, Status.CANCELLED):
                 return None
-            return self._put(record, status=Status.CANCELLED, completed_at=now, owner=None)
+            return self._put(record, status=Status.CANCELLED, completed_at=record.completed_at or now)
 
-    def requeue(self, generation_id: str) -> Generation | None:
+    def requeue(self, generation: Generation, *, now: float) -> Generation | None:
         with self._asked("requeue"):
-            record = self._records.get(generation_id)
-            if record is None or record.status is not Status.FAILED:
+            record = self._records.get(generation.id)
+            if record is None or record.status is not Status.FAILED or not record.announced:
+                return None
+            if record.completed_at != generation.completed_at:
                 return None
             return self._put(
                 record,
                 status=Status.QUEUED,
                 lease_until=0.0,
-                calls=tuple(call if call.answer else Call(call.image_ids) for call in record.calls),
                 failure=None,
                 completed_at=None,
                 announced=False,
                 owner=None,
+                retries=generation.retries + 1,
+                reserved_at=now,
+                returned=0,
             )
 
-    def void(self, generation_id: str, *, now: float) -> bool:
+    def void(self, generation_id: str, *, now: float) -> Generation | None:
         with self._asked("void"):
-            return self._records.setdefault(generation_id, None) is None
+            if generation_id in self._tombstones:
+                raise IdTakenError(void=True, deleted=True)
+            return self._records.setdefault(generation_id, None)
 
-    def release_reservation(self, generation_id: str) -> bool:
-        with self._asked("release_reservation"):
-            if generation_id not in self._records or generation_id in self._released:
+    def note_returned(self, generation: Generation, images: int) -> bool:
+        with self._asked("note_returned"):
+            record = self._records.get(generation.id)
+            if record is None or record.returned != generation.returned:
                 return False
-            self._released.add(generation_id)
+            self._put(record, returned=generation.returned + images)
             return True
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
         with self._asked("bury"):
+            if generation.id not in self._tombstones:
+                record = self._live(generation.id)
+                if record.completed_at is None or record.completed_at != generation.completed_at:
+                    raise LostClaimError
             self._records[generation.id] = None
-            self._tombstones[generation.id] = Tombstone(generation.id, generation.caller, generation.image_ids)
+            self._tombstones[generation.id] = Tombstone(generation.id, generation.caller, generation.image_ids, now)
             return self._tombstones[generation.id]
 
     def tombstone(self, generation_id: str) -> Tombstone | None:
         with self._asked("tombstone"):
             return self._tombstones.get(generation_id)
-
-    def all_deleted(self, tombstone: Tombstone) -> None:
-        with self._asked("all_deleted"):
-            self._tombstones.pop(tombstone.id, None)
 
     @contextmanager
     def _asked(self, call: str) -> Iterator[None]:
@@ -229,11 +252,15 @@ class FakeGenerationStore:
                 if failure == "after":
                     raise RecordsUnavailableError("The answer of the records was lost.")
 
-    def _ours(self, generation_id: str, owner: str) -> Generation:
+    def _live(self, generation_id: str) -> Generation:
         record = self._records.get(generation_id)
-        if record is None or record.owner != owner or record.status is not Status.IN_PROGRESS:
+        if record is None:
             raise LostClaimError
         return record
+
+    def _put_call(self, record: Generation, index: int, **changes: object) -> None:
+        call: Call = msgspec.structs.replace(record.calls[index], **changes)
+        self._put(record, calls=(*record.calls[:index], call, *record.calls[index + 1 :]))
 
     def _put(self, record: Generation, **changes: object) -> Generation:
         changed = msgspec.structs.replace(record, **changes)

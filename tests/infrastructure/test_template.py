@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
+from imagegen.manage import LEASE_SECONDS
 from imagegen.openai_wire.openapi import GATEWAY, GATEWAY_KEY, openapi_document
 from imagegen.settings import (
     ApiSettings,
@@ -18,7 +19,6 @@ from imagegen.settings import (
     SiteSettings,
     WorkerSettings,
 )
-from imagegen.work import ORPHAN_SECONDS
 from local.template import Template
 from tests.conftest import ROOT
 from tests.unit.test_come_again import MOST_RECEIPTS
@@ -241,8 +241,8 @@ def test_work_that_overruns_the_gateway_ends_stored_before_the_function_does(tem
     assert functions["WorkerFunction"]["Timeout"] - parameters["UpstreamTimeoutSeconds"]["MaxValue"] >= 60
 
 
-def test_an_orphaned_message_is_kept_until_its_writer_must_have_ended(template: Template) -> None:
-    assert template.of_type("AWS::Lambda::Function")["ApiFunction"]["Timeout"] < ORPHAN_SECONDS
+def test_a_claim_outlasts_the_function_that_ends_what_no_worker_could_deal_with(template: Template) -> None:
+    assert template.of_type("AWS::Lambda::Function")["DeadLetterFunction"]["Timeout"] <= LEASE_SECONDS
 
 
 def test_every_queue_has_dead_letters_and_every_queue_but_the_one_for_people_a_consumer(template: Template) -> None:

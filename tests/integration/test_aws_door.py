@@ -178,3 +178,43 @@ def test_a_fault_may_be_one_services_alone(door: DoorControl, client: Client) ->
         client("s3", "Function").put_object(Bucket="pictures", Key="broken", Body=b"x" * 100_000)
     objects = client("s3").list_objects_v2(Bucket="pictures")["Contents"]
     assert [each["Key"] for each in objects] == ["images/a"]
+
+
+@pytest.mark.parametrize("argument", ["ExpressionAttributeNames", "ExpressionAttributeValues"])
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        ("update_item", {"Key": {"pk": {"S": "a"}}, "UpdateExpression": "REMOVE b"}),
+        ("put_item", {"Item": {"pk": {"S": "a"}}, "ConditionExpression": "attribute_exists(pk)"}),
+        ("delete_item", {"Key": {"pk": {"S": "a"}}, "ConditionExpression": "attribute_exists(pk)"}),
+        ("query", {"KeyConditionExpression": "pk = pk"}),
+        ("scan", {}),
+    ],
+)
+def test_an_expression_argument_that_is_empty_is_refused_as_dynamodb_refuses_it(
+    client: Client, operation: str, arguments: dict[str, Any], argument: str
+) -> None:
+    with pytest.raises(ClientError, match=f"{argument} must not be empty") as refused:
+        getattr(client("dynamodb"), operation)(TableName="records", **arguments, **{argument: {}})
+
+    assert refused.value.response["Error"]["Code"] == "ValidationException"
+
+
+def test_an_empty_expression_argument_inside_a_transaction_is_refused(client: Client) -> None:
+    update = {
+        "TableName": "records",
+        "Key": {"pk": {"S": "a"}},
+        "UpdateExpression": "REMOVE b",
+        "ExpressionAttributeNames": {},
+    }
+
+    with pytest.raises(ClientError, match="ExpressionAttributeNames must not be empty"):
+        client("dynamodb").transact_write_items(TransactItems=[{"Update": update}])
+
+
+def test_an_attribute_may_be_called_like_an_argument(client: Client) -> None:
+    item = {"pk": {"S": "named"}, "ExpressionAttributeNames": {"M": {}}}
+
+    client("dynamodb").put_item(TableName="records", Item=item)
+
+    assert client("dynamodb").get_item(TableName="records", Key={"pk": {"S": "named"}})["Item"] == item

@@ -1,7 +1,7 @@
-"""Whole generations with a fault at every call to the records, the queue, the bus and the bucket, one after another.
+"""Whole generations with a fault at every call to records, queue, counters, bus and bucket, one after another.
 
 After the fault, messages are redelivered until all has ended, as SQS does. Then nothing may be lost that was paid for,
-and every end was told.
+every end was published, and no more of the quota is taken than was asked for.
 """
 
 import threading
@@ -16,16 +16,19 @@ import pytest
 from imagegen.allowance import Allowance
 from imagegen.deadline import Deadline
 from imagegen.errors import (
+    ImageStorageError,
     ImageStorageInterruptedError,
     NothingSpentError,
     RecordsUnavailableError,
+    SubmissionUncertainError,
     UpstreamRateLimitedError,
 )
 from imagegen.failures import cost_money
+from imagegen.generate import UnfinishedError
 from imagegen.generations import Generation, Status
 from imagegen.images import ImageRequest, ResponseFormat
 from imagegen.submit import Attempt, Desk, submit
-from imagegen.work import ORPHAN_SECONDS, Workshop, work, work_on_message
+from imagegen.work import Workshop, work, work_on_message
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
@@ -40,14 +43,9 @@ AT_MOST_SECONDS = 30
 MOST_CALLS = 60  # more than any run below makes: asserted
 MOST_ROUNDS = 10
 
-LARGE_ANSWER = frozenset({"read", "save_answer"})  # all images are stored by then: tested on its own
+LARGE_ANSWER = frozenset({"images.read", "images.save_answer"})  # all images are stored by then: tested on its own
 
 When = Literal["before", "after"]
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagegen.generate._FIRST_PAUSE_SECONDS", 0)
 
 
 class Faults:
@@ -57,6 +55,7 @@ class Faults:
         self.due = due
         self.when = when
         self.calls: list[str] = []
+        self.failed: list[str] = []
         self.paused = False
         self._lock = threading.Lock()
 
@@ -68,6 +67,8 @@ class Faults:
         with self._lock:
             self.calls.append(name)
             fails = len(self.calls) in self.due
+            if fails:
+                self.failed.append(name)
         if fails and self.when == "before":
             raise error("The injected fault.")
         yield
@@ -78,7 +79,8 @@ class Faults:
 class Faulty:
     """Passes every call on to a fake. One that fails after its effect loses what the fake answered or refused."""
 
-    def __init__(self, fake: object, faults: Faults, error: type[Exception]) -> None:
+    def __init__(self, name: str, fake: object, faults: Faults, error: type[Exception]) -> None:
+        self._name = name
         self._fake = fake
         self._faults = faults
         self._error = error
@@ -87,7 +89,7 @@ class Faulty:
         method = getattr(self._fake, name)
 
         def call(*arguments: Any, **more: Any) -> Any:
-            with self._faults.around(name, self._error):
+            with self._faults.around(f"{self._name}.{name}", self._error):
                 return method(*arguments, **more)
 
         return call
@@ -95,7 +97,7 @@ class Faulty:
 
 @dataclass
 class World:
-    """`faults` hit the records, the queue, the bus and the bucket; the heartbeat never beats in a run this short."""
+    """`faults` hit records, queue, counters, bus and bucket; the heartbeat never beats in a run this short."""
 
     pool: ThreadPoolExecutor
     faults: Faults
@@ -110,11 +112,13 @@ class World:
 
     def __post_init__(self) -> None:
         source = FakeImageSource(self.provider.files)
-        records = cast("FakeGenerationStore", Faulty(self.records, self.faults, RecordsUnavailableError))
-        queue = cast("FakeGenerationQueue", Faulty(self.queue, self.faults, RecordsUnavailableError))
-        images = cast("FakeImageStore", Faulty(self.images, self.faults, ImageStorageInterruptedError))
-        counters = cast("FakeAllowanceCounters", Faulty(self.counters, self.faults, RecordsUnavailableError))
-        bus = cast("FakeEventBus", Faulty(self.bus, self.faults, RecordsUnavailableError))
+        records = cast("FakeGenerationStore", Faulty("records", self.records, self.faults, RecordsUnavailableError))
+        queue = cast("FakeGenerationQueue", Faulty("queue", self.queue, self.faults, RecordsUnavailableError))
+        images = cast("FakeImageStore", Faulty("images", self.images, self.faults, ImageStorageInterruptedError))
+        counters = cast(
+            "FakeAllowanceCounters", Faulty("counters", self.counters, self.faults, RecordsUnavailableError)
+        )
+        bus = cast("FakeEventBus", Faulty("bus", self.bus, self.faults, RecordsUnavailableError))
         allowance = Allowance(counters, each_caller=100, whole_stack=100)
         self.desk = Desk(records, queue, allowance, lambda: self.now, LEASE, lambda _: None)
         self.workshop = Workshop(
@@ -130,6 +134,7 @@ class World:
             now=lambda: self.now,
             repeat_unknown=self.repeat_unknown,
             lease=LEASE,
+            sleep=lambda _: None,
         )
 
     def _large_answer(self, generation: Generation) -> tuple[int, Iterator[bytes]]:
@@ -141,7 +146,7 @@ class World:
         return sum(map(len, contents)), iter(contents)
 
     def request(self, run: "Run", attempt: Attempt) -> str | None:
-        """What the api function does. None where the caller is told that nothing was begun."""
+        """What the api function does. None if the caller is answered that nothing was begun."""
         request = ImageRequest("a cat", run.model, run.response_format, run.n)
         try:
             submitted = submit(
@@ -149,38 +154,46 @@ class World:
             )
         except RecordsUnavailableError:
             return None
+        except SubmissionUncertainError as uncertain:
+            return uncertain.generation_id
         if submitted.owner:
-            with suppress(RecordsUnavailableError):  # the message brings it back
+            with suppress(RecordsUnavailableError, UnfinishedError):  # the message brings it back
                 work(submitted.generation, submitted.owner, self.workshop, Deadline.after(AT_MOST_SECONDS))
         return submitted.generation.id
 
     def deliver_all(self) -> None:
-        """What SQS does: every message again and again, each time after the lease, until it has done its duty."""
-        waiting = [(generation_id, self.now) for generation_id, _ in self.queue.sent]
+        """What SQS does: every message again and again, each time after the lease, until it is done with."""
+        waiting = [generation_id for generation_id, _ in self.queue.sent]
         for _ in range(MOST_ROUNDS):
-            self.now += LEASE + ORPHAN_SECONDS
-            waiting = [message for message in waiting if not self._has_done_its_duty(*message)]
+            self.now += 2 * LEASE
+            waiting = [generation_id for generation_id in waiting if not self._is_done(generation_id)]
             if not waiting:
-                self._assert_every_end_is_told()
+                self._assert_every_end_is_published()
+                self._assert_no_more_quota_is_taken_than_was_asked_for()
                 return
         raise AssertionError("messages come for ever")
 
-    def _has_done_its_duty(self, generation_id: str, sent_at: float) -> bool:
+    def _is_done(self, generation_id: str) -> bool:
+        deadline = Deadline.after(AT_MOST_SECONDS)
         try:
-            again = work_on_message(
-                generation_id,
-                self.workshop,
-                Deadline.after(AT_MOST_SECONDS),
-                sent_at=sent_at,
-                hold=lambda _: None,
-            )
-        except RecordsUnavailableError:
+            again = work_on_message(generation_id, self.workshop, deadline, hold=lambda _: None)
+        except (RecordsUnavailableError, UnfinishedError, ImageStorageError):
             return False
         return again is None
 
-    def _assert_every_end_is_told(self) -> None:
-        told = {(generation.id, generation.status) for generation in self.bus.ended}
-        assert told == {(generation.id, generation.status) for generation in self.generations}, self.faults.calls
+    def _assert_no_more_quota_is_taken_than_was_asked_for(self) -> None:
+        """A fault may leave images taken that were not charged, and never the other way round."""
+        charged = sum(
+            len(call.image_ids) for generation in self.generations for call in generation.calls if call.charged
+        )
+        for used in self.counters.used.values():
+            assert used >= charged, self.faults.calls
+        if not self.faults.failed:
+            assert set(self.counters.used.values()) == {charged}, self.faults.calls
+
+    def _assert_every_end_is_published(self) -> None:
+        published = {(generation.id, generation.status) for generation in self.bus.ended}
+        assert published == {(generation.id, generation.status) for generation in self.generations}, self.faults.calls
         assert all(generation.announced for generation in self.generations), self.faults.calls
 
     @property
@@ -246,13 +259,13 @@ def assert_nothing_is_lost(world: World, broken: str, *, may_fail: bool = False)
 
 
 def assert_nothing_is_paid_twice(world: World) -> None:
-    """But for what the record tells of: a call sent again counts its images."""
-    told = sum(
+    """But for what the record counts: a call sent again counts its images."""
+    counted = sum(
         len(call.image_ids) * max(1, call.sent) if call.sent else 0
         for generation in world.generations
         for call in generation.calls
     )
-    assert world.bought <= told
+    assert world.bought <= counted
     asked_for = sum(len(generation.image_ids) for generation in world.generations)
     if all(generation.repeated_calls == 0 for generation in world.generations):
         assert world.bought <= asked_for
@@ -317,7 +330,7 @@ def test_a_caller_that_comes_again_with_its_key_gets_one_generation(
 @EACH_RUN
 @EACH_WHEN
 def test_only_a_fault_right_at_a_call_has_it_sent_again(pool: ThreadPoolExecutor, run: Run, when: When) -> None:
-    """An answer of the upstream is never forgotten where its images could be stored or noted."""
+    """An answer of the upstream is never forgotten if its images could be stored or noted."""
     for k in range(1, calls_of(pool, run, Attempt()) + 1):
         world = World(pool, Faults(k, when=when))
         world.request(run, Attempt())
@@ -325,7 +338,7 @@ def test_only_a_fault_right_at_a_call_has_it_sent_again(pool: ThreadPoolExecutor
         name = world.faults.calls[k - 1]
         for generation in world.generations:
             if generation.repeated_calls:
-                assert (name, when) == ("save_call", "after"), f"call {k}, {name}"
+                assert (name, when) == ("records.save_sending", "after"), f"call {k}, {name}"
         assert world.bought <= run.n, f"call {k}, {name}"
 
 
@@ -393,15 +406,18 @@ def test_with_a_fault_at_any_one_call_a_refusal_frees_the_key(pool: ThreadPoolEx
         for generation in world.generations:
             assert generation.status is Status.FAILED, broken
             assert generation.failure is not None
-            # A call that was sent again after an unknown outcome may have been paid for, as far as anybody knows.
-            assert cost_money(generation.failure) is bool(generation.repeated_calls), broken
-        told = any(generation.repeated_calls for generation in world.generations)
+            # A call that was sent again after an unknown outcome may have been paid for.
+            charged = any(call.charged for call in generation.calls)
+            assert cost_money(generation.failure) is charged, broken
+            unknown = (("records.save_sending", "after"), ("records.save_refusal", "before"))
+            assert not charged or (world.faults.calls[k - 1], when) in unknown, broken
+        charged = any(call.charged for generation in world.generations for call in generation.calls)
         world.provider.failures.clear()
         again = world.request(run, Attempt("k"))
         world.deliver_all()
         record = world.records.get(again or "")
         assert record is not None, broken
-        assert record.status is (Status.FAILED if told else Status.COMPLETED), broken
+        assert record.status is (Status.FAILED if charged else Status.COMPLETED), broken
     raise AssertionError("a run without an end")
 
 
@@ -412,6 +428,8 @@ def test_every_call_of_a_run_is_hit() -> None:
         world.request(Run(work_here=False, n=1, response_format="b64_json"), Attempt("k"))
         world.deliver_all()
     hit = set(world.faults.calls)
-    assert {"key_holder", "send", "create", "claim", "save_call", "save", "save_image", "get"} <= hit
-    assert {"read", "save_answer", "end", "generation_ended", "mark_announced"} <= hit
+    assert {"records.hold_key", "counters.take", "queue.send", "records.create", "records.claim"} <= hit
+    assert {"records.save_sending", "images.save", "records.save_image", "records.save_answer"} <= hit
+    assert {"records.get", "images.read", "images.save_answer", "records.end"} <= hit
+    assert {"bus.generation_ended", "records.mark_announced"} <= hit
     assert issubclass(RecordsUnavailableError, NothingSpentError)

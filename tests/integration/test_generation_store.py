@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,24 +24,28 @@ from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.sqs import SqsGenerations
 from imagegen.aws.waiters import DynamoWaiters
-from imagegen.errors import RecordsUnavailableError
+from imagegen.catalog import MAX_IMAGES
+from imagegen.errors import MoneySpentError, RecordsUnavailableError
 from imagegen.generations import (
     AnsweredImage,
     Call,
     CallAnswer,
     Failure,
     Generation,
+    IdTakenError,
     LostClaimError,
     Markers,
-    MarkerTakenError,
+    Origin,
     Status,
     StoredImage,
     Tombstone,
     admit,
-    fingerprint,
 )
-from imagegen.images import ImageRequest
+from imagegen.images import ImageRequest, UpstreamAnswer
+from imagegen.openai_wire.request_events import MOST_CUSTOM_ID
+from imagegen.openai_wire.requests import LONGEST_USER, read_image_fields
 from imagegen.ports import AllowanceCounters, GenerationQueue, GenerationStore
+from imagegen.providers.openai_answers import read_answer
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
@@ -53,6 +58,7 @@ REGION: Literal["eu-central-1"] = "eu-central-1"
 RETENTION_SECONDS = 30 * 24 * 3600
 NOW = 1_760_000_000.123456
 IMAGE = StoredImage("image/png", 1234)
+ANSWER = CallAnswer((AnsweredImage("https://i.example/1", "a large cat"),), {"size": "1024x1024"})
 FAILURE = Failure("UpstreamFailedError", "Es zerbrach: 壊れた.", param="prompt", code="broken", cause=Failure("X", "y"))
 
 
@@ -107,11 +113,9 @@ def _sqs(url: str) -> "SQSClient":
     )
 
 
-@pytest.fixture
-def table(dynamodb: "DynamoDBClient") -> Iterator[str]:
+def create_table(client: "DynamoDBClient", name: str) -> None:
     """As template.yaml has it."""
-    name = f"generations-{uuid4().hex}"
-    dynamodb.create_table(
+    client.create_table(
         TableName=name,
         BillingMode="PAY_PER_REQUEST",
         AttributeDefinitions=[
@@ -132,6 +136,12 @@ def table(dynamodb: "DynamoDBClient") -> Iterator[str]:
             }
         ],
     )
+
+
+@pytest.fixture
+def table(dynamodb: "DynamoDBClient") -> Iterator[str]:
+    name = f"generations-{uuid4().hex}"
+    create_table(dynamodb, name)
     yield name
     dynamodb.delete_table(TableName=name)
 
@@ -165,9 +175,9 @@ def new(
     return admit(request, caller=caller, base_url="https://api.example/v1", now=at, markers=markers)
 
 
-def created(records: GenerationStore, generation: Generation | None = None, *, body: str = "body") -> Generation:
+def created(records: GenerationStore, generation: Generation | None = None) -> Generation:
     generation = generation or new()
-    records.create(generation, body)
+    records.create(generation)
     return generation
 
 
@@ -201,17 +211,8 @@ def test_a_record_is_read_as_it_was_written(records: GenerationStore) -> None:
         owner="first",
         lease_until=NOW + 60,
     )
-    records.create(generation, fingerprint(request))
+    records.create(generation)
     assert records.get(generation.id) == generation
-
-
-def test_a_call_that_was_answered_already_is_written_with_its_record(records: GenerationStore) -> None:
-    generation = new(n=3)
-    answered = msgspec.structs.replace(
-        generation.calls[1], sent=2, answer=CallAnswer((AnsweredImage("https://i.example/ä", None),), {"size": "x"})
-    )
-    generation = msgspec.structs.replace(generation, calls=(generation.calls[0], answered, generation.calls[2]))
-    assert now_of(records, created(records, generation)) == generation
 
 
 def test_all_that_becomes_known_is_read_back(records: GenerationStore) -> None:
@@ -222,33 +223,120 @@ def test_all_that_becomes_known_is_read_back(records: GenerationStore) -> None:
         {"size": "1024x1024", "quality": "hd"},
         {"input_tokens": 7, "input_tokens_details": {"text_tokens": 7, "image_tokens": 0}, "total_tokens": 1.5},
     )
-    first = Call(generation.calls[0].image_ids, sent=1, answer=answer)
-    second = Call(generation.calls[1].image_ids, sent=2)
-    records.save_call(generation.id, "me", 0, first)
-    records.save_call(generation.id, "me", 1, second)
-    records.save_image(generation.id, "me", generation.image_ids[0], IMAGE)
-    records.end(generation.id, "me", Status.FAILED, now=NOW + 9.5, failure=FAILURE)
-    assert records.get(generation.id) == msgspec.structs.replace(
+    records.save_sending(generation.id, "me", 0, 1)
+    records.save_answer(generation.id, 0, answer)
+    for sending in (1, 2):
+        records.save_sending(generation.id, "me", 1, sending)
+        records.save_refusal(generation.id, 1, sending)
+    records.save_sending(generation.id, "me", 1, 3)
+    records.save_image(generation.id, generation.image_ids[0], IMAGE)
+    ended = records.end(generation.id, "me", Status.FAILED, now=NOW + 9.5, failure=FAILURE)
+    assert ended == msgspec.structs.replace(
         generation,
         status=Status.FAILED,
         owner="me",
         lease_until=NOW + 60,
-        calls=(first, second),
+        calls=(
+            Call(generation.calls[0].image_ids, sent=1, answer=answer),
+            Call(generation.calls[1].image_ids, sent=3, refused=2),
+        ),
         stored={generation.image_ids[0]: IMAGE},
         failure=FAILURE,
         completed_at=NOW + 9.5,
     )
+    assert records.get(generation.id) == ended
 
 
-def test_the_largest_request_fits_into_a_record(records: GenerationStore) -> None:
-    request = ImageRequest("\U0001d518" * 32_000, "gpt-image-2", "url", 10)
-    generation = admit(request, caller="alice", base_url="https://x.example", now=NOW, markers=Markers())
-    records.create(generation, "body")
+def test_an_image_that_is_not_usable_is_read_back_with_its_reason(records: GenerationStore) -> None:
+    generation = created(records, new(n=1))
+    answer = CallAnswer((AnsweredImage(failure=FAILURE), AnsweredImage(), AnsweredImage("https://i.example/1")))
+    records.save_answer(generation.id, 0, answer)
+    assert now_of(records, generation).calls[0].answer == answer
+
+
+def _largest(accepted: Callable[[int], bool]) -> int:
+    return bisect(range(1, 20_000), False, key=lambda size: not accepted(size))
+
+
+def _largest_answer(images: int) -> UpstreamAnswer:
+    """The largest that the reader lets through, of each part."""
+
+    def read(**fields: object) -> UpstreamAnswer:
+        image = {name: fields.pop(name) for name in ("url", "revised_prompt") if name in fields}
+        body = {"data": [{"url": "https://i.example/", **image}] * images, **fields}
+        return read_answer(msgspec.json.encode(body), images)
+
+    def has_url(size: int) -> bool:
+        try:
+            read(url="https://i.example/" + "x" * size)
+        except MoneySpentError:
+            return False
+        return True
+
+    parts = {
+        "size": _largest(lambda size: bool(read(size="x" * size).details)),
+        "usage": _largest(lambda size: bool(read(usage={"x": "x" * size}).usage)),
+        "url": _largest(has_url),
+    }
+    assert all(100 > parts["size"] > 50 or size > 1_000 for size in parts.values())
+    detail = "x" * parts["size"]
+    return read(
+        url="https://i.example/" + "x" * parts["url"],
+        revised_prompt="\U0001d518" * 32_000,
+        background=detail,
+        output_format=detail,
+        quality=detail,
+        size=detail,
+        usage={"x": "x" * parts["usage"]},
+    )
+
+
+@pytest.mark.parametrize("character", ["\x01", "\U0001d518", '"'], ids=["control", "emoji", "quote"])
+@pytest.mark.parametrize("calls", [1, 10])
+def test_the_largest_that_all_limits_allow_fits_into_a_record(
+    records: GenerationStore, character: str, calls: int
+) -> None:
+    n = MAX_IMAGES // calls
+    body = {"model": "gpt-image-2", "prompt": character * 32_000, "n": MAX_IMAGES, "user": character * LONGEST_USER}
+    request = read_image_fields(body, prompt_cap=32_000)
+    generation = admit(
+        request,
+        caller="a" * 64,
+        base_url=f"https://{'x' * 250}/v1",
+        now=NOW,
+        markers=Markers('"' * 255, 99),
+        origin=Origin(character * MOST_CUSTOM_ID, "batch_AAAAAAAAAAAAAAAAAAAAAA", 10**9),
+    )
+    ids = generation.image_ids
+    generation = msgspec.structs.replace(
+        generation, calls=tuple(Call(ids[index * n : (index + 1) * n]) for index in range(calls))
+    )
+    answer = _largest_answer(n)
+    kept = CallAnswer(
+        tuple(
+            AnsweredImage(image.source, image.revised_prompt)
+            for image in answer.images
+            if isinstance(image.source, str)
+        ),
+        answer.details,
+        answer.usage,
+    )
+    assert len(kept.images) == n
+    created(records, generation)
     records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60)
-    images = tuple(AnsweredImage("https://i.example/" + "x" * 2_000, "é" * 4_000) for _ in range(10))
-    call = Call(generation.image_ids, 1, CallAnswer(images))
-    records.save_call(generation.id, "me", 0, call)
-    assert now_of(records, generation).calls == (call,)
+    for index in range(calls):
+        for sending in range(1, 21):
+            records.save_sending(generation.id, "me", index, sending)
+            records.save_refusal(generation.id, index, sending)
+        records.save_answer(generation.id, index, kept)
+    for image_id in ids:
+        records.save_image(generation.id, image_id, StoredImage("image/webp", 10**9))
+    failure = Failure("X" * 50, character * 1_000, cause=Failure("X" * 50, character * 1_000))
+    records.end(generation.id, "me", Status.FAILED, now=NOW, failure=failure)
+    found = now_of(records, generation)
+    assert [call.answer for call in found.calls] == [kept] * calls
+    assert len(found.stored) == MAX_IMAGES
+    assert found.failure == failure
 
 
 def test_parts_saved_side_by_side_are_all_kept(records: GenerationStore) -> None:
@@ -258,180 +346,178 @@ def test_parts_saved_side_by_side_are_all_kept(records: GenerationStore) -> None
 
     def save(index: int) -> None:
         barrier.wait(10)
-        call = Call(generation.calls[index].image_ids, sent=1)
-        records.save_call(generation.id, "me", index, call)
-        records.save_image(generation.id, "me", generation.image_ids[index], StoredImage("image/png", index))
+        records.save_sending(generation.id, "me", index, 1)
+        records.save_refusal(generation.id, index % 5, index)
+        records.save_answer(generation.id, index, CallAnswer((AnsweredImage(f"https://i.example/{index}"),)))
+        records.save_image(generation.id, generation.image_ids[index], StoredImage("image/png", index))
 
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(save, range(10)))
     found = now_of(records, generation)
-    assert [call.sent for call in found.calls] == [1] * 10
+    assert [(call.sent, call.refused) for call in found.calls] == [(1, 2)] * 5 + [(1, 0)] * 5
+    assert [call.answer and call.answer.images[0].url for call in found.calls] == [
+        f"https://i.example/{index}" for index in range(10)
+    ]
     assert [found.stored[image_id].length for image_id in generation.image_ids] == list(range(10))
 
 
 def test_what_is_not_there_is_none(records: GenerationStore) -> None:
     assert records.get("gen_AAAAAAAAAAAAAAAAAAAAAA") is None
-    assert records.key_holder("alice", "key") is None
-    assert records.attach_retry("alice", "body", 1, since=0) is None
+    assert records.tombstone("gen_AAAAAAAAAAAAAAAAAAAAAA") is None
     assert records.newest("alice", 10) == []
+    assert attach(records, 1) is None
 
 
 def test_an_id_is_given_once(records: GenerationStore) -> None:
     generation = created(records)
-    with pytest.raises(MarkerTakenError):
-        records.create(msgspec.structs.replace(new(), id=generation.id), "other")
+    with pytest.raises(IdTakenError) as taken:
+        records.create(msgspec.structs.replace(new(), id=generation.id))
+    assert (taken.value.void, taken.value.deleted) == (False, False)
+    assert records.get(generation.id) == generation
+
+
+def test_a_record_that_is_written_again_is_the_same_and_stays_as_it_is(records: GenerationStore) -> None:
+    generation = claimed(records)
+    records.create(msgspec.structs.replace(generation, status=Status.QUEUED))
     assert records.get(generation.id) == generation
 
 
 # Idempotency keys.
 
 
-def test_a_key_names_its_generation_and_the_body(records: GenerationStore) -> None:
-    generation = created(records, new(key="k ~"), body="the body")
-    holder = records.key_holder("alice", "k ~")
-    assert holder is not None
-    assert (holder.generation_id, holder.fingerprint, holder.created_at) == (generation.id, "the body", NOW)
+def hold(
+    records: GenerationStore,
+    generation_id: str,
+    body: str = "body",
+    *,
+    caller: str = "alice",
+    at: float = NOW,
+    expired_before: float = NOW - 1000,
+    replacing: str | None = None,
+) -> tuple[str, str]:
+    holder = records.hold_key(
+        caller, "k ~", generation_id, body, now=at, expired_before=expired_before, replacing=replacing
+    )
+    return holder.generation_id, holder.fingerprint
 
 
-def test_a_key_that_is_taken_stays_with_its_generation(records: GenerationStore) -> None:
-    first, second = created(records, new(key="k")), new(key="k", retry=0)
-    with pytest.raises(MarkerTakenError):
-        records.create(second, "body")
-    holder = records.key_holder("alice", "k")
-    assert holder is not None
-    assert holder.generation_id == first.id
-    assert records.get(second.id) is None
-    assert records.attach_retry("alice", "body", 1, since=0) is None
+def test_a_key_belongs_to_the_first_with_its_body(records: GenerationStore) -> None:
+    for generation_id, body in (("gen_a", "one"), ("gen_b", "two"), ("gen_a", "one")):
+        assert hold(records, generation_id, body) == ("gen_a", "one")
 
 
 def test_a_key_is_free_for_another_caller(records: GenerationStore) -> None:
-    created(records, new(key="k"))
-    assert records.key_holder("bob", "k") is None
-    other = created(records, new(key="k", caller="bob"))
-    holder = records.key_holder("bob", "k")
-    assert holder is not None
-    assert holder.generation_id == other.id
+    hold(records, "gen_a")
+    assert hold(records, "gen_b", caller="bob") == ("gen_b", "body")
+    assert hold(records, "gen_c") == ("gen_a", "body")
 
 
 def test_a_key_passes_from_the_generation_that_is_replaced_and_from_no_other(records: GenerationStore) -> None:
-    first, second, third = (new(key="k", at=NOW + at) for at in range(3))
-    records.create(first, "one")
-    records.create(second, "two", replacing=first.id)
-    with pytest.raises(MarkerTakenError):
-        records.create(third, "three", replacing=first.id)
-    holder = records.key_holder("alice", "k")
-    assert holder is not None
-    assert (holder.generation_id, holder.fingerprint, holder.created_at) == (second.id, "two", NOW + 1)
-    assert records.get(first.id) == first
+    hold(records, "gen_a", "one")
+    assert hold(records, "gen_b", "two", replacing="gen_x") == ("gen_a", "one")
+    assert hold(records, "gen_b", "two", replacing="gen_a") == ("gen_b", "two")
+    assert hold(records, "gen_c", "three", replacing="gen_a") == ("gen_b", "two")
 
 
-def test_replacing_a_generation_whose_key_is_gone_takes_the_key(records: GenerationStore) -> None:
-    first, second = created(records, new(key="k")), new(key="k")
-    records.release(first, "body")
-    records.create(second, "body", replacing=first.id)
-    holder = records.key_holder("alice", "k")
-    assert holder is not None
-    assert holder.generation_id == second.id
+def test_a_key_is_free_once_it_has_expired(records: GenerationStore) -> None:
+    hold(records, "gen_a")
+    assert hold(records, "gen_b", at=NOW + 9, expired_before=NOW) == ("gen_a", "body")
+    assert hold(records, "gen_b", at=NOW + 9, expired_before=NOW + 0.001) == ("gen_b", "body")
+    assert hold(records, "gen_c", at=NOW + 9, expired_before=NOW + 0.001) == ("gen_b", "body")
 
 
-def test_a_released_key_is_free(records: GenerationStore) -> None:
-    generation = created(records, new(key="k"))
-    records.release(generation, "body")
-    assert records.key_holder("alice", "k") is None
-    assert records.get(generation.id) == generation
-
-
-def test_releasing_leaves_the_key_to_who_has_it_now(records: GenerationStore) -> None:
-    first, second = new(key="k"), new(key="k")
-    records.create(first, "body")
-    records.create(second, "body", replacing=first.id)
-    records.release(first, "body")
-    holder = records.key_holder("alice", "k")
-    assert holder is not None
-    assert holder.generation_id == second.id
-
-
-def test_releasing_twice_or_without_markers_does_nothing(records: GenerationStore) -> None:
-    plain, marked = created(records), created(records, new(key="k", retry=0))
-    for generation in (plain, marked, marked):
-        records.release(generation, "body")
-    assert (records.get(plain.id), records.get(marked.id)) == (plain, marked)
-
-
-def test_of_a_hundred_that_begin_with_one_key_at_once_one_wins(records: GenerationStore) -> None:
-    generations = [new(key="k") for _ in range(100)]
+@pytest.mark.parametrize("replacing", [None, "gen_before"])
+def test_of_a_hundred_that_ask_for_one_key_at_once_one_has_it_and_all_hear_so(
+    records: GenerationStore, replacing: str | None
+) -> None:
+    if replacing:
+        hold(records, replacing)
     barrier = threading.Barrier(100)
 
-    def begin(generation: Generation) -> bool:
+    def ask(index: int) -> tuple[str, str]:
         barrier.wait(30)
-        try:
-            records.create(generation, "body")
-        except MarkerTakenError:
-            return False
-        return True
+        return hold(records, f"gen_{index}", f"body {index}", replacing=replacing)
 
     with ThreadPoolExecutor(100) as pool:
-        won = list(pool.map(begin, generations))
-    winners = [generation for generation, has_won in zip(generations, won, strict=True) if has_won]
-    holder = records.key_holder("alice", "k")
-    assert holder is not None
-    assert [winner.id for winner in winners] == [holder.generation_id]
-    assert [each.id for each in records.newest("alice", 100)] == [holder.generation_id]
+        heard = set(pool.map(ask, range(100)))
+    ((holder, body),) = heard
+    assert body == f"body {holder.removeprefix('gen_')}"
+    assert hold(records, "gen_late") == (holder, body)
 
 
 # Retries that clients count.
 
 
-def attach(records: GenerationStore, retry: int, *, since: float = 0) -> str | None:
-    return records.attach_retry("alice", "body", retry, since=since)
+def begin(
+    records: GenerationStore,
+    generation_id: str,
+    attempt: int = 0,
+    *,
+    caller: str = "alice",
+    body: str = "body",
+    at: float = NOW,
+) -> None:
+    records.mark_attempt(caller, body, generation_id, attempt, now=at)
 
 
-def test_a_retry_attaches_to_what_fewer_retries_have_seen(records: GenerationStore) -> None:
-    generation = created(records, new(retry=0))
-    assert attach(records, 1) == generation.id
-    assert attach(records, 1) is None
-    assert attach(records, 3) == generation.id
-    assert attach(records, 2) is None
-    assert attach(records, 3) is None
+def attach(records: GenerationStore, attempt: int, *, since: float = NOW - 1000) -> str | None:
+    return records.attach_attempt("alice", "body", attempt, since=since)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (2, 1, 3), (3, 2, 1), (3, 1, 2)], ids=str)
+def test_each_retry_comes_back_once_in_whatever_order(records: GenerationStore, order: Sequence[int]) -> None:
+    begin(records, "gen_a")
+    assert [attach(records, attempt) for attempt in order] == ["gen_a"] * 3
+    assert [attach(records, attempt) for attempt in (0, *order)] == [None] * 4
 
 
 def test_two_identical_requests_stay_two_also_when_both_retry(records: GenerationStore) -> None:
-    later, first = new(retry=0, at=NOW + 1), new(retry=0)
-    created(records, later)
-    created(records, first)
-    for retry in (1, 2):
-        assert [attach(records, retry) for _ in range(3)] == [later.id, first.id, None]
+    begin(records, "gen_later", at=NOW + 1)
+    begin(records, "gen_first")
+    for attempt in (2, 1):
+        assert [attach(records, attempt) for _ in range(3)] == ["gen_later", "gen_first", None]
 
 
-def test_what_a_retry_began_is_attached_to_by_later_retries_only(records: GenerationStore) -> None:
-    generation = created(records, new(retry=1))
-    assert [attach(records, retry) for retry in (1, 2, 2)] == [None, generation.id, None]
+def test_what_a_retry_began_is_come_back_to_by_every_other_attempt(records: GenerationStore) -> None:
+    begin(records, "gen_a", 1)
+    assert [attach(records, attempt) for attempt in (1, 2, 2)] == [None, "gen_a", None]
 
 
 def test_retries_at_once_share_out_the_generations(records: GenerationStore) -> None:
-    ids = sorted(created(records, new(retry=0, at=NOW + at)).id for at in range(5))
+    for index in range(5):
+        begin(records, f"gen_{index}", at=NOW + index)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: attach(records, 1), range(8)))
-    assert sorted(each for each in found if each) == ids
+    assert sorted(each for each in found if each) == [f"gen_{index}" for index in range(5)]
 
 
-def test_a_retry_attaches_to_nothing_old(records: GenerationStore) -> None:
-    created(records, new(retry=0, at=NOW))
-    fresh = created(records, new(retry=0, at=NOW + 1))
-    assert [attach(records, 1, since=NOW) for _ in range(2)] == [fresh.id, None]
+def test_a_retry_comes_back_to_nothing_old(records: GenerationStore) -> None:
+    begin(records, "gen_old", at=NOW)
+    begin(records, "gen_fresh", at=NOW + 1)
+    assert [attach(records, 1, since=NOW) for _ in range(2)] == ["gen_fresh", None]
 
 
-def test_a_retry_that_comes_back_to_what_was_released_begins_anew(records: GenerationStore) -> None:
-    older, released = created(records, new(retry=0)), created(records, new(retry=0, at=NOW + 1))
-    records.release(released, "body")
-    assert [attach(records, 1) for _ in range(3)] == [None, older.id, None]
-
-
-def test_a_retry_attaches_only_to_the_same_body_of_the_same_caller(records: GenerationStore) -> None:
-    created(records, new(retry=0), body="another")
-    created(records, new(retry=0, caller="bob"))
-    created(records, new())
+def test_a_retry_comes_back_only_to_the_same_body_of_the_same_caller(records: GenerationStore) -> None:
+    begin(records, "gen_a", body="another")
+    begin(records, "gen_b", caller="bob")
     assert attach(records, 1) is None
+
+
+def test_a_retry_finds_its_generation_behind_a_page_of_others(dynamodb: "DynamoDBClient", table: str) -> None:
+    records = DynamoGenerations(lambda: dynamodb, table, retention_seconds=RETENTION_SECONDS)
+    for index in range(9):
+        begin(records, f"gen_{index}", at=NOW + index)
+    keys = [(item["pk"], item["sk"]) for item in dynamodb.scan(TableName=table)["Items"]]
+    for pk, sk in keys:  # a page is 1 MB
+        padded: Any = {":padding": {"S": "x" * 300_000}}
+        dynamodb.update_item(
+            TableName=table,
+            Key={"pk": pk, "sk": sk},
+            UpdateExpression="SET padding = :padding",
+            ExpressionAttributeValues=padded,
+        )
+    assert "LastEvaluatedKey" in dynamodb.scan(TableName=table)
+    assert [attach(records, 1) for _ in range(10)] == [f"gen_{index}" for index in range(8, -1, -1)] + [None]
 
 
 # Claims.
@@ -459,12 +545,16 @@ def test_a_live_lease_keeps_others_out(records: GenerationStore) -> None:
 
 def test_a_lease_that_is_gone_lets_another_take_over_all_that_is_known(records: GenerationStore) -> None:
     generation = claimed(records)
-    call = Call(generation.calls[0].image_ids, sent=1)
-    records.save_call(generation.id, "me", 0, call)
-    records.save_image(generation.id, "me", generation.image_ids[0], IMAGE)
+    records.save_sending(generation.id, "me", 0, 1)
+    records.save_answer(generation.id, 0, ANSWER)
+    records.save_image(generation.id, generation.image_ids[0], IMAGE)
     taken = records.claim(generation.id, "other", now=NOW + 60.001, lease_until=NOW + 120)
     assert taken == msgspec.structs.replace(
-        generation, owner="other", lease_until=NOW + 120, calls=(call,), stored={generation.image_ids[0]: IMAGE}
+        generation,
+        owner="other",
+        lease_until=NOW + 120,
+        calls=(Call(generation.calls[0].image_ids, 1, answer=ANSWER),),
+        stored={generation.image_ids[0]: IMAGE},
     )
     with pytest.raises(LostClaimError):
         records.renew(generation.id, "me", NOW + 180)
@@ -495,9 +585,21 @@ def test_a_renewed_lease_holds_longer(records: GenerationStore) -> None:
     assert now_of(records, generation).lease_until == NOW + 120
 
 
+def test_a_lease_that_its_owner_ends_is_free_at_once(records: GenerationStore) -> None:
+    generation = claimed(records)
+    records.let_go(generation.id, "other")
+    assert records.claim(generation.id, "other", now=NOW, lease_until=NOW + 60) is None
+    for _ in range(2):
+        records.let_go(generation.id, "me")
+    assert records.get(generation.id) == msgspec.structs.replace(generation, lease_until=0.0)
+    assert records.claim(generation.id, "other", now=NOW, lease_until=NOW + 60) is not None
+    records.let_go(generation.id, "me")
+    assert now_of(records, generation).lease_until == NOW + 60
+
+
 def test_an_owner_whose_lease_is_gone_is_still_the_owner_while_nobody_takes_over(records: GenerationStore) -> None:
     generation = claimed(records, lease_until=NOW - 60)
-    records.save_image(generation.id, "me", generation.image_ids[0], IMAGE)
+    records.save_sending(generation.id, "me", 0, 1)
     records.renew(generation.id, "me", NOW + 60)
     records.end(generation.id, "me", Status.COMPLETED, now=NOW)
     assert now_of(records, generation).status is Status.COMPLETED
@@ -505,20 +607,41 @@ def test_an_owner_whose_lease_is_gone_is_still_the_owner_while_nobody_takes_over
 
 def test_an_end_may_be_written_twice_but_not_changed(records: GenerationStore) -> None:
     generation = claimed(records)
-    records.end(generation.id, "me", Status.COMPLETED, now=NOW)
-    records.end(generation.id, "me", Status.COMPLETED, now=NOW)
+    for _ in range(2):
+        ended = records.end(generation.id, "me", Status.COMPLETED, now=NOW)
+        assert (ended.status, ended.failure, ended.completed_at) == (Status.COMPLETED, None, NOW)
     with pytest.raises(LostClaimError):
         records.end(generation.id, "me", Status.FAILED, now=NOW, failure=FAILURE)
+    assert records.get(generation.id) == ended
+
+
+def test_the_lease_of_a_cancelled_generation_is_renewed_by_its_owner_while_its_call_runs(
+    records: GenerationStore,
+) -> None:
+    generation = _cancelled(records)
+    records.renew(generation.id, "me", NOW + 500)
+    with pytest.raises(LostClaimError):
+        records.renew(generation.id, "other", NOW + 900)
     found = now_of(records, generation)
-    assert (found.status, found.failure, found.completed_at) == (Status.COMPLETED, None, NOW)
+    assert (found.status, found.lease_until) == (Status.CANCELLED, NOW + 500)
 
 
 def _absent(records: GenerationStore) -> Generation:
     return new()
 
 
+def _void(records: GenerationStore) -> Generation:
+    generation = new()
+    records.void(generation.id, now=NOW)
+    return generation
+
+
 def _queued(records: GenerationStore) -> Generation:
     return created(records)
+
+
+def _mine(records: GenerationStore) -> Generation:
+    return claimed(records)
 
 
 def _anothers(records: GenerationStore) -> Generation:
@@ -528,39 +651,37 @@ def _anothers(records: GenerationStore) -> Generation:
 def _taken_over(records: GenerationStore) -> Generation:
     generation = claimed(records)
     records.claim(generation.id, "other", now=NOW + 61, lease_until=NOW + 120)
-    return generation
+    return now_of(records, generation)
 
 
-def _ended(records: GenerationStore, status: Status = Status.COMPLETED) -> Generation:
-    generation = claimed(records)
-    records.end(generation.id, "me", status, now=NOW)
-    return generation
+def _completed(records: GenerationStore, status: Status = Status.COMPLETED) -> Generation:
+    return records.end(claimed(records).id, "me", status, now=NOW)
 
 
 def _failed(records: GenerationStore) -> Generation:
-    return _ended(records, Status.FAILED)
+    return _completed(records, Status.FAILED)
 
 
-def _abandoned(records: GenerationStore) -> Generation:
-    generation = claimed(records)
-    records.fail_abandoned(generation.id, FAILURE, now=NOW + 61)
-    return generation
+def _announced(records: GenerationStore) -> Generation:
+    generation = _failed(records)
+    records.mark_announced(generation)
+    return now_of(records, generation)
 
 
 def _cancelled(records: GenerationStore) -> Generation:
-    generation = claimed(records)
-    records.cancel(generation.id, now=NOW)
-    return generation
+    cancelled = records.cancel(claimed(records).id, now=NOW)
+    assert cancelled is not None
+    return cancelled
 
 
 def _requeued(records: GenerationStore) -> Generation:
-    generation = _failed(records)
-    records.requeue(generation.id)
-    return generation
+    requeued = records.requeue(_announced(records), now=NOW + 5)
+    assert requeued is not None
+    return requeued
 
 
 def _buried(records: GenerationStore) -> Generation:
-    generation = claimed(records)
+    generation = _completed(records)
     records.bury(generation, now=NOW)
     return generation
 
@@ -568,8 +689,9 @@ def _buried(records: GenerationStore) -> Generation:
 State = Callable[[GenerationStore], Generation]
 Write = Callable[[GenerationStore, Generation], object]
 
-ENDED_STATES: Sequence[State] = (_ended, _failed, _abandoned, _cancelled)
-GONE_STATES: Sequence[State] = (_absent, _buried)
+ACTIVE_STATES: Sequence[State] = (_queued, _mine, _anothers, _taken_over, _requeued)
+ENDED_STATES: Sequence[State] = (_completed, _failed, _announced, _cancelled)
+GONE_STATES: Sequence[State] = (_absent, _void, _buried)
 NOT_MINE: Sequence[State] = (_queued, _anothers, _taken_over, _requeued, *ENDED_STATES, *GONE_STATES)
 
 
@@ -577,32 +699,76 @@ def _renew(records: GenerationStore, generation: Generation) -> None:
     records.renew(generation.id, "me", NOW + 500)
 
 
-def _save_call(records: GenerationStore, generation: Generation) -> None:
-    records.save_call(generation.id, "me", 0, Call(generation.calls[0].image_ids, sent=1))
+def _save_sending(records: GenerationStore, generation: Generation) -> None:
+    records.save_sending(generation.id, "me", 0, 1)
+
+
+def _save_refusal(records: GenerationStore, generation: Generation) -> None:
+    records.save_refusal(generation.id, 0, 1)
+
+
+def _save_answer(records: GenerationStore, generation: Generation) -> None:
+    records.save_answer(generation.id, 0, ANSWER)
 
 
 def _save_image(records: GenerationStore, generation: Generation) -> None:
-    records.save_image(generation.id, "me", generation.image_ids[0], IMAGE)
+    records.save_image(generation.id, generation.image_ids[0], IMAGE)
 
 
 def _end(records: GenerationStore, generation: Generation) -> None:
-    records.end(generation.id, "me", Status.CANCELLED, now=NOW + 5, failure=FAILURE)
+    records.end(generation.id, "me", Status.COMPLETED, now=NOW + 5)
 
 
-WRITES: Sequence[Write] = (_renew, _save_call, _save_image, _end)
+BY_OWNER: Sequence[Write] = (_renew, _save_sending, _end)
+OF_MONEY: Sequence[Write] = (_save_refusal, _save_answer, _save_image)
+# A cancelled generation's call may still run, and an end that is written again is the same end.
+ALLOWED = {(_cancelled, _renew), (_completed, _end)}
 
 
 def _name(function: Any) -> str:
     return str(function.__name__).strip("_")
 
 
-@pytest.mark.parametrize(("state", "write"), list(product(NOT_MINE, WRITES)), ids=_name)
-def test_nothing_is_written_to_what_is_not_ones_own(records: GenerationStore, state: State, write: Write) -> None:
-    generation = state(records)
+def _refused(records: GenerationStore, generation: Generation, write: Write) -> None:
     before = records.get(generation.id)
     with pytest.raises(LostClaimError):
         write(records, generation)
     assert records.get(generation.id) == before
+
+
+@pytest.mark.parametrize(
+    ("state", "write"), [each for each in product(NOT_MINE, BY_OWNER) if each not in ALLOWED], ids=_name
+)
+def test_an_owners_write_is_refused_where_it_is_not_the_owner_or_the_generation_has_ended(
+    records: GenerationStore, state: State, write: Write
+) -> None:
+    _refused(records, state(records), write)
+
+
+@pytest.mark.parametrize(("state", "write"), list(product(GONE_STATES, OF_MONEY)), ids=_name)
+def test_what_was_paid_for_is_not_noted_where_there_is_no_record(
+    records: GenerationStore, state: State, write: Write
+) -> None:
+    _refused(records, state(records), write)
+
+
+@pytest.mark.parametrize("state", [*ACTIVE_STATES, *ENDED_STATES], ids=_name)
+def test_what_was_paid_for_is_noted_whatever_became_of_the_generation(records: GenerationStore, state: State) -> None:
+    before = state(records)
+    for write in (*OF_MONEY, *OF_MONEY):
+        write(records, before)
+    assert records.get(before.id) == msgspec.structs.replace(
+        before,
+        calls=(Call(before.calls[0].image_ids, before.calls[0].sent, 1, ANSWER),),
+        stored={before.image_ids[0]: IMAGE},
+    )
+
+
+def test_the_first_answer_stays(records: GenerationStore) -> None:
+    generation = claimed(records)
+    for answer in (ANSWER, CallAnswer((AnsweredImage("https://i.example/2"),))):
+        records.save_answer(generation.id, 0, answer)
+    assert now_of(records, generation).calls[0].answer == ANSWER
 
 
 @pytest.mark.parametrize("state", [*ENDED_STATES, *GONE_STATES], ids=_name)
@@ -614,121 +780,191 @@ def test_what_has_ended_or_is_gone_is_claimed_by_nobody(records: GenerationStore
     assert records.get(generation.id) == before
 
 
-# Cancelled, abandoned, begun again, deleted.
+@pytest.mark.parametrize("state", GONE_STATES, ids=_name)
+def test_what_is_gone_can_be_let_go_and_marked_and_stays_gone(records: GenerationStore, state: State) -> None:
+    generation = state(records)
+    records.let_go(generation.id, "me")
+    records.mark_announced(generation)
+    assert records.note_returned(generation, 1) is False
+    assert records.get(generation.id) is None
 
 
-@pytest.mark.parametrize("state", [_queued, _anothers, _requeued], ids=_name)
-def test_what_has_not_ended_is_cancelled(records: GenerationStore, state: State) -> None:
-    before = now_of(records, state(records))
-    cancelled = records.cancel(before.id, now=NOW + 1)
-    assert cancelled == msgspec.structs.replace(before, status=Status.CANCELLED, completed_at=NOW + 1, owner=None)
-    assert records.get(before.id) == cancelled
+# Announced, returned, cancelled, begun again, deleted.
 
 
-@pytest.mark.parametrize("state", [*ENDED_STATES, *GONE_STATES], ids=_name)
-def test_what_has_ended_or_is_gone_is_not_cancelled(records: GenerationStore, state: State) -> None:
+@pytest.mark.parametrize("state", [_completed, _failed, _cancelled], ids=_name)
+def test_an_end_is_announced_but_not_another(records: GenerationStore, state: State) -> None:
+    ended = state(records)
+    records.mark_announced(msgspec.structs.replace(ended, completed_at=NOW + 77))
+    assert records.get(ended.id) == ended
+    records.mark_announced(ended)
+    assert records.get(ended.id) == msgspec.structs.replace(ended, announced=True)
+
+
+@pytest.mark.parametrize("state", ACTIVE_STATES, ids=_name)
+def test_what_has_not_ended_is_not_announced(records: GenerationStore, state: State) -> None:
+    generation = state(records)
+    records.mark_announced(generation)
+    assert records.get(generation.id) == generation
+
+
+@pytest.mark.parametrize("state", [*ACTIVE_STATES, *ENDED_STATES], ids=_name)
+def test_what_is_returned_is_noted_once_since_it_was_read(records: GenerationStore, state: State) -> None:
+    before = state(records)
+    with ThreadPoolExecutor(8) as pool:
+        noted = list(pool.map(lambda _: records.note_returned(before, 2), range(8)))
+    assert sorted(noted) == [False] * 7 + [True]
+    found = now_of(records, before)
+    assert found == msgspec.structs.replace(before, returned=2)
+    assert records.note_returned(found, 1) is True
+    assert now_of(records, before).returned == 3
+
+
+@pytest.mark.parametrize("state", ACTIVE_STATES, ids=_name)
+def test_what_has_not_ended_is_cancelled_and_cancelled_again_the_same(records: GenerationStore, state: State) -> None:
+    before = state(records)
+    expected = msgspec.structs.replace(before, status=Status.CANCELLED, completed_at=NOW + 1)
+    for now in (NOW + 1, NOW + 2):
+        assert records.cancel(before.id, now=now) == expected
+        assert records.get(before.id) == expected
+
+
+@pytest.mark.parametrize("state", [_completed, _failed, _announced, *GONE_STATES], ids=_name)
+def test_what_was_completed_or_failed_or_is_gone_is_not_cancelled(records: GenerationStore, state: State) -> None:
     generation = state(records)
     before = records.get(generation.id)
     assert records.cancel(generation.id, now=NOW + 9) is None
     assert records.get(generation.id) == before
 
 
-@pytest.mark.parametrize("state", [_queued, _anothers, _requeued], ids=_name)
-def test_what_nobody_works_on_is_failed_as_abandoned(records: GenerationStore, state: State) -> None:
-    before = now_of(records, state(records))
-    assert records.fail_abandoned(before.id, FAILURE, now=NOW + 61) is True
-    assert records.get(before.id) == msgspec.structs.replace(
-        before, status=Status.FAILED, failure=FAILURE, completed_at=NOW + 61, owner=None
-    )
-
-
-def test_a_live_lease_is_not_abandoned(records: GenerationStore) -> None:
-    generation = claimed(records)
-    assert records.fail_abandoned(generation.id, FAILURE, now=NOW + 60) is False
-    assert records.get(generation.id) == generation
-
-
-@pytest.mark.parametrize("state", [*ENDED_STATES, *GONE_STATES], ids=_name)
-def test_what_has_ended_or_is_gone_is_not_abandoned(records: GenerationStore, state: State) -> None:
-    generation = state(records)
-    before = records.get(generation.id)
-    assert records.fail_abandoned(generation.id, FAILURE, now=NOW + 9999) is False
-    assert records.get(generation.id) == before
-
-
 def test_what_failed_waits_again_with_all_that_is_known(records: GenerationStore) -> None:
     generation = claimed(records, n=3)
-    answered = Call(generation.calls[0].image_ids, 1, CallAnswer((AnsweredImage("https://i.example/1"),)))
-    records.save_call(generation.id, "me", 0, answered)
-    records.save_call(generation.id, "me", 1, Call(generation.calls[1].image_ids, sent=2))
-    records.save_image(generation.id, "me", generation.image_ids[0], IMAGE)
-    records.end(generation.id, "me", Status.FAILED, now=NOW, failure=FAILURE)
-    requeued = records.requeue(generation.id)
-    assert requeued == msgspec.structs.replace(
-        generation,
-        status=Status.QUEUED,
-        owner=None,
-        lease_until=0.0,
-        calls=(answered, Call(generation.calls[1].image_ids), Call(generation.calls[2].image_ids)),
-        stored={generation.image_ids[0]: IMAGE},
-    )
-    assert records.get(generation.id) == requeued
-    assert records.claim(generation.id, "other", now=NOW, lease_until=NOW + 60) is not None
+    for index, sent in enumerate((1, 2)):
+        records.save_sending(generation.id, "me", index, sent)
+    records.save_answer(generation.id, 0, ANSWER)
+    records.save_refusal(generation.id, 1, 2)
+    records.save_image(generation.id, generation.image_ids[0], IMAGE)
+    for retries in (1, 2):
+        failed = records.end(generation.id, "me", Status.FAILED, now=NOW, failure=FAILURE)
+        records.note_returned(failed, 1)
+        records.mark_announced(failed)
+        requeued = records.requeue(failed, now=NOW + retries)
+        assert requeued == msgspec.structs.replace(
+            generation,
+            status=Status.QUEUED,
+            owner=None,
+            lease_until=0.0,
+            calls=(
+                Call(generation.calls[0].image_ids, 1, answer=ANSWER),
+                Call(generation.calls[1].image_ids, 2, 1),
+                Call(generation.calls[2].image_ids),
+            ),
+            stored={generation.image_ids[0]: IMAGE},
+            retries=retries,
+            reserved_at=NOW + retries,
+        )
+        assert records.get(generation.id) == requeued
+        assert records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60) is not None
 
 
-@pytest.mark.parametrize("state", [_queued, _anothers, _ended, _cancelled, *GONE_STATES], ids=_name)
-def test_only_what_failed_waits_again(records: GenerationStore, state: State) -> None:
+@pytest.mark.parametrize("state", [*ACTIVE_STATES, _completed, _failed, _cancelled, *GONE_STATES], ids=_name)
+def test_only_what_failed_and_whose_end_was_published_waits_again(records: GenerationStore, state: State) -> None:
     generation = state(records)
     before = records.get(generation.id)
-    assert records.requeue(generation.id) is None
+    assert records.requeue(generation, now=NOW) is None
     assert records.get(generation.id) == before
 
 
-@pytest.mark.parametrize("state", [_absent, _queued, _anothers, *ENDED_STATES, _buried], ids=_name)
-def test_what_is_buried_is_gone_and_stays_gone(records: GenerationStore, state: State) -> None:
+def test_a_failure_lets_a_generation_wait_again_once(records: GenerationStore) -> None:
+    failed = _announced(records)
+    with ThreadPoolExecutor(8) as pool:
+        requeued = [each for each in pool.map(lambda _: records.requeue(failed, now=NOW + 5), range(8)) if each]
+    assert requeued == [records.get(failed.id)]
+    records.claim(failed.id, "me", now=NOW, lease_until=NOW + 60)
+    again = records.end(failed.id, "me", Status.FAILED, now=NOW + 9, failure=FAILURE)
+    records.mark_announced(again)
+    assert records.requeue(failed, now=NOW + 10) is None
+    assert records.requeue(again, now=NOW + 10) is not None
+
+
+@pytest.mark.parametrize("state", ENDED_STATES, ids=_name)
+def test_what_is_buried_is_gone_and_stays_gone_with_a_tombstone(records: GenerationStore, state: State) -> None:
     generation = state(records)
-    records.bury(generation, now=NOW)
-    assert records.get(generation.id) is None
-    with pytest.raises(MarkerTakenError):
-        records.create(generation, "body")
-    assert records.get(generation.id) is None
+    assert records.tombstone(generation.id) is None
+    for at in (NOW + 20, NOW + 30):
+        tombstone = records.bury(generation, now=at)
+        assert tombstone == Tombstone(generation.id, "alice", generation.image_ids, at)
+        assert records.tombstone(generation.id) == tombstone
+        assert records.get(generation.id) is None
+        for write in ("create", "void"):
+            with pytest.raises(IdTakenError) as taken:
+                ASKING[write](records, generation)
+            assert (taken.value.void, taken.value.deleted) == (True, True)
+    for money in OF_MONEY:
+        with pytest.raises(LostClaimError):
+            money(records, generation)
+    assert records.tombstone(generation.id) == tombstone
     assert records.newest("alice", 10) == []
+
+
+@pytest.mark.parametrize("state", [_absent, *ACTIVE_STATES], ids=_name)
+def test_what_has_not_ended_is_not_buried(records: GenerationStore, state: State) -> None:
+    generation = state(records)
+    before = records.get(generation.id)
+    for read in (generation, msgspec.structs.replace(generation, completed_at=NOW)):
+        with pytest.raises(LostClaimError):
+            records.bury(read, now=NOW)
+    assert records.get(generation.id) == before
+    assert records.tombstone(generation.id) is None
+
+
+def test_what_has_ended_otherwise_meanwhile_is_not_buried(records: GenerationStore) -> None:
+    failed = _announced(records)
+    records.requeue(failed, now=NOW)
+    records.claim(failed.id, "me", now=NOW, lease_until=NOW + 60)
+    ended = records.end(failed.id, "me", Status.COMPLETED, now=NOW + 9)
+    with pytest.raises(LostClaimError):
+        records.bury(failed, now=NOW + 10)
+    assert records.get(failed.id) == ended
 
 
 def test_what_is_void_was_never_written_and_never_will_be(records: GenerationStore) -> None:
     generation = new()
     for _ in range(2):
-        assert records.void(generation.id, now=NOW) is True
-    with pytest.raises(MarkerTakenError):
-        records.create(generation, "body")
+        assert records.void(generation.id, now=NOW) is None
+        with pytest.raises(IdTakenError) as taken:
+            records.create(generation)
+        assert (taken.value.void, taken.value.deleted) == (True, False)
     assert records.get(generation.id) is None
     assert records.tombstone(generation.id) is None
+    assert records.newest("alice", 10) == []
 
 
-def test_what_was_written_cannot_be_made_void(records: GenerationStore) -> None:
-    generation = created(records)
-    assert records.void(generation.id, now=NOW) is False
+@pytest.mark.parametrize("state", [*ACTIVE_STATES, *ENDED_STATES], ids=_name)
+def test_what_was_written_cannot_be_made_void_and_is_given(records: GenerationStore, state: State) -> None:
+    generation = state(records)
+    assert records.void(generation.id, now=NOW) == generation
     assert records.get(generation.id) == generation
 
 
-def test_a_reservation_is_released_once(records: GenerationStore) -> None:
-    generation = created(records)
-    with ThreadPoolExecutor(8) as pool:
-        released = list(pool.map(lambda _: records.release_reservation(generation.id), range(8)))
-    assert sorted(released) == [False] * 7 + [True]
-    assert records.release_reservation("gen_AAAAAAAAAAAAAAAAAAAAAA") is False
+def test_of_a_record_and_its_voiding_at_once_one_comes_first(records: GenerationStore) -> None:
+    for _ in range(10):
+        generation, barrier = new(), threading.Barrier(2)
 
+        def write(generation: Generation = generation, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait(10)
+            try:
+                records.create(generation)
+            except IdTakenError:
+                return False
+            return True
 
-def test_a_tombstone_tells_whose_images_may_still_be_there_until_none_are(records: GenerationStore) -> None:
-    generation = created(records)
-    assert records.tombstone(generation.id) is None
-    tombstone = records.bury(generation, now=NOW)
-    assert tombstone == Tombstone(generation.id, "alice", generation.image_ids)
-    assert records.tombstone(generation.id) == tombstone
-    for _ in range(2):
-        records.all_deleted(tombstone)
-        assert records.tombstone(generation.id) is None
-    assert records.get(generation.id) is None
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            barrier.wait(10)
+            voided = records.void(generation.id, now=NOW)
+        assert voided == (generation if writing.result() else None)
+        assert records.get(generation.id) == voided
 
 
 # Lists.
@@ -787,7 +1023,9 @@ def test_a_list_never_shows_anothers(records: GenerationStore) -> None:
 
 def test_a_list_never_shows_what_is_buried(records: GenerationStore) -> None:
     older, gone, newer = (created(records, new(at=NOW + at)) for at in range(3))
-    records.bury(gone, now=NOW)
+    cancelled = records.cancel(gone.id, now=NOW)
+    assert cancelled is not None
+    records.bury(cancelled, now=NOW)
     assert records.newest("alice", 10) == [newer, older]
     assert records.newest("alice", 10, after=gone.id) == []
     assert records.newest("alice", 10, after="gen_AAAAAAAAAAAAAAAAAAAAAA") == []
@@ -795,29 +1033,31 @@ def test_a_list_never_shows_what_is_buried(records: GenerationStore) -> None:
 
 # What cannot be asked.
 
-ASKING: Sequence[tuple[str, Callable[[GenerationStore, Generation], object]]] = (
-    ("create", lambda records, generation: records.create(generation, "body")),
-    ("get", lambda records, generation: records.get(generation.id)),
-    ("key_holder", lambda records, _: records.key_holder("alice", "k")),
-    ("attach_retry", lambda records, _: records.attach_retry("alice", "body", 1, since=0)),
-    ("release", lambda records, generation: records.release(generation, "body")),
-    ("newest", lambda records, _: records.newest("alice", 10)),
-    ("newest_after", lambda records, generation: records.newest("alice", 10, after=generation.id)),
-    ("claim", lambda records, generation: records.claim(generation.id, "me", now=NOW, lease_until=NOW)),
-    ("renew", _renew),
-    ("save_call", _save_call),
-    ("save_image", _save_image),
-    ("end", _end),
-    ("fail_abandoned", lambda records, generation: records.fail_abandoned(generation.id, FAILURE, now=NOW)),
-    ("cancel", lambda records, generation: records.cancel(generation.id, now=NOW)),
-    ("requeue", lambda records, generation: records.requeue(generation.id)),
-    ("bury", lambda records, generation: records.bury(generation, now=NOW)),
-    ("void", lambda records, generation: records.void(generation.id, now=NOW)),
-    ("release_reservation", lambda records, generation: records.release_reservation(generation.id)),
-    ("tombstone", lambda records, generation: records.tombstone(generation.id)),
-    ("all_deleted", lambda records, generation: records.all_deleted(Tombstone(generation.id, "alice", ()))),
-)
-EACH_CALL = pytest.mark.parametrize("ask", [ask for _, ask in ASKING], ids=[name for name, _ in ASKING])
+ASKING: dict[str, Write] = {
+    "hold_key": lambda records, generation: hold(records, generation.id),
+    "mark_attempt": lambda records, generation: begin(records, generation.id),
+    "attach_attempt": lambda records, _: attach(records, 1),
+    "create": lambda records, generation: records.create(generation),
+    "get": lambda records, generation: records.get(generation.id),
+    "newest": lambda records, _: records.newest("alice", 10),
+    "newest after": lambda records, generation: records.newest("alice", 10, after=generation.id),
+    "claim": lambda records, generation: records.claim(generation.id, "me", now=NOW, lease_until=NOW),
+    "renew": _renew,
+    "let_go": lambda records, generation: records.let_go(generation.id, "me"),
+    "save_sending": _save_sending,
+    "save_refusal": _save_refusal,
+    "save_answer": _save_answer,
+    "save_image": _save_image,
+    "end": _end,
+    "mark_announced": lambda records, generation: records.mark_announced(generation),
+    "cancel": lambda records, generation: records.cancel(generation.id, now=NOW),
+    "requeue": lambda records, generation: records.requeue(generation, now=NOW),
+    "void": lambda records, generation: records.void(generation.id, now=NOW),
+    "note_returned": lambda records, generation: records.note_returned(generation, 1),
+    "bury": lambda records, generation: records.bury(generation, now=NOW),
+    "tombstone": lambda records, generation: records.tombstone(generation.id),
+}
+EACH_CALL = pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
 
 
 @EACH_CALL
@@ -856,11 +1096,16 @@ def test_the_fake_fails_before_its_effect(ask: Write) -> None:
     assert records.newest("alice", 10) == [generation]
 
 
+def test_every_method_is_asked() -> None:
+    methods = {name for name in vars(GenerationStore) if not name.startswith("_")}
+    assert {name.partition(" ")[0] for name in ASKING} == methods
+
+
 def test_the_fake_fails_after_its_effect() -> None:
     records = FakeGenerationStore()
     generation = new()
     records.failures += [None, "after"]
-    records.create(generation, "body")
+    records.create(generation)
     with pytest.raises(RecordsUnavailableError):
         records.cancel(generation.id, now=NOW)
     assert now_of(records, generation).status is Status.CANCELLED
@@ -871,24 +1116,25 @@ def test_the_fake_fails_after_its_effect() -> None:
 
 def test_all_that_is_written_expires(dynamodb: "DynamoDBClient", table: str) -> None:
     records = DynamoGenerations(lambda: dynamodb, table, retention_seconds=RETENTION_SECONDS)
-    kept = created(records, new(key="k", retry=0))
-    gone = created(records)
-    records.bury(gone, now=NOW)
+    kept, gone, void = created(records), _buried(records), _void(records)
+    hold(records, kept.id)
+    begin(records, kept.id)
     items = dynamodb.scan(TableName=table)["Items"]
-    expiries = {(item["pk"]["S"], item["sk"]["S"]): int(item["expires_at"]["N"]) - int(NOW) for item in items}
+    kinds = {kept.id: "record", gone.id: "tombstone", void.id: "void"}
+    expiries = {
+        kinds.get(item["pk"]["S"]) or item["pk"]["S"].partition("#")[0]: int(item["expires_at"]["N"]) - int(NOW)
+        for item in items
+    }
     day = 24 * 3600
-    assert len(items) == 4
-    assert expiries[kept.id, "generation"] == RETENTION_SECONDS
-    assert expiries[gone.id, "generation"] == 3600
-    assert sorted(each for (pk, _), each in expiries.items() if not pk.startswith("gen_")) == [day, day]
+    assert len(items) == 5
+    assert expiries == {"record": 30 * day, "tombstone": 15 * day, "void": 15 * day, "key": day, "retry": day}
 
 
 def test_nothing_of_a_key_is_in_the_table(dynamodb: "DynamoDBClient", table: str) -> None:
     records = DynamoGenerations(lambda: dynamodb, table, retention_seconds=RETENTION_SECONDS)
-    created(records, new(key="a-very-telling-key"))
-    markers = [item for item in dynamodb.scan(TableName=table)["Items"] if item["sk"]["S"] == "key"]
-    assert len(markers) == 1
-    assert "a-very-telling-key" not in json.dumps(markers)
+    records.hold_key("alice", "a-very-telling-key", "gen_a", "body", now=NOW, expired_before=NOW)
+    (marker,) = dynamodb.scan(TableName=table)["Items"]
+    assert "a-very-telling-key" not in json.dumps(marker)
 
 
 # The queue.
@@ -981,57 +1227,98 @@ def counters(request: pytest.FixtureRequest) -> AllowanceCounters:
     if request.param == "fake":
         return FakeAllowanceCounters()
     client, name = request.getfixturevalue("dynamodb"), request.getfixturevalue("table")
-    return DynamoAllowanceCounters(lambda: client, lambda: client, name)
+    return DynamoAllowanceCounters(lambda: client, name)
 
 
 DAY, NEXT_DAY = "2025-10-09", "2025-10-10"
 
 
+def take(
+    counters: AllowanceCounters, images: int, limit: int = 10, *, who: str = "alice", day: str = DAY, token: str = ""
+) -> tuple[bool, int]:
+    """Without a token it is a change of its own."""
+    return counters.take(who, day, images, limit, token=token or uuid4().hex)
+
+
 def test_images_are_taken_up_to_the_limit_and_no_further(counters: AllowanceCounters) -> None:
-    taken = [counters.take("alice", DAY, images, 10) for images in (4, 6, 1, 0)]
-    assert taken == [(True, 4), (True, 10), (False, 10), (True, 10)]
-    assert counters.take("alice", DAY, 11, 10) == (False, 10)
-    assert counters.take("alice", DAY, 1, 11) == (True, 11)
+    assert [take(counters, images) for images in (4, 6, 1, 0)] == [(True, 4), (True, 10), (False, 10), (True, 10)]
+    assert take(counters, 11) == (False, 10)
+    assert take(counters, 1, 11) == (True, 11)
 
 
 def test_each_who_takes_and_each_day_is_counted_apart(counters: AllowanceCounters) -> None:
-    counters.take("alice", DAY, 10, 10)
-    assert counters.take("bob", DAY, 10, 10) == (True, 10)
-    assert counters.take("alice", NEXT_DAY, 10, 10) == (True, 10)
+    for who, day in (("alice", DAY), ("bob", DAY), ("alice", NEXT_DAY)):
+        assert take(counters, 10, who=who, day=day, token="one") == (True, 10)
 
 
 def test_what_is_given_back_can_be_taken_again_and_no_more_than_that(counters: AllowanceCounters) -> None:
-    counters.take("alice", DAY, 10, 10)
-    counters.give_back("alice", DAY, 4)
-    assert counters.take("alice", DAY, 5, 10) == (False, 6)
-    with pytest.raises(RecordsUnavailableError):
-        counters.give_back("alice", DAY, 7)
-    with pytest.raises(RecordsUnavailableError):
-        counters.give_back("nobody", DAY, 1)
-    assert counters.take("alice", DAY, 4, 10) == (True, 10)
+    take(counters, 10)
+    counters.give_back("alice", DAY, 4, token="a")
+    assert take(counters, 5) == (False, 6)
+    for who, images in (("alice", 7), ("nobody", 1)):
+        with pytest.raises(RecordsUnavailableError):
+            counters.give_back(who, DAY, images, token="b")
+    assert take(counters, 4) == (True, 10)
+
+
+def test_a_change_with_a_known_token_counts_once(counters: AllowanceCounters) -> None:
+    take(counters, 3)
+    for _ in range(3):
+        assert take(counters, 7, token="a") == (True, 10)
+    assert take(counters, 7, 6, token="a") == (False, 10)
+    for _ in range(3):
+        counters.give_back("alice", DAY, 7, token="a")
+        assert take(counters, 8) == (False, 3)
+    for _ in range(3):
+        assert take(counters, 6, token="a") == (True, 9)
+    for _ in range(3):
+        counters.give_back("alice", DAY, 6, token="a")
+        assert take(counters, 8) == (False, 3)
+
+
+def test_what_was_not_taken_may_be_asked_for_again_with_its_token(counters: AllowanceCounters) -> None:
+    take(counters, 8)
+    assert [take(counters, 3, limit, token="a") for limit in (10, 11, 11)] == [
+        (False, 8),
+        (True, 11),
+        (True, 11),
+    ]
 
 
 def test_many_at_once_take_no_more_than_the_limit(counters: AllowanceCounters) -> None:
     with ThreadPoolExecutor(20) as pool:
-        taken = list(pool.map(lambda _: counters.take("alice", DAY, 2, 51), range(100)))
+        taken = list(pool.map(lambda _: take(counters, 2, 51), range(100)))
     assert sum(each for each, _ in taken) == 25
     assert max(used for _, used in taken) == 50
 
 
-def test_a_counter_is_forgotten_days_later(dynamodb: "DynamoDBClient", table: str) -> None:
-    DynamoAllowanceCounters(lambda: dynamodb, lambda: dynamodb, table).take("alice", "2025-10-09", 1, 1)
+def test_many_at_once_with_one_token_take_once(counters: AllowanceCounters) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        taken = set(pool.map(lambda _: take(counters, 2, token="a"), range(40)))
+    assert taken == {(True, 2)}
+
+
+def test_a_counter_stays_within_one_write_unit_and_is_forgotten_days_later(
+    dynamodb: "DynamoDBClient", table: str
+) -> None:
+    counters = DynamoAllowanceCounters(lambda: dynamodb, table)
+    for number in range(300):
+        take(counters, 1, 10_000, who="c" * 64, token=str(number))
+        counters.give_back("c" * 64, DAY, 1, token=str(number))
     (item,) = dynamodb.scan(TableName=table)["Items"]
     midnight_after = 1_760_054_400  # 2025-10-10T00:00:00Z
     assert midnight_after + 24 * 3600 <= int(item["expires_at"]["N"]) <= midnight_after + 7 * 24 * 3600
+    assert len(item) == 4 + 40
+    assert sum(len(name) + len(value.get("S") or value["N"]) for name, value in item.items()) <= 1024
 
 
 def test_counters_that_cannot_be_asked_say_so(closed_url: str) -> None:
     client = _dynamodb(closed_url)
-    counters = DynamoAllowanceCounters(lambda: client, lambda: client, "table")
+    counters = DynamoAllowanceCounters(lambda: client, "table")
     for ask in (
-        lambda: counters.take("alice", DAY, 1, 1),
-        lambda: counters.take("alice", DAY, 2, 1),
-        lambda: counters.give_back("alice", DAY, 1),
+        lambda: take(counters, 1, 1),
+        lambda: take(counters, 2, 1),
+        lambda: counters.give_back("alice", DAY, 1, token="a"),
     ):
         with pytest.raises(RecordsUnavailableError):
             ask()

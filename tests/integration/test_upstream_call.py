@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from urllib3 import HTTPHeaderDict
+from urllib3.exceptions import NewConnectionError
 
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     ImagegenError,
+    ImageUrlRefusedError,
     MoneySpentError,
     NothingSpentError,
     PromptRejectedError,
@@ -391,22 +394,31 @@ class TestSuccessThatIsNone:
         assert type(upstream.failure()) is UpstreamAnswerInvalidError
         assert len(upstream.requests) == 1
 
-    @pytest.mark.parametrize(
-        "data",
-        [
-            [],
-            [{"url": URL}],
-            [{"url": URL}, {}],
-            [{"url": URL}, {"url": "", "b64_json": "", "revised_prompt": ""}],
-            [{"url": URL}, {"url": None, "b64_json": None}],
-        ],
-    )
-    def test_fewer_images_than_asked_for_are_no_success_and_not_asked_for_again(
-        self, upstream: Upstream, data: list[object]
-    ) -> None:
-        upstream.will(says_data(*data))
+    def test_an_answer_without_images_is_no_success_and_not_asked_for_again(self, upstream: Upstream) -> None:
+        upstream.will(says_data())
 
         assert type(upstream.failure(asked("dall-e-2"), 2)) is UpstreamTooFewImagesError
+        assert len(upstream.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("data", "failure"),
+        [
+            ([], UpstreamTooFewImagesError),
+            ([{}], UpstreamAnswerInvalidError),
+            ([{"url": "", "b64_json": "", "revised_prompt": ""}], UpstreamAnswerInvalidError),
+            ([{"b64_json": "%%%%"}], UpstreamAnswerInvalidError),
+            ([{"url": "https://images.example/a b"}], ImageUrlRefusedError),
+        ],
+    )
+    def test_a_good_image_is_kept_where_another_is_bad_or_missing(
+        self, upstream: Upstream, data: list[object], failure: type[MoneySpentError]
+    ) -> None:
+        upstream.will(says_data({"url": URL}, *data))
+
+        good, bad = upstream.call(asked("dall-e-2"), 2).images
+
+        assert (good.source, good.failure) == (URL, None)
+        assert (bad.source, type(bad.failure)) == (None, failure)
         assert len(upstream.requests) == 1
 
     @pytest.mark.parametrize("n", [1, 3])
@@ -438,6 +450,7 @@ class Refusal:
     code: str | None = None
 
 
+RAISED = [ValueError, RuntimeError, RecursionError, OSError, AttributeError, MemoryError]
 HTML = "<html><h1>Oops</h1></html>"
 REFUSALS = {
     "policy, DALL·E": Refusal(
@@ -553,6 +566,32 @@ class TestRefusal:
         upstream.will(refuses(500, message="database at 10.0.0.1 is down"))
 
         assert "database" not in upstream.failure().message
+
+    @pytest.mark.parametrize("length", [12_000, 200_000])
+    def test_a_refusal_of_many_question_marks_is_read_at_once(self, upstream: Upstream, length: int) -> None:
+        upstream.will(refuses(400, message="?" * length))
+        begun = time.monotonic()
+
+        assert type(upstream.failure()) is UpstreamRefusedRequestError
+        assert time.monotonic() - begun < AT_MOST_SECONDS
+
+    @pytest.mark.parametrize("status", [400, 429, 500])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            pytest.param(b'{"error":' * 50_000, id="nested beyond reason"),
+            pytest.param(b'{"error":{"message":"\\ud83d"}}', id="half a surrogate pair"),
+            pytest.param(b'{"error":{"message":1e999}}', id="a number out of range"),
+            pytest.param(b"\x00" * 1_000_000, id="a megabyte of nothing"),
+        ],
+    )
+    def test_a_refusal_with_a_hostile_body_keeps_its_meaning(
+        self, upstream: Upstream, status: int, body: bytes
+    ) -> None:
+        upstream.will(*[says(status, body)] * TRIES)
+        meanings = {400: UpstreamRefusedRequestError, 429: UpstreamRateLimitedError, 500: UpstreamFailedError}
+
+        assert type(upstream.failure()) is meanings[status]
 
     def test_a_refusal_whose_body_breaks_off_still_has_its_meaning(self, upstream: Upstream) -> None:
         upstream.will(lambda _: Reply(500, b"{", declared_length=100))
@@ -774,6 +813,103 @@ class TestLostConnection:
         assert len(upstream.requests) == 1
 
 
+class TestAnyException:
+    """Once a request may have been sent, whatever is raised means that money may have been spent."""
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}\r\n", id="chunk of -5"),
+            pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n{}\r\n", id="chunk of x"),
+            pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 99, id="chunk without end"),
+            pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}", id="length of -5"),
+            pytest.param(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n{}", id="no gzip"),
+            pytest.param(b"HTTP/1.1 200 OK\r\n\x00\xff: \x01\r\n:\r\n\r\n{}", id="garbage headers"),
+            pytest.param(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n{}", id="too many headers"),
+            pytest.param(b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000 + b"\r\n\r\n{}", id="a long header"),
+            pytest.param(b"HTTP/1.1 two OK\r\n\r\n", id="garbage status"),
+            pytest.param(b"HTTP/9.9 200 OK\r\n\r\n", id="unknown version"),
+        ],
+    )
+    def test_an_answer_that_breaks_http_may_have_cost_money_and_is_not_asked_for_again(
+        self, upstream: Upstream, sent: bytes
+    ) -> None:
+        def respond(request: Request) -> Reply:
+            request.connection.sendall(sent)
+            raise HungUpError
+
+        upstream.will(respond)
+
+        assert isinstance(upstream.failure(), MoneySpentError)
+        assert len(upstream.requests) == 1
+
+    @pytest.mark.parametrize("raised", RAISED)
+    def test_an_exception_of_the_request_may_have_cost_money(self, raised: type[Exception]) -> None:
+        assert type(failure_of(PoolStub(raised("hostile")))) is UpstreamConnectionLostError
+
+    @pytest.mark.parametrize("raised", [*RAISED, NewConnectionError])
+    def test_an_exception_while_an_answer_is_read_may_have_cost_money(self, raised: type[Exception]) -> None:
+        error = NewConnectionError(None, "late") if raised is NewConnectionError else raised("hostile")  # type: ignore[arg-type]
+        assert type(failure_of(PoolStub(ResponseStub(200, error)))) is UpstreamConnectionLostError
+
+    @pytest.mark.parametrize(("status", "meaning"), [(401, UpstreamKeyRefusedError), (500, UpstreamFailedError)])
+    @pytest.mark.parametrize("raised", RAISED)
+    def test_an_exception_while_a_refusal_is_read_leaves_the_status_its_meaning(
+        self, raised: type[Exception], status: int, meaning: type[ImagegenError]
+    ) -> None:
+        assert type(failure_of(PoolStub(ResponseStub(status, raised("hostile"))))) is meaning
+
+    def test_an_exception_while_an_answer_is_closed_does_not_lose_it(self) -> None:
+        response = ResponseStub(200, None, json.dumps({"data": [{"url": URL}]}).encode())
+
+        assert call_of(PoolStub(response)).images[0].source == URL
+
+
+@dataclass
+class ResponseStub:
+    """Its `read` raises `error`, or gives the body once. Its `close` raises."""
+
+    status: int
+    error: Exception | None
+    body: bytes = b""
+    headers: HTTPHeaderDict = field(default_factory=HTTPHeaderDict)
+
+    def read(self, amount: int) -> bytes:
+        if self.error:
+            raise self.error
+        body, self.body = self.body, b""
+        return body
+
+    def shutdown(self) -> None:
+        pass
+
+    def close(self) -> None:
+        raise RuntimeError("hostile")
+
+
+@dataclass
+class PoolStub:
+    outcome: Exception | ResponseStub
+
+    def request(self, *arguments: object, **named: object) -> ResponseStub:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+def call_of(pool: PoolStub) -> UpstreamAnswer:
+    provider = OpenAICompatibleProvider(
+        cast("HttpPool", pool), base_url="http://127.0.0.1/v1", key=lambda _: KEY, timeout=5, max_image_bytes=1
+    )
+    return provider.generate(asked(), 1, Deadline.after(5))
+
+
+def failure_of(pool: PoolStub) -> ImagegenError:
+    with pytest.raises(ImagegenError) as caught:
+        call_of(pool)
+    return caught.value
+
+
 class TestKey:
     def test_a_refused_key_is_read_anew_once_and_the_call_repeated_with_the_rotated_one(
         self, upstream: Upstream
@@ -840,65 +976,6 @@ class TestKey:
 
         assert type(upstream.failure()) is SecretUnavailableError
         assert upstream.requests == []
-
-
-class TestKeptConnections:
-    def test_the_second_call_takes_the_first_one_s_connection(self, upstream: Upstream) -> None:
-        upstream.will(says_data({"url": URL}), says_data({"url": URL}))
-
-        upstream.call()
-        upstream.call()
-
-        first, second = upstream.requests
-        assert first.connection is second.connection
-
-    def test_a_connection_that_the_upstream_closed_meanwhile_is_not_used(self, upstream: Upstream) -> None:
-        def answers_and_closes(request: Request) -> Reply:
-            body = json.dumps({"data": [{"url": URL}]}).encode()
-            request.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-            raise HungUpError
-
-        upstream.will(answers_and_closes, says_data({"url": URL}))
-
-        upstream.call()
-        connection_ended(upstream.requests[0])
-
-        assert upstream.call().images[0].source == URL
-        assert len(upstream.requests) == 2
-
-    def test_a_connection_that_died_unnoticed_while_it_idled_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("imagegen.outbound.pool.IDLE_SECONDS", 0.2)
-        with dying_connections() as (port, requests):
-            provider = a_provider(port, HttpPool())
-            provider.generate(asked(), 1, Deadline.after(5))
-            time.sleep(0.3)
-
-            assert provider.generate(asked(), 1, Deadline.after(5)).images[0].source == URL
-            assert requests == [1, 1]  # the first on each of two connections
-
-    def test_a_connection_that_died_unnoticed_is_not_used_although_other_hosts_kept_the_pool_busy(
-        self, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("imagegen.outbound.pool.IDLE_SECONDS", 0.4)
-        upstream.will(says_data({"url": URL}))
-        with dying_connections() as (port, requests):
-            provider = a_provider(port, upstream.pool)
-            provider.generate(asked(), 1, Deadline.after(5))
-            time.sleep(0.3)
-            upstream.call()
-            time.sleep(0.3)
-
-            assert provider.generate(asked(), 1, Deadline.after(5)).images[0].source == URL
-            assert requests == [1, 1]
-
-    def test_a_connection_that_dies_under_a_request_may_have_cost_money(self) -> None:
-        with dying_connections() as (port, requests):
-            provider = a_provider(port, HttpPool())
-            provider.generate(asked(), 1, Deadline.after(5))
-
-            with pytest.raises(UpstreamConnectionLostError):
-                provider.generate(asked(), 1, Deadline.after(5))
-            assert requests == [1, 2]
 
 
 def a_provider(port: int, pool: HttpPool) -> OpenAICompatibleProvider:

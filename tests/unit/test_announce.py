@@ -1,4 +1,4 @@
-"""The end of a generation is told at least once, and without what is nobody's business on the bus."""
+"""The end of a generation is published at least once, and without what does not belong on the bus."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from msgspec.structs import replace
 
 from imagegen import errors
+from imagegen.allowance import Allowance
 from imagegen.announce import announce
 from imagegen.deadline import Deadline
 from imagegen.errors import (
@@ -41,8 +42,9 @@ from imagegen.images import ImageRequest
 from imagegen.openai_wire.errors import ROWS
 from imagegen.openai_wire.events import generation_event, rejection_event
 from imagegen.openai_wire.requests import read_image_request
-from imagegen.work import give_up, work
+from imagegen.work import work
 from tests.conftest import ROOT
+from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.unit import test_manage, test_work
@@ -56,11 +58,6 @@ PROMPT, REVISED, USER = "an otter in a canary coat", "an otter, revised by a can
 WORDS = "The canary's own words: you may not paint https://upstream.example/canary"
 SIGNED = "https://images.example/canary.png?X-Amz-Signature=canary"
 CANARIES = (PROMPT, REVISED, USER, WORDS, SIGNED, "canary", "X-Amz")
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagegen.generate._FIRST_PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -84,9 +81,15 @@ def ids(bus: FakeEventBus) -> list[str]:
 def ended(records: FakeGenerationStore, status: Status = Status.COMPLETED) -> Generation:
     request = ImageRequest("a cat", "dall-e-3", "url")
     generation = admit(request, caller="alice", base_url="https://x.example", now=NOW, markers=Markers())
-    records.create(generation, "body")
+    records.create(generation)
+    records.claim(generation.id, "dead", now=NOW - LEASE, lease_until=NOW - 1)
+    records.save_sending(generation.id, "dead", 0, 1)
     records.claim(generation.id, "me", now=NOW, lease_until=NOW + LEASE)
     return records.end(generation.id, "me", status, now=NOW + 1)
+
+
+def publish(generation: Generation, records: FakeGenerationStore, bus: FakeEventBus) -> None:
+    announce(generation, records, FakeAllowanceCounters(), bus, lambda _: None)
 
 
 def now_of(records: FakeGenerationStore, generation: Generation) -> Generation:
@@ -96,110 +99,155 @@ def now_of(records: FakeGenerationStore, generation: Generation) -> Generation:
 
 
 @pytest.mark.parametrize("status", ENDS)
-def test_an_end_is_told_once_and_marked(status: Status) -> None:
+def test_an_end_is_published_once_and_marked(status: Status) -> None:
     records, bus = FakeGenerationStore(), FakeEventBus()
     generation = ended(records, status)
-    announce(generation, records, bus)
-    announce(now_of(records, generation), records, bus)
+    publish(generation, records, bus)
+    publish(now_of(records, generation), records, bus)
     assert bus.ended == [generation]
     assert now_of(records, generation) == replace(generation, announced=True)
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.IN_PROGRESS])
-def test_before_the_end_nothing_is_told(status: Status) -> None:
+def test_before_the_end_nothing_is_published(status: Status) -> None:
     records, bus = FakeGenerationStore(), FakeEventBus()
-    announce(replace(ended(records), status=status), records, bus)
+    publish(replace(ended(records), status=status), records, bus)
     assert bus.ended == []
     assert "mark_announced" not in records.asked
 
 
-@pytest.mark.parametrize(("when", "told"), [("before", 1), ("after", 2)])
-def test_a_bus_that_fails_leaves_the_end_to_be_told_again(when: Any, told: int) -> None:
+@pytest.mark.parametrize(("when", "published"), [("before", 1), ("after", 2)])
+def test_a_bus_that_fails_leaves_the_end_to_be_published_again(when: Any, published: int) -> None:
     records, bus = FakeGenerationStore(), FakeEventBus()
     generation = ended(records)
     bus.failures.append(when)
     with pytest.raises(RecordsUnavailableError):
-        announce(generation, records, bus)
+        publish(generation, records, bus)
     assert not now_of(records, generation).announced
-    announce(now_of(records, generation), records, bus)
-    assert ids(bus) == [generation.id] * told
+    publish(now_of(records, generation), records, bus)
+    assert ids(bus) == [generation.id] * published
     assert now_of(records, generation).announced
 
 
-@pytest.mark.parametrize(("when", "told"), [("before", 2), ("after", 1)])
-def test_what_could_not_be_marked_is_told_again(when: Any, told: int) -> None:
+@pytest.mark.parametrize(("when", "published"), [("before", 2), ("after", 1)])
+def test_what_could_not_be_marked_is_published_again(when: Any, published: int) -> None:
     records, bus = FakeGenerationStore(), FakeEventBus()
     generation = ended(records)
     records.failures.append(when)
     with pytest.raises(RecordsUnavailableError):
-        announce(generation, records, bus)
-    announce(now_of(records, generation), records, bus)
-    assert ids(bus) == [generation.id] * told
+        publish(generation, records, bus)
+    publish(now_of(records, generation), records, bus)
+    assert ids(bus) == [generation.id] * published
 
 
-def test_what_was_deleted_meanwhile_is_told_and_not_marked() -> None:
+def test_what_was_deleted_meanwhile_is_published_and_not_marked() -> None:
     records, bus = FakeGenerationStore(), FakeEventBus()
     generation = ended(records)
     records.bury(generation, now=NOW)
-    announce(generation, records, bus)
+    publish(generation, records, bus)
     assert ids(bus) == [generation.id]
     assert records.get(generation.id) is None
 
 
-def test_a_new_attempt_that_begins_while_its_failure_is_told_is_told_too() -> None:
-    """An operator's retry may come between the telling of an end and its mark."""
+def test_a_new_attempt_that_begins_while_its_failure_is_published_is_published_too() -> None:
+    """Another process may have published and marked the same end, so an operator may have begun a new attempt."""
     records = FakeGenerationStore()
     generation = ended(records, Status.FAILED)
 
     class Bus(FakeEventBus):
         def generation_ended(self, generation: Generation) -> None:
             super().generation_ended(generation)
-            records.requeue(generation.id)
+            if len(self.ended) == 1:
+                records.mark_announced(generation)
+                assert records.requeue(generation, now=NOW + 2) is not None
 
     bus = Bus()
-    announce(generation, records, bus)
+    publish(generation, records, bus)
     records.claim(generation.id, "again", now=NOW, lease_until=NOW + LEASE)
-    announce(records.end(generation.id, "again", Status.COMPLETED, now=NOW + 9), records, bus)
+    publish(records.end(generation.id, "again", Status.COMPLETED, now=NOW + 9), records, bus)
     assert [each.status for each in bus.ended] == [Status.FAILED, Status.COMPLETED]
+    assert now_of(records, generation).announced
 
 
-# Whoever ends a generation tells it.
+def test_the_batch_knows_before_the_bus_and_the_quota_is_returned_before_both() -> None:
+    steps: list[str] = []
+
+    class Counters(FakeAllowanceCounters):
+        def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
+            steps.append(f"{images} to {who}")
+
+    class Bus(FakeEventBus):
+        def generation_ended(self, generation: Generation) -> None:
+            steps.append("published")
+
+    records = FakeGenerationStore()
+    generation = ended(records, Status.FAILED)
+    records.save_refusal(generation.id, 0, 1)
+    current = now_of(records, generation)
+    for _ in range(2):  # two processes may look at the same end
+        announce(current, records, Counters(), Bus(), lambda _: steps.append("settled"))
+    assert steps[:4] == ["1 to alice", "1 to *", "settled", "published"]
+    assert steps[4:] == ["settled", "published"]
 
 
-def test_a_completion_is_told_with_all_that_is_stored(worker: test_work.World) -> None:
+def test_quota_is_returned_too_for_a_call_that_is_refused_after_the_end_was_published() -> None:
+    records, bus, counters = FakeGenerationStore(), FakeEventBus(), FakeAllowanceCounters()
+    Allowance(counters, 1, 1).reserve("alice", 1, now=NOW, token="t", may_undo=lambda: True)
+    generation = ended(records, Status.CANCELLED)
+    announce(generation, records, counters, bus, lambda _: None)
+    assert set(counters.used.values()) == {1}
+    records.save_refusal(generation.id, 0, 1)
+    for _ in range(2):
+        announce(now_of(records, generation), records, counters, bus, lambda _: None)
+    assert set(counters.used.values()) == {0}
+    assert ids(bus) == [generation.id]
+
+
+# The process that ends a generation publishes it.
+
+
+def test_a_completion_is_published_with_all_that_is_stored(worker: test_work.World) -> None:
     generation = worker.admitted(n=3)
     assert worker.deliver(generation.id) is None
-    (told,) = worker.bus.ended
-    assert (told.id, told.status, told.stored_ids) == (generation.id, Status.COMPLETED, generation.image_ids)
+    (published,) = worker.bus.ended
+    assert (published.id, published.status, published.stored_ids) == (
+        generation.id,
+        Status.COMPLETED,
+        generation.image_ids,
+    )
     assert worker.record(generation).announced
 
 
 @pytest.mark.parametrize("failure", [PromptRejectedError("no"), UpstreamFailedError("no")])
-def test_a_failure_is_told(worker: test_work.World, failure: ImagegenError) -> None:
+def test_a_failure_is_published(worker: test_work.World, failure: ImagegenError) -> None:
     worker.provider.failures.append(failure)
     generation = worker.admitted()
     assert worker.deliver(generation.id) is None
-    (told,) = worker.bus.ended
-    assert (told.id, told.failure) == (generation.id, kept(failure))
+    (published,) = worker.bus.ended
+    assert (published.id, published.failure) == (generation.id, kept(failure))
 
 
 @pytest.mark.parametrize("status", ENDS)
-def test_a_message_for_what_has_ended_and_was_told_tells_nothing(worker: test_work.World, status: Status) -> None:
+def test_a_message_for_what_has_ended_and_was_published_publishes_nothing(
+    worker: test_work.World, status: Status
+) -> None:
     generation = worker.admitted()
     worker.records.claim(generation.id, "other", now=NOW, lease_until=NOW + LEASE)
     worker.records.end(generation.id, "other", status, now=NOW)
-    announce(worker.record(generation), worker.records, FakeEventBus())
+    worker.records.let_go(generation.id, "other")
+    publish(worker.record(generation), worker.records, FakeEventBus())
     assert worker.deliver(generation.id) is None
-    assert give_up(generation.id, worker.workshop) is None
+    assert worker.give_up(generation.id) is None
     assert worker.bus.ended == []
 
 
 @pytest.mark.parametrize("status", ENDS)
-def test_a_message_for_what_has_ended_untold_tells_it(worker: test_work.World, status: Status) -> None:
-    """Whoever ended it died right after."""
+def test_a_message_for_what_has_ended_unpublished_publishes_it(worker: test_work.World, status: Status) -> None:
+    """The process that ended it died right after."""
     generation = worker.admitted()
     worker.records.claim(generation.id, "other", now=NOW, lease_until=NOW + LEASE)
     worker.records.end(generation.id, "other", status, now=NOW)
+    worker.records.let_go(generation.id, "other")
     for _ in range(2):
         assert worker.deliver(generation.id) is None
     assert [(each.id, each.status) for each in worker.bus.ended] == [(generation.id, status)]
@@ -207,9 +255,9 @@ def test_a_message_for_what_has_ended_untold_tells_it(worker: test_work.World, s
 
 
 @pytest.mark.parametrize("failure", [None, PromptRejectedError("no")])
-@pytest.mark.parametrize(("when", "told"), [("before", 1), ("after", 2)])
-def test_a_message_whose_end_could_not_be_told_comes_again_and_tells_it(
-    worker: test_work.World, failure: ImagegenError | None, when: Any, told: int
+@pytest.mark.parametrize(("when", "published"), [("before", 1), ("after", 2)])
+def test_a_message_whose_end_could_not_be_published_comes_again_and_publishes_it(
+    worker: test_work.World, failure: ImagegenError | None, when: Any, published: int
 ) -> None:
     generation = worker.admitted()
     worker.provider.failures.append(failure)
@@ -218,7 +266,7 @@ def test_a_message_whose_end_could_not_be_told_comes_again_and_tells_it(
         worker.deliver(generation.id)
     assert worker.record(generation).ended
     assert worker.deliver(generation.id) is None
-    assert ids(worker.bus) == [generation.id] * told
+    assert ids(worker.bus) == [generation.id] * published
     assert len(worker.provider.calls) == 1
 
 
@@ -233,7 +281,7 @@ def test_however_long_the_bus_is_gone_the_message_is_not_done(worker: test_work.
     assert (ids(worker.bus), len(worker.provider.calls)) == ([generation.id], 1)
 
 
-def test_an_end_whose_answer_was_lost_is_told_by_the_next(worker: test_work.World) -> None:
+def test_an_end_whose_answer_was_lost_is_published_by_the_next(worker: test_work.World) -> None:
     class Endless(FakeGenerationStore):
         def end(self, *arguments: Any, **more: Any) -> Generation:
             super().end(*arguments, **more)
@@ -248,9 +296,9 @@ def test_an_end_whose_answer_was_lost_is_told_by_the_next(worker: test_work.Worl
     assert ids(worker.bus) == [generation.id]
 
 
-@pytest.mark.parametrize(("when", "told"), [("before", 1), ("after", 2)])
-def test_a_first_worker_whose_end_could_not_be_told_leaves_it_to_the_message(
-    worker: test_work.World, when: Any, told: int
+@pytest.mark.parametrize(("when", "published"), [("before", 1), ("after", 2)])
+def test_a_first_worker_whose_end_could_not_be_published_leaves_it_to_the_message(
+    worker: test_work.World, when: Any, published: int
 ) -> None:
     generation = worker.admitted()
     claimed = worker.records.claim(generation.id, "api", now=NOW, lease_until=NOW + LEASE)
@@ -260,10 +308,10 @@ def test_a_first_worker_whose_end_could_not_be_told_leaves_it_to_the_message(
         work(claimed, "api", worker.workshop, Deadline.after(test_work.AT_MOST_SECONDS))
     assert worker.record(generation).status is Status.COMPLETED
     assert worker.deliver(generation.id) is None
-    assert ids(worker.bus) == [generation.id] * told
+    assert ids(worker.bus) == [generation.id] * published
 
 
-def test_a_generation_that_another_worker_has_taken_over_is_told_by_that_one(worker: test_work.World) -> None:
+def test_a_generation_that_another_worker_has_taken_over_is_published_by_that_one(worker: test_work.World) -> None:
     generation = worker.admitted()
 
     def taken_over() -> None:
@@ -274,7 +322,7 @@ def test_a_generation_that_another_worker_has_taken_over_is_told_by_that_one(wor
     assert worker.bus.ended == []
 
 
-def test_what_is_cancelled_while_the_upstream_works_is_told_by_whoever_meets_it_first(worker: test_work.World) -> None:
+def test_what_is_cancelled_while_the_upstream_works_is_published_by_its_worker(worker: test_work.World) -> None:
     generation = worker.admitted()
     worker.provider.during_call = lambda: worker.records.cancel(generation.id, now=NOW)
     assert worker.deliver(generation.id) is None
@@ -284,33 +332,33 @@ def test_what_is_cancelled_while_the_upstream_works_is_told_by_whoever_meets_it_
 # Dead letters.
 
 
-@pytest.mark.parametrize(("when", "told"), [(None, 1), ("before", 1), ("after", 2)])
-def test_what_is_given_up_is_told_as_failed(worker: test_work.World, when: Any, told: int) -> None:
+@pytest.mark.parametrize(("when", "published"), [(None, 1), ("before", 1), ("after", 2)])
+def test_what_is_given_up_is_published_as_failed(worker: test_work.World, when: Any, published: int) -> None:
     generation = worker.admitted()
     worker.left(generation, Call(generation.image_ids, 1))
     worker.bus.failures.append(when)
     if when:
         with pytest.raises(RecordsUnavailableError):
-            give_up(generation.id, worker.workshop)
-    assert give_up(generation.id, worker.workshop) is None
+            worker.give_up(generation.id)
+    assert worker.give_up(generation.id) is None
     assert {(each.id, each.status) for each in worker.bus.ended} == {(generation.id, Status.FAILED)}
-    assert len(worker.bus.ended) == told
+    assert len(worker.bus.ended) == published
 
 
-def test_what_somebody_works_on_is_not_told_as_given_up(worker: test_work.World) -> None:
+def test_what_somebody_works_on_is_not_published_as_given_up(worker: test_work.World) -> None:
     generation = worker.admitted()
     worker.records.claim(generation.id, "other", now=test_work.NOW, lease_until=test_work.NOW + LEASE)
-    give_up(generation.id, worker.workshop)
+    worker.give_up(generation.id)
     assert worker.bus.ended == []
 
 
 # Cancelled and deleted.
 
 
-def test_what_is_cancelled_is_told_at_once(desk: test_manage.World) -> None:
+def test_what_is_cancelled_is_published_at_once(desk: test_manage.World) -> None:
     generation = desk.created()
     cancelled = desk.cancel(generation.id)
-    assert desk.bus.ended == [cancelled]
+    assert desk.bus.ended == [cancelled]  # as the caller is answered
     assert desk.see(generation.id).announced
 
 
@@ -325,35 +373,15 @@ def test_a_bus_that_fails_hinders_no_cancelling_and_the_message_tells_it(worker:
     assert worker.record(generation).announced
 
 
-def test_what_is_deleted_before_its_end_is_told_as_cancelled(desk: test_manage.World) -> None:
+def test_what_is_deleted_before_its_end_is_published_as_cancelled(desk: test_manage.World) -> None:
     generation = desk.created()
     desk.delete(generation.id)
     assert [(each.id, each.status) for each in desk.bus.ended] == [(generation.id, Status.CANCELLED)]
 
 
-def test_a_bus_that_fails_hinders_no_deletion(desk: test_manage.World) -> None:
-    generation = desk.created()
-    desk.bus.failures.append("before")
-    desk.delete(generation.id)
-    assert desk.records.get(generation.id) is None
-
-
 @pytest.mark.parametrize("status", ENDS)
-def test_what_was_told_is_not_told_again_when_it_is_deleted(desk: test_manage.World, status: Status) -> None:
-    generation = desk.created()
-    desk.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + LEASE)
-    desk.records.end(generation.id, "worker", status, now=NOW)
-    announce(desk.see(generation.id), desk.records, FakeEventBus())
-    desk.delete(generation.id)
-    assert desk.bus.ended == []
-
-
-@pytest.mark.parametrize("status", ENDS)
-def test_an_end_that_nobody_told_yet_is_told_before_it_is_deleted(desk: test_manage.World, status: Status) -> None:
-    """The message that would tell it finds a tombstone."""
-    generation = desk.created()
-    desk.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + LEASE)
-    desk.records.end(generation.id, "worker", status, now=NOW)
+def test_what_was_published_is_not_published_again_when_it_is_deleted(desk: test_manage.World, status: Status) -> None:
+    generation = desk.ended(status, announced=True)
     desk.delete(generation.id)
     assert [(each.id, each.status) for each in desk.bus.ended] == [(generation.id, status)]
 
@@ -401,7 +429,7 @@ def full(status: Status, error: ImagegenError | None = None, *, stored: int = 2,
         generation,
         status=status,
         owner="canary-owner",
-        calls=tuple(Call(call.image_ids, 2, answer) for call in generation.calls),
+        calls=tuple(Call(call.image_ids, 2, 0, answer) for call in generation.calls),
         stored={image_id: StoredImage("image/png", 7) for image_id in generation.image_ids[:stored]},
         failure=kept(error) if error else None,
         completed_at=NOW + 7,
@@ -445,7 +473,7 @@ def test_what_did_not_come_as_an_event_has_no_custom_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "public"),
     [
         (
             PromptRejectedError(WORDS, param="prompt", code="content_policy_violation"),
@@ -466,11 +494,11 @@ def test_what_did_not_come_as_an_event_has_no_custom_id() -> None:
         ),
     ],
 )
-def test_a_failure_tells_type_code_and_param_and_no_words(error: ImagegenError, told: dict[str, Any]) -> None:
+def test_a_failure_tells_type_code_and_param_and_no_words(error: ImagegenError, public: dict[str, Any]) -> None:
     generation = full(Status.FAILED, error, stored=1)
     event = delivered(generation_event(generation))
     assert event["detail-type"] == "Image Generation Failed"
-    assert event["detail"]["error"] == told
+    assert event["detail"]["error"] == public
     assert event["detail"]["custom_id"] == "order-1234"
     assert [image["id"] for image in event["detail"]["images"]] == list(generation.stored_ids)
 
@@ -485,14 +513,14 @@ def test_a_cancellation_tells_what_is_stored(stored: int) -> None:
 @pytest.mark.parametrize(
     "kind", [kind for kind in ROWS if issubclass(kind, ImagegenError)], ids=lambda kind: kind.__name__
 )
-def test_every_failure_can_be_told(kind: type[ImagegenError]) -> None:
+def test_every_failure_can_be_published(kind: type[ImagegenError]) -> None:
     """As the end of a generation, whatever it is, and with a code."""
     if kind is not InvalidRequestError:  # it names its code itself, and ends no generation
         delivered(generation_event(full(Status.FAILED, kind(WORDS))))
     delivered(rejection_event(Rejection("7bf73129", "shop", "order-1234", kept(kind("Our own words.")))))
 
 
-def test_a_failure_that_this_version_does_not_know_can_be_told() -> None:
+def test_a_failure_that_this_version_does_not_know_can_be_published() -> None:
     generation = replace(full(Status.FAILED), failure=Failure("FromTheFutureError", WORDS, "size", None))
     assert not hasattr(errors, "FromTheFutureError")
     assert delivered(generation_event(generation))["detail"]["error"]["code"] == "internal_error"
@@ -515,7 +543,7 @@ def test_a_rejection_tells_which_event_and_why_in_our_own_words() -> None:
     }
 
 
-def test_a_rejection_of_an_event_that_names_nobody_can_be_told() -> None:
+def test_a_rejection_of_an_event_that_names_nobody_can_be_published() -> None:
     detail = delivered(rejection_event(Rejection("7bf73129", None, None, kept(InvalidRequestError("No.")))))["detail"]
     assert (detail["client"], detail["custom_id"], detail["error"]["code"]) == (None, None, None)
 
@@ -576,11 +604,11 @@ def test_a_schema_is_one_and_its_examples_are_valid(path: Any) -> None:
 
 
 def test_there_is_a_schema_for_every_event() -> None:
-    told = {generation_event(full(status))[0] for status in ENDS} | {
+    types = {generation_event(full(status))[0] for status in ENDS} | {
         "Image Generation Rejected",
         "Image Batch Completed",
     }
-    assert {json.loads(path.read_text())["title"] for path in SCHEMAS} == told | {"Image Generation Requested"}
+    assert {json.loads(path.read_text())["title"] for path in SCHEMAS} == types | {"Image Generation Requested"}
 
 
 @pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""A file becomes generations and two files of answers, whoever dies on the way and however often it is told."""
+"""A file becomes generations and two files of answers, even if processes die and it is announced several times."""
 
 import json
 import time
@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from imagegen.allowance import Allowance
-from imagegen.announce import announce
+from imagegen.announce import Settle, announce
 from imagegen.batches import (
     Batch,
     BatchStatus,
@@ -24,16 +24,23 @@ from imagegen.batches import (
 )
 from imagegen.carry_on import BatchShop, begin, carry_on
 from imagegen.deadline import Deadline
-from imagegen.errors import BatchEndedError, InvalidRequestError, RecordsUnavailableError, UnknownBatchError
+from imagegen.errors import (
+    BatchEndedError,
+    GenerationCancelledError,
+    InvalidRequestError,
+    RecordsUnavailableError,
+    UnknownBatchError,
+)
 from imagegen.file_lines import BLOCK_BYTES, MAX_LINE_BYTES, lines_of
-from imagegen.generations import Status
+from imagegen.generations import Generation, Origin, Status
+from imagegen.images import ImageRequest
 from imagegen.manage import delete
 from imagegen.manage_batch import cancel_batch, see_batch
 from imagegen.openai_wire.batches import batch_answer, batch_event, outcome_line, read_batch_line, refused_line
 from imagegen.openai_wire.inbox_messages import DroppedFile, read_inbox_message
 from imagegen.read_batch import CHUNK_LINES, Reader
 from imagegen.settle import Ledger
-from imagegen.submit import Desk
+from imagegen.submit import Attempt, Desk, submit
 from tests.conftest import ROOT
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore, FakeFiles
@@ -51,7 +58,7 @@ def line(custom_id: str, **body: Any) -> str:
 
 
 class World:
-    """An intake, and workers that make all images at once when they are told to."""
+    """An intake, and workers that make all images at once on demand."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.now = NOW
@@ -59,6 +66,7 @@ class World:
         self.bus, self.batch_bus, self.files = FakeEventBus(), FakeBatchBus(), FakeFiles()
         self.batches, self.lines, self.messages = FakeBatchStore(), FakeBatchLines(), FakeBatchQueue()
         self.ledger = Ledger(self.batches, self.lines, self.messages, outcome_line)
+        self.settle: Settle = self.ledger.settle
         self.desk = Desk(
             records=self.records,
             queue=self.queue,
@@ -95,9 +103,11 @@ class World:
 
     def make(self, generation_id: str, status: Status = Status.COMPLETED) -> None:
         if self.records.claim(generation_id, "w", now=self.now, lease_until=self.now + 1):
+            if status is Status.COMPLETED:
+                self.records.save_sending(generation_id, "w", 0, 1)
             self.records.end(generation_id, "w", status, now=self.now)
         if generation := self.records.get(generation_id):
-            announce(generation, self.records, self.bus, self.ledger.settle)
+            announce(generation, self.records, self.counters, self.bus, self.ledger.settle)
 
     def carry_on_all(self) -> None:
         while self.messages.sent:
@@ -195,7 +205,7 @@ def test_every_line_of_a_file_is_made_once_and_answered_in_its_order(world: Worl
     assert errors == []
     assert [key for key, _ in world.files.saved] == ["outbox/alice/a.output.jsonl", "outbox/alice/a.errors.jsonl"]
     assert world.counters.used["alice", "2025-10-09"] == count
-    assert [told.id for told in world.batch_bus.ended] == [batch.id]
+    assert [each.id for each in world.batch_bus.ended] == [batch.id]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +244,7 @@ def test_over_the_allowance_a_line_fails(world: World) -> None:
     assert {error["response"]["body"]["error"]["code"] for error in errors} == {"insufficient_quota"}
 
 
-def test_a_file_told_again_changes_nothing(world: World) -> None:
+def test_a_file_announced_again_changes_nothing(world: World) -> None:
     batch = world.drop(line("a"), "{")
     for _ in range(3):
         assert world.drop(line("a"), "{").id == batch.id
@@ -296,8 +306,8 @@ def test_a_turn_that_meets_no_line_moves_on(world: World) -> None:
     assert world.batch(batch).total == 2
 
 
-def test_after_a_fault_at_one_line_nobody_is_at_work_on_another(world: World) -> None:
-    """Or it would be begun behind the back of whoever carries the batch on, who may cancel it meanwhile."""
+def test_after_a_fault_at_one_line_no_thread_is_at_work_on_another(world: World) -> None:
+    """Otherwise it could begin after the process that carries the batch on has cancelled it."""
     begin_slowly = world.lines.begin
     begun: list[int] = []
 
@@ -390,6 +400,61 @@ def test_a_line_that_was_noted_and_never_begun_is_cancelled_too(world: World) ->
     world.carry_on_all()
     assert world.batch(batch).counts == Counts(0, 1)
     assert custom_ids(world.written()[1]) == ["a"]
+    with pytest.raises(GenerationCancelledError):
+        submit_line(world, batch)
+    assert world.records.get(line_generation_id(batch.id, 1)) is None
+    assert set(world.counters.used.values()) == {0}
+
+
+def submit_line(world: World, batch: Batch) -> None:
+    submit(
+        ImageRequest("a", "dall-e-2", "url"),
+        Attempt(),
+        world.desk,
+        caller="alice",
+        base_url="https://x.example",
+        work_here=False,
+        origin=Origin("a", batch.id, 1),
+        generation_id=line_generation_id(batch.id, 1),
+    )
+
+
+@pytest.mark.parametrize("noted_pending", ["before the cancellation", "after it", "before and after"])
+def test_a_line_that_a_late_reader_begins_after_the_batch_was_cancelled_makes_nothing(
+    world: World, noted_pending: str
+) -> None:
+    """The reader stopped for longer than its lease, about when it noted the line as pending."""
+    noted, batch = world.lines.begin, world.drop(line("a"))
+
+    def begins(batch_id: str, number: int, custom_id: str) -> None:
+        if noted_pending != "after it":
+            noted(batch_id, number, custom_id)
+        world.now += LEASE + 1
+        cancel_batch(batch.id, "alice", world.batches, world.messages, world.now)
+        world.carry_on_all()
+        assert world.batch(batch).status is BatchStatus.CANCELLED
+        if noted_pending != "before the cancellation":
+            noted(batch_id, number, custom_id)
+
+    world.lines.begin = begins  # type: ignore[assignment, method-assign]
+    assert world.carry_on(batch) == LEASE
+    assert world.records.get(line_generation_id(batch.id, 1)) is None
+    assert set(world.counters.used.values()) == {0}
+    assert not world.lines.any_pending(batch.id)
+    assert world.lines.counts(batch.id) == Counts(0, 1)
+
+
+def test_a_deleted_line_of_a_batch_that_is_cancelled_then_ends(world: World) -> None:
+    """The process that deleted it died before the batch knew."""
+    batch = world.drop(line("a"))
+    world.carry_on(batch, seconds=0)
+    generation_id = line_generation_id(batch.id, 1)
+    cancelled = world.records.cancel(generation_id, now=NOW)
+    assert cancelled is not None
+    world.records.bury(cancelled, now=NOW)
+    cancel_batch(batch.id, "alice", world.batches, world.messages, NOW)
+    world.carry_on_all()
+    assert (world.batch(batch).status, world.batch(batch).counts) == (BatchStatus.CANCELLED, Counts(0, 1))
 
 
 @pytest.mark.parametrize(("batch_id", "caller"), [("batch_x", "alice"), (None, "bob"), ("batch_" + "A" * 22, "alice")])
@@ -402,7 +467,7 @@ def test_anothers_batch_is_as_if_it_were_not_there(world: World, batch_id: str |
         cancel_batch(batch_id or batch.id, caller, world.batches, world.messages, NOW)
 
 
-# What is told.
+# Answers and events.
 
 
 def ended_batch(world: World) -> Batch:
@@ -452,7 +517,7 @@ def test_a_failed_generation_is_an_error_line(world: World) -> None:
 
 def delete_line(world: World, generation_id: str) -> None:
     images, until = FakeImageStore(), Deadline.after(9)
-    settle, now = world.ledger.settle, lambda: world.now
+    settle, now = world.settle, lambda: world.now
     delete(generation_id, "alice", world.records, world.queue, world.counters, world.bus, images, now, until, settle)
 
 
@@ -476,10 +541,31 @@ def test_a_line_whose_generation_is_deleted_says_so_and_is_not_made_anew(world: 
     assert world.batch(batch).counts == Counts(1, 1)
 
 
-# What the intake is told.
+def test_a_deletion_that_dies_right_after_the_tombstone_leaves_its_line_settled(world: World) -> None:
+    batch = world.drop(line("a"))
+    world.carry_on(batch)
+    deleted = line_generation_id(batch.id, 1)
+    if world.records.claim(deleted, "w", now=NOW, lease_until=NOW + 1):
+        world.records.end(deleted, "w", Status.COMPLETED, now=NOW)  # and dies before the batch knows
+    settle = world.ledger.settle
+
+    def dying(generation: Generation) -> None:
+        if world.records.tombstone(generation.id):
+            raise RecordsUnavailableError("no")
+        settle(generation)
+
+    world.settle = dying
+    with pytest.raises(RecordsUnavailableError):
+        delete_line(world, deleted)
+    assert world.records.get(deleted) is None
+    world.carry_on_all()
+    assert (world.batch(batch).status, world.batch(batch).counts) == (BatchStatus.COMPLETED, Counts(1, 0))
 
 
-def told(key: str = "inbox/shop/a.jsonl", **changes: Any) -> str:
+# The intake's messages.
+
+
+def message(key: str = "inbox/shop/a.jsonl", **changes: Any) -> str:
     detail = {"bucket": {"name": "b"}, "object": {"key": key, "size": 7, "version-id": "v"}}
     return json.dumps({"id": "e", "source": "aws.s3", "detail-type": "Object Created", "detail": detail} | changes)
 
@@ -494,7 +580,7 @@ def told(key: str = "inbox/shop/a.jsonl", **changes: Any) -> str:
     ],
 )
 def test_a_file_is_its_folders_clients(key: str, client: str, is_batch: bool) -> None:
-    dropped = read_inbox_message(told(key))
+    dropped = read_inbox_message(message(key))
     assert isinstance(dropped, DroppedFile)
     assert (dropped.owner(), dropped.is_batch, dropped.event_id) == (client, is_batch, "e")
     assert dropped.file == InboxFile(key, "v", 7)
@@ -511,8 +597,8 @@ def test_a_file_is_its_folders_clients(key: str, client: str, is_batch: bool) ->
         f"inbox/{'ü' * 503}.jsonl",
     ],
 )
-def test_a_file_that_is_nobodys_or_of_no_kind_we_take_is_refused(key: str) -> None:
-    dropped = read_inbox_message(told(key))
+def test_a_file_of_no_client_or_of_an_unknown_kind_is_refused(key: str) -> None:
+    dropped = read_inbox_message(message(key))
     assert isinstance(dropped, DroppedFile)
     with pytest.raises(InvalidRequestError) as refused:
         dropped.owner()
@@ -520,7 +606,7 @@ def test_a_file_that_is_nobodys_or_of_no_kind_we_take_is_refused(key: str) -> No
 
 
 def test_the_longest_key_of_a_batch_has_an_output() -> None:
-    dropped = read_inbox_message(told(f"inbox/{'x' * 1004}.jsonl"))
+    dropped = read_inbox_message(message(f"inbox/{'x' * 1004}.jsonl"))
     assert isinstance(dropped, DroppedFile)
     batch = Batch(id="batch_x", caller=dropped.owner(), file=dropped.file, created_at=0)
     assert len(batch.output_key) == len(batch.errors_key) == 1024  # S3's most
@@ -540,10 +626,10 @@ def test_a_batch_that_is_to_be_carried_on_is_its_id() -> None:
         "[" * 100_000,
         '{"batch_id": "batch_x"}',
         '{"batch_id": 7}',
-        told(source="shop"),
-        told(**{"detail-type": "Object Deleted"}),
-        told(detail={"object": {"key": "inbox/a.jsonl", "size": 7}, "bucket": {"name": "b"}}),
-        told(detail=None),
+        message(source="shop"),
+        message(**{"detail-type": "Object Deleted"}),
+        message(detail={"object": {"key": "inbox/a.jsonl", "size": 7}, "bucket": {"name": "b"}}),
+        message(detail=None),
     ],
 )
 def test_what_is_neither_is_none_of_the_inboxs(body: str) -> None:

@@ -1,4 +1,4 @@
-"""When a message comes again that met a fault of ours."""
+"""When a message comes again that met a fault of this service."""
 
 from imagegen.come_again import pause_after_fault
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from typing import Any
 
+import msgspec
 import pytest
 
 from imagegen.deadline import Deadline
 from imagegen.errors import (
+    AbandonedError,
     ImageDownloadError,
     ImageDownloadInterruptedError,
     ImagegenError,
@@ -20,6 +22,7 @@ from imagegen.errors import (
     ImageTooLargeError,
     ImageTruncatedError,
     ImageUrlRefusedError,
+    InternalError,
     MoneySpentError,
     NotAnImageError,
     NothingSpentError,
@@ -36,7 +39,8 @@ from imagegen.errors import (
     UpstreamTooFewImagesError,
     UpstreamUnreachableError,
 )
-from imagegen.generate import KEEP_TRIES, Tools, generate
+from imagegen.failures import kept
+from imagegen.generate import KEEP_TRIES, Tools, UnfinishedError, generate
 from imagegen.generations import (
     AnsweredImage,
     Call,
@@ -49,7 +53,7 @@ from imagegen.generations import (
     admit,
     new_owner,
 )
-from imagegen.images import ImageBody, ImageRequest, ResponseFormat, UpstreamAnswer
+from imagegen.images import ImageBody, ImageRequest, ResponseFormat, UpstreamAnswer, UpstreamImage
 from tests.fakes.generation_store import FakeGenerationStore, When
 from tests.fakes.image_source import FakeImageSource
 from tests.fakes.image_store import FakeImageStore
@@ -86,6 +90,7 @@ class World:
     store: FakeImageStore = field(default_factory=FakeImageStore)
     records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
     repeat_unknown: bool = True
+    may_send: bool = True
     now: float = 1_700_000_000
 
     def __post_init__(self) -> None:
@@ -95,7 +100,7 @@ class World:
         """A new generation, claimed."""
         request = ImageRequest(prompt="a cat", model=model, response_format=response_format, n=n)
         generation = admit(request, caller="somebody", base_url="https://api.example", now=self.now, markers=Markers())
-        self.records.create(generation, "fingerprint")
+        self.records.create(generation)
         return self.claimed(generation.id)
 
     def claimed(self, generation_id: str) -> Generation:
@@ -114,17 +119,24 @@ class World:
         """
         assert generation.owner
         for index, call in enumerate(calls):
-            self.records.save_call(generation.id, generation.owner, index, call)
+            for sending in range(1, call.sent + 1):
+                self.records.save_sending(generation.id, generation.owner, index, sending)
+            for sending in range(1, call.refused + 1):
+                self.records.save_refusal(generation.id, index, sending)
+            if call.answer:
+                self.records.save_answer(generation.id, index, call.answer)
         for image_id in stored:
             self.store.saved[image_id] = ("image/png", png(image_id))
         for image_id in noted:
             image = StoredImage("image/png", len(png(image_id)))
-            self.records.save_image(generation.id, generation.owner, image_id, image)
+            self.records.save_image(generation.id, image_id, image)
         return self.claimed(generation.id)
 
     def generate(self, generation: Generation, *, deadline: Deadline | None = None) -> Generation:
         """Gives the record afterwards."""
-        tools = Tools(self.provider, self.source, self.store, self.records, self.pool, self.repeat_unknown)
+        tools = Tools(
+            self.provider, self.source, self.store, self.records, self.pool, self.repeat_unknown, self.may_send
+        )
         assert generation.owner
         generate(generation, generation.owner, tools, deadline or Deadline.after(30))
         return self.record(generation)
@@ -345,6 +357,11 @@ class TestWhatTheUpstreamSaid:
         assert world.generate(world.begun(2)).usage is None
 
 
+def same(error: BaseException | None, failure: ImagegenError) -> bool:
+    """Whether it is the failure, which may have been on the record meanwhile."""
+    return isinstance(error, ImagegenError) and kept(error) == kept(failure)
+
+
 INTERRUPTED = ImageDownloadInterruptedError("broke off")
 TRUNCATED = ImageTruncatedError("ends too early")
 HICCUP = ImageStorageInterruptedError("not this time")
@@ -421,7 +438,7 @@ class TestKeepingWhatWasPaidFor:
     def test_bytes_that_end_too_early_are_not_looked_at_again(self, world: World) -> None:
         world.source.failures_in_body.append(TRUNCATED)
 
-        assert world.failure(world.begun(response_format="b64_json")) is TRUNCATED
+        assert same(world.failure(world.begun(response_format="b64_json")), TRUNCATED)
         assert len(world.source.opened) == 1
 
     def test_no_new_try_is_begun_whose_pause_would_outlast_the_deadline(
@@ -437,13 +454,17 @@ class TestKeepingWhatWasPaidFor:
         assert isinstance(world.failure(world.begun(3), deadline=Deadline.after(0)), NothingSpentError)
         assert world.provider.calls == []
 
-    def test_with_the_deadline_over_after_the_answer_the_failure_says_that_money_was_spent(self, world: World) -> None:
+    def test_without_time_to_fetch_a_known_url_the_next_attempt_fetches_it_and_buys_nothing(self, world: World) -> None:
         over = threading.Event()
-        deadline = Deadline.after(0.05)
         world.provider.during_call = lambda: over.wait(0.1)
+        generation = world.begun()
 
-        assert isinstance(world.failure(world.begun(), deadline=deadline), ImageDownloadInterruptedError)
+        with pytest.raises(UnfinishedError):
+            world.generate(generation, deadline=Deadline.after(0.05))
+        record = world.generate(world.claimed(generation.id))
+
         assert len(world.provider.calls) == 1
+        assert record.stored_ids == generation.image_ids
 
 
 RATE_LIMITED = UpstreamRateLimitedError("slow down")
@@ -513,7 +534,7 @@ class TestFailure:
         error = world.failure(generation)
 
         assert isinstance(error, PartialGenerationError)
-        assert error.__cause__ is failure
+        assert same(error.__cause__, failure)
         assert set(error.images) == set(world.store.saved)
         assert tuple(error.images) == world.record(generation).stored_ids
         assert len(error.images) == 3
@@ -553,37 +574,35 @@ class TestFailure:
 
     @pytest.mark.parametrize("response_format", FORMATS)
     @pytest.mark.parametrize("where", ["provider", "source", "store"])
-    def test_what_nobody_expected_comes_through_as_it_is(
-        self, world: World, where: str, response_format: ResponseFormat
+    @pytest.mark.parametrize("bug", [ValueError("a bug"), RuntimeError("a bug"), KeyError("a bug")])
+    def test_what_nobody_expected_may_have_cost_money(
+        self, world: World, bug: Exception, where: str, response_format: ResponseFormat
     ) -> None:
-        bug = KeyError("a bug")
         getattr(world, where).failures.append(bug)
 
-        with pytest.raises(KeyError) as caught:
-            world.generate(world.begun(response_format=response_format))
+        assert type(world.failure(world.begun(response_format=response_format))) is InternalError
+        assert len(world.provider.calls) == 1
 
-        assert caught.value is bug
-
-    @pytest.mark.parametrize("failure", NOTHING_SPENT + MONEY_SPENT, ids=names)
+    @pytest.mark.parametrize("failure", NOTHING_SPENT, ids=lambda failure: type(failure).__name__)
     @pytest.mark.parametrize("order", list(permutations(range(2))))
-    def test_what_nobody_expected_outweighs_every_failure_since_another_attempt_may_end_well(
+    def test_what_nobody_expected_outweighs_a_call_that_bought_nothing(
         self, world: World, order: tuple[int, ...], failure: ImagegenError
     ) -> None:
         failures: tuple[Exception, Exception] = (failure, KeyError("a bug"))
         world.provider.failures.extend(failures[at] for at in order)
 
-        with pytest.raises(KeyError):
-            world.generate(world.begun(2))
+        assert type(world.failure(world.begun(2))) is InternalError
 
     def test_what_nobody_expected_among_good_images_leaves_these_stored_and_on_the_record(self, world: World) -> None:
         bug = KeyError("a bug")
         world.store.failures.append(bug)
         generation = world.begun(3)
 
-        with pytest.raises(KeyError) as caught:
-            world.generate(generation)
+        error = world.failure(generation)
 
-        assert caught.value is bug
+        assert isinstance(error, PartialGenerationError)
+        assert isinstance(error.__cause__, InternalError)
+        assert error.__cause__.__cause__ is bug
         assert len(world.store.saved) == 2
         assert set(world.record(generation).stored_ids) == set(world.store.saved)
 
@@ -615,9 +634,7 @@ class TestFailure:
 
         generation = world.begun(2, model)
 
-        with pytest.raises(ValueError, match="shorter"):  # a provider that breaks its contract is a bug
-            world.generate(generation)
-
+        assert type(world.failure(generation)) is InternalError  # a provider that breaks its contract is a bug
         assert [call.answer for call in world.record(generation).calls] == [None] * len(generation.calls)
 
     def test_every_failure_after_a_success_says_that_money_was_spent(self, world: World) -> None:
@@ -627,15 +644,15 @@ class TestFailure:
 
 
 class WatchedRecords(FakeGenerationStore):
-    """`before_noting` is told of each call that is about to be noted."""
+    """`before_noting` is told of each call whose answer is about to be noted."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.before_noting: Callable[[Call], object] = lambda _: None
+        self.before_noting: Callable[[int], object] = lambda _: None
 
-    def save_call(self, generation_id: str, owner: str, index: int, call: Call) -> None:
-        self.before_noting(call)
-        super().save_call(generation_id, owner, index, call)
+    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> None:
+        self.before_noting(index)
+        super().save_answer(generation_id, index, answer)
 
 
 class WatchedSource(FakeImageSource):
@@ -691,10 +708,10 @@ class TestWhatIsKnownIsNotedBeforeWhatIsNext:
         world.records = records = WatchedRecords()
         generation = world.begun(n, model, "b64_json")
 
-        def look(call: Call) -> None:
-            if call.answer:
-                stored.append(set(call.image_ids) <= set(world.store.saved))
-                noted.append(set(call.image_ids) <= set(world.record(generation).stored))
+        def look(index: int) -> None:
+            image_ids = set(generation.calls[index].image_ids)
+            stored.append(image_ids <= set(world.store.saved))
+            noted.append(image_ids <= set(world.record(generation).stored))
 
         records.before_noting = look
 
@@ -736,7 +753,7 @@ class TestWhatIsKnownIsNotedBeforeWhatIsNext:
         assert call.answer == CallAnswer((AnsweredImage("https://images.example/1-1.png", "a cat, 1-1"),))
 
     @pytest.mark.parametrize("failure", NOTHING_SPENT + MONEY_SPENT, ids=names)
-    def test_a_call_that_failed_has_its_intent_on_the_record_and_no_answer(
+    def test_a_call_that_failed_has_its_sending_on_the_record_and_whether_it_was_refused(
         self, world: World, failure: ImagegenError
     ) -> None:
         world.provider.failures.append(failure)
@@ -744,7 +761,8 @@ class TestWhatIsKnownIsNotedBeforeWhatIsNext:
 
         world.failure(generation)
 
-        assert world.record(generation).calls == (Call(generation.image_ids, sent=1),)
+        refused = int(isinstance(failure, NothingSpentError))
+        assert world.record(generation).calls == (Call(generation.image_ids, sent=1, refused=refused),)
 
     def test_nothing_is_looked_for_where_nothing_can_be(self, world: World) -> None:
         world.generate(world.begun(4, "dall-e-2"))
@@ -919,12 +937,17 @@ class TestTakeover:
         assert tuple(error.images) == generation.image_ids[1:]
         assert len(world.provider.calls) == 1
 
-    def test_where_nobody_can_look_what_is_stored_nothing_is_bought(self, world: World) -> None:
+    @pytest.mark.parametrize("sent", [1, 2])
+    def test_where_s3_cannot_be_asked_what_is_stored_the_generation_is_unfinished(
+        self, world: World, sent: int
+    ) -> None:
         generation = world.begun()
-        left = world.left_behind(generation, Call(generation.image_ids, sent=1))
+        left = world.left_behind(generation, Call(generation.image_ids, sent=sent), stored=generation.image_ids)
         world.store.failures_to_find.extend([HICCUP] * KEEP_TRIES)
 
-        assert isinstance(world.failure(left), MoneySpentError)
+        with pytest.raises(UnfinishedError):
+            world.generate(left)
+        assert world.generate(world.claimed(generation.id)).stored_ids == generation.image_ids
         assert world.provider.calls == []
 
     def test_where_the_bucket_hiccups_it_is_asked_again_what_is_stored(self, world: World) -> None:
@@ -958,7 +981,128 @@ class TestTakeover:
 
 
 def replace_call(call: Call, *, sent: int, answer: CallAnswer | None = None) -> Call:
-    return Call(call.image_ids, sent, answer)
+    return msgspec.structs.replace(call, sent=sent, answer=answer)
+
+
+class OneBroken(FakeProvider):
+    """The second image of each answer is not usable."""
+
+    def generate(self, request: ImageRequest, n: int, deadline: Deadline) -> UpstreamAnswer:
+        answer = super().generate(request, n, deadline)
+        images = list(answer.images)
+        images[1] = UpstreamImage(failure=INVALID)
+        return replace(answer, images=tuple(images))
+
+
+class TestOneBrokenImageAmongThree:
+    @pytest.mark.parametrize("response_format", FORMATS)
+    @pytest.mark.parametrize("where", ["answer", "storing"])
+    def test_the_good_ones_are_kept_and_a_takeover_does_not_ask_again(
+        self, world: World, where: str, response_format: ResponseFormat
+    ) -> None:
+        failure: ImagegenError = INVALID
+        if where == "answer":
+            world.provider = OneBroken()
+            world.source.files = world.provider.files
+        else:
+            failure = ImageStorageError("access denied")
+            world.store.failures.append(failure)
+        generation = world.begun(3, "dall-e-2", response_format)
+
+        error = world.failure(generation)
+        kept_first = dict(world.store.saved)
+
+        assert isinstance(error, PartialGenerationError)
+        assert same(error.__cause__, failure)
+        assert len(kept_first) == 2
+        assert error.images == world.record(generation).stored_ids
+        assert set(error.images) == set(kept_first)
+
+        if where == "storing" and response_format == "url":  # its URL is known: a takeover can still fetch it
+            assert world.generate(world.claimed(generation.id)).stored_ids == generation.image_ids
+        else:
+            again = world.failure(world.claimed(generation.id))
+            assert isinstance(again, PartialGenerationError)
+            assert same(again.__cause__, failure)
+            assert world.store.saved == kept_first
+        assert len(world.provider.calls) == 1
+
+    def test_why_it_is_broken_is_noted_with_the_answer(self, world: World) -> None:
+        world.provider = OneBroken()
+        world.source.files = world.provider.files
+        generation = world.begun(3, "dall-e-2")
+
+        world.failure(generation)
+
+        answered = world.record(generation).calls[0].answer
+        assert answered is not None
+        assert [image.failure for image in answered.images] == [None, kept(INVALID), None]
+
+
+class TestSendingAgain:
+    @pytest.mark.parametrize("failure", NOTHING_SPENT, ids=lambda failure: type(failure).__name__)
+    @pytest.mark.parametrize(("sent", "refused", "known"), [(0, 0, True), (1, 1, True), (1, 0, False), (2, 1, False)])
+    def test_a_refusal_is_an_unknown_outcome_only_if_an_earlier_sending_is(
+        self, world: World, sent: int, refused: int, known: bool, failure: ImagegenError
+    ) -> None:
+        generation = world.begun()
+        left = world.left_behind(generation, Call(generation.image_ids, sent=sent, refused=refused))
+        world.provider.failures.append(failure)
+
+        error = world.failure(left)
+
+        assert (error is failure) is known
+        assert (type(error) is OutcomeUnknownError) is not known
+        (call,) = world.record(generation).calls
+        assert (call.sent, call.refused, call.charged) == (sent + 1, refused + 1, not known)
+
+    @pytest.mark.parametrize(("sent", "refused"), [(2, 1), (5, 4), (3, 3)])
+    def test_refused_sendings_leave_the_number_that_may_still_be_sent(
+        self, world: World, sent: int, refused: int
+    ) -> None:
+        generation = world.begun()
+        left = world.left_behind(generation, Call(generation.image_ids, sent=sent, refused=refused))
+
+        assert world.generate(left).stored_ids == generation.image_ids
+        assert len(world.provider.calls) == 1
+
+    @pytest.mark.parametrize("repeat_unknown", [True, False])
+    @pytest.mark.parametrize("retries", [0, 1, 2])
+    def test_each_retry_of_an_operator_allows_one_more_sending(
+        self, world: World, retries: int, repeat_unknown: bool
+    ) -> None:
+        world.repeat_unknown = repeat_unknown
+        most = (2 if repeat_unknown else 1) + retries
+        for sent in (most - 1, most):
+            generation = world.begun()
+            left = world.left_behind(generation, Call(generation.image_ids, sent=sent))
+            left = msgspec.structs.replace(left, retries=retries)
+            if sent < most:
+                assert world.generate(left).calls[0].sent == most
+            else:
+                assert type(world.failure(left)) is OutcomeUnknownError
+        assert len(world.provider.calls) == 1
+
+    def test_without_leave_to_send_nothing_is_bought_but_what_is_known_is_fetched(self, world: World) -> None:
+        world.may_send = False
+        generation = world.begun(3)
+        first, second, third = generation.calls
+        world.source.files["https://images.example/a"] = png("a")
+        left = world.left_behind(
+            generation,
+            replace_call(first, sent=1, answer=answer("https://images.example/a")),
+            replace_call(second, sent=1),
+            third,
+            stored=second.image_ids,
+        )
+
+        error = world.failure(left)
+
+        assert isinstance(error, PartialGenerationError)
+        assert isinstance(error.__cause__, AbandonedError)
+        assert error.images == (*first.image_ids, *second.image_ids)
+        assert world.record(generation).calls[2] == third
+        assert world.provider.calls == []
 
 
 class TestLostClaim:
@@ -991,28 +1135,47 @@ class TestLostClaim:
 
         assert len(world.provider.calls) == 1
 
-    def test_bytes_that_came_before_the_loss_was_known_are_stored(self, world: World) -> None:
-        generation = world.begun(response_format="b64_json")
+    @pytest.mark.parametrize("response_format", FORMATS)
+    def test_a_late_answer_and_its_images_are_noted_although_the_generation_was_cancelled(
+        self, world: World, response_format: ResponseFormat
+    ) -> None:
+        generation = world.begun(3, "dall-e-2", response_format)
         world.provider.during_call = lambda: world.records.cancel(generation.id, now=world.now)
 
-        with pytest.raises(LostClaimError):
-            world.generate(generation)
+        record = world.generate(generation)
 
-        assert world.store.saved == {generation.image_ids[0]: ("image/png", png("1-1"))}
+        assert record.status is Status.CANCELLED
+        assert record.calls[0].answer is not None
+        assert record.stored_ids == generation.image_ids == tuple(i for i in record.image_ids if i in world.store.saved)
+
+    @pytest.mark.parametrize("failure", NOTHING_SPENT, ids=lambda failure: type(failure).__name__)
+    def test_a_late_refusal_is_noted_although_the_generation_was_cancelled(
+        self, world: World, failure: ImagegenError
+    ) -> None:
+        generation = world.begun()
+        world.provider.during_call = lambda: world.records.cancel(generation.id, now=world.now)
+        world.provider.failures.append(failure)
+
+        assert world.failure(generation) is failure
+        record = world.record(generation)
+        assert (record.status, record.calls[0].charged, record.unreturned) == (Status.CANCELLED, False, 1)
 
     @pytest.mark.parametrize("failure", NOTHING_SPENT + MONEY_SPENT, ids=names)
     @pytest.mark.parametrize("order", list(permutations(range(2))))
-    def test_a_loss_outweighs_what_went_wrong(
+    def test_a_deletion_outweighs_what_went_wrong(
         self, world: World, order: tuple[int, ...], failure: ImagegenError
     ) -> None:
         generation = world.begun(2)
         barrier = threading.Barrier(2)
 
-        def lose() -> None:
+        def delete() -> None:
+            if barrier.wait(BARRIER_SECONDS) == 0:
+                ended = world.records.cancel(generation.id, now=world.now)
+                assert ended is not None
+                world.records.bury(ended, now=world.now)
             barrier.wait(BARRIER_SECONDS)
-            world.records.cancel(generation.id, now=world.now)
 
-        world.provider.during_call = lose
+        world.provider.during_call = delete
         failures = (failure, None)
         world.provider.failures.extend(failures[at] for at in order)
 

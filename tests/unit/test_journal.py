@@ -48,7 +48,7 @@ def submitted(
 
 def delivered(world: test_work.World, journal: FakeJournal, generation_id: str) -> None:
     shop = replace(world.workshop, journal=journal)
-    work_on_message(generation_id, shop, Deadline.after(10), sent_at=NOW, hold=lambda _: None)
+    work_on_message(generation_id, shop, Deadline.after(10), hold=lambda _: None)
 
 
 def test_a_begun_generation_is_told_with_what_is_reserved_and_a_retry_that_attaches_as_such(

@@ -31,6 +31,7 @@ PLAIN = {
         "catalog",
         "deadline",
         "image_format",
+        "redaction",
         "web_address",
     )
 }

@@ -6,18 +6,22 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from imagegen.allowance import Allowance, release
+from imagegen.allowance import Allowance
+from imagegen.announce import announce
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     DeletionUnfinishedError,
     GenerationEndedError,
     ImageStorageError,
+    PromptRejectedError,
     RecordsUnavailableError,
     UnknownGenerationError,
 )
-from imagegen.generations import Call, Generation, Markers, Status, admit, fingerprint
+from imagegen.failures import kept
+from imagegen.generations import Generation, LostClaimError, Markers, Status, Tombstone, admit
 from imagegen.images import ImageBody, ImageRequest
-from imagegen.manage import cancel, delete, see
+from imagegen.manage import LEASE_SECONDS, UNFINISHED_SECONDS, cancel, delete, retry, see
+from imagegen.submit import SAFETY_NET_LEASES
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
@@ -27,7 +31,6 @@ from tests.fakes.provider import png
 
 NOW = 1_760_000_000.0
 REQUEST = ImageRequest("a cat", "dall-e-3", "b64_json", n=2)
-BODY = fingerprint(REQUEST)
 
 
 @dataclass
@@ -37,12 +40,32 @@ class World:
     queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
     counters: FakeAllowanceCounters = field(default_factory=FakeAllowanceCounters)
     bus: FakeEventBus = field(default_factory=FakeEventBus)
+    now: float = NOW + 5
+    settled: list[Generation] = field(default_factory=list)
 
-    def created(self, markers: Markers | None = None) -> Generation:
-        markers = markers or Markers()
-        generation = admit(REQUEST, caller="alice", base_url="https://x.example", now=NOW, markers=markers)
-        self.records.create(generation, BODY)
+    def created(self) -> Generation:
+        generation = admit(REQUEST, caller="alice", base_url="https://x.example", now=NOW, markers=Markers())
+        allowance = Allowance(self.counters, 10, 10)
+        allowance.reserve("alice", REQUEST.n, now=NOW, token=generation.id, may_undo=lambda: True)
+        self.records.create(generation)
         return generation
+
+    def sent(self, generation: Generation) -> None:
+        """A worker has asked the upstream for the first image."""
+        self.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
+        self.records.save_sending(generation.id, "worker", 0, 1)
+
+    def ended(self, status: Status, *, announced: bool = False) -> Generation:
+        """All of its images were made, unless it has failed; then the first was."""
+        generation = self.created()
+        self.sent(generation)
+        if status is Status.COMPLETED:
+            self.records.save_sending(generation.id, "worker", 1, 1)
+        failure = kept(PromptRejectedError("no")) if status is Status.FAILED else None
+        ended = self.records.end(generation.id, "worker", status, now=NOW, failure=failure)
+        if announced:
+            announce(ended, self.records, self.counters, self.bus, self.settled.append)
+        return self.see(generation.id)
 
     def store(self, generation: Generation) -> None:
         for image_id in generation.image_ids:
@@ -54,12 +77,16 @@ class World:
         return see(generation_id, caller, self.records)
 
     def cancel(self, generation_id: str, caller: str = "alice") -> Generation:
-        return cancel(generation_id, caller, self.records, self.counters, self.bus, lambda: NOW + 5)
+        now = lambda: self.now  # noqa: E731
+        return cancel(generation_id, caller, self.records, self.counters, self.bus, now, self.settled.append)
 
     def delete(self, generation_id: str, caller: str = "alice") -> None:
-        until = Deadline.after(9)
-        now = lambda: NOW + 5  # noqa: E731
-        delete(generation_id, caller, self.records, self.queue, self.counters, self.bus, self.images, now, until)
+        now, until = lambda: self.now, Deadline.after(9)
+        records, images, settle = self.records, self.images, self.settled.append
+        delete(generation_id, caller, records, self.queue, self.counters, self.bus, images, now, until, settle)
+
+    def retry(self, generation_id: str) -> Generation | None:
+        return retry(generation_id, self.records, self.counters, self.queue, lambda: self.now)
 
 
 Act = Callable[[World, str, str], object]
@@ -100,7 +127,7 @@ def test_what_is_no_id_is_never_looked_up(world: World, act: Act, generation_id:
     assert world.records.asked == []
 
 
-@EACH_ACT
+@pytest.mark.parametrize("act", [World.see, World.cancel], ids=["see", "cancel"])
 def test_what_was_deleted_is_unknown(world: World, act: Act) -> None:
     generation = world.created()
     world.delete(generation.id)
@@ -112,23 +139,33 @@ def test_what_waits_is_cancelled(world: World) -> None:
     generation = world.created()
     cancelled = world.cancel(generation.id)
     assert (cancelled.status, cancelled.completed_at) == (Status.CANCELLED, NOW + 5)
-    assert world.see(generation.id) == msgspec.structs.replace(cancelled, announced=True)
+    assert world.see(generation.id) == msgspec.structs.replace(cancelled, announced=True, returned=REQUEST.n)
 
 
-def test_what_is_in_progress_is_cancelled_and_its_worker_has_lost_it(world: World) -> None:
+def test_a_second_cancellation_answers_the_same(world: World) -> None:
     generation = world.created()
-    world.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
-    assert world.cancel(generation.id).owner is None
+    world.sent(generation)
+    first = world.cancel(generation.id)
+    world.now += 100
+    second = world.cancel(generation.id)
+    assert msgspec.structs.replace(second, announced=first.announced, returned=first.returned) == first
+    assert len(world.bus.ended) == 1
 
 
-@pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])
-def test_what_has_ended_cannot_be_cancelled(world: World, status: Status) -> None:
+def test_what_is_in_progress_is_cancelled_and_its_worker_sends_no_further_call(world: World) -> None:
     generation = world.created()
-    world.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
-    world.records.end(generation.id, "worker", status, now=NOW)
+    world.sent(generation)
+    assert world.cancel(generation.id).status is Status.CANCELLED
+    with pytest.raises(LostClaimError):
+        world.records.save_sending(generation.id, "worker", 1, 1)
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED])
+def test_what_was_completed_or_has_failed_cannot_be_cancelled(world: World, status: Status) -> None:
+    generation = world.ended(status)
     with pytest.raises(GenerationEndedError):
         world.cancel(generation.id)
-    assert world.see(generation.id).status is status
+    assert world.see(generation.id) == generation
 
 
 def test_cancelling_leaves_what_is_stored(world: World) -> None:
@@ -149,13 +186,6 @@ def test_deleting_takes_the_record_the_images_and_the_answer(world: World) -> No
     assert list(world.records.newest("alice", 10)) == [other]
 
 
-def test_deleting_frees_the_idempotency_key_and_the_retries(world: World) -> None:
-    generation = world.created(Markers("k", 0))
-    world.delete(generation.id)
-    assert world.records.key_holder("alice", "k") is None
-    assert world.records.attach_retry("alice", BODY, 1, since=0) is None
-
-
 def test_what_was_never_stored_is_deleted_all_the_same(world: World) -> None:
     generation = world.created()
     world.delete(generation.id)
@@ -167,29 +197,102 @@ def test_the_tombstone_comes_before_the_images_go() -> None:
 
     class Images(FakeImageStore):
         def delete(self, image_id: str, deadline: Deadline) -> None:
-            seen.append(world.records.get(generation.id))
+            seen.append(desk.records.get(generation.id))
             super().delete(image_id, deadline)
 
-    world = World(images=Images())
-    generation = world.created()
-    world.store(generation)
-    world.delete(generation.id)
+    desk = World(images=Images())
+    generation = desk.created()
+    desk.store(generation)
+    desk.delete(generation.id)
     assert seen == [None, None]
 
 
-def test_where_the_record_cannot_be_buried_nothing_is_deleted(world: World) -> None:
-    generation = world.created()
-    world.store(generation)
-    world.records.failures += [None, "before"]
+@pytest.mark.parametrize("status", [None, Status.COMPLETED, Status.FAILED, Status.CANCELLED])
+def test_the_end_is_published_before_the_tombstone(status: Status | None) -> None:
+    """Afterwards there is no record to publish it from."""
+    at_that_time: list[Generation] = []
+
+    class Bus(FakeEventBus):
+        def generation_ended(self, generation: Generation) -> None:
+            super().generation_ended(generation)
+            at_that_time.append(desk.see(generation.id))
+
+    desk = World(bus=Bus())
+    generation = desk.created() if status is None else desk.ended(status)
+    desk.delete(generation.id)
+    assert [each.status for each in desk.bus.ended] == [status or Status.CANCELLED]
+    assert [each.status for each in at_that_time] == [status or Status.CANCELLED]
+    assert desk.records.tombstone(generation.id) is not None
+
+
+@pytest.mark.parametrize("faulty", ["queue", "bus", "bury"])
+def test_a_deletion_that_cannot_be_begun_leaves_the_generation_and_can_be_asked_for_again(faulty: str) -> None:
+    class Records(FakeGenerationStore):
+        failing = faulty == "bury"
+
+        def bury(self, generation: Generation, *, now: float) -> Tombstone:
+            if self.failing:
+                raise RecordsUnavailableError("no")
+            return super().bury(generation, now=now)
+
+    desk = World(records=Records())
+    if faulty == "queue":
+        desk.queue.failures.append("before")
+    if faulty == "bus":
+        desk.bus.failures.append("before")
+    generation = desk.created()
+    desk.store(generation)
     with pytest.raises(RecordsUnavailableError):
-        world.delete(generation.id)
-    assert world.records.get(generation.id) == generation
-    assert sorted(world.images.saved) == sorted(generation.image_ids)
-    assert list(world.images.answers) == [generation.id]
+        desk.delete(generation.id)
+    assert desk.see(generation.id).status is (Status.QUEUED if faulty == "queue" else Status.CANCELLED)
+    assert sorted(desk.images.saved) == sorted(generation.image_ids)
+    assert list(desk.images.answers) == [generation.id]
+    desk.records.failing = False  # type: ignore[attr-defined]
+    desk.delete(generation.id)
+    assert (desk.images.saved, desk.images.answers) == ({}, {})
+    assert [each.id for each in desk.bus.ended] == [generation.id]
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_completed_generation_reads_as_deleted_if_its_deletion_dies_right_after_the_tombstone(
+    announced: bool,
+) -> None:
+    desk = World()
+    generation = desk.ended(Status.COMPLETED, announced=announced)
+    desk.store(generation)
+
+    class Dying(list[Generation]):
+        def append(self, generation: Generation) -> None:
+            if desk.records.tombstone(generation.id):
+                raise RecordsUnavailableError("no")
+            super().append(generation)
+
+    desk.settled = Dying(desk.settled)
+    with pytest.raises(RecordsUnavailableError):
+        desk.delete(generation.id)
+    with pytest.raises(UnknownGenerationError):
+        desk.see(generation.id)
+    assert [each.status for each in desk.settled] == [Status.COMPLETED]
+    assert desk.queue.sent == [(generation.id, UNFINISHED_SECONDS)]  # whose receiver deletes the images
+
+
+def test_a_new_attempt_that_begins_during_a_deletion_is_cancelled_and_deleted_too() -> None:
+    class Bus(FakeEventBus):
+        def generation_ended(self, generation: Generation) -> None:
+            super().generation_ended(generation)
+            if len(self.ended) == 1:
+                desk.records.mark_announced(generation)
+                assert desk.retry(generation.id) is not None
+
+    desk = World(bus=Bus())
+    generation = desk.ended(Status.FAILED)
+    desk.delete(generation.id)
+    assert desk.records.get(generation.id) is None
+    assert [each.status for each in desk.bus.ended] == [Status.FAILED, Status.CANCELLED]
 
 
 class Stubborn(FakeImageStore):
-    """Does not let go of one image."""
+    """Refuses to delete one image."""
 
     kept = ""
 
@@ -219,10 +322,10 @@ def test_a_deletion_that_is_unfinished_can_be_asked_for_again(unfinished: tuple[
     with pytest.raises(DeletionUnfinishedError):
         world.delete(generation.id)
     world.images.kept = ""  # type: ignore[attr-defined]
-    world.delete(generation.id)
-    assert world.images.saved == {}
-    with pytest.raises(UnknownGenerationError):
+    for _ in range(2):
         world.delete(generation.id)
+        assert world.images.saved == {}
+    assert len(world.queue.sent) == 1
 
 
 def test_an_unfinished_deletion_is_nobody_elses(unfinished: tuple[World, Generation]) -> None:
@@ -233,32 +336,21 @@ def test_an_unfinished_deletion_is_nobody_elses(unfinished: tuple[World, Generat
     assert list(world.images.saved) == [generation.image_ids[0]]
 
 
-def test_a_message_goes_ahead_of_the_tombstone_so_that_no_crash_leaves_images(world: World) -> None:
-    generation = world.created()
-    world.records.failures += [None, "before"]
-    with pytest.raises(RecordsUnavailableError):
-        world.delete(generation.id)
-    ((sent, delay),) = world.queue.sent
-    assert sent == generation.id
-    assert delay > 0
+def test_a_message_goes_ahead_of_the_tombstone_so_that_no_crash_leaves_images() -> None:
+    sent: list[list[tuple[str, float]]] = []
 
+    class Records(FakeGenerationStore):
+        def bury(self, generation: Generation, *, now: float) -> Tombstone:
+            sent.append(list(desk.queue.sent))
+            return super().bury(generation, now=now)
 
-def test_where_no_message_can_be_sent_nothing_is_deleted(world: World) -> None:
-    generation = world.created()
-    world.store(generation)
-    world.queue.failures.append("before")
-    with pytest.raises(RecordsUnavailableError):
-        world.delete(generation.id)
-    assert world.see(generation.id) == generation
-    assert sorted(world.images.saved) == sorted(generation.image_ids)
+    desk = World(records=Records())
+    generation = desk.created()
+    desk.delete(generation.id)
+    assert sent == [[(generation.id, UNFINISHED_SECONDS)]]
 
 
 # What was reserved.
-
-
-def reserved(world: World) -> Generation:
-    Allowance(world.counters, 10, 10).reserve("alice", REQUEST.n, now=NOW)
-    return world.created()
 
 
 def used(world: World) -> set[int]:
@@ -270,31 +362,113 @@ ENDINGS = pytest.mark.parametrize("act", [World.cancel, World.delete], ids=["can
 
 @ENDINGS
 def test_what_ends_before_anything_was_sent_gives_its_images_back_once(world: World, act: Act) -> None:
-    generation = reserved(world)
-    act(world, generation.id, "alice")
-    release(generation, world.records, world.counters)
-    assert used(world) == {0}
+    generation = world.created()
+    for _ in range(2):
+        act(world, generation.id, "alice")
+        assert used(world) == {0}
 
 
 @ENDINGS
-def test_what_was_sent_stays_taken(world: World, act: Act) -> None:
-    generation = reserved(world)
-    world.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
-    world.records.save_call(generation.id, "worker", 0, Call(generation.calls[0].image_ids, sent=1))
+def test_only_what_was_sent_stays_taken(world: World, act: Act) -> None:
+    generation = world.created()
+    world.sent(generation)
     act(world, generation.id, "alice")
-    assert used(world) == {REQUEST.n}
+    assert used(world) == {1}
 
 
 def test_what_is_completed_stays_taken_when_it_is_deleted(world: World) -> None:
-    generation = reserved(world)
-    world.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
-    world.records.end(generation.id, "worker", Status.COMPLETED, now=NOW)
-    world.delete(generation.id)
+    world.delete(world.ended(Status.COMPLETED).id)
     assert used(world) == {REQUEST.n}
 
 
 def test_counters_that_cannot_be_reached_hinder_no_cancelling(world: World) -> None:
-    generation = reserved(world)
+    generation = world.created()
     world.counters.failures += ["before", "before"]
     assert world.cancel(generation.id).status is Status.CANCELLED
     assert used(world) == {REQUEST.n}
+
+
+# An operator's retry. What becomes of it is in test_work.
+
+
+class Recorded(World):
+    """`steps` are what a retry does, in order; the step that `failing` names fails before its effect."""
+
+    def __init__(self, failing: str | None = None) -> None:
+        super().__init__()
+        self.steps: list[str] = []
+        self.failed = self.ended(Status.FAILED, announced=True)
+        self.record_of_steps(failing)
+
+    def record_of_steps(self, failing: str | None) -> None:
+        world, records, queue, counters = self, self.records, self.queue, self.counters
+
+        def step(name: str) -> None:
+            world.steps.append(name)
+            if name == failing:
+                raise RecordsUnavailableError("no")
+
+        class Records(FakeGenerationStore):
+            def get(self, generation_id: str) -> Generation | None:
+                return records.get(generation_id)
+
+            def requeue(self, generation: Generation, *, now: float) -> Generation | None:
+                step("requeue")
+                return records.requeue(generation, now=now)
+
+        class Queue(FakeGenerationQueue):
+            def send(self, generation_id: str, *, delay: float = 0) -> None:
+                step("safety net" if delay else "work message")
+                queue.send(generation_id, delay=delay)
+
+        class Counters(FakeAllowanceCounters):
+            def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
+                step(f"quota of {who}")
+                return counters.take(who, day, images, limit, token=token)
+
+            def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
+                counters.give_back(who, day, images, token=token)
+
+        self.records, self.queue, self.counters = Records(), Queue(), Counters()
+        self.queue.sent, self.counters.used = queue.sent, counters.used
+
+
+def test_a_retry_sends_the_safety_net_then_takes_quota_requeues_and_sends_the_work_message() -> None:
+    world = Recorded()
+    assert used(world) == {1}
+    waiting = world.retry(world.failed.id)
+    assert waiting is not None
+    assert world.steps == ["safety net", "quota of alice", "quota of *", "requeue", "work message"]
+    assert world.queue.sent == [(waiting.id, LEASE_SECONDS * SAFETY_NET_LEASES), (waiting.id, 0)]
+    assert (waiting.status, waiting.retries, waiting.reserved_at) == (Status.QUEUED, 1, world.now)
+    assert used(world) == {REQUEST.n}
+
+
+@pytest.mark.parametrize("failing", ["safety net", "quota of alice", "quota of *", "requeue"])
+def test_a_retry_that_cannot_be_begun_is_refused_and_leaves_the_failure(failing: str) -> None:
+    world = Recorded(failing)
+    with pytest.raises(RecordsUnavailableError):
+        world.retry(world.failed.id)
+    assert world.steps[-1] == failing
+    assert world.see(world.failed.id) == world.failed
+
+
+def test_of_two_retries_at_once_one_counts_and_takes_quota_once() -> None:
+    second: list[Generation | None] = []
+
+    class Queue(FakeGenerationQueue):
+        def send(self, generation_id: str, *, delay: float = 0) -> None:
+            super().send(generation_id, delay=delay)
+            if len(self.sent) == 1:
+                second.append(desk.retry(generation_id))
+
+    desk = World(queue=Queue())
+    generation = desk.ended(Status.FAILED, announced=True)
+    assert desk.retry(generation.id) is None
+    assert [each.retries for each in second if each] == [1]
+    assert used(desk) == {REQUEST.n}
+
+
+def test_what_is_not_there_is_not_retried(world: World) -> None:
+    assert world.retry("gen_AAAAAAAAAAAAAAAAAAAAAA") is None
+    assert world.queue.sent == []

@@ -1,9 +1,17 @@
-"""What of an upstream's answer is kept, so that it fits on a record whatever the upstream sends."""
+"""What of an upstream's answer is kept: each good image, and no more than fits on a record."""
+
+from base64 import b64encode
 
 import msgspec
 import pytest
 
-from imagegen.errors import ImageUrlRefusedError
+from imagegen.errors import (
+    ImageUrlRefusedError,
+    MoneySpentError,
+    UpstreamAnswerInvalidError,
+    UpstreamTooFewImagesError,
+)
+from imagegen.images import UpstreamImage
 from imagegen.providers.openai_answers import read_answer
 
 DYNAMODB_ITEM_BYTES = 400 * 1024
@@ -19,7 +27,7 @@ def body(**more: object) -> bytes:
 @pytest.mark.parametrize("revised", ["\U0001f9a6" * 500_000, "\x01" * 500_000, '"' * 500_000])
 def test_ten_images_with_all_that_may_be_told_of_them_fit_beside_the_longest_prompt(revised: str) -> None:
     longest = body(
-        url="https://images.example/" + "a" * 8_100,
+        url="https://images.example/" + "a" * 8_167,
         revised_prompt=revised,
         usage={"note": "u" * 4_000},
         quality="q" * 500_000,
@@ -40,7 +48,120 @@ def test_a_usage_beyond_measure_is_left_out() -> None:
     assert read_answer(body(usage={"note": "u" * 5_000}), 10).usage is None
 
 
-@pytest.mark.parametrize("path", ["a" * 8_200, "\x01", "a\nb"])
+@pytest.mark.parametrize("path", ["a" * 8_168, '"' * 4_090, "\\" * 4_090, "\x01", "a\nb", "a b", "é", "\U0001f9a6"])
 def test_a_url_beyond_measure_is_refused(path: str) -> None:
     with pytest.raises(ImageUrlRefusedError):
         read_answer(body(url=f"https://images.example/{path}"), 10)
+
+
+def test_a_url_of_the_most_bytes_is_kept() -> None:
+    url = "https://images.example/" + "a" * 8_167
+    assert read_answer(body(url=url), 10).images[0].source == url
+
+
+@pytest.mark.parametrize(
+    ("revised", "kept"),
+    [
+        ("r" * 2_001, "r" * 2_000),
+        ("é" * 2_000, "é" * 1_999),
+        ("猫" * 2_000, "猫" * 1_332),
+        ("r" + "\U0001f9a6" * 2_000, "r" + "\U0001f9a6" * 999),
+        ('"' * 2_000, '"' * 1_999),
+        ("\\" * 2_000, "\\" * 1_999),
+        ("a\x01b\n", "a b "),
+    ],
+)
+def test_a_revised_prompt_is_cut_between_two_characters(revised: str, kept: str) -> None:
+    image = read_answer(body(revised_prompt=revised), 10).images[0]
+
+    assert image.revised_prompt == kept
+    assert len(msgspec.json.encode(kept)) <= 4_000
+
+
+@pytest.mark.parametrize(
+    ("quality", "details"),
+    [
+        ("h" * 98, {"quality": "h" * 98}),
+        ("h" * 99, {}),
+        ("é" * 49, {"quality": "é" * 49}),
+        ("é" * 50, {}),
+        ('"' * 50, {}),
+        ("hi\x01", {}),
+    ],
+)
+def test_a_detail_is_kept_where_it_is_short_and_printable(quality: str, details: dict[str, str]) -> None:
+    assert read_answer(body(quality=quality), 10).details == details
+
+
+@pytest.mark.parametrize("usage", [b'{"a":1e999}', b'{"a":"\xff"}', b"[1]"])
+def test_a_usage_that_cannot_be_read_costs_no_image(usage: bytes) -> None:
+    answer = read_answer(b'{"data":[{"url":"%s"}],"usage":%s}' % (URL.encode(), usage), 1)
+    assert (answer.images, answer.usage) == ((UpstreamImage(URL),), None)
+
+
+URL = "https://images.example/1.png"
+PNG = b"\x89PNG and more"
+B64 = b64encode(PNG).decode()
+GOOD = [{"url": URL}, {"b64_json": B64}, {"b64_json": f"data:image/png;base64,{B64}"}, {"url": 7, "b64_json": B64}]
+BAD: list[tuple[object, type[MoneySpentError]]] = [
+    ({"url": "https://images.example/a b"}, ImageUrlRefusedError),
+    ({"url": "https://images.example/é"}, ImageUrlRefusedError),
+    ({"url": "data:image/png;base64,%%%%"}, UpstreamAnswerInvalidError),
+    ({"url": "data:image/png;base64,"}, UpstreamAnswerInvalidError),
+    ({"b64_json": "%%%%"}, UpstreamAnswerInvalidError),
+    ({"b64_json": "AAAAA"}, UpstreamAnswerInvalidError),
+    ({"b64_json": "é"}, UpstreamAnswerInvalidError),
+    ({"b64_json": 7}, UpstreamAnswerInvalidError),
+    ({"url": [URL]}, UpstreamAnswerInvalidError),
+    ({"url": "", "b64_json": "", "revised_prompt": "a cat"}, UpstreamAnswerInvalidError),
+    ({}, UpstreamAnswerInvalidError),
+    (None, UpstreamAnswerInvalidError),
+    (URL, UpstreamAnswerInvalidError),
+]
+
+
+def answered(*data: object, n: int) -> tuple[UpstreamImage, ...]:
+    return read_answer(bytearray(msgspec.json.encode({"data": data})), n).images
+
+
+@pytest.mark.parametrize("good", GOOD, ids=str)
+@pytest.mark.parametrize(("bad", "failure"), BAD, ids=str)
+def test_one_bad_image_costs_no_good_one(good: object, bad: object, failure: type[MoneySpentError]) -> None:
+    first, second, third = answered(good, bad, good, n=3)
+
+    assert first == third
+    assert first.source in (URL, PNG)
+    assert first.failure is None
+    assert (second.source, type(second.failure)) == (None, failure)
+
+
+@pytest.mark.parametrize(("bad", "failure"), BAD, ids=str)
+def test_the_first_failure_is_raised_where_no_image_is_usable(bad: object, failure: type[MoneySpentError]) -> None:
+    with pytest.raises(failure):
+        answered(bad, {"b64_json": 7}, n=3)
+
+
+def test_images_that_did_not_come_are_failures_at_the_end() -> None:
+    first, second, third = answered({"url": URL}, n=3)
+
+    assert first.source == URL
+    for missing in (second, third):
+        assert type(missing.failure) is UpstreamTooFewImagesError
+        assert missing.failure.message == "The image model answered with 1 of 3 images."
+
+
+def test_an_answer_without_any_image_is_refused_as_too_few() -> None:
+    with pytest.raises(UpstreamTooFewImagesError, match="0 of 2 images"):
+        answered(n=2)
+
+
+def test_of_more_images_than_asked_for_the_usable_ones_come_first() -> None:
+    bad = {"b64_json": "%%%%"}
+    assert [image.source for image in answered(bad, {"url": URL}, bad, {"b64_json": B64}, n=2)] == [URL, PNG]
+    assert [image.source for image in answered(bad, bad, {"url": URL}, n=2)] == [URL, None]
+
+
+@pytest.mark.parametrize("prompt", [b'"\xff"', b"1e999", b"7"])
+def test_a_revised_prompt_that_cannot_be_read_costs_no_image(prompt: bytes) -> None:
+    answer = read_answer(b'{"data":[{"b64_json":"%s","revised_prompt":%s}]}' % (B64.encode(), prompt), 1)
+    assert answer.images == (UpstreamImage(PNG),)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from imagegen.bootstrap import sdk
-from imagegen.work import LEASE_SECONDS
+from imagegen.manage import LEASE_SECONDS
 
 
 @pytest.mark.parametrize("client", [sdk.dynamodb, sdk.sqs, sdk.ssm], ids=["dynamodb", "sqs", "ssm"])

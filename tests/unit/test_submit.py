@@ -3,25 +3,30 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
 
 from imagegen.allowance import STACK, Allowance
 from imagegen.errors import (
     AllowanceSpentError,
+    GenerationCancelledError,
     IdempotencyKeyReusedError,
     PromptRejectedError,
     RecordsUnavailableError,
+    SubmissionUncertainError,
     UpstreamFailedError,
 )
 from imagegen.failures import kept
-from imagegen.generations import Generation, Markers, MarkerTakenError, Status, admit, fingerprint, is_generation_id
+from imagegen.generations import Generation, IdTakenError, Markers, Status, admit, fingerprint, is_generation_id
 from imagegen.images import ImageRequest
-from imagegen.submit import KEY_SECONDS, RETRY_SECONDS, Attempt, Desk, Submitted, submit
+from imagegen.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Attempt, Desk, Submitted, submit
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore, When
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOW = 1_760_000_000.5
 LEASE = 60.0
@@ -78,6 +83,11 @@ class World:
         assert record is not None
         return record
 
+    def delete(self, generation_id: str) -> None:
+        ended = self.records.cancel(generation_id, now=self.now)
+        assert ended is not None
+        self.records.bury(ended, now=self.now)
+
     def fail(self, generation_id: str, error: PromptRejectedError | UpstreamFailedError) -> None:
         self.records.claim(generation_id, "worker", now=self.now, lease_until=self.now + LEASE)
         self.records.end(generation_id, "worker", Status.FAILED, now=self.now, failure=kept(error))
@@ -96,8 +106,7 @@ def test_a_request_becomes_a_waiting_record_with_a_message_behind_it(world: Worl
     assert world.record(generation.id) == generation
     assert (generation.status, generation.caller, generation.created_at) == (Status.QUEUED, "alice", NOW)
     assert (generation.request, generation.base_url) == (REQUEST, "https://x.example/v1")
-    assert world.messages == [generation.id]
-    assert world.queue.sent[0] == (generation.id, 0)
+    assert world.queue.sent == [(generation.id, LEASE * SAFETY_NET_LEASES), (generation.id, 0)]
 
 
 @pytest.mark.parametrize("work_here", [False, True])
@@ -107,7 +116,7 @@ def test_a_message_comes_after_the_first_lease_also_where_the_first_message_is_l
     """A worker that dies at once takes its message along for the queue's whole time-out."""
     generation = world.submit(KEYED, work_here=work_here).generation
     world.records.claim(generation.id, "dies", now=NOW, lease_until=NOW + LEASE)
-    sent, delay = world.queue.sent[-1]
+    sent, delay = world.queue.sent[0]
     assert sent == generation.id
     assert LEASE < delay < 3 * LEASE
 
@@ -130,21 +139,77 @@ def test_every_claim_here_has_a_token_of_its_own(world: World) -> None:
     assert len({world.submit(work_here=True).owner for _ in range(20)}) == 20
 
 
+class HookedQueue(FakeGenerationQueue):
+    """`during_send` runs inside each sending, before the message is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.during_send: Callable[[float], object] = lambda _: None
+
+    def send(self, generation_id: str, *, delay: float = 0) -> None:
+        self.during_send(delay)
+        super().send(generation_id, delay=delay)
+
+
+class WatchedCounters(FakeAllowanceCounters):
+    """`log` is told of each image that is taken."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self._log = log
+
+    def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
+        self._log.append("quota")
+        return super().take(who, day, images, limit, token=token)
+
+
 @pytest.mark.parametrize("work_here", [False, True])
-def test_the_message_goes_before_the_record(work_here: bool) -> None:
-    asked_before: list[list[str]] = []
+@pytest.mark.parametrize(
+    ("attempt", "marker"),
+    [
+        (KEYED, ["hold_key"]),
+        (Attempt(retry=0), ["mark_attempt"]),
+        (Attempt(retry=1), ["attach_attempt", "mark_attempt"]),
+    ],
+)
+def test_the_order_is_marker_quota_safety_net_record_and_work_message(
+    attempt: Attempt, marker: list[str], work_here: bool
+) -> None:
+    queue = HookedQueue()
+    world = World(queue=queue)
+    log = world.records.asked
+    world.counters = WatchedCounters(log)
+    queue.during_send = lambda delay: log.append("safety net" if delay else "work message")
+    world.submit(attempt, work_here=work_here)
+    assert log == [*marker, "quota", "quota", "safety net", "create", *([] if work_here else ["work message"])]
 
-    class Queue(FakeGenerationQueue):
-        def send(self, generation_id: str, *, delay: float = 0) -> None:
-            asked_before.append(list(records.asked))
-            super().send(generation_id, delay=delay)
 
-    records = FakeGenerationStore()
-    world = World(records, Queue())
-    world.submit(KEYED, work_here=work_here)
-    assert asked_before
-    assert all(asked == ["key_holder"] for asked in asked_before)
-    assert world.records.asked == ["key_holder", "create"]
+def test_a_safety_net_that_took_more_than_half_its_delay_is_sent_again_before_the_record() -> None:
+    queue = HookedQueue()
+    world = World(queue=queue)
+    half = LEASE * SAFETY_NET_LEASES / 2
+    took = [half + 0.1, half - 0.1, 0.0]
+    written: list[int] = []
+
+    def pass_time(_: float) -> None:
+        world.now += took.pop(0)
+        written.append(world.records.asked.count("create"))
+
+    queue.during_send = pass_time
+    submitted = world.submit(work_here=True)
+    assert [delay for _, delay in queue.sent] == [2 * half, 2 * half]
+    assert written == [0, 0]
+    assert submitted.generation.lease_until == pytest.approx(
+        NOW + 2 * half + LEASE, abs=0.01
+    )  # it begins with the record
+
+
+def test_a_work_message_that_cannot_be_sent_does_not_fail_the_request(world: World) -> None:
+    world.queue.failures += [None, "before"]
+    submitted = world.submit()
+    assert world.record(submitted.generation.id) == submitted.generation
+    assert world.queue.sent == [(submitted.generation.id, LEASE * SAFETY_NET_LEASES)]
+    assert used(world) == 1
 
 
 @pytest.mark.parametrize("work_here", [False, True])
@@ -160,7 +225,7 @@ def test_where_the_message_cannot_be_sent_no_record_is_written(world: World) -> 
     world.queue.failures.append("before")
     with pytest.raises(RecordsUnavailableError):
         world.submit(KEYED)
-    assert world.records.asked == ["key_holder"]
+    assert world.records.asked == ["hold_key", "void"]
 
 
 @pytest.mark.parametrize("attempt", [KEYED, Attempt(retry=1)])
@@ -227,14 +292,6 @@ def test_a_key_whose_generation_failed_with_nothing_spent_begins_anew(world: Wor
     assert world.id_of(KEYED) == anew.generation.id
 
 
-def test_a_key_that_was_released_begins_anew(world: World) -> None:
-    first = world.submit(KEYED).generation
-    world.fail(first.id, PromptRejectedError("no"))
-    world.records.release(first, fingerprint(REQUEST))
-    assert world.id_of(KEYED) != first.id
-    assert world.submit(KEYED).attached
-
-
 def test_a_key_whose_generation_failed_after_spending_tells_the_failure_again(world: World) -> None:
     first = world.id_of(KEYED)
     world.fail(first, UpstreamFailedError("broken"))
@@ -244,7 +301,7 @@ def test_a_key_whose_generation_failed_after_spending_tells_the_failure_again(wo
 
 def test_a_key_whose_generation_was_deleted_begins_anew(world: World) -> None:
     first = world.id_of(KEYED)
-    world.records.bury(world.record(first), now=NOW)
+    world.delete(first)
     anew = world.id_of(KEYED)
     assert anew != first
     assert world.id_of(KEYED) == anew
@@ -285,12 +342,12 @@ def test_a_race_that_is_lost_is_slept_over_and_ends_attached() -> None:
     class Late(FakeGenerationStore):
         """Another request takes the key between the look and the write."""
 
-        def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
+        def create(self, generation: Generation) -> None:
             if not others:
                 others.append(generation.id)
                 twin = World(self, now=NOW).submit(KEYED)
                 others.append(twin.generation.id)
-            super().create(generation, fingerprint, replacing=replacing)
+            super().create(generation)
 
     others: list[str] = []
     world = World(Late())
@@ -303,12 +360,56 @@ def test_a_race_that_is_lost_is_slept_over_and_ends_attached() -> None:
 
 def test_races_that_are_always_lost_do_not_go_on_for_ever() -> None:
     class Taken(FakeGenerationStore):
-        def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
-            raise MarkerTakenError
+        def create(self, generation: Generation) -> None:
+            raise IdTakenError
 
     world = World(Taken())
     with pytest.raises(RecordsUnavailableError):  # nothing is spent, so it may be retried
         world.submit(KEYED)
+
+
+@pytest.mark.parametrize(("first", "again"), [(KEYED, KEYED), (Attempt(retry=0), Attempt(retry=1))])
+@pytest.mark.parametrize("work_here", [False, True])
+def test_a_retry_while_the_first_attempt_waits_for_sqs_begins_no_second_generation(
+    first: Attempt, again: Attempt, work_here: bool
+) -> None:
+    queue = HookedQueue()
+    world = World(queue=queue)
+    retried: list[Submitted] = []
+
+    def retry(_: float) -> None:
+        queue.during_send = lambda _: None
+        retried.append(world.submit(again, work_here=work_here))
+
+    queue.during_send = retry
+    submitted = world.submit(first, work_here=work_here)
+    assert [each.generation.id for each in retried] == [submitted.generation.id]
+    assert (retried[0].attached, submitted.attached, submitted.owner) == (False, True, None)
+    assert len(world.records.newest("alice", 10)) == 1
+    assert (used(world), used(world, STACK)) == (1, 1)
+
+
+@pytest.mark.parametrize("attempt", [KEYED, Attempt(retry=1)])
+def test_a_marker_without_a_record_begins_that_same_id(world: World, attempt: Attempt) -> None:
+    body = fingerprint(REQUEST)
+    if attempt.idempotency_key:
+        world.records.hold_key("alice", attempt.idempotency_key, GIVEN, body, now=NOW, expired_before=0)
+    else:
+        world.records.mark_attempt("alice", body, GIVEN, 0, now=NOW)
+    submitted = world.submit(attempt)
+    assert (submitted.generation.id, submitted.attached) == (GIVEN, False)
+
+
+@pytest.mark.parametrize("attempts", [[KEYED] * 3, [Attempt(retry=0), Attempt(retry=1), Attempt(retry=2)]])
+def test_a_marker_whose_record_was_voided_is_replaced_by_one_new_id(world: World, attempts: list[Attempt]) -> None:
+    world.records.failures += [None, "before"]  # the marker, the record
+    with pytest.raises(RecordsUnavailableError):
+        world.submit(attempts[0])
+    (void,) = world.messages
+    anew = world.submit(attempts[1])
+    assert (anew.attached, anew.generation.id != void) == (False, True)
+    assert world.id_of(attempts[2]) == anew.generation.id
+    assert (used(world), used(world, STACK)) == (1, 1)
 
 
 # Retries that clients count.
@@ -320,6 +421,11 @@ def test_a_retry_attaches_to_the_first_attempt(world: World) -> None:
         again = world.submit(Attempt(retry=retry), work_here=True)
         assert (again.attached, again.owner, again.generation.id) == (True, None, first)
     assert len(world.messages) == 1
+
+
+def test_a_late_retry_attaches_although_a_later_one_came_before_it(world: World) -> None:
+    first = world.id_of(Attempt(retry=0))
+    assert [world.id_of(Attempt(retry=retry)) for retry in (2, 1)] == [first, first]
 
 
 def test_first_attempts_with_the_same_body_stay_apart_and_so_do_their_retries(world: World) -> None:
@@ -367,12 +473,9 @@ def test_a_retry_attaches_to_nothing_old(world: World) -> None:
     assert world.id_of(Attempt(retry=2)) != first
 
 
-@pytest.mark.parametrize("released", [False, True])
-def test_a_retry_of_what_failed_with_nothing_spent_begins_anew(world: World, released: bool) -> None:
+def test_a_retry_of_what_failed_with_nothing_spent_begins_anew(world: World) -> None:
     first = world.submit(Attempt(retry=0)).generation
     world.fail(first.id, PromptRejectedError("no"))
-    if released:
-        world.records.release(first, fingerprint(REQUEST))
     anew = world.submit(Attempt(retry=1))
     assert (anew.attached, anew.generation.id != first.id) == (False, True)
     assert world.id_of(Attempt(retry=2)) == anew.generation.id
@@ -386,7 +489,7 @@ def test_a_retry_of_what_failed_after_spending_tells_the_failure_again(world: Wo
 
 def test_a_retry_of_what_was_deleted_begins_anew(world: World) -> None:
     first = world.id_of(Attempt(retry=0))
-    world.records.bury(world.record(first), now=NOW)
+    world.delete(first)
     assert world.id_of(Attempt(retry=1)) != first
 
 
@@ -489,11 +592,11 @@ def test_where_the_last_of_an_allowance_went_to_the_same_request_it_attaches(wor
     twins: list[str] = []
     take = world.counters.take
 
-    def taken_by_the_twin(who: str, day: str, images: int, limit: int) -> tuple[bool, int]:
+    def taken_by_the_twin(who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
         if not twins:
             twins.append(generation_id)
             world.submit(generation_id=generation_id)
-        return take(who, day, images, limit)
+        return take(who, day, images, limit, token=token)
 
     world.each_caller = 1
     world.counters.take = taken_by_the_twin  # type: ignore[method-assign]
@@ -541,17 +644,28 @@ def test_where_no_record_was_written_none_ever_will_be_and_the_reservation_is_gi
     with pytest.raises(RecordsUnavailableError):
         world.submit()
     (generation_id,) = world.messages
-    late = admit(REQUEST, caller="alice", base_url="", now=NOW, markers=Markers())
-    with pytest.raises(MarkerTakenError):
-        world.records.create(msgspec.structs.replace(late, id=generation_id), "body")
+    late = admit(REQUEST, caller="alice", base_url="", now=NOW, markers=Markers(), generation_id=generation_id)
+    with pytest.raises(IdTakenError):
+        world.records.create(late)
     assert (used(world), used(world, STACK)) == (0, 0)
 
 
 def test_where_nobody_knows_whether_a_record_was_written_the_reservation_stays(world: World) -> None:
-    world.records.failures += ["after", "before"]
-    with pytest.raises(RecordsUnavailableError):
-        world.submit()
+    first = Attempt(retry=0)
+    world.records.failures += [None, "after", "before"]  # the marker, the record, `void`
+    with pytest.raises(SubmissionUncertainError) as uncertain:
+        world.submit(first)
     assert (used(world), used(world, STACK)) == (1, 1)
+    again = world.submit(Attempt(retry=1))
+    assert (again.attached, again.generation.id) == (True, uncertain.value.generation_id)
+
+
+def test_a_record_whose_answer_was_lost_is_accepted_with_its_work_message(world: World) -> None:
+    world.records.failures.append("after")
+    submitted = world.submit()
+    assert world.record(submitted.generation.id) == submitted.generation
+    assert world.queue.sent[-1] == (submitted.generation.id, 0)
+    assert used(world) == 1
 
 
 @pytest.mark.parametrize("failures", [["before"], [None, "before"]])
@@ -593,3 +707,16 @@ def test_where_the_record_of_a_given_id_cannot_be_written_the_next_try_begins_or
         world.submit(generation_id=GIVEN)
     assert world.submit(generation_id=GIVEN).attached == (when == "after")
     assert world.record(GIVEN).status is Status.QUEUED
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_given_id_that_is_void_is_cancelled_and_costs_no_quota(world: World, deleted: bool) -> None:
+    if deleted:
+        world.submit(generation_id=GIVEN)
+        world.delete(GIVEN)
+    else:
+        world.records.void(GIVEN, now=NOW)
+    before = used(world)
+    with pytest.raises(GenerationCancelledError):
+        world.submit(generation_id=GIVEN)
+    assert (used(world), used(world, STACK)) == (before, before)

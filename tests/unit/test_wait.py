@@ -44,7 +44,7 @@ def records() -> FakeGenerationStore:
 def claimed(records: FakeGenerationStore) -> Generation:
     request = ImageRequest("a cat", "dall-e-3", "url")
     generation = admit(request, caller="alice", base_url="https://x.example", now=NOW, markers=Markers())
-    records.create(generation, "body")
+    records.create(generation)
     found = records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
     assert found is not None
     return found
@@ -83,7 +83,9 @@ def test_a_deletion_ends_the_wait(records: FakeGenerationStore, clock: Clock) ->
 
     def sleep(seconds: float) -> None:
         clock.sleep(seconds)
-        records.bury(generation, now=NOW)
+        ended = records.cancel(generation.id, now=NOW)
+        assert ended is not None
+        records.bury(ended, now=NOW)
 
     assert wait(generation.id, records, Deadline.after(25), sleep) is None
     assert len(clock.slept) == 1

@@ -1,19 +1,30 @@
-"""Tells the end of a generation, at least once."""
+"""Brings the end of a generation to all who need to know it, at least once."""
 
 from collections.abc import Callable
 
+from imagegen.allowance import return_uncharged
 from imagegen.generations import Generation
-from imagegen.ports import EventBus, GenerationStore
+from imagegen.ports import AllowanceCounters, EventBus, GenerationStore
 
-Settle = Callable[[Generation], None]  # has the batch know, of which the generation may be a line
+Settle = Callable[[Generation], None]  # notes the outcome in the batch of which the generation may be a line
 
 
-def announce(generation: Generation, records: GenerationStore, bus: EventBus, settle: Settle = lambda _: None) -> None:
-    """Tells the end that was not told yet. Whoever dies in between is followed by one who tells it again.
+def announce(
+    generation: Generation,
+    records: GenerationStore,
+    counters: AllowanceCounters,
+    bus: EventBus,
+    settle: Settle,
+) -> None:
+    """Returns what was not charged, and publishes the end that was not published yet. Does nothing before the end.
 
-    Raises RecordsUnavailableError.
+    If the process dies in between, the next one that looks at the generation does it again. Raises
+    RecordsUnavailableError.
     """
-    if generation.ended and not generation.announced:
+    if not generation.ended:
+        return
+    return_uncharged(generation, records, counters)
+    if not generation.announced:
         settle(generation)
         bus.generation_ended(generation)
         records.mark_announced(generation)

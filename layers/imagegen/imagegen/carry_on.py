@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from imagegen.batches import Batch, BatchStatus, InboxFile, batch_id_of, line_generation_id
 from imagegen.deadline import Deadline
 from imagegen.errors import GenerationCancelledError, RecordsUnavailableError
-from imagegen.generations import LostClaimError, new_owner
+from imagegen.generations import Generation, IdTakenError, LostClaimError, new_owner
 from imagegen.heartbeat import heartbeat
 from imagegen.manage import stop
 from imagegen.ports import AllowanceCounters, BatchBus, BatchStore, EventBus, Outbox
@@ -110,8 +110,11 @@ def _cancel_lines(batch: Batch, shop: BatchShop, until: Deadline) -> bool:
 
 def _cancel_line(line: int, custom_id: str, batch: Batch, shop: BatchShop) -> None:
     reader, ledger, records = shop.reader, shop.reader.ledger, shop.reader.desk.records
-    generation = records.get(line_generation_id(batch.id, line))
-    if generation is None:  # whoever read the line died before it began one
+    # A reader that lost its claim may still be about to begin it.
+    generation: Generation | None = None
+    with suppress(IdTakenError):  # it was deleted
+        generation = records.void(line_generation_id(batch.id, line), now=reader.desk.now())
+    if generation is None:
         error = GenerationCancelledError("The batch was cancelled.")
         ledger.lines.end(batch.id, line, reader.refusal(batch.id, line, custom_id, error))
     elif generation.ended:

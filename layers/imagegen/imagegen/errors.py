@@ -220,6 +220,15 @@ class AbandonedError(MoneySpentError):
     """Every attempt to work on the generation died."""
 
 
+class SubmissionUncertainError(MoneySpentError):
+    """The record may have been written, and if so the image is made. A retry attaches to it.
+
+    `generation_id` names it.
+    """
+
+    generation_id: str = ""
+
+
 class GenerationStillRunningError(MoneySpentError):
     """It was waited for as long as clients follow redirects."""
 

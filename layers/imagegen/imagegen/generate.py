@@ -13,15 +13,19 @@ import msgspec
 
 from imagegen.deadline import Deadline
 from imagegen.errors import (
+    AbandonedError,
     ImageDownloadInterruptedError,
     ImagegenError,
+    ImageStorageError,
     ImageStorageInterruptedError,
+    InternalError,
     MoneySpentError,
     NothingSpentError,
     OutcomeUnknownError,
     PartialGenerationError,
     RecordsUnavailableError,
 )
+from imagegen.failures import kept, raised_again
 from imagegen.generations import AnsweredImage, Call, CallAnswer, Generation, StoredImage
 from imagegen.images import UpstreamAnswer
 from imagegen.ports import SILENT, GenerationStore, ImageProvider, ImageSource, ImageStore, Journal
@@ -31,14 +35,20 @@ T = TypeVar("T")
 KEEP_TRIES = 4  # to fetch and store what is paid for: a second and a half of pauses in all
 MOST_SENT = 2  # a call of unknown outcome is repeated once
 _FIRST_PAUSE_SECONDS = 0.2
+_OUT_OF_TIME_SECONDS = 1.0  # too little to fetch an image in
 _INTERRUPTED = (ImageDownloadInterruptedError, ImageStorageInterruptedError)
+
+
+class UnfinishedError(Exception):
+    """What is paid for is not all fetched, or cannot be looked for now. The next attempt goes on with what is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What a generation is made with. `pool` runs as many threads as a request may have images.
 
-    With `repeat_unknown` a call whose outcome nobody knows is sent once more, else its generation fails.
+    `executor` makes a pool of so many threads, to store the images that one answer brings along. With `repeat_unknown`
+    a call whose outcome is unknown is sent once more, else its generation fails. Without `may_send` no call is sent.
     """
 
     provider: ImageProvider
@@ -47,7 +57,10 @@ class Tools:
     records: GenerationStore
     pool: Executor
     repeat_unknown: bool = True
+    may_send: bool = True
     journal: Journal = SILENT
+    executor: Callable[[int], Executor] = ThreadPoolExecutor
+    sleep: Callable[[float], None] = time.sleep
 
 
 def generate(generation: Generation, owner: str, tools: Tools, deadline: Deadline) -> None:
@@ -55,8 +68,8 @@ def generate(generation: Generation, owner: str, tools: Tools, deadline: Deadlin
 
     `generation` is the record as `owner` claimed it. Each step is on the record before the next. Raises what the
     upstream call raised where nothing was bought at all; once a call was or may have been paid for, a MoneySpentError
-    that carries the ids of the images stored. Raises LostClaimError where the generation has ended or has another
-    owner, and RecordsUnavailableError where the record cannot be written: both leave all that is known on it.
+    that carries the ids of the images stored. Raises LostClaimError if the generation has ended or has another owner,
+    RecordsUnavailableError if the record cannot be written, and UnfinishedError: all leave what is known on it.
     """
     keeper = _Keeper(generation, owner, tools, deadline)
     side_by_side = tools.pool if len(generation.image_ids) > 1 else _ThisThread()
@@ -70,13 +83,19 @@ def generate(generation: Generation, owner: str, tools: Tools, deadline: Deadlin
         else:
             storing += [side_by_side.submit(keeper.keep, image_id, url) for image_id, url in asked.result()]
     failures += [failure for stored in storing if (failure := stored.exception())]
+    failures += keeper.broken
     if keeper.unwritten:
         raise keeper.unwritten
     if failures:
         raise _the_failure(failures, keeper.stored_ids(), len(generation.image_ids))
 
 
-def tried(what: Callable[[], T], deadline: Deadline, again: tuple[type[Exception], ...] = _INTERRUPTED) -> T:
+def tried(
+    what: Callable[[], T],
+    deadline: Deadline,
+    again: tuple[type[Exception], ...] = _INTERRUPTED,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
     """What it gives, after some tries where it is interrupted."""
     for attempt in range(1, KEEP_TRIES + 1):
         try:
@@ -85,7 +104,7 @@ def tried(what: Callable[[], T], deadline: Deadline, again: tuple[type[Exception
             pause = _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1)
             if attempt == KEEP_TRIES or pause >= deadline.remaining():
                 raise
-        time.sleep(pause)
+        sleep(pause)
     raise AssertionError("the last try returns or raises")
 
 
@@ -99,6 +118,7 @@ class _Keeper:
         self._deadline = deadline
         self._stored = dict(generation.stored)
         self.unwritten: RecordsUnavailableError | None = None
+        self.broken: list[ImagegenError] = []  # why images that were answered are not usable
 
     def stored_ids(self) -> tuple[str, ...]:
         return tuple(image_id for image_id in self._generation.image_ids if image_id in self._stored)
@@ -108,105 +128,151 @@ class _Keeper:
         call = self._generation.calls[index]
         if call.sent:
             self._find_stored(call)
-        if call.answer is None:
-            call = self._answered(index, call)
-        images = zip(call.image_ids, call.answer.images if call.answer else (), strict=True)
-        return [(image_id, image.url) for image_id, image in images if image.url and image_id not in self._stored]
+        answer = call.answer or self._answered(index, call)
+        wanted: list[tuple[str, str]] = []
+        for image_id, image in zip(call.image_ids, answer.images, strict=True):
+            if image_id in self._stored:
+                continue
+            if image.failure:
+                self.broken.append(raised_again(image.failure))
+            elif image.url:
+                wanted.append((image_id, image.url))
+            else:
+                self.broken.append(ImageStorageError("An image was made but is not stored."))
+        return wanted
 
     def keep(self, image_id: str, source: str | bytes) -> None:
-        """Fetches and stores one image; what breaks off is fetched again, never bought again."""
+        """Fetches and stores one image; what breaks off is fetched again, never bought again.
 
-        def kept() -> StoredImage:
+        Raises a MoneySpentError, LostClaimError, and UnfinishedError if there was no time to fetch it.
+        """
+
+        def fetched() -> StoredImage:
             with self._tools.source.open(source, self._deadline) as body:
                 saved = self._tools.images.save(image_id, body, self._deadline)
                 stored = StoredImage(body.media_type, body.length)
             # An image that was there already may be another than this one.
             return stored if saved else self._tools.images.find(image_id, self._deadline) or stored
 
-        again = _INTERRUPTED if isinstance(source, str) else (ImageStorageInterruptedError,)
-        self._note_stored(image_id, tried(kept, self._deadline, again))
+        by_url = isinstance(source, str)
+        try:
+            stored = self._tried(fetched, _INTERRUPTED if by_url else (ImageStorageInterruptedError,))
+        except _INTERRUPTED as interrupted:
+            if by_url and self._deadline.remaining() < _OUT_OF_TIME_SECONDS:
+                raise UnfinishedError from interrupted
+            raise
+        except ImagegenError:
+            raise
+        except Exception as fault:  # the image is paid for: another attempt must not buy it again
+            raise InternalError("An image was made but could not be stored.") from fault
+        self._note_stored(image_id, stored)
 
     def _note_stored(self, image_id: str, stored: StoredImage) -> None:
         self._stored[image_id] = stored
         with self._going_on():
-            self._tools.records.save_image(self._generation.id, self._owner, image_id, stored)
+            self._tools.records.save_image(self._generation.id, image_id, stored)
         self._tools.journal.stored(self._generation, stored)
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
-        """Where a record cannot be written, what is paid for is stored all the same: a successor finds it in S3."""
+        """If a record cannot be written, what is paid for is stored all the same: a successor finds it in S3."""
         try:
             yield
         except RecordsUnavailableError as error:
             self.unwritten = error
 
-    def _answered(self, index: int, call: Call) -> Call:
-        """The call with its answer on the record: found to be stored already, or asked for."""
+    def _answered(self, index: int, call: Call) -> CallAnswer:
+        """What the call gave, noted on the record: found to be stored already, or asked for."""
         missing = [image_id for image_id in call.image_ids if image_id not in self._stored]
         images = dict.fromkeys(call.image_ids, AnsweredImage())
         answer = UpstreamAnswer(())
         if missing:
-            if call.sent >= (MOST_SENT if self._tools.repeat_unknown else 1):
-                raise OutcomeUnknownError("The image model was asked, but what became of it is not known.")
-            call = msgspec.structs.replace(call, sent=call.sent + 1)
-            self._save(index, call)
-            answer = self._asked(call, len(missing))
+            call = self._about_to_send(index, call)
+            answer = self._asked(index, call, len(missing))
             images |= self._taken(missing, answer)
-        call = msgspec.structs.replace(
-            call,
-            answer=CallAnswer(tuple(images[image_id] for image_id in call.image_ids), answer.details, answer.usage),
-        )
+        noted = CallAnswer(tuple(images[image_id] for image_id in call.image_ids), answer.details, answer.usage)
         with self._going_on():
-            self._save(index, call)
+            self._tools.records.save_answer(self._generation.id, index, noted)
+        return noted
+
+    def _about_to_send(self, index: int, call: Call) -> Call:
+        """The call, noted as sent once more. Raises a MoneySpentError if it must not be."""
+        if not self._tools.may_send:
+            raise AbandonedError("The image could not be made: every attempt at it died.")
+        most = (MOST_SENT if self._tools.repeat_unknown else 1) + self._generation.retries
+        if call.sent - call.refused >= most:
+            raise OutcomeUnknownError("The image model was asked, but what became of it is not known.")
+        call = msgspec.structs.replace(call, sent=call.sent + 1)
+        self._tools.records.save_sending(self._generation.id, self._owner, index, call.sent)
         return call
 
-    def _asked(self, call: Call, n: int) -> UpstreamAnswer:
+    def _asked(self, index: int, call: Call, n: int) -> UpstreamAnswer:
+        """What the upstream answers. Raises NothingSpentError if no sending of this call bought anything."""
         journal, started = self._tools.journal, time.perf_counter()
         journal.asked(self._generation, n)
+        error: ImagegenError | None = None
         try:
-            answer = self._tools.provider.generate(self._generation.request, n, self._deadline)
-        except ImagegenError as refused:
-            journal.answered(self._generation, time.perf_counter() - started, refused)
-            if call.sent == 1 or not isinstance(refused, NothingSpentError):
+            return _exactly(n, self._tools.provider.generate(self._generation.request, n, self._deadline))
+        except NothingSpentError as refused:
+            error = refused
+            with self._going_on():
+                self._tools.records.save_refusal(self._generation.id, index, call.sent)
+            if call.sent - call.refused == 1:
                 raise
-            # This time nothing was bought; of the time before nobody knows.
-            error = OutcomeUnknownError(
+            raise OutcomeUnknownError(
                 f"What became of an earlier call to the image model is not known. {refused.message}"
-            )
-            raise error from refused
-        journal.answered(self._generation, time.perf_counter() - started, None)
-        return answer
+            ) from refused
+        except ImagegenError as failed:
+            error = failed
+            raise
+        except Exception as fault:  # it may have come after the request was sent
+            error = InternalError("The call to the image model broke off.")
+            raise error from fault
+        finally:
+            journal.answered(self._generation, time.perf_counter() - started, error)
 
     def _find_stored(self, call: Call) -> None:
         """Looks for what a predecessor stored but died before it could note it."""
         for image_id in call.image_ids:
             if image_id in self._stored:
                 continue
-            found = tried(partial(self._tools.images.find, image_id, self._deadline), self._deadline)
+            try:
+                found = self._tried(partial(self._tools.images.find, image_id, self._deadline))
+            except ImageStorageError as unknown:  # to end now, or to ask again, would lose what may be there
+                raise UnfinishedError from unknown
             if found is not None:
                 self._note_stored(image_id, found)
 
     def _taken(self, image_ids: list[str], answer: UpstreamAnswer) -> dict[str, AnsweredImage]:
         """What a call gave. An image that came as bytes is stored before the answer is noted: it is nowhere else."""
         taken: dict[str, AnsweredImage] = {}
-        inline: list[tuple[str, bytes]] = []
+        inline: dict[str, bytes] = {}
         for image_id, image in zip(image_ids, answer.images, strict=True):
+            url = image.source if isinstance(image.source, str) else None
+            failure = kept(image.failure) if image.failure else None
+            taken[image_id] = AnsweredImage(url, image.revised_prompt, failure)
             if isinstance(image.source, bytes):
-                inline.append((image_id, image.source))
-                taken[image_id] = AnsweredImage(revised_prompt=image.revised_prompt)
-            else:
-                taken[image_id] = AnsweredImage(url=image.source, revised_prompt=image.revised_prompt)
-        if len(inline) == 1:
-            self.keep(*inline[0])
-        elif inline:
-            with ThreadPoolExecutor(len(inline)) as pool:
-                stored = [pool.submit(self.keep, image_id, content) for image_id, content in inline]
-            for each in stored:
-                each.result()
+                inline[image_id] = image.source
+        if not inline:
+            return taken
+        with self._tools.executor(len(inline)) if len(inline) > 1 else _ThisThread() as pool:
+            storing = {image_id: pool.submit(self.keep, image_id, content) for image_id, content in inline.items()}
+        for image_id, stored in storing.items():
+            try:
+                stored.result()
+            except MoneySpentError as error:  # the others are kept, and this one is not asked for again
+                taken[image_id] = msgspec.structs.replace(taken[image_id], failure=kept(error))
         return taken
 
-    def _save(self, index: int, call: Call) -> None:
-        self._tools.records.save_call(self._generation.id, self._owner, index, call)
+    def _tried(self, what: Callable[[], T], again: tuple[type[Exception], ...] = _INTERRUPTED) -> T:
+        return tried(what, self._deadline, again, self._tools.sleep)
+
+
+def _exactly(n: int, answer: UpstreamAnswer) -> UpstreamAnswer:
+    """Raises ValueError if a provider breaks its contract: the images could not be told apart."""
+    if len(answer.images) != n:
+        raise ValueError(f"{len(answer.images)} images for {n}")
+    return answer
 
 
 class _ThisThread(Executor):
@@ -216,7 +282,7 @@ class _ThisThread(Executor):
         future: Future[T] = Future()
         try:
             future.set_result(call(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001  # it is the future's to tell
+        except Exception as error:  # noqa: BLE001  # the future raises it
             future.set_exception(error)
         return future
 

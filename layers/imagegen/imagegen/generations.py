@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
@@ -25,11 +26,26 @@ class Status(StrEnum):
 ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An ImagegenError as a record keeps it. `kind` is its class; `cause` is why a part is missing."""
+
+    kind: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after: float | None = None  # seconds
+    cause: "Failure | None" = None
+
+
 class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An image that the upstream answered. Without a URL its bytes came along, and it is stored already."""
+    """An image that the upstream answered.
+
+    `failure` says why it is not usable. Without a URL and a failure, its bytes came along, and it is stored already.
+    """
 
     url: str | None = None
     revised_prompt: str | None = None
+    failure: Failure | None = None
 
 
 class CallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -43,29 +59,25 @@ class CallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """One upstream call, for the images whose ids it names.
 
-    `sent` counts how often it was about to be sent; it is written before each time. Sent and without an answer, its
-    outcome is unknown: whoever sent it died, and may have paid.
+    `sent` counts how often it was about to be sent; it is written before each time. `refused` counts how many of
+    these certainly bought nothing. The outcome of the others is unknown until there is an answer: each may have been
+    paid for.
     """
 
     image_ids: tuple[str, ...]
     sent: int = 0
+    refused: int = 0
     answer: CallAnswer | None = None
+
+    @property
+    def charged(self) -> bool:
+        """Whether the upstream was paid for it, or may have been."""
+        return self.answer is not None or self.sent > self.refused
 
 
 class StoredImage(msgspec.Struct, frozen=True):
     media_type: str
     length: int  # bytes
-
-
-class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An ImagegenError as a record keeps it. `kind` is its class; `cause` is why a part is missing."""
-
-    kind: str
-    message: str
-    param: str | None = None
-    code: str | None = None
-    retry_after: float | None = None  # seconds
-    cause: "Failure | None" = None
 
 
 class Markers(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -92,7 +104,9 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are in Unix seconds. `base_url` is the one that the caller reached us by, for absolute links.
 
-    `owner` is the token of whoever works on it, and holds until `lease_until`. `announced` is whether its end was told.
+    `owner` is the token of the worker, and holds until `lease_until`. `announced` is whether its end was published.
+    `retries` counts the new attempts that an operator asked for. Of the images reserved from the quota at
+    `reserved_at`, `returned` were given back.
     """
 
     id: str
@@ -110,6 +124,9 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: float | None = None
     origin: Origin = Origin()
     announced: bool = False
+    retries: int = 0
+    reserved_at: float | None = None
+    returned: int = 0
 
     @property
     def image_ids(self) -> tuple[str, ...]:
@@ -145,6 +162,12 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return total
 
     @property
+    def unreturned(self) -> int:
+        """How many images of the quota are still to be given back: those that certainly were not charged."""
+        uncharged = sum(len(call.image_ids) for call in self.calls if not call.charged)
+        return max(0, uncharged - self.returned)
+
+    @property
     def repeated_calls(self) -> int:
         """How many calls of unknown outcome were sent again: each may have been paid twice."""
         return sum(max(0, call.sent - 1) for call in self.calls)
@@ -163,11 +186,15 @@ _BY_HTTP = Origin()
 
 
 class Tombstone(msgspec.Struct, frozen=True):
-    """What stands in the place of a deleted generation's record for as long as its images may still be there."""
+    """What stands in the place of a deleted generation's record: a late write of its images is removed by it.
+
+    `buried_at` is in Unix seconds.
+    """
 
     id: str
     caller: str
     image_ids: tuple[str, ...]
+    buried_at: float
 
 
 def admit(
@@ -182,7 +209,7 @@ def admit(
 ) -> Generation:
     """A new generation, with all its ids fixed before anything is spent; its own may be given."""
     return Generation(
-        id=generation_id or f"gen_{secrets.token_urlsafe(16)}",
+        id=generation_id or new_generation_id(),
         caller=caller,
         request=request,
         created_at=now,
@@ -193,6 +220,16 @@ def admit(
         markers=markers,
         origin=origin,
     )
+
+
+def new_generation_id() -> str:
+    return f"gen_{secrets.token_urlsafe(16)}"
+
+
+def successor_id(generation_id: str) -> str:
+    """The id of the generation that is begun in place of one that failed with nothing spent, or is void."""
+    digest = hashlib.sha256(f"after {generation_id}".encode()).digest()[:16]
+    return f"gen_{urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
 
 def is_generation_id(text: str) -> bool:
@@ -223,8 +260,17 @@ def _added(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class LostClaimError(Exception):
-    """Somebody else owns the generation now, or it has ended: whoever meets this stops."""
+    """The generation has another owner now, has ended, or was deleted. The worker that meets this stops."""
 
 
-class MarkerTakenError(Exception):
-    """Another request with the same Idempotency-Key, or for the same generation, was faster."""
+class IdTakenError(Exception):
+    """There is a record of this id already.
+
+    With `void` there is none and never will be; with `deleted` too there was one, and what became of its quota is
+    settled.
+    """
+
+    def __init__(self, *, void: bool = False, deleted: bool = False) -> None:
+        super().__init__()
+        self.void = void
+        self.deleted = deleted

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from imagegen.errors import MoneySpentError
+
 ResponseFormat = Literal["url", "b64_json"]
 
 _IMAGE_ID = re.compile(r"img_[A-Za-z0-9_-]{22}")
@@ -41,10 +43,14 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamImage:
-    """One image as an upstream answered it: a URL to fetch it from, or its bytes."""
+    """One image that was paid for: a URL to fetch it from, or its bytes, or why it is not usable.
 
-    source: str | bytes = field(repr=False)
+    Exactly one of `source` and `failure` is set.
+    """
+
+    source: str | bytes | None = field(default=None, repr=False)
     revised_prompt: str | None = field(default=None, repr=False)
+    failure: MoneySpentError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from functools import partial
 
 import msgspec
 
-from imagegen.allowance import nothing_was_sent, release
+from imagegen.allowance import reserve_again, undo_reserving_again
 from imagegen.announce import Settle, announce
 from imagegen.deadline import Deadline
 from imagegen.errors import (
@@ -18,10 +18,13 @@ from imagegen.errors import (
     UnknownGenerationError,
 )
 from imagegen.failures import kept
-from imagegen.generations import Generation, Status, Tombstone, fingerprint, is_generation_id
+from imagegen.generations import Generation, LostClaimError, Status, Tombstone, is_generation_id, new_owner
 from imagegen.ports import AllowanceCounters, EventBus, GenerationQueue, GenerationStore, ImageStore
+from imagegen.submit import send_safety_net
 
-UNFINISHED_SECONDS = 60.0  # by then whoever deletes has finished, or has died
+LEASE_SECONDS = 60.0  # a dead worker's generation is taken over after it
+UNFINISHED_SECONDS = 60.0  # by then the process that deletes has finished, or has died
+LONGEST_WRITER_SECONDS = 900.0  # Lambda's longest time-out, and SQS's longest delay
 
 
 def see(generation_id: str, caller: str, records: GenerationStore) -> Generation:
@@ -39,9 +42,12 @@ def cancel(
     counters: AllowanceCounters,
     bus: EventBus,
     now: Callable[[], float],
-    settle: Settle = lambda _: None,
+    settle: Settle,
 ) -> Generation:
-    """No upstream call begins after it; what is stored stays. Raises UnknownGenerationError, GenerationEndedError."""
+    """Begins no further upstream call. Images that are paid for and still come stay with the generation.
+
+    A second cancellation gives the same as the first. Raises UnknownGenerationError, GenerationEndedError.
+    """
     cancelled = stop(see(generation_id, caller, records), records, counters, bus, now, settle)
     if cancelled is None:
         raise GenerationEndedError("This generation has ended already.", param="id")
@@ -56,14 +62,39 @@ def stop(
     now: Callable[[], float],
     settle: Settle,
 ) -> Generation | None:
-    """Cancels a generation, and gives it as it is then; None where it has ended."""
-    cancelled = None if generation.ended else records.cancel(generation.id, now=now())
+    """Cancels a generation, and gives it as it is then; None if it was completed or has failed."""
+    cancelled = records.cancel(generation.id, now=now())
     if cancelled:
-        if nothing_was_sent(cancelled):
-            release(cancelled, records, counters)
-        with suppress(RecordsUnavailableError):  # the message behind the record will have it told
-            announce(cancelled, records, bus, settle)
+        with suppress(RecordsUnavailableError):  # the message behind the record has it published
+            announce(cancelled, records, counters, bus, settle)
     return cancelled
+
+
+def retry(
+    generation_id: str,
+    records: GenerationStore,
+    counters: AllowanceCounters,
+    queue: GenerationQueue,
+    now: Callable[[], float],
+) -> Generation | None:
+    """A new attempt at a failed generation, and the generation as it is then; None if it has not failed.
+
+    Its end must have been published. What was returned of its quota is taken again. Raises RecordsUnavailableError: it
+    can be asked for again then.
+    """
+    failed = records.get(generation_id)
+    if failed is None or failed.status is not Status.FAILED or not failed.announced:
+        return None
+    send_safety_net(generation_id, queue, now, LEASE_SECONDS)
+    reserved_at, token = now(), new_owner()
+    reserve_again(counters, failed, now=reserved_at, token=token)
+    waiting = records.requeue(failed, now=reserved_at)
+    if waiting is None:
+        undo_reserving_again(counters, failed, now=reserved_at, token=token)
+    else:
+        with suppress(RecordsUnavailableError):  # the safety net brings a worker, only later
+            queue.send(generation_id)
+    return waiting
 
 
 def delete(
@@ -76,32 +107,47 @@ def delete(
     images: ImageStore,
     now: Callable[[], float],
     deadline: Deadline,
-    settle: Settle = lambda _: None,
+    settle: Settle,
 ) -> None:
-    """The tombstone first, so that nobody stores anything after it; then the images.
+    """Puts a tombstone in the record's place, then deletes the images.
 
-    A message goes ahead of both: should we fail or die, a worker deletes what is left. Raises UnknownGenerationError,
-    and DeletionUnfinishedError where images are left.
+    A message goes ahead of both: should this process die, a worker deletes what is left. Raises UnknownGenerationError,
+    RecordsUnavailableError, and DeletionUnfinishedError if images are left.
     """
     try:
-        generation = see(generation_id, caller, records)
+        see(generation_id, caller, records)
     except UnknownGenerationError:
         tombstone = records.tombstone(generation_id) if is_generation_id(generation_id) else None
         if tombstone is None or tombstone.caller != caller:
             raise
     else:
         queue.send(generation_id, delay=UNFINISHED_SECONDS)
-        if stop(generation, records, counters, bus, now, settle) is None:
-            with suppress(RecordsUnavailableError):  # whoever ended it may have died before it was told
-                announce(generation, records, bus, settle)
-        settle(_as_deleted(generation))  # while whoever dies here is followed by one who finds the record
-        tombstone = records.bury(generation, now=now())
-        records.release(generation, fingerprint(generation.request))
+        tombstone = _buried(generation_id, caller, records, counters, bus, now, settle)
     try:
-        finish_deletion(tombstone, records, images, deadline)
+        delete_images(tombstone.id, tombstone.image_ids, images, deadline)
     except ImageStorageError as error:
         message = "The generation is deleted, but not all of its images yet. They will be; ask again to make sure."
         raise DeletionUnfinishedError(message, param="id") from error
+
+
+def _buried(
+    generation_id: str,
+    caller: str,
+    records: GenerationStore,
+    counters: AllowanceCounters,
+    bus: EventBus,
+    now: Callable[[], float],
+    settle: Settle,
+) -> Tombstone:
+    """Ends the generation and publishes the end first: afterwards there is no record to publish it from."""
+    while True:
+        records.cancel(generation_id, now=now())  # what has ended stays as it is
+        ended = see(generation_id, caller, records)
+        announce(ended, records, counters, bus, settle)
+        with suppress(LostClaimError):  # an operator began a new attempt meanwhile
+            tombstone = records.bury(ended, now=now())
+            settle(_as_deleted(ended))
+            return tombstone
 
 
 def _as_deleted(generation: Generation) -> Generation:
@@ -109,10 +155,14 @@ def _as_deleted(generation: Generation) -> Generation:
     return msgspec.structs.replace(generation, status=Status.CANCELLED, failure=failure)
 
 
-def finish_deletion(tombstone: Tombstone, records: GenerationStore, images: ImageStore, deadline: Deadline) -> None:
-    """Deletes what is left of a generation, and notes it. Raises ImageStorageError."""
+def sweep(tombstone: Tombstone, images: ImageStore, queue: GenerationQueue, now: float, deadline: Deadline) -> None:
+    """Deletes what is left of a deleted generation, and once more when no process can store anything any more.
+
+    Raises ImageStorageError, RecordsUnavailableError.
+    """
     delete_images(tombstone.id, tombstone.image_ids, images, deadline)
-    records.all_deleted(tombstone)
+    if now - tombstone.buried_at < LONGEST_WRITER_SECONDS:
+        queue.send(tombstone.id, delay=LONGEST_WRITER_SECONDS)
 
 
 def delete_images(generation_id: str, image_ids: Sequence[str], images: ImageStore, deadline: Deadline) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 from imagegen.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.deadline import Deadline
 from imagegen.errors import ImagegenError
-from imagegen.generations import Call, Failure, Generation, Rejection, Status, StoredImage, Tombstone
+from imagegen.generations import CallAnswer, Failure, Generation, Rejection, Status, StoredImage, Tombstone
 from imagegen.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
 
 
@@ -79,39 +79,50 @@ class KeyHolder(Protocol):
     def generation_id(self) -> str: ...
     @property
     def fingerprint(self) -> str: ...
-    @property
-    def created_at(self) -> float: ...
 
 
 class GenerationStore(Protocol):
     """The records. Every change is conditional; one that the record's state does not allow raises LostClaimError.
 
-    Where the store cannot be asked or does not answer, every method raises RecordsUnavailableError.
+    A change may be repeated by a client library that did not hear of its success: it recognises itself and succeeds
+    again. If the store cannot be asked or does not answer, every method raises RecordsUnavailableError.
     """
 
-    def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
-        """Writes the record together with its markers.
+    def hold_key(
+        self,
+        caller: str,
+        idempotency_key: str,
+        generation_id: str,
+        fingerprint: str,
+        *,
+        now: float,
+        expired_before: float,
+        replacing: str | None = None,
+    ) -> KeyHolder:
+        """Gives an Idempotency-Key to a generation, and returns the one that has it then.
 
-        Raises MarkerTakenError where its Idempotency-Key is taken by another generation than `replacing`, or its id is.
+        That is another if the key was given to it after `expired_before`, and it is not the generation `replacing`.
         """
+        ...
+
+    def mark_attempt(self, caller: str, fingerprint: str, generation_id: str, attempt: int, *, now: float) -> None:
+        """Notes that a client which counts its attempts begins this generation with this one; the first is 0."""
+        ...
+
+    def attach_attempt(self, caller: str, fingerprint: str, attempt: int, *, since: float) -> str | None:
+        """The id of the generation that a client's retry comes back to, None if it is to begin anew.
+
+        It is the newest of the same caller and body, begun after `since`, that no attempt of this count has come to.
+        There may be no record of it yet.
+        """
+        ...
+
+    def create(self, generation: Generation) -> None:
+        """Writes the record. Raises IdTakenError if its id is taken, or is void."""
         ...
 
     def get(self, generation_id: str) -> Generation | None:
-        """The record as it is now, None where there is none or it was deleted."""
-        ...
-
-    def key_holder(self, caller: str, idempotency_key: str) -> KeyHolder | None: ...
-
-    def attach_retry(self, caller: str, fingerprint: str, retry: int, *, since: float) -> str | None:
-        """The id of the generation that a client's retry comes back to, None where it is to begin anew.
-
-        It is the newest of the same caller and body, begun after `since`, that was seen by fewer than `retry`
-        retries; from now on it counts as seen by `retry`. Where that one was released, the retry begins anew.
-        """
-        ...
-
-    def release(self, generation: Generation, fingerprint: str) -> None:
-        """Lets go of the generation's markers, so that a retry begins anew."""
+        """The record as it is now, None if there is none or it was deleted."""
         ...
 
     def newest(
@@ -121,17 +132,32 @@ class GenerationStore(Protocol):
         ...
 
     def claim(self, generation_id: str, owner: str, *, now: float, lease_until: float) -> Generation | None:
-        """Takes the generation over where it waits or its lease is gone, and gives it; None where it is not to be had.
-
-        An owner's second claim succeeds like its first, since a client library may repeat a write.
-        """
+        """Takes the generation over if it waits or its lease has ended, and gives it; None if it is not to be had."""
         ...
 
-    def renew(self, generation_id: str, owner: str, lease_until: float) -> None: ...
+    def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
+        """Extends the lease, also of a cancelled generation whose upstream call still runs."""
+        ...
 
-    def save_call(self, generation_id: str, owner: str, index: int, call: Call) -> None: ...
+    def let_go(self, generation_id: str, owner: str) -> None:
+        """Ends the owner's lease. Succeeds if it has none."""
+        ...
 
-    def save_image(self, generation_id: str, owner: str, image_id: str, image: StoredImage) -> None: ...
+    def save_sending(self, generation_id: str, owner: str, index: int, sent: int) -> None:
+        """Notes that a call is about to be sent, for the `sent`-th time."""
+        ...
+
+    def save_refusal(self, generation_id: str, index: int, sending: int) -> None:
+        """Notes that the `sending`-th time bought nothing, also after the generation has ended."""
+        ...
+
+    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> None:
+        """Notes what a call gave, also after the generation has ended. The first answer stays."""
+        ...
+
+    def save_image(self, generation_id: str, image_id: str, image: StoredImage) -> None:
+        """Notes that an image is stored, also after the generation has ended."""
+        ...
 
     def end(
         self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
@@ -140,51 +166,53 @@ class GenerationStore(Protocol):
         ...
 
     def mark_announced(self, generation: Generation) -> None:
-        """Notes that the generation's end was told, and is content where there is none."""
-        ...
-
-    def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
-        """Fails a generation that has not ended and whose lease is gone; False where it is not so."""
+        """Notes that the generation's end was published. Succeeds if there is no record."""
         ...
 
     def cancel(self, generation_id: str, *, now: float) -> Generation | None:
-        """Cancels what has not ended, and gives it as it is then; None where it had ended."""
+        """Cancels the generation, and gives it as it is then; None if it was completed, has failed or is not there."""
         ...
 
-    def requeue(self, generation_id: str) -> Generation | None:
-        """Lets a failed generation wait again, its unanswered calls as if never sent; None where it has not failed."""
+    def requeue(self, generation: Generation, *, now: float) -> Generation | None:
+        """Lets a failed generation wait again, and gives it; None if its published end is not this one any more."""
         ...
 
-    def void(self, generation_id: str, *, now: float) -> bool:
-        """Makes sure that a record which may have been written never will be; False where it was."""
+    def void(self, generation_id: str, *, now: float) -> Generation | None:
+        """Makes sure that there never is a record of this id; gives the one that is there, None if there is none.
+
+        Raises IdTakenError if it was deleted.
+        """
         ...
 
-    def release_reservation(self, generation_id: str) -> bool:
-        """Notes that the images reserved for the generation are free again; True the first time only."""
+    def note_returned(self, generation: Generation, images: int) -> bool:
+        """Notes that so many more images of the quota are given back. False if that was noted since it was read."""
         ...
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
-        """Puts a tombstone in the record's place, which nobody can work on; it goes by itself."""
+        """Puts a tombstone in the place of a record that has ended, which nobody can work on. It stays for 15 days.
+
+        Raises LostClaimError if the record has not ended, or not as `generation` says.
+        """
         ...
 
     def tombstone(self, generation_id: str) -> Tombstone | None:
-        """The tombstone of a generation whose images may still be there, None for any other."""
-        ...
-
-    def all_deleted(self, tombstone: Tombstone) -> None:
-        """Notes that nothing is left of the generation's images."""
+        """The tombstone of a deleted generation, None for any other."""
         ...
 
 
 class AllowanceCounters(Protocol):
-    """How many images were taken on a day, by each who takes. Raises RecordsUnavailableError."""
+    """How many images were taken on a day, by each who takes. Raises RecordsUnavailableError.
 
-    def take(self, who: str, day: str, images: int, limit: int) -> tuple[bool, int]:
-        """Counts so many more where no more than `limit` come together; whether it did, and how many are taken now."""
+    `token` names one logical change. A repetition of it, by a client library that did not hear of its success, changes
+    nothing, if it comes before many other changes.
+    """
+
+    def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
+        """Counts so many more if no more than `limit` come together; whether it did, and how many are taken now."""
         ...
 
-    def give_back(self, who: str, day: str, images: int) -> None:
-        """Counts so many less. It is never repeated, so it may have happened though it raises."""
+    def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
+        """Counts so many less."""
         ...
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 from imagegen.batches import Batch, BatchStatus, EndedLine, line_generation_id
 from imagegen.deadline import Deadline
 from imagegen.errors import (
+    GenerationCancelledError,
     ImagegenError,
     NothingSpentError,
     RecordsUnavailableError,
@@ -110,7 +111,7 @@ def _take(line: Line, batch: Batch, reader: Reader, own: int | None, ended: froz
         _begin(line.number, custom_id, asked.request(), batch, reader, own)
     except (RecordsUnavailableError, SecretUnavailableError):
         raise
-    except NothingSpentError as error:
+    except (NothingSpentError, GenerationCancelledError) as error:
         reader.ledger.lines.end(batch.id, line.number, reader.refusal(batch.id, line.number, custom_id, error))
 
 

@@ -1,19 +1,21 @@
 """Works on a generation until its record has ended."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 
-from imagegen.allowance import nothing_was_sent, release
 from imagegen.announce import Settle, announce
 from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
-from imagegen.errors import AbandonedError, ImagegenError, NothingSpentError, RecordsUnavailableError
+from imagegen.errors import AbandonedError, ImagegenError, RecordsUnavailableError
 from imagegen.failures import kept
 from imagegen.generate import Tools, generate, tried
-from imagegen.generations import Generation, LostClaimError, Status, fingerprint, new_owner
+from imagegen.generations import Generation, LostClaimError, Status, new_owner
 from imagegen.heartbeat import heartbeat
-from imagegen.manage import delete_images, finish_deletion
+from imagegen.manage import LEASE_SECONDS, delete_images, sweep
 from imagegen.ports import (
     SILENT,
     AllowanceCounters,
@@ -25,11 +27,7 @@ from imagegen.ports import (
     ImageStore,
     Journal,
 )
-
-LEASE_SECONDS = 60.0  # a dead worker's generation is taken over after it
-# A message is sent before its record is written, so a young message may come first; an old one has lost its writer.
-ORPHAN_SECONDS = 180.0  # longer than the api function may run
-YOUNG_SECONDS = 15.0  # until then a young one comes again, fewer times than would make it a dead letter
+from imagegen.silent_trace import silent_trace
 
 # The JSON of an answer too large to be given directly: its length in bytes, and its blocks. None for any other.
 LargeAnswer = Callable[[Generation], tuple[int, Iterator[bytes]] | None]
@@ -53,15 +51,18 @@ class Workshop:
     lease: float = LEASE_SECONDS
     settle: Settle = lambda _: None
     journal: Journal = SILENT
+    executor: Callable[[int], Executor] = ThreadPoolExecutor
+    sleep: Callable[[float], None] = time.sleep
+    heartbeat: Callable[[float, Callable[[], None]], AbstractContextManager[None]] = heartbeat
 
 
 def work_on_message(
-    generation_id: str, workshop: Workshop, deadline: Deadline, *, sent_at: float, hold: Callable[[float], None]
+    generation_id: str, workshop: Workshop, deadline: Deadline, *, hold: Callable[[float], None]
 ) -> float | None:
-    """Does what a message asks for. None: the message has done its duty; else seconds after which to look again.
+    """Does what a message asks for. None: the message is done with; else seconds after which to look again.
 
-    `hold` keeps the message to ourselves for so many seconds. Raises RecordsUnavailableError, and whatever else is a
-    fault of ours: then the message is to come again.
+    `hold` keeps the message from other workers for so many seconds. Raises RecordsUnavailableError, and whatever else
+    is a fault of this service: then the message is to come again.
     """
     records, now = workshop.records, workshop.now()
     owner = new_owner()
@@ -70,22 +71,43 @@ def work_on_message(
         workshop.journal.claimed(generation, age=now - generation.created_at)
         work(generation, owner, workshop, deadline, hold)
         return None
-    current = records.get(generation_id)
+    return _look_on(generation_id, workshop, deadline)
+
+
+def _look_on(generation_id: str, workshop: Workshop, deadline: Deadline) -> float | None:
+    """Does what is left to do for a generation that cannot be claimed."""
+    current = workshop.records.get(generation_id)
     if current is None:
-        return _without_record(generation_id, workshop, deadline, age=now - sent_at)
-    if current.ended:
-        announce(current, records, workshop.bus, workshop.settle)  # whoever ended it may have died before
+        tombstone = workshop.records.tombstone(generation_id)
+        # Without a tombstone the message's writer died before it wrote the record: none comes any more.
+        if tombstone is not None:
+            sweep(tombstone, workshop.images, workshop.queue, workshop.now(), deadline)
         return None
-    return max(1.0, current.lease_until - now)
+    remaining = current.lease_until - workshop.now()
+    if current.ended:
+        _publish(current, workshop)  # the process that ended it may have died before
+        if remaining <= 0 or current.status is not Status.CANCELLED:
+            _list_stored(current, workshop, deadline)
+            return None
+    return max(1.0, remaining)
 
 
-def _without_record(generation_id: str, workshop: Workshop, deadline: Deadline, *, age: float) -> float | None:
-    """The message came before its record, or after its writer died; or the generation was deleted."""
-    tombstone = workshop.records.tombstone(generation_id)
-    if tombstone is None:
-        return None if age > ORPHAN_SECONDS else YOUNG_SECONDS
-    finish_deletion(tombstone, workshop.records, workshop.images, deadline)
-    return None
+def _publish(generation: Generation, workshop: Workshop) -> None:
+    announce(generation, workshop.records, workshop.counters, workshop.bus, workshop.settle)
+
+
+def _list_stored(generation: Generation, workshop: Workshop, deadline: Deadline) -> None:
+    """Notes the images that are stored and that a process died before it could note.
+
+    Raises ImageStorageError, RecordsUnavailableError.
+    """
+    for call in generation.calls:
+        for image_id in call.image_ids if call.charged else ():
+            if image_id not in generation.stored:
+                found = tried(partial(workshop.images.find, image_id, deadline), deadline, sleep=workshop.sleep)
+                if found is not None:
+                    with suppress(LostClaimError):  # deleted meanwhile
+                        workshop.records.save_image(generation.id, image_id, found)
 
 
 def work(
@@ -95,9 +117,10 @@ def work(
     deadline: Deadline,
     hold: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Works on a claimed generation until its record has ended, by our hand or another's, and tells it.
+    """Works on a claimed generation until its record has ended, by this process or another, and publishes the end.
 
-    Raises RecordsUnavailableError, and whatever else is a fault of ours: the generation then waits for the lease to go.
+    Raises RecordsUnavailableError, UnfinishedError, and whatever else is a fault of this service: the generation then
+    waits until the lease ends.
     """
     ended: Generation | None
 
@@ -105,16 +128,18 @@ def work(
         workshop.records.renew(generation.id, owner, workshop.now() + workshop.lease)
         hold(workshop.lease)
 
-    with heartbeat(workshop.lease, beat):
+    with workshop.heartbeat(workshop.lease, beat):
         try:
             ended = _work(generation, owner, workshop, deadline)
         except LostClaimError:
-            ended = _clean_up(generation, workshop, deadline)
+            ended = _clean_up(generation, owner, workshop, deadline)
     if ended:
-        announce(ended, workshop.records, workshop.bus, workshop.settle)
+        _publish(ended, workshop)
 
 
-def _work(generation: Generation, owner: str, workshop: Workshop, deadline: Deadline) -> Generation:
+def _work(
+    generation: Generation, owner: str, workshop: Workshop, deadline: Deadline, *, may_send: bool = True
+) -> Generation:
     records = workshop.records
     tools = Tools(
         provider=workshop.providers[CATALOG[generation.request.model].provider],
@@ -123,59 +148,67 @@ def _work(generation: Generation, owner: str, workshop: Workshop, deadline: Dead
         records=records,
         pool=workshop.pool,
         repeat_unknown=workshop.repeat_unknown,
+        may_send=may_send,
+        executor=workshop.executor,
+        sleep=workshop.sleep,
         journal=workshop.journal,
     )
     try:
         generate(generation, owner, tools, deadline)
-        _save_large_answer(generation.id, workshop, deadline)
+        if generation.request.response_format == "b64_json":
+            _save_large_answer(generation.id, workshop, deadline)
     except RecordsUnavailableError:
         raise
     except ImagegenError as error:
-        ended = records.end(generation.id, owner, Status.FAILED, now=workshop.now(), failure=kept(error))
-        if isinstance(error, NothingSpentError):
-            records.release(generation, fingerprint(generation.request))
-            release(generation, records, workshop.counters)
-    else:
-        ended = records.end(generation.id, owner, Status.COMPLETED, now=workshop.now())
-    return ended
+        return records.end(generation.id, owner, Status.FAILED, now=workshop.now(), failure=kept(error))
+    return records.end(generation.id, owner, Status.COMPLETED, now=workshop.now())
 
 
 def _save_large_answer(generation_id: str, workshop: Workshop, deadline: Deadline) -> None:
     generation = workshop.records.get(generation_id)
     if generation is None or generation.ended:
         raise LostClaimError
-    if generation.request.response_format != "b64_json":
-        return
 
     def save() -> None:
         large = workshop.large_answer(generation)
         if large is not None:
             workshop.images.save_answer(generation_id, *large, deadline)
 
-    tried(save, deadline)
+    tried(save, deadline, sleep=workshop.sleep)
 
 
-def _clean_up(generation: Generation, workshop: Workshop, deadline: Deadline) -> Generation | None:
-    """What was stored after the generation was deleted goes too; of any other loss it stays. Gives what is there."""
+def _clean_up(generation: Generation, owner: str, workshop: Workshop, deadline: Deadline) -> Generation | None:
+    """Deletes what was stored after the generation was deleted. Otherwise gives the record, on which it is noted."""
     current = workshop.records.get(generation.id)
     if current is None:
         delete_images(generation.id, generation.image_ids, workshop.images, deadline)
+        return None
+    workshop.records.let_go(generation.id, owner)
     return current
 
 
-def give_up(generation_id: str, workshop: Workshop) -> float | None:
-    """Fails a generation whose message went to the dead letters, unless somebody still works on it.
+def give_up(generation_id: str, workshop: Workshop, deadline: Deadline) -> float | None:
+    """Ends a generation whose message went to the dead letters, unless another process works on it.
 
-    None: done; else seconds after which to look again.
+    What is known to be paid for is fetched and listed first; nothing is bought. None: done; else seconds after which to
+    look again. Raises RecordsUnavailableError, and ImageStorageError if a deleted generation's images are left.
     """
-    error = AbandonedError("The image could not be made: every attempt at it died.")
-    now = workshop.now()
-    failed = workshop.records.fail_abandoned(generation_id, kept(error), now=now)
-    current = workshop.records.get(generation_id)
-    if failed and current and nothing_was_sent(current):
-        release(current, workshop.records, workshop.counters)
-    if current is None or current.ended:
-        if current:
-            announce(current, workshop.records, workshop.bus, workshop.settle)
-        return None
-    return max(1.0, current.lease_until - now)
+    owner, now = new_owner(), workshop.now()
+    claimed = workshop.records.claim(generation_id, owner, now=now, lease_until=now + workshop.lease)
+    if claimed is None:
+        return _look_on(generation_id, workshop, deadline)
+    try:
+        ended = _work(claimed, owner, workshop, deadline, may_send=False)
+    except LostClaimError:
+        return 1.0
+    except RecordsUnavailableError:
+        raise
+    except Exception as fault:  # noqa: BLE001  # the record has to end; what it knows stays for `make retry`
+        workshop.journal.interrupted(silent_trace(fault), generation_id=generation_id)
+        failure = kept(AbandonedError("The image could not be made: every attempt at it died."))
+        try:
+            ended = workshop.records.end(generation_id, owner, Status.FAILED, now=workshop.now(), failure=failure)
+        except LostClaimError:
+            return 1.0
+    _publish(ended, workshop)
+    return None

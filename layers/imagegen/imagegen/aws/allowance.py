@@ -6,9 +6,11 @@ A hot counter is a plain conditional update: DynamoDB cancels transactions that 
 from __future__ import annotations
 
 import calendar
+import hashlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from imagegen.aws.items import ConditionFailedError, Item, number, update_under
 from imagegen.errors import RecordsUnavailableError
 
 if TYPE_CHECKING:
@@ -16,65 +18,89 @@ if TYPE_CHECKING:
 
     from types_boto3_dynamodb import DynamoDBClient
 
-_KEPT_SECONDS = 3 * 24 * 3600  # after its day began; nobody gives back later
+_KEPT_SECONDS = 3 * 24 * 3600  # after its day began; nothing is given back later
+# The last changes, a slot for each: forty of some 20 bytes keep the item within the 1 KB that one write unit pays for.
+_SLOTS = 40
 
 
 class DynamoAllowanceCounters:
     """Implements `ports.AllowanceCounters`.
 
-    `single_try` is a client that never repeats a request: an update that is repeated since its answer was lost counts
-    twice. What is taken twice is too little spent; what is given back twice would be too much.
+    The SDK repeats an update whose answer was lost. The item keeps the tokens of the last updates, so a repetition is
+    recognised, unless another update took its slot in between: then it counts twice.
     """
 
-    def __init__(
-        self, client: Callable[[], DynamoDBClient], single_try: Callable[[], DynamoDBClient], table: str
-    ) -> None:
+    def __init__(self, client: Callable[[], DynamoDBClient], table: str) -> None:
         self._client = client
-        self._single_try = single_try
         self._table = table
 
-    def take(self, who: str, day: str, images: int, limit: int) -> tuple[bool, int]:
+    def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
         if images > limit:
             return False, self._used(who, day)
+        kept = _short(token)
         try:
-            client = self._client()
-            try:
-                answer = client.update_item(
-                    TableName=self._table,
-                    Key=_key(who, day),
-                    UpdateExpression="ADD used :images SET expires_at = :expires_at",
-                    ConditionExpression="attribute_not_exists(used) OR used <= :most",
-                    ExpressionAttributeValues={
-                        ":images": {"N": str(images)},
-                        ":most": {"N": str(limit - images)},
-                        ":expires_at": {"N": str(_expires_at(day))},
-                    },
-                    ReturnValues="ALL_NEW",
-                )
-            except client.exceptions.ConditionalCheckFailedException:
-                return False, self._used(who, day)
+            item = self._count(
+                who,
+                day,
+                images,
+                kept,
+                "attribute_not_exists(used) OR (used <= :bound AND (attribute_not_exists(#slot) OR #slot <> :token))",
+                bound=limit - images,
+            )
+        except ConditionFailedError as failed:
+            found = failed.item or {}
+            return found.get(_slot(kept)) == {"S": kept}, _used_in(found)
         except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
             raise _unavailable() from error
-        return True, int(answer["Attributes"]["used"]["N"])
+        return True, _used_in(item)
 
-    def give_back(self, who: str, day: str, images: int) -> None:
+    def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
+        kept = f"-{_short(token)}"
+        condition = "used >= :bound AND (attribute_not_exists(#slot) OR #slot <> :token)"
         try:
-            self._single_try().update_item(
-                TableName=self._table,
-                Key=_key(who, day),
-                UpdateExpression="ADD used :less",
-                ConditionExpression="used >= :images",
-                ExpressionAttributeValues={":less": {"N": str(-images)}, ":images": {"N": str(images)}},
-            )
+            self._count(who, day, -images, kept, condition, bound=images)
+        except ConditionFailedError as failed:
+            if (failed.item or {}).get(_slot(kept)) != {"S": kept}:
+                raise _unavailable() from None
         except Exception as error:  # likewise
             raise _unavailable() from error
+
+    def _count(self, who: str, day: str, images: int, token: str, condition: str, *, bound: int) -> Item:
+        return update_under(
+            condition,
+            self._client(),
+            self._table,
+            _key(who, day),
+            "ADD used :images SET expires_at = :expires_at, #slot = :token",
+            names={"#slot": _slot(token)},
+            values={
+                ":images": number(images),
+                ":bound": number(bound),
+                ":token": {"S": token},
+                ":expires_at": number(_expires_at(day)),
+            },
+        )
 
     def _used(self, who: str, day: str) -> int:
         try:
             item = self._client().get_item(TableName=self._table, Key=_key(who, day), ConsistentRead=True)
         except Exception as error:  # likewise
             raise _unavailable() from error
-        return int(item.get("Item", {}).get("used", {"N": "0"})["N"])
+        return _used_in(item.get("Item", {}))
+
+
+def _used_in(item: Any) -> int:
+    return int(item.get("used", {"N": "0"})["N"])
+
+
+def _short(token: str) -> str:
+    """Twelve characters that no two tokens of a day have in common by chance."""
+    return hashlib.sha256(token.encode()).hexdigest()[:12]
+
+
+def _slot(token: str) -> str:
+    """The same for a change and for its undoing, so that what was undone can be done again."""
+    return f"last_{int(token.lstrip('-'), 16) % _SLOTS}"
 
 
 def _key(who: str, day: str) -> dict[str, dict[str, str]]:

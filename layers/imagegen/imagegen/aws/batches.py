@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imagegen.aws.items import Item, asking, json_text, key, number, update_under
+from imagegen.aws.items import ConditionFailedError, Item, asking, json_text, key, number, update_under
 from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.errors import RecordsUnavailableError
 from imagegen.generations import LostClaimError
@@ -169,15 +169,18 @@ class DynamoBatches:
         """The record after the update. Raises LostClaimError where the condition does not hold."""
         statuses = {f":{status.value}": {"S": status.value} for status in BatchStatus}
         with asking():
-            item = update_under(
-                condition,
-                self._client(),
-                self._table,
-                key(batch_id, _RECORD),
-                update,
-                names={"#status": "status", "#owner": "owner"},
-                values={**statuses, **values},
-            )
+            try:
+                item = update_under(
+                    condition,
+                    self._client(),
+                    self._table,
+                    key(batch_id, _RECORD),
+                    update,
+                    names={"#status": "status", "#owner": "owner"},
+                    values={**statuses, **values},
+                )
+            except ConditionFailedError:
+                raise LostClaimError from None
         return _batch(item)
 
 

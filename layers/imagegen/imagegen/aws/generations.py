@@ -1,32 +1,35 @@
-"""Generations in one DynamoDB table. Every change is one conditional write on one item, but for the first.
+"""Generations in one DynamoDB table. Every change is one conditional write on one item.
 
 | pk | sk | |
 |---|---|---|
 | `<generation id>` | `generation` | the record |
 | `key#<client>#<hash of the Idempotency-Key>` | `key` | the generation that the key belongs to |
-| `retry#<client>#<fingerprint>` | `<generation id>` | a generation that an OpenAI client's retry may attach to |
+| `retry#<client>#<fingerprint>` | `<time>#<generation id>` | a generation that an OpenAI client's retry may attach to |
 
 The index `by-caller` (`caller`, `created_at`) lists a caller's own. What has parts that change on their own (calls,
-stored images) has an attribute for each part, so that those who work side by side never overwrite each other.
+stored images) has an attribute for each part, so that those who work side by side never overwrite each other. What was
+paid for is written as long as there is a record, also after its end.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imagegen.aws.items import Item, asking, json_text, key, number, update_under
+from imagegen.aws.items import ConditionFailedError, Item, asking, json_text, key, number, put_under, update_under
 from imagegen.generations import (
     Call,
+    CallAnswer,
     Failure,
     Generation,
+    IdTakenError,
     LostClaimError,
     Markers,
-    MarkerTakenError,
     Origin,
     Status,
     StoredImage,
@@ -42,16 +45,16 @@ if TYPE_CHECKING:
 _RECORD, _KEY = "generation", "key"
 _BURIED = "buried"  # a status that no Generation has
 _MARKER_SECONDS = 24 * 3600
-_TOMBSTONE_SECONDS = 3600  # longer than anybody may still be at work on the generation
+_TOMBSTONE_SECONDS = 15 * 24 * 3600  # no message and no process that could still write an image lives longer
 _ACTIVE = "#status IN (:queued, :in_progress)"
 _OURS = "#owner = :owner AND #status = :in_progress"
+_LIVE = "attribute_exists(caller)"  # a tombstone has none
 
 
 @dataclass(frozen=True, slots=True)
 class _KeyHolder:
     generation_id: str
     fingerprint: str
-    created_at: float
 
 
 class DynamoGenerations:
@@ -68,109 +71,102 @@ class DynamoGenerations:
         self._table = table
         self._retention_seconds = retention_seconds
 
-    def create(self, generation: Generation, fingerprint: str, *, replacing: str | None = None) -> None:
-        puts: list[Any] = [_put(self._table, self._record(generation), "attribute_not_exists(pk)")]
-        expires = int(generation.created_at) + _MARKER_SECONDS
-        idempotency_key = generation.markers.idempotency_key
-        if idempotency_key is not None:
-            marker = {
-                **key(_key_pk(generation.caller, idempotency_key), _KEY),
-                "generation_id": {"S": generation.id},
-                "fingerprint": {"S": fingerprint},
-                "created_at": number(generation.created_at),
-                "expires_at": number(expires),
-            }
-            put = _put(
-                self._table, marker, "attribute_not_exists(pk) OR generation_id = :replacing OR generation_id = :id"
-            )
-            put["Put"]["ExpressionAttributeValues"] = {
-                ":replacing": {"S": replacing or "-"},
-                ":id": {"S": generation.id},
-            }
-            puts.append(put)
-        if generation.markers.retry is not None:
-            marker = {
-                **key(_retry_pk(generation.caller, fingerprint), generation.id),
-                "seen": number(generation.markers.retry),
-                "created_at": number(generation.created_at),
-                "expires_at": number(expires),
-            }
-            puts.append(_put(self._table, marker, "attribute_not_exists(pk)"))
+    def hold_key(
+        self,
+        caller: str,
+        idempotency_key: str,
+        generation_id: str,
+        fingerprint: str,
+        *,
+        now: float,
+        expired_before: float,
+        replacing: str | None = None,
+    ) -> _KeyHolder:
+        marker = {
+            **key(_key_pk(caller, idempotency_key), _KEY),
+            "generation_id": {"S": generation_id},
+            "fingerprint": {"S": fingerprint},
+            "created_at": number(now),
+            "expires_at": number(int(now) + _MARKER_SECONDS),
+        }
+        condition = "attribute_not_exists(pk) OR created_at < :expired OR generation_id = :replacing"
+        values: Item = {":expired": number(expired_before), ":replacing": {"S": replacing or "-"}}
+        with asking():
+            try:
+                put_under(condition, self._client(), self._table, marker, values=values)
+            except ConditionFailedError as failed:
+                # Where our own write is repeated, the holder found is the one that it has written.
+                found = failed.item or marker
+                return _KeyHolder(found["generation_id"]["S"], found["fingerprint"]["S"])
+        return _KeyHolder(generation_id, fingerprint)
+
+    def mark_attempt(self, caller: str, fingerprint: str, generation_id: str, attempt: int, *, now: float) -> None:
+        marker = {
+            **key(_retry_pk(caller, fingerprint), f"{_time_text(now)}#{generation_id}"),
+            _seen(attempt): {"S": generation_id},
+            "expires_at": number(int(now) + _MARKER_SECONDS),
+        }
+        # A repetition must not write over what a retry noted in between.
+        with asking(), suppress(ConditionFailedError):
+            put_under("attribute_not_exists(pk)", self._client(), self._table, marker)
+
+    def attach_attempt(self, caller: str, fingerprint: str, attempt: int, *, since: float) -> str | None:
+        token = secrets.token_urlsafe(12)
+        query: dict[str, Any] = {}
         with asking():
             client = self._client()
-            try:
-                # The token makes a repeated request one transaction, so a client library's own retry is no conflict.
-                # It is an image's id, since no two attempts have one in common, where a generation's may be given.
-                client.transact_write_items(TransactItems=puts, ClientRequestToken=generation.image_ids[0])
-            except client.exceptions.TransactionCanceledException as cancelled:
-                codes = [reason.get("Code") for reason in cancelled.response.get("CancellationReasons", [])]
-                contended = codes[: 1 if idempotency_key is None else 2]
-                if not {"ConditionalCheckFailed", "TransactionConflict"} & set(contended):
-                    raise
-                if not self._wrote(generation):
-                    raise MarkerTakenError from None
+            while True:
+                page = client.query(
+                    TableName=self._table,
+                    KeyConditionExpression="pk = :pk AND sk > :since",
+                    ExpressionAttributeValues={
+                        ":pk": {"S": _retry_pk(caller, fingerprint)},
+                        ":since": {
+                            "S": f"{_time_text(since)}$"
+                        },  # after what was marked at that time: `$` sorts after `#`
+                    },
+                    ScanIndexForward=False,
+                    ConsistentRead=True,
+                    **query,
+                )
+                for item in page["Items"]:
+                    if _seen(attempt) not in item and self._seen_by(client, item, attempt, token):
+                        return str(item["sk"]["S"].partition("#")[2])
+                if "LastEvaluatedKey" not in page:
+                    return None
+                query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
-    def _wrote(self, generation: Generation) -> bool:
-        """Whether the record that is there is this one: the write that was refused repeated one that succeeded."""
-        item = self._any_item(generation.id, _RECORD)
-        return item is not None and item.get("call_0") == {"S": json_text(generation.calls[0])}
+    def _seen_by(self, client: DynamoDBClient, marker: Any, attempt: int, token: str) -> bool:
+        """Notes the attempt on the marker. False if another request with the same count was faster."""
+        seen = _seen(attempt)
+        try:
+            update_under(
+                "attribute_exists(pk) AND attribute_not_exists(#seen)",
+                client,
+                self._table,
+                {"pk": marker["pk"], "sk": marker["sk"]},
+                "SET #seen = :token",
+                names={"#seen": seen},
+                values={":token": {"S": token}},
+            )
+        except ConditionFailedError as failed:
+            return failed.item is not None and failed.item.get(seen) == {"S": token}
+        return True
+
+    def create(self, generation: Generation) -> None:
+        record = self._record(generation)
+        with asking():
+            try:
+                put_under("attribute_not_exists(pk)", self._client(), self._table, record)
+            except ConditionFailedError as failed:
+                found = failed.item or {}
+                # No two attempts have an image's id in common: this is our own write, which was repeated.
+                if found.get("call_0") != record["call_0"]:
+                    raise IdTakenError(void=_is_buried(found), deleted="tombstone" in found) from None
 
     def get(self, generation_id: str) -> Generation | None:
-        item = self._item(generation_id, _RECORD)
-        return _generation(item) if item else None
-
-    def key_holder(self, caller: str, idempotency_key: str) -> _KeyHolder | None:
-        item = self._item(_key_pk(caller, idempotency_key), _KEY)
-        if not item:
-            return None
-        return _KeyHolder(item["generation_id"]["S"], item["fingerprint"]["S"], float(item["created_at"]["N"]))
-
-    def attach_retry(self, caller: str, fingerprint: str, retry: int, *, since: float) -> str | None:
-        pk = _retry_pk(caller, fingerprint)
-        with asking():
-            client = self._client()
-            found = client.query(
-                TableName=self._table,
-                KeyConditionExpression="pk = :pk",
-                ExpressionAttributeValues={":pk": {"S": pk}},
-                ConsistentRead=True,
-            )["Items"]
-            fresh = [item for item in found if float(item["created_at"]["N"]) > since]
-            for item in sorted(fresh, key=lambda item: float(item["created_at"]["N"]), reverse=True):
-                try:
-                    client.update_item(
-                        TableName=self._table,
-                        Key={"pk": item["pk"], "sk": item["sk"]},
-                        UpdateExpression="SET seen = :retry",
-                        ConditionExpression="attribute_exists(pk) AND seen < :retry",
-                        ExpressionAttributeValues={":retry": number(retry)},
-                    )
-                except client.exceptions.ConditionalCheckFailedException:
-                    continue  # another client's retry has come back to this one
-                return None if "released" in item else str(item["sk"]["S"])
-        return None
-
-    def release(self, generation: Generation, fingerprint: str) -> None:
-        with asking():
-            client = self._client()
-            # Gone already, or another generation's by now.
-            with suppress(client.exceptions.ConditionalCheckFailedException):
-                if generation.markers.idempotency_key is not None:
-                    client.delete_item(
-                        TableName=self._table,
-                        Key=key(_key_pk(generation.caller, generation.markers.idempotency_key), _KEY),
-                        ConditionExpression="generation_id = :id",
-                        ExpressionAttributeValues={":id": {"S": generation.id}},
-                    )
-            with suppress(client.exceptions.ConditionalCheckFailedException):
-                if generation.markers.retry is not None:
-                    client.update_item(
-                        TableName=self._table,
-                        Key=key(_retry_pk(generation.caller, fingerprint), generation.id),
-                        UpdateExpression="SET released = :yes",
-                        ConditionExpression="attribute_exists(pk)",
-                        ExpressionAttributeValues={":yes": {"BOOL": True}},
-                    )
+        item = self._item(generation_id)
+        return None if item is None or _is_buried(item) else _generation(item)
 
     def newest(
         self, caller: str, limit: int, *, after: str | None = None, status: Status | None = None
@@ -178,8 +174,8 @@ class DynamoGenerations:
         names, values = {"#caller": "caller"}, {":caller": {"S": caller}}
         query: dict[str, Any] = {}
         if after is not None:
-            last = self._item(after, _RECORD)
-            if last is None or last["caller"]["S"] != caller:
+            last = self._item(after)
+            if last is None or _is_buried(last) or last["caller"]["S"] != caller:
                 return []
             query["ExclusiveStartKey"] = {name: last[name] for name in ("pk", "sk", "caller", "created_at")}
         if status is not None:
@@ -198,7 +194,7 @@ class DynamoGenerations:
                     Limit=100,
                     **query,
                 )
-                found += [_generation(item) for item in page["Items"] if item["status"]["S"] != _BURIED]
+                found += [_generation(item) for item in page["Items"]]
                 if "LastEvaluatedKey" not in page:
                     break
                 query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
@@ -217,16 +213,36 @@ class DynamoGenerations:
         return _generation(item)
 
     def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
-        values = {":owner": {"S": owner}, ":lease_until": number(lease_until)}
-        self._update(generation_id, "SET lease_until = :lease_until", _OURS, values)
+        values: Item = {
+            ":owner": {"S": owner},
+            ":lease_until": number(lease_until),
+            ":cancelled": {"S": Status.CANCELLED.value},
+        }
+        condition = "#owner = :owner AND #status IN (:in_progress, :cancelled)"
+        self._update(generation_id, "SET lease_until = :lease_until", condition, values)
 
-    def save_call(self, generation_id: str, owner: str, index: int, call: Call) -> None:
-        values = {":owner": {"S": owner}, ":call": {"S": json_text(call)}}
-        self._update(generation_id, f"SET call_{int(index)} = :call", _OURS, values)
+    def let_go(self, generation_id: str, owner: str) -> None:
+        with suppress(LostClaimError):
+            values = {":owner": {"S": owner}, ":zero": number(0)}
+            self._update(generation_id, "SET lease_until = :zero", "#owner = :owner", values)
 
-    def save_image(self, generation_id: str, owner: str, image_id: str, image: StoredImage) -> None:
-        values = {":owner": {"S": owner}, ":image": {"S": json_text(image)}}
-        self._update(generation_id, "SET #image = :image", _OURS, values, {"#image": image_id})
+    def save_sending(self, generation_id: str, owner: str, index: int, sent: int) -> None:
+        values = {":owner": {"S": owner}, ":sent": number(sent)}
+        self._update(generation_id, f"SET sent_{int(index)} = :sent", _OURS, values)
+
+    def save_refusal(self, generation_id: str, index: int, sending: int) -> None:
+        # A set: it stays the same if the write is repeated.
+        values: Item = {":sending": {"NS": [str(sending)]}}
+        self._update(generation_id, f"ADD refused_{int(index)} :sending", _LIVE, values)
+
+    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> None:
+        name = f"answer_{int(index)}"
+        values = {":answer": {"S": json_text(answer)}}
+        self._update(generation_id, f"SET {name} = if_not_exists({name}, :answer)", _LIVE, values)
+
+    def save_image(self, generation_id: str, image_id: str, image: StoredImage) -> None:
+        values = {":image": {"S": json_text(image)}}
+        self._update(generation_id, "SET #image = :image", _LIVE, values, {"#image": image_id})
 
     def end(
         self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
@@ -241,7 +257,7 @@ class DynamoGenerations:
         return _generation(self._update(generation_id, update, condition, values))
 
     def mark_announced(self, generation: Generation) -> None:
-        with suppress(LostClaimError):  # deleted meanwhile, or a new attempt has begun, whose end is still to be told
+        with suppress(LostClaimError):  # deleted meanwhile, or a new attempt has begun, whose end comes later
             self._update(
                 generation.id,
                 "SET announced = :yes",
@@ -249,126 +265,122 @@ class DynamoGenerations:
                 {":yes": {"BOOL": True}, ":completed_at": number(generation.completed_at or 0)},
             )
 
-    def fail_abandoned(self, generation_id: str, failure: Failure, *, now: float) -> bool:
-        values = {
-            ":failed": {"S": Status.FAILED.value},
-            ":failure": {"S": json_text(failure)},
-            ":now": number(now),
-        }
-        update = "SET #status = :failed, failure = :failure, completed_at = :now REMOVE #owner"
-        try:
-            self._update(generation_id, update, f"{_ACTIVE} AND lease_until < :now", values)
-        except LostClaimError:
-            return False
-        return True
-
     def cancel(self, generation_id: str, *, now: float) -> Generation | None:
         values = {":cancelled": {"S": Status.CANCELLED.value}, ":now": number(now)}
-        update = "SET #status = :cancelled, completed_at = :now REMOVE #owner"
+        # A cancellation that was made, by a repeated write or another request, is the one that is asked for.
+        update = "SET #status = :cancelled, completed_at = if_not_exists(completed_at, :now)"
+        condition = "#status IN (:queued, :in_progress, :cancelled)"
         try:
-            return _generation(self._update(generation_id, update, _ACTIVE, values))
+            return _generation(self._update(generation_id, update, condition, values))
         except LostClaimError:
             return None
 
-    def requeue(self, generation_id: str) -> Generation | None:
-        generation = self.get(generation_id)
-        if generation is None or generation.status is not Status.FAILED:
-            return None
-        values: Item = {":failed": {"S": Status.FAILED.value}}
-        sets = ["#status = :queued", "lease_until = :zero"]
-        values[":zero"] = {"N": "0"}
-        for index, call in enumerate(generation.calls):
-            if call.answer is None:
-                sets.append(f"call_{index} = :call_{index}")
-                values[f":call_{index}"] = {"S": json_text(Call(call.image_ids))}
-        update = f"SET {', '.join(sets)} REMOVE failure, completed_at, announced, #owner"
+    def requeue(self, generation: Generation, *, now: float) -> Generation | None:
+        token = secrets.token_urlsafe(12)
+        values: Item = {
+            ":failed": {"S": Status.FAILED.value},
+            ":zero": number(0),
+            ":retries": number(generation.retries + 1),
+            ":now": number(now),
+            ":token": {"S": token},
+            ":completed_at": number(generation.completed_at or 0),
+        }
+        update = (
+            "SET #status = :queued, lease_until = :zero, retries = :retries, reserved_at = :now, returned = :zero,"
+            " requeued_by = :token REMOVE failure, completed_at, announced, #owner"
+        )
+        # Its end is published first, and its uncharged images are returned first: neither is lost by a new attempt.
+        condition = "#status = :failed AND attribute_exists(announced) AND completed_at = :completed_at"
         try:
-            return _generation(self._update(generation_id, update, "#status = :failed", values))
-        except LostClaimError:
-            return None
+            return _generation(self._update(generation.id, update, condition, values))
+        except LostClaimError as lost:
+            found = _found(lost)
+            return _generation(found) if found.get("requeued_by") == {"S": token} else None
 
-    def void(self, generation_id: str, *, now: float) -> bool:
+    def void(self, generation_id: str, *, now: float) -> Generation | None:
+        item: Item = {
+            **key(generation_id, _RECORD),
+            "status": {"S": _BURIED},
+            "expires_at": number(int(now) + _TOMBSTONE_SECONDS),
+        }
         with asking():
-            client = self._client()
             try:
-                client.put_item(
-                    TableName=self._table,
-                    Item={
-                        **key(generation_id, _RECORD),
-                        "status": {"S": _BURIED},
-                        "expires_at": number(int(now) + _TOMBSTONE_SECONDS),
-                    },
-                    ConditionExpression="attribute_not_exists(pk) OR #status = :buried",
-                    ExpressionAttributeNames={"#status": "status"},
-                    ExpressionAttributeValues={":buried": {"S": _BURIED}},
-                )
-            except client.exceptions.ConditionalCheckFailedException:
-                return False
-        return True
+                put_under("attribute_not_exists(pk)", self._client(), self._table, item)
+            except ConditionFailedError as failed:
+                found = failed.item or {}
+                if "tombstone" in found:
+                    raise IdTakenError(void=True, deleted=True) from None
+                return None if not found or _is_buried(found) else _generation(found)
+        return None
 
-    def release_reservation(self, generation_id: str) -> bool:
+    def note_returned(self, generation: Generation, images: int) -> bool:
+        token = secrets.token_urlsafe(12)
+        values: Item = {
+            ":known": number(generation.returned),
+            ":returned": number(generation.returned + images),
+            ":token": {"S": token},
+        }
         try:
-            # Should the answer be lost, the reservation stays taken: the SDK's repetition is not the first.
             self._update(
-                generation_id,
-                "SET reservation_released = :yes",
-                "attribute_exists(pk) AND attribute_not_exists(reservation_released)",
-                {":yes": {"BOOL": True}},
+                generation.id,
+                "SET returned = :returned, returned_by = :token",
+                f"{_LIVE} AND returned = :known",
+                values,
             )
-        except LostClaimError:
-            return False
+        except LostClaimError as lost:
+            return _found(lost).get("returned_by") == {"S": token}
         return True
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
-        tombstone = Tombstone(generation.id, generation.caller, generation.image_ids)
+        tombstone = Tombstone(generation.id, generation.caller, generation.image_ids, now)
         item = {
             **key(generation.id, _RECORD),
             "status": {"S": _BURIED},
             "tombstone": {"S": json_text(tombstone)},
             "expires_at": number(int(now) + _TOMBSTONE_SECONDS),
         }
+        condition = "completed_at = :completed_at OR #status = :buried"
+        values: Item = {":completed_at": number(generation.completed_at or 0), ":buried": {"S": _BURIED}}
         with asking():
-            self._client().put_item(TableName=self._table, Item=item)
+            try:
+                put_under(condition, self._client(), self._table, item, names={"#status": "status"}, values=values)
+            except ConditionFailedError:
+                raise LostClaimError from None
         return tombstone
 
     def tombstone(self, generation_id: str) -> Tombstone | None:
-        item = self._any_item(generation_id, _RECORD)
+        item = self._item(generation_id)
         if item is None or "tombstone" not in item:
             return None
         return msgspec.json.decode(item["tombstone"]["S"], type=Tombstone)
 
-    def all_deleted(self, tombstone: Tombstone) -> None:
-        with suppress(LostClaimError):  # the tombstone has gone by itself
-            self._update(tombstone.id, "REMOVE tombstone", "#status = :buried", {":buried": {"S": _BURIED}})
-
-    def _item(self, pk: str, sk: str) -> Item | None:
-        item = self._any_item(pk, sk)
-        return None if item is None or item.get("status", {}).get("S") == _BURIED else item
-
-    def _any_item(self, pk: str, sk: str) -> Item | None:
+    def _item(self, generation_id: str) -> Item | None:
         with asking():
-            found = self._client().get_item(TableName=self._table, Key=key(pk, sk), ConsistentRead=True)
+            found = self._client().get_item(TableName=self._table, Key=key(generation_id, _RECORD), ConsistentRead=True)
         item: Item | None = found.get("Item")
         return item
 
     def _update(
         self, generation_id: str, update: str, condition: str, values: Item, names: Mapping[str, str] | None = None
     ) -> Item:
-        """The record after the update. Raises LostClaimError where the condition does not hold."""
+        """The record after the update. Raises LostClaimError if the condition does not hold."""
         with asking():
-            return update_under(
-                condition,
-                self._client(),
-                self._table,
-                key(generation_id, _RECORD),
-                update,
-                names={"#status": "status", "#owner": "owner", **(names or {})},
-                values={
-                    ":queued": {"S": Status.QUEUED.value},
-                    ":in_progress": {"S": Status.IN_PROGRESS.value},
-                    **values,
-                },
-            )
+            try:
+                return update_under(
+                    condition,
+                    self._client(),
+                    self._table,
+                    key(generation_id, _RECORD),
+                    update,
+                    names={"#status": "status", "#owner": "owner", **(names or {})},
+                    values={
+                        ":queued": {"S": Status.QUEUED.value},
+                        ":in_progress": {"S": Status.IN_PROGRESS.value},
+                        **values,
+                    },
+                )
+            except ConditionFailedError as failed:
+                raise LostClaimError from failed
 
     def _record(self, generation: Generation) -> Item:
         item: Item = {
@@ -381,20 +393,39 @@ class DynamoGenerations:
             "base_url": {"S": generation.base_url},
             "request": {"S": json_text(generation.request)},
             "markers": {"S": json_text(generation.markers)},
+            "returned": number(0),
         }
         if generation.origin != Origin():
             item["origin"] = {"S": json_text(generation.origin)}
         if generation.owner is not None:
             item["owner"] = {"S": generation.owner}
         for index, call in enumerate(generation.calls):
-            item[f"call_{index}"] = {"S": json_text(call)}
+            item[f"call_{index}"] = {"S": json_text(call.image_ids)}
         return item
+
+
+def _found(lost: LostClaimError) -> Item:
+    """The item that did not fulfil the condition."""
+    return (lost.__cause__.item if isinstance(lost.__cause__, ConditionFailedError) else None) or {}
+
+
+def _is_buried(item: Item) -> bool:
+    return bool(item.get("status") == {"S": _BURIED})
 
 
 def _generation(item: Item) -> Generation:
     calls: list[Call] = []
     while text := item.get(f"call_{len(calls)}"):
-        calls.append(msgspec.json.decode(text["S"], type=Call))
+        index = len(calls)
+        answer = item.get(f"answer_{index}")
+        calls.append(
+            Call(
+                image_ids=msgspec.json.decode(text["S"], type=tuple[str, ...]),
+                sent=int(item[f"sent_{index}"]["N"]) if f"sent_{index}" in item else 0,
+                refused=len(item[f"refused_{index}"]["NS"]) if f"refused_{index}" in item else 0,
+                answer=msgspec.json.decode(answer["S"], type=CallAnswer) if answer else None,
+            )
+        )
     return Generation(
         id=item["pk"]["S"],
         caller=item["caller"]["S"],
@@ -416,11 +447,10 @@ def _generation(item: Item) -> Generation:
         completed_at=float(item["completed_at"]["N"]) if "completed_at" in item else None,
         origin=msgspec.json.decode(item["origin"]["S"], type=Origin) if "origin" in item else Origin(),
         announced="announced" in item,
+        retries=int(item["retries"]["N"]) if "retries" in item else 0,
+        reserved_at=float(item["reserved_at"]["N"]) if "reserved_at" in item else None,
+        returned=int(item["returned"]["N"]),
     )
-
-
-def _put(table: str, item: Item, condition: str) -> Item:
-    return {"Put": {"TableName": table, "Item": item, "ConditionExpression": condition}}
 
 
 def _key_pk(caller: str, idempotency_key: str) -> str:
@@ -429,3 +459,12 @@ def _key_pk(caller: str, idempotency_key: str) -> str:
 
 def _retry_pk(caller: str, fingerprint: str) -> str:
     return f"retry#{caller}#{fingerprint}"
+
+
+def _time_text(seconds: float) -> str:
+    """Unix seconds as text that sorts by time."""
+    return f"{seconds:017.6f}"
+
+
+def _seen(attempt: int) -> str:
+    return f"seen_{attempt}"

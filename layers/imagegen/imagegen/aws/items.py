@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from imagegen.errors import RecordsUnavailableError
-from imagegen.generations import LostClaimError, MarkerTakenError
+from imagegen.generations import IdTakenError, LostClaimError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,10 +36,18 @@ def asking() -> Iterator[None]:
     """What botocore raises becomes RecordsUnavailableError; the meanings that we found in it pass."""
     try:
         yield
-    except (LostClaimError, MarkerTakenError):
+    except (LostClaimError, IdTakenError):
         raise
     except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
         raise RecordsUnavailableError("The records of this service could not be reached just now.") from error
+
+
+class ConditionFailedError(Exception):
+    """The condition of a write did not hold. `item` is what is there, None if nothing is."""
+
+    def __init__(self, item: Item | None) -> None:
+        super().__init__()
+        self.item = item
 
 
 def update_under(
@@ -52,24 +60,62 @@ def update_under(
     names: Mapping[str, str],
     values: Mapping[str, Item],
 ) -> Item:
-    """The item after the update. Of names and values those are sent that the expressions hold, as DynamoDB demands.
+    """The item after the update. Of names and values, those that the expressions hold are sent, as DynamoDB demands.
 
-    Raises LostClaimError where the condition does not hold, and what botocore raises.
+    Raises ConditionFailedError with the item that is there, and what botocore raises. The SDK repeats a write whose
+    answer was lost; a caller recognises its own repetition by that item.
     """
     text = f"{update} {condition}"
+    held = {
+        "ExpressionAttributeNames": {name: value for name, value in names.items() if _holds(text, name)},
+        "ExpressionAttributeValues": {name: value for name, value in values.items() if _holds(text, name)},
+    }
     try:
         answer = client.update_item(
             TableName=table,
             Key=item_key,
             UpdateExpression=update,
             ConditionExpression=condition,
-            ExpressionAttributeNames={name: value for name, value in names.items() if _holds(text, name)},
-            ExpressionAttributeValues={name: value for name, value in values.items() if _holds(text, name)},
             ReturnValues="ALL_NEW",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            **_not_empty(held),
         )
-    except client.exceptions.ConditionalCheckFailedException:
-        raise LostClaimError from None
+    except client.exceptions.ConditionalCheckFailedException as failed:
+        raise ConditionFailedError(_item_of(failed)) from None
     item: Item = answer["Attributes"]
+    return item
+
+
+def put_under(
+    condition: str,
+    client: DynamoDBClient,
+    table: str,
+    item: Item,
+    *,
+    names: Mapping[str, str] | None = None,
+    values: Mapping[str, Item] | None = None,
+) -> None:
+    """Writes the item. Raises ConditionFailedError with the item that is there, and what botocore raises."""
+    held = {"ExpressionAttributeNames": dict(names or {}), "ExpressionAttributeValues": dict(values or {})}
+    try:
+        client.put_item(
+            TableName=table,
+            Item=item,
+            ConditionExpression=condition,
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            **_not_empty(held),
+        )
+    except client.exceptions.ConditionalCheckFailedException as failed:
+        raise ConditionFailedError(_item_of(failed)) from None
+
+
+def _not_empty(held: Mapping[str, object]) -> dict[str, Any]:
+    """DynamoDB refuses an argument that is there and empty."""
+    return {name: value for name, value in held.items() if value}
+
+
+def _item_of(failed: Any) -> Item | None:
+    item: Item | None = failed.response.get("Item")
     return item
 
 

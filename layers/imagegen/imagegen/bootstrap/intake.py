@@ -49,7 +49,7 @@ def intake() -> Intake:
     """Raises SettingsError where the environment lacks something."""
     settings = IntakeSettings.from_env(os.environ)
     table = settings.generation_table
-    counters = DynamoAllowanceCounters(sdk.dynamodb, sdk.dynamodb_single_try, table)
+    counters = DynamoAllowanceCounters(sdk.dynamodb, table)
     clients = SsmParameters(sdk.ssm, cache_seconds=CLIENT_CACHE_SECONDS)
     told = journal("intake", settings.journal)
     own = partial(own_images_per_day, clients=clients, path=settings.clients_path)

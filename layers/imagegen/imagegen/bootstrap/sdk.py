@@ -31,14 +31,6 @@ def _patience() -> Config:
 
 
 @cache
-def dynamodb_single_try() -> DynamoDBClient:
-    """For what must not be repeated where only the answer was lost."""
-    from botocore.config import Config  # noqa: PLC0415
-
-    return session().client("dynamodb", config=_patience().merge(Config(retries={"total_max_attempts": 1})))
-
-
-@cache
 def dynamodb() -> DynamoDBClient:
     return session().client("dynamodb", config=_patience())
 

@@ -74,7 +74,7 @@ def workshop(
             sdk.dynamodb, store.generation_table, retention_seconds=store.record_days * 24 * 3600
         ),
         queue=SqsGenerations(sdk.sqs, store.generation_queue_url),
-        counters=DynamoAllowanceCounters(sdk.dynamodb, sdk.dynamodb_single_try, store.generation_table),
+        counters=DynamoAllowanceCounters(sdk.dynamodb, store.generation_table),
         bus=event_bus(store.event_bus, told),
         images=images,
         source=HttpImageSource(http, UrlGuard(upstream.upstream_base_url), max_bytes=upstream.max_image_bytes),

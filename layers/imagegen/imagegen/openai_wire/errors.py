@@ -77,6 +77,7 @@ ROWS: dict[type[BaseException], Row] = {
     errors.AnswerTooLargeError: _spent("answer_too_large", "server_error"),
     errors.OutcomeUnknownError: _spent("outcome_unknown", "server_error"),
     errors.AbandonedError: _spent("abandoned", "server_error"),
+    errors.SubmissionUncertainError: Row(424, "server_error", "submission_uncertain", should_retry=True),
     errors.GenerationStillRunningError: _spent("generation_still_running", "server_error"),
     errors.GenerationCancelledError: _spent("generation_cancelled", "invalid_request_error"),
     errors.InternalError: _spent("internal_error", "server_error"),
@@ -125,6 +126,8 @@ def answer_error(error: Exception, permalink: Callable[[str], str]) -> ErrorAnsw
         headers["x-should-retry"] = str(row.should_retry).lower()
     if isinstance(told, errors.TryLaterError) and told.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(told.retry_after))
+    if isinstance(told, errors.SubmissionUncertainError):
+        headers["x-generation-id"] = told.generation_id
     if isinstance(told, errors.AllowanceSpentError):
         headers["Retry-After"] = str(math.ceil(told.reset))
         headers |= allowance_headers(Standing(told.limit, told.remaining, told.reset))

@@ -151,8 +151,8 @@ def openapi_document(prefix: str, prompt_cap: int) -> Fragment:
             "summary": "An OpenAI-compatible image generation API.",
             "description": (
                 "OpenAI's clients work unchanged with this server's `/v1` as their base URL. A 424 means that money "
-                "may have been spent, so no client retries it. Requests wait by redirects (303) for as long as a "
-                "model takes."
+                "may have been spent, so no client retries it unless `x-should-retry` is true: that retry attaches. "
+                "Requests wait by redirects (303) for as long as a model takes."
             ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -214,7 +214,7 @@ def _paths() -> Fragment:
             "post": _operation(
                 "cancelGeneration",
                 "Generations",
-                "No upstream call begins after it; what is stored stays",
+                "No upstream call begins after it; images that are paid for stay, also those that still come",
                 {
                     200: _answer(
                         "The generation, cancelled.", "Generation", _GENERATION_EXAMPLE | {"status": "cancelled"}

@@ -4,13 +4,13 @@ import random
 import re
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 
 from imagegen.catalog import CATALOG
@@ -111,24 +111,28 @@ class OpenAICompatibleProvider:
                     "Accept": "application/json",
                 },
             )
-        except (HTTPError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever went wrong, the request may have been sent
             raise _not_answered(error, deadline) from None
-        with closing(response), cut_off_at(deadline, response.shutdown):
+        try:
             if response.status in _SUCCESS:
                 return response.status, response.headers, self._read_success(response, n, deadline)
-            return response.status, response.headers, _read_refusal(response)
+            return response.status, response.headers, _read_refusal(response, deadline)
+        finally:
+            with suppress(Exception):  # an answer that is read is not lost for it
+                response.close()
 
     def _read_success(self, response: urllib3.BaseHTTPResponse, n: int, deadline: Deadline) -> bytearray:
         limit = n * self._max_image_bytes * 4 // 3 + _JSON_SLACK_BYTES
         read = bytearray()
         try:
-            while block := response.read(BLOCK_BYTES):
-                read += block
-                if len(read) > limit:
-                    raise UpstreamAnswerTooLargeError("The image model's answer is larger than its images can be.")
-        except (HTTPError, OSError):
+            with cut_off_at(deadline, response.shutdown):
+                while len(read) <= limit and (block := response.read(BLOCK_BYTES)):
+                    read += block
+        except Exception:  # noqa: BLE001  # the images may be paid for, whatever went wrong
             if deadline.remaining():
                 raise UpstreamConnectionLostError("The connection to the image model's API was lost.") from None
+        if len(read) > limit:
+            raise UpstreamAnswerTooLargeError("The image model's answer is larger than its images can be.")
         if not deadline.remaining():
             raise UpstreamTimeoutError("The image model's API did not answer in time.")
         return read  # as it is: a copy of a hundred megabytes is dear
@@ -143,11 +147,12 @@ def _not_answered(error: Exception, deadline: Deadline) -> ImagegenError:
     return UpstreamConnectionLostError("The connection to the image model's API was lost.")
 
 
-def _read_refusal(response: urllib3.BaseHTTPResponse) -> bytes:
-    """The body of an answer whose status says enough already."""
+def _read_refusal(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> bytes:
+    """The first 64 KB of the body, or nothing: the status says enough already. Never raises."""
     try:
-        return response.read(_JSON_SLACK_BYTES)
-    except (HTTPError, OSError):
+        with cut_off_at(deadline, response.shutdown):
+            return response.read(_JSON_SLACK_BYTES)
+    except Exception:  # noqa: BLE001
         return b""
 
 

@@ -21,6 +21,7 @@ from imagegen.errors import (
     UpstreamUnavailableError,
 )
 from imagegen.images import ImageRequest
+from imagegen.redaction import redacted
 
 _POLICY_CODES = {"content_policy_violation", "moderation_blocked"}
 # one-api's and new-api's names for a balance that is used up, and OpenAI's.
@@ -34,15 +35,19 @@ _REQUEST_FIELDS = {field.name for field in fields(ImageRequest)}
 
 
 def read_refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes | bytearray, key: str) -> ImagegenError:
-    """The failure that the answer tells. `key` is the one that was sent, to be kept out of the message."""
+    """The failure that the answer means; no body and no header makes it raise.
+
+    `key` is the one that was sent. The message never holds it.
+    """
     told = _told_error(body)
     meaning = _by_code(status, told) or _by_status(status)
     if isinstance(meaning, TryLaterError):
         meaning.retry_after = _retry_after(headers)
     if meaning is None:
         param = told.get("param")
+        message = (told.get("message") or "it gave no reason.").replace(key, "[redacted]")
         meaning = UpstreamRefusedRequestError(
-            f"The image model refused the request: {_redacted(told.get('message'), key)}",
+            f"The image model refused the request: {redacted(message)}",
             param=param if param in _REQUEST_FIELDS else None,
         )
     return meaning
@@ -85,18 +90,8 @@ def _told_error(body: bytes | bytearray) -> dict[str, str]:
     try:
         error = msgspec.json.decode(body).get("error")
         return {name: value for name, value in error.items() if isinstance(value, str)}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
+    except Exception:  # noqa: BLE001  # the status says enough, whatever is wrong with the body
         return {}
-
-
-def _redacted(message: str | None, key: str) -> str:
-    """An upstream's own words, without URLs, keys, tokens and control characters."""
-    text = (message or "it gave no reason.").replace(key, "[redacted]")
-    text = re.sub(r"[a-z][a-z0-9+.-]*://\S+", "[url]", text, flags=re.IGNORECASE)
-    text = re.sub(r"\S*\?\S*=\S*|\bx-amz-[a-z-]+=\S*", "[url]", text, flags=re.IGNORECASE)  # also without a scheme
-    text = re.sub(r"\beyJ[\w-]+(\.[\w-]+)*", "[redacted]", text)  # a JWT
-    text = re.sub(r"\b(sk|ig)[-_][A-Za-z0-9_*-]{6,}", "[redacted]", text)
-    return "".join(character if character.isprintable() else " " for character in text)[:300]
 
 
 def _retry_after(headers: urllib3.HTTPHeaderDict) -> float | None:
@@ -107,5 +102,5 @@ def _retry_after(headers: urllib3.HTTPHeaderDict) -> float | None:
             return float(text) * scale
     try:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (ValueError, OverflowError):
+    except Exception:  # noqa: BLE001  # the parser raises many kinds, and the time is only a wish
         return None

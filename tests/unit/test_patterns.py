@@ -1,0 +1,152 @@
+"""Every pattern of the product takes linear time, since most of them meet text of strangers.
+
+`re` holds the interpreter while it matches. A pattern that takes minutes holds up the heartbeat too, so the lease ends
+and another worker buys the images again.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagegen.redaction import SHAPES
+
+ROOT = Path(__file__).parents[2]
+LAYER = ROOT / "layers" / "imagegen"
+METHODS = {"search", "match", "fullmatch", "sub", "split", "findall", "finditer"}
+AT_MOST_SECONDS = 60  # linear patterns take some 5 in all
+LONG = 200_000  # characters; a quadratic pattern takes minutes for them
+# `items.py` looks for names that this service chose.
+OF_OUR_OWN = {"f'{name}\\\\b'"}
+
+Uses = set[tuple[str, str, int]]
+
+# Runs in a process of its own: nothing else can end a match.
+SCRIPT = """
+import json, re, sys
+from imagegen.providers.openai_refusals import read_refusal
+from imagegen.redaction import redacted
+
+MARKS = ["a-", "a.", "?=", "::", "a:", "a@", "1.", "://", "x-amz-", "Bearer ", "token=", 'token="', "eyJ", "sk-", "%25",
+         "a ", ", ", "A1", "é"]
+
+def texts(pattern, length):
+    marks = {character for character in pattern if not character.isalnum()}
+    for unit in sorted({*marks, *"aA0 ", *MARKS}):
+        yield (unit * length)[:length] + "\\x00!"
+
+for pattern, method, length in json.load(sys.stdin):
+    compiled = re.compile(pattern)
+    call = getattr(compiled, method)
+    for text in texts(pattern, length):
+        result = call("", text) if method == "sub" else call(text)
+        if method == "finditer":
+            for _ in result:
+                pass
+for mark in ["?", *MARKS]:
+    for length in (12_000, 200_000):
+        text = (mark * length)[:length]
+        redacted(text)
+        body = json.dumps({"error": {"message": text, "code": text, "type": text, "param": text}}).encode()
+        for status in (400, 429, 500):
+            read_refusal(status, {"retry-after": text, "retry-after-ms": text}, body, "sk-key")
+print("done")
+"""
+
+
+def uses_in(source: str) -> tuple[Uses, set[str]]:
+    """The patterns that a module matches, each with its method and the length it may meet; and those not understood."""
+    tree = ast.parse(source)
+    constants: dict[str, str] = {}
+    compiled: dict[str, str] = {}
+    calls: list[tuple[ast.expr, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name, value = node.targets[0].id, node.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                constants[name] = value.value
+            elif called(value) == ("re", "compile"):
+                compiled[name] = ast.unparse(value)
+        if called(node) == ("re", "compile") or (called(node)[0] == "re" and called(node)[1] in METHODS):
+            assert isinstance(node, ast.Call)
+            calls.append((node.args[0], called(node)[1]))
+    uses: Uses = set()
+    strange: set[str] = set()
+    for argument, method in calls:
+        try:
+            pattern = eval(ast.unparse(argument), {}, constants)  # a constant, or an f-string of constants
+        except NameError:
+            strange.add(ast.unparse(argument))
+            continue
+        names = {name for name, text in compiled.items() if text.startswith(f"re.compile({ast.unparse(argument)}")}
+        methods = {called(node)[1] for node in ast.walk(tree) if called(node)[0] in names} or {"search"}
+        uses |= {(pattern, each, LONG) for each in (methods if method == "compile" else {method})}
+    return uses, strange
+
+
+def called(node: ast.AST) -> tuple[str, str]:
+    """The object and the method of a call such as `re.sub(…)`; two empty texts for anything else."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        return node.func.value.id, node.func.attr
+    return "", ""
+
+
+def sources() -> Iterator[Path]:
+    yield from (LAYER / "imagegen").rglob("*.py")
+    yield from (ROOT / "functions").rglob("*.py")
+
+
+def run(uses: Uses, seconds: float = AT_MOST_SECONDS) -> str:
+    """Raises subprocess.TimeoutExpired, which says that a pattern is not linear."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps(sorted(uses)),
+        env={"PYTHONPATH": str(LAYER)},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    return done.stdout.strip() or done.stderr
+
+
+def test_every_pattern_takes_linear_time() -> None:
+    uses: Uses = {(shape.pattern, "sub", LONG) for shape in SHAPES}
+    for path in sources():
+        if path.name == "redaction.py":
+            continue
+        found, strange = uses_in(path.read_text())
+        assert strange <= OF_OUR_OWN, f"{path}: this test cannot read these patterns"
+        uses |= found
+    assert len(uses) > len(SHAPES) + 10
+
+    assert run(uses) == "done"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "method"),
+    [(r"\S*\?\S*=\S*", "sub"), (r"\s*,\s*", "split")],
+)
+def test_a_pattern_that_is_not_linear_is_found(pattern: str, method: str) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        run({(pattern, method, LONG)}, seconds=3)
+
+
+def test_a_pattern_is_found_in_each_spelling() -> None:
+    source = "\n".join(
+        [
+            "import re",
+            'PART = r"[a-z]"',
+            'WHOLE = re.compile(rf"{PART}+", re.IGNORECASE)',
+            "def f(text):",
+            '    return WHOLE.fullmatch(text), re.sub("b", "", text), re.search(PART, text), re.match(text, text)',
+        ]
+    )
+    assert uses_in(source) == (
+        {("[a-z]+", "fullmatch", LONG), ("b", "sub", LONG), ("[a-z]", "search", LONG)},
+        {"text"},
+    )
