@@ -1,0 +1,79 @@
+"""The use cases keep their promises, in whatever order their steps come and whatever fails between them.
+
+A failing run names its scenario and its seed, and prints its steps. To run it alone, with every step printed, at
+SCENARIO's name as in the tables and one seed:
+
+    EXPLORER_SEEDS=62:63 .venv/bin/pytest tests/explorer -m "not soak" -k "SCENARIO"
+
+EXPLORER_SEEDS is a number of seeds, or FIRST:LAST without the last.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.explorer.invariants import broken, broken_in_batch
+from tests.explorer.scenarios import BATCHES, REQUESTS, Scenario
+from tests.explorer.world import BatchWorld, World, patched
+
+SHORT, LONG = 200, 20_000
+
+
+class Playing:
+    """The world that the patched places of the product belong to."""
+
+    world: World | None = None
+
+
+@pytest.fixture
+def playing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Playing]:
+    playing = Playing()
+    patched(monkeypatch, lambda: playing.world)
+    yield playing
+    playing.world = None
+
+
+def seeds(count: int) -> range:
+    first, _, last = os.environ.get("EXPLORER_SEEDS", str(count)).rpartition(":")
+    return range(int(first or 0), int(last))
+
+
+def explore(playing: Playing, kind: str, name: str, scenario: Scenario, count: int) -> None:
+    for seed in seeds(count):
+        if kind == "request":
+            playing.world = world = World(scenario, seed)
+            world.run()
+            wrong = broken(world)
+        else:
+            playing.world = batch_world = BatchWorld(scenario, seed)
+            batch_world.run()
+            wrong = broken_in_batch(batch_world)
+        assert not wrong, report(playing.world, f"{kind}: {name}", wrong)
+
+
+def report(world: World, name: str, wrong: list[str]) -> str:
+    steps = [f"{at:9.3f} s  {actor:<16} {what}" for at, actor, what in world.lines]
+    return "\n".join([f"scenario {name!r}, seed {world.seed}", *wrong, *steps])
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests_keep_the_invariants(name: str, playing: Playing) -> None:
+    explore(playing, "request", name, REQUESTS[name], SHORT)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_keep_the_invariants(name: str, playing: Playing) -> None:
+    explore(playing, "batch", name, BATCHES[name], SHORT)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests_keep_the_invariants_for_long(name: str, playing: Playing) -> None:
+    explore(playing, "request", name, REQUESTS[name], LONG)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_keep_the_invariants_for_long(name: str, playing: Playing) -> None:
+    explore(playing, "batch", name, BATCHES[name], LONG)
