@@ -159,9 +159,9 @@ HTML = b"<!doctype html><html><script>alert(1)</script></html>"
 
 # The answer, and the code that tells what is wrong with it.
 ANSWERS: dict[str, tuple[bytes, str]] = {
-    "a missing URL": (_answer(), "upstream_too_few_images"),
-    "a null URL": (_answer(url=None), "upstream_too_few_images"),
-    "an empty URL": (_answer(url=""), "upstream_too_few_images"),
+    "a missing URL": (_answer(), "upstream_answer_invalid"),
+    "a null URL": (_answer(url=None), "upstream_answer_invalid"),
+    "an empty URL": (_answer(url=""), "upstream_answer_invalid"),
     "a URL that is a number": (_answer(url=7), "upstream_answer_invalid"),
     "a URL that is a list": (_answer(url=["http://{canary}/"]), "upstream_answer_invalid"),
     "a URL that is an object": (_answer(url={"href": "http://{canary}/"}), "upstream_answer_invalid"),
@@ -179,7 +179,7 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
     "a data URL of SVG": (_answer(url=f"data:image/svg+xml;base64,{b64encode(SVG).decode()}"), "not_an_image"),
     "a data URL of HTML": (_answer(url=f"DATA:text/html;base64,{b64encode(HTML).decode()}"), "not_an_image"),
     "a data URL of text": (_answer(url="data:,<svg onload=alert(1)>"), "upstream_answer_invalid"),
-    "an empty data URL": (_answer(url="data:"), "not_an_image"),
+    "an empty data URL": (_answer(url="data:"), "upstream_answer_invalid"),
 }
 
 # ------------------------------------- redirects, answered from the upstream's own origin

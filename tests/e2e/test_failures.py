@@ -134,7 +134,7 @@ HTML = "data:text/html;base64,PGh0bWw+PC9odG1sPg=="
         ([hang_up], 424, "upstream_connection_lost", 1),
         ([lambda _: Reply(200, b"<html>")], 424, "upstream_answer_invalid", 1),
         ([answer()], 424, "upstream_too_few_images", 1),
-        ([answer({"b64_json": ""})], 424, "upstream_too_few_images", 1),
+        ([answer({"b64_json": ""})], 424, "upstream_answer_invalid", 1),
         ([answer({"url": HTML})], 424, "not_an_image", 1),
         ([answer({"url": "http://127.0.0.1:9/x.png"})], 424, "image_url_refused", 1),
         ([answer({"url": "https://localhost/x.png"})], 424, "image_url_refused", 1),

@@ -602,11 +602,10 @@ def test_an_image_that_drips_is_cut_off_at_the_function_s_time_limit(house: Hous
         host.warm_up()
         started = time.monotonic()
         invoked = {prompt: invoke(host, prompt) for prompt in prompts}
-        answers = {prompt: answered(future) for prompt, future in invoked.items()}
+        for future in invoked.values():  # the worker goes on: the URL is known, and the image is paid for
+            assert json.loads(future.result(timeout=30))["statusCode"] == 303
         assert time.monotonic() - started < 12
-    for prompt, url in prompts.items():
-        became = Outcome(answers[prompt], house.calls(prompt), house.downloads(url))
-        checked_failure(house, became, "image_download_failed")
+    assert [house.calls(prompt) for prompt in prompts] == [1, 1]
 
 
 # A record of DynamoDB holds 400 KB. What does not fit must cost neither a second purchase nor the answer.

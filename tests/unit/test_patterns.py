@@ -82,6 +82,7 @@ def uses_in(source: str) -> tuple[Uses, set[str]]:
         except NameError:
             strange.add(ast.unparse(argument))
             continue
+        pattern = pattern.decode() if isinstance(pattern, bytes) else pattern
         names = {name for name, text in compiled.items() if text.startswith(f"re.compile({ast.unparse(argument)}")}
         methods = {called(node)[1] for node in ast.walk(tree) if called(node)[0] in names} or {"search"}
         uses |= {(pattern, each, LONG) for each in (methods if method == "compile" else {method})}

@@ -11,7 +11,7 @@ from imagegen.generations import Generation, IdTakenError, LostClaimError, new_o
 from imagegen.heartbeat import heartbeat
 from imagegen.manage import stop
 from imagegen.ports import AllowanceCounters, BatchBus, BatchStore, EventBus, Outbox
-from imagegen.read_batch import Reader, each_of, in_chunks, read_on
+from imagegen.read_batch import CHUNK_LINES, Reader, each_of, in_chunks, read_on
 from imagegen.write_batch import write_output
 
 
@@ -78,6 +78,7 @@ def _carried_on(batch: Batch, owner: str, shop: BatchShop, until: Deadline) -> B
     if batch.status is BatchStatus.IN_PROGRESS and batch.total is None:
         batch = read_on(batch, owner, shop.reader, until)
     if batch.status is BatchStatus.CANCELLING:
+        _void_next_lines(batch, shop)
         if not _cancel_lines(batch, shop, until):
             ledger.messages.send(batch.id)
             return batch
@@ -106,6 +107,18 @@ def _cancel_lines(batch: Batch, shop: BatchShop, until: Deadline) -> bool:
             return False
         each_of(chunk, lambda pending: _cancel_line(pending[0], pending[1], batch, shop), shop.reader.pool)
     return True
+
+
+def _void_next_lines(batch: Batch, shop: BatchShop) -> None:
+    """Reserves the ids of the chunk behind the checkpoint: a reader that lost its claim may be about to begin it."""
+    reader, first = shop.reader, batch.checkpoint.line + 1
+    now = reader.desk.now()
+
+    def void(line: int) -> None:
+        with suppress(IdTakenError):  # it was deleted
+            reader.desk.records.void(line_generation_id(batch.id, line), now=now)
+
+    each_of(range(first, first + CHUNK_LINES), void, reader.pool)
 
 
 def _cancel_line(line: int, custom_id: str, batch: Batch, shop: BatchShop) -> None:
