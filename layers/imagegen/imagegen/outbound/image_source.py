@@ -9,7 +9,6 @@ from typing import IO
 from urllib.parse import urljoin
 
 import urllib3
-from urllib3.exceptions import HTTPError
 
 from imagegen import image_format
 from imagegen.deadline import Deadline
@@ -45,7 +44,6 @@ class HttpImageSource:
             yield self._at_hand(source)
             return
         deadline = deadline.sooner(_DOWNLOAD_SECONDS)
-        # Read to its end a response gives its connection back by itself; closed before, the connection ends with it.
         with closing(self._get(source, deadline)) as response, cut_off_at(deadline, response.shutdown):
             declared = response.headers.get("Content-Length", "")
             if declared.isdecimal() and len(declared) < 20 and "Content-Encoding" not in response.headers:
@@ -66,7 +64,7 @@ class HttpImageSource:
                 response = self._pool.request(
                     "GET", approved.url, deadline, headers={"Accept": "image/*"}, address=approved.address
                 )
-            except (HTTPError, OSError, ValueError):
+            except Exception:  # noqa: BLE001  # whatever a host's answer makes a parser raise
                 raise ImageDownloadInterruptedError(_INTERRUPTED) from None
             if response.status == 200:
                 return response
@@ -112,7 +110,7 @@ class HttpImageSource:
 def _read(response: urllib3.BaseHTTPResponse, deadline: Deadline, *, decode: bool = False) -> bytes:
     try:
         block = response.read(BLOCK_BYTES, decode_content=decode)
-    except (HTTPError, OSError):
+    except Exception:  # noqa: BLE001  # likewise
         raise ImageDownloadInterruptedError(_INTERRUPTED) from None
     if not deadline.remaining():  # cut off: this looks like the end, or under TLS it is ciphertext
         raise ImageDownloadInterruptedError(_INTERRUPTED)

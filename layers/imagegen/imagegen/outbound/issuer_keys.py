@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
-from urllib3.exceptions import HTTPError
 
 from imagegen.deadline import Deadline
 from imagegen.errors import IssuerUnavailableError
@@ -134,12 +133,12 @@ class IssuerKeys:
         try:
             response = self._pool.request("GET", url, deadline, headers={"Accept": "application/json"})
             with closing(response), cut_off_at(deadline, response.shutdown):
-                if response.status != 200:  # a redirect too: it may lead anywhere
-                    raise IssuerUnavailableError("The token issuer did not answer with what it was asked for.")
-                while len(answer) <= MOST_BYTES and (block := response.read(MOST_BYTES)):
+                while response.status == 200 and len(answer) <= MOST_BYTES and (block := response.read(MOST_BYTES)):
                     answer += block
-        except (HTTPError, OSError, ValueError):
+        except Exception:  # noqa: BLE001  # whatever a host's answer makes a parser raise
             raise IssuerUnavailableError("The token issuer could not be asked for its keys.") from None
+        if response.status != 200:  # a redirect too: it may lead anywhere
+            raise IssuerUnavailableError("The token issuer did not answer with what it was asked for.")
         if not deadline.remaining():  # cut off: what was read may look whole
             raise IssuerUnavailableError("The token issuer did not answer in time.")
         if len(answer) > MOST_BYTES:

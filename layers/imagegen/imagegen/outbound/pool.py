@@ -1,13 +1,13 @@
-"""The one door through which every outgoing HTTP call goes, but those of the AWS SDK."""
+"""Every outgoing HTTP call but the AWS SDK's: how connections are opened and reused, and how answers are read."""
 
 import http.client
 import re
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import partial
-from ssl import SSLContext
+from io import BufferedReader
+from ssl import SSLContext, SSLWantReadError
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -16,30 +16,28 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 from urllib3.util.ssl_ import create_urllib3_context
-from urllib3.util.wait import wait_for_read
 
 from imagegen.deadline import Deadline
 from imagegen.outbound.reading import cut_off_at
 
 CONNECT_SECONDS = 5.0
 # A connection that idled longer may be dead without our knowing: Lambda freezes between requests, and hosts hang up
-# after 5 s (Node's default) or more. A paid request sent into a dead connection could not be told from a lost one.
+# after 5 s (Node's default) or more. A request that is sent into a dead connection is lost.
 IDLE_SECONDS = 4.0
 _CONNECTIONS_A_HOST = 16
-
-
+# RFC 9110 sets no limit. RFC 2518 suggests a 102 after 20 s: 20 of them cover 400 s, and the slowest call takes 195.
 _MOST_INTERIM_ANSWERS = 20
-_MOST_CHUNK_LINE_BYTES = 4096
+_MOST_CHUNK_LINE_BYTES = 4096  # a chunk size has 16 digits at most; the rest is for extensions
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\r\n]*)?\r\n")  # RFC 9112, 7.1
+_LENGTH = re.compile(r"[0-9]{1,18}")  # 18 digits fit into 64 bits
 
 
 class HttpPool:
-    """A request to a stranger has a connection of its own, so that no late byte of one answer is read as another's."""
-
     def __init__(self) -> None:
+        self._single_use = urllib3.PoolManager(retries=False)
+        self._single_use.pool_classes_by_scheme = {"http": _SingleUsePool, "https": _SingleUseTlsPool}
         self._kept = urllib3.PoolManager(maxsize=_CONNECTIONS_A_HOST, retries=False)
-        self._kept.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
-        self._single = urllib3.PoolManager(maxsize=_CONNECTIONS_A_HOST, retries=False)
-        self._single.pool_classes_by_scheme = {"http": _SingleHttpPool, "https": _SingleHttpsPool}
+        self._kept.pool_classes_by_scheme = {"http": _KeptPool, "https": _KeptTlsPool}
         self._tls: SSLContext | None = None
 
     def request(
@@ -55,9 +53,12 @@ class HttpPool:
     ) -> urllib3.BaseHTTPResponse:
         """One request, no retry, no redirect; the body of the answer is still to be read.
 
+        The request gets a connection of its own, which is closed after the answer. Late bytes of one answer can so
+        never reach another caller. `reuse` is for hosts that are trusted to send none: the request may take a
+        connection that an earlier one left, and leave it for a later one.
+
         `address` is the IP address to connect to in place of asking DNS for the host, whose name is still the one in
-        the Host header, in SNI and in the certificate. With `reuse` the connection may have carried another request and
-        may carry another one: only for a host that is trusted, S3. Raises urllib3's HTTPError: NewConnectionError and
+        the Host header, in SNI and in the certificate. Raises urllib3's HTTPError: NewConnectionError and
         ConnectTimeoutError mean that nothing was sent, any other that it may have been.
         """
         left = deadline.remaining()
@@ -67,14 +68,14 @@ class HttpPool:
         options: dict[str, Any] = {"server_hostname": host, "assert_hostname": host} if address else {}
         if url.scheme == "https":
             options["ssl_context"] = self._tls_context()
-        manager = self._kept if reuse else self._single
-        connection = {} if reuse else {"Connection": "close"}
+        manager = self._kept if reuse else self._single_use
         pool = manager.connection_from_host(address or host, url.port, url.scheme, pool_kwargs=options)
+        own = {} if reuse else {"Connection": "close"}
         return pool.urlopen(
             method,
             f"{url.path or '/'}?{url.query}" if url.query else url.path or "/",
             body=body,
-            headers={"Host": url.netloc, "Accept-Encoding": "identity", **connection, **headers},
+            headers={"Host": url.netloc, "Accept-Encoding": "identity", **own, **headers},
             retries=False,
             redirect=False,
             preload_content=False,
@@ -95,63 +96,83 @@ class HttpPool:
 
 
 class _Answer(http.client.HTTPResponse):
-    """An answer that is read as strictly as RFC 9112 has it, in all that could mix up two answers.
+    """Reads an answer strictly as RFC 9112 has it. Raises HTTPException where the answer breaks the rules.
 
-    http.client skips only `100`, without end, takes `-1` for the size of a chunk, and drops what lies behind a body in
-    its buffer. There is no public place to change that.
+    `left_nothing` tells, after the last byte was read, that no further byte waits.
     """
 
-    clean = True  # no interim answer came, and no byte behind the body
-
-    def __init__(self, sock: socket.socket, **more: Any) -> None:
-        super().__init__(sock, **more)
-        self._socket = sock
+    def __init__(
+        self,
+        sock: socket.socket,
+        debuglevel: int = 0,
+        method: str | None = None,
+        url: str | None = None,
+        begun: BufferedReader | None = None,
+    ) -> None:
+        """`begun` is a reader of the socket that holds the first bytes of the answer."""
+        super().__init__(sock, debuglevel, method, url)
+        if begun is not None:
+            self.fp.close()
+            self.fp = begun
+        self._sock = sock
+        self._interim = 0
+        self.left_nothing = False
 
     def begin(self) -> None:
         super().begin()
-        lengths = {length.strip() for length in self.headers.get_all("Content-Length", [])}
-        if len(lengths) > 1 or not all(re.fullmatch(r"[0-9]{1,18}", length) for length in lengths):
-            raise http.client.HTTPException("no usable Content-Length")
+        lengths = {value.strip(" \t") for value in self.headers.get_all("Content-Length", [])}
+        # http.client takes the first of several, and int() takes "+5" and "1_0".
+        if len(lengths) > 1 or not all(_LENGTH.fullmatch(length) for length in lengths):
+            raise http.client.HTTPException("the answer's Content-Length is invalid")
+        if self._interim or (lengths and "Transfer-Encoding" in self.headers):
+            self.will_close = True  # http.client then gives the connection up
 
     def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(_MOST_INTERIM_ANSWERS + 1):
+        """Private to http.client, which skips only 100, without a limit, and offers no other place to skip more."""
+        while True:
             version, status, reason = super()._read_status()  # type: ignore[misc]
-            if status == http.client.SWITCHING_PROTOCOLS:
-                raise http.client.HTTPException("the server switched to another protocol")
             if not 100 <= status < 200:
                 return version, status, reason
-            self.clean = False
+            self._interim += 1
+            if status == 101 or self._interim > _MOST_INTERIM_ANSWERS:
+                raise http.client.HTTPException(f"no final answer, but {status}")
             http.client.parse_headers(self.fp)
-        raise http.client.HTTPException("too many interim answers")
 
     def _read_next_chunk_size(self) -> int:
-        found = re.fullmatch(rb"([0-9A-Fa-f]{1,16})[ \t]*(;[^\n]*)?\r?\n", self.fp.readline(_MOST_CHUNK_LINE_BYTES))
-        if found is None:
-            raise http.client.HTTPException("no size of a chunk")
-        return int(found[1], 16)
+        """Private to http.client, which takes a size by int() and so takes "-1", "+5", "1_0" and "0x5"."""
+        match = _CHUNK_LINE.fullmatch(self.fp.readline(_MOST_CHUNK_LINE_BYTES))
+        if not match:
+            raise http.client.HTTPException("a chunk's size is invalid")
+        return int(match[1], 16)
 
     def _close_conn(self) -> None:
-        timeout = self._socket.gettimeout()
-        with suppress(OSError, ValueError):  # nothing there, or the socket is closed
-            self._socket.settimeout(0)
-            self.clean = self.clean and not self.fp.peek()
-        with suppress(OSError):
-            self._socket.settimeout(timeout)
+        """Private to http.client, which here drops what its reader still holds."""
+        self.left_nothing = not self.will_close and not _has_bytes(self._sock, self.fp)
         super()._close_conn()  # type: ignore[misc]
 
 
-class _Careful(HTTPConnection):
-    """A connection that says what was not sent, keeps to its time, and is used again only if nothing is left on it."""
+def _has_bytes(sock: socket.socket, reader: BufferedReader) -> bool:
+    """Whether bytes wait in the reader, in TLS or on the socket. Does not block, and takes nothing from the reader.
 
-    _last_used = 0.0
-    _sent_whole = _early = False
-    _answer: _Answer | None = None
+    That a TLS socket is readable means little: it may hold a session ticket.
+    """
+    try:
+        timeout = sock.gettimeout()
+        sock.settimeout(0)
+        try:
+            return bool(reader.peek(1))
+        finally:
+            sock.settimeout(timeout)
+    except SSLWantReadError:
+        return False
+    except (OSError, ValueError):  # reset, or closed
+        return True
 
-    @property
-    def is_connected(self) -> bool:
-        answer = self._answer
-        clean = answer is not None and answer.isclosed() and answer.clean and self._sent_whole
-        return clean and super().is_connected and time.monotonic() - self._last_used < IDLE_SECONDS
+
+class _Connection(HTTPConnection):
+    """A connection that tells what was not sent, and keeps to its time."""
+
+    response_class = _Answer
 
     def connect(self) -> None:
         try:
@@ -159,51 +180,108 @@ class _Careful(HTTPConnection):
         except (OSError, SSLError, ValueError) as error:  # a time-out, TLS, a certificate for another name
             raise NewConnectionError(self, "no connection came about") from error
 
-    def request(self, *arguments: Any, **more: Any) -> None:
-        self._sent_whole, self._answer, self._early = False, None, False
-        super().request(*arguments, **more)
-        self._sent_whole = not self._early
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
+        with cut_off_at(Deadline.after(self.timeout or 0), partial(self.sock.shutdown, socket.SHUT_RD)):
+            return super().getresponse()
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _KeptConnection(_Connection):
+    """A connection that is used again only where nothing speaks against it.
+
+    urllib3 closes it where an answer was not read to its end or raised an error.
+    """
+
+    _answer: _Answer | None = None
+    _early: BufferedReader | None = None  # holds the first bytes of an answer that came before its request was sent
+    _is_spoilt = False
+    _last_used = 0.0
+
+    @property
+    def is_connected(self) -> bool:
+        return (
+            super().is_connected
+            and not self._is_spoilt
+            and self._answer is not None
+            and self._answer.left_nothing
+            and time.monotonic() - self._last_used < IDLE_SECONDS
+        )
+
+    def connect(self) -> None:
+        self._answer, self._is_spoilt = None, False
+        super().connect()
+
+    def close(self) -> None:
+        early, self._early = self._early, None
+        if early is not None:
+            early.close()
+        super().close()
 
     def send(self, data: Any) -> None:
-        # What is there to be read before the last block is sent answers a request that the server has not read.
-        self._early = self._early or (self.sock is not None and wait_for_read(self.sock, timeout=0))
-        super().send(data)
+        """The last byte goes alone, so that an answer to less than the whole is seen."""
+        if self.sock is None:
+            self.connect()
+        view = memoryview(data)
+        try:
+            if len(view) > 1:
+                super().send(view[:-1])
+            self._look_for_early_answer()
+            super().send(view[-1:])
+        except OSError:  # urllib3 goes on to the answer where the host hung up while it was sent to
+            self._is_spoilt = True
+            raise
 
-    def response_class(self, sock: socket.socket, **more: Any) -> _Answer:  # type: ignore[override]  # http.client calls it
-        self._answer = _Answer(sock, **more)
+    def _look_for_early_answer(self) -> None:
+        if self._early is not None:
+            return
+        reader = self.sock.makefile("rb")
+        if not _has_bytes(self.sock, reader):
+            reader.close()
+            return
+        self._early, self._is_spoilt = reader, True
+        if self._answer is not None:  # it may belong to the request before
+            raise http.client.HTTPException("an answer came before its request was sent")
+
+    def response_class(  # type: ignore[override]  # http.client only calls it
+        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
+    ) -> _Answer:
+        early, self._early = self._early, None
+        self._answer = _Answer(sock, debuglevel, method, url, early)
         return self._answer
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
-        with cut_off_at(Deadline.after(self.timeout or 0), partial(self.sock.shutdown, socket.SHUT_RD)):
-            response = super().getresponse()
+        response = super().getresponse()
         self._last_used = time.monotonic()
         return response
 
 
-class _CarefulTls(_Careful, HTTPSConnection):
+class _KeptTlsConnection(_KeptConnection, _TlsConnection):
     pass
 
 
-class _HttpPool(HTTPConnectionPool):
-    ConnectionCls = _Careful
+class _SingleUsePool(HTTPConnectionPool):
+    """Private methods of urllib3, which offers no pool that keeps nothing: a size of 0 means no limit."""
 
+    ConnectionCls = _Connection
 
-class _HttpsPool(HTTPSConnectionPool):
-    ConnectionCls = _CarefulTls
-
-
-class _Single(HTTPConnectionPool):
-    """A pool whose connections are closed once their answer is read."""
+    def _get_conn(self, timeout: float | None = None) -> Any:  # noqa: ARG002  # as urllib3 has it
+        return self._new_conn()
 
     def _put_conn(self, conn: Any) -> None:
         if conn is not None:
             conn.close()
-        super()._put_conn(conn)
 
 
-class _SingleHttpPool(_Single, _HttpPool):
-    pass
+class _SingleUseTlsPool(_SingleUsePool, HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
-class _SingleHttpsPool(_Single, _HttpsPool):
-    pass
+class _KeptPool(HTTPConnectionPool):
+    ConnectionCls = _KeptConnection
+
+
+class _KeptTlsPool(HTTPSConnectionPool):
+    ConnectionCls = _KeptTlsConnection
