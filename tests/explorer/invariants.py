@@ -25,7 +25,7 @@ def _crashes(world: World) -> Iterator[str]:
 
 def _ends(world: World) -> Iterator[str]:
     """Every record ends, and each end is published at least once."""
-    published = {(told.id, told.completed_at) for told in world.bus.ended}
+    published = {(ended.id, ended.completed_at) for ended in world.bus.ended}
     for record in _live(world):
         if not record.ended:
             yield f"{record.id} never ends: {record.status}"
@@ -95,7 +95,7 @@ def _images(world: World) -> Iterator[str]:
     for generation_id in world.images.answers.keys() - living:
         yield f"{generation_id}: an answer is stored, but there is no record"
     for generation_id in world.deleted & living:
-        yield f"{generation_id} is there, and its caller was told that it is deleted"
+        yield f"{generation_id} is there, though its deletion was answered 200"
 
 
 def _quota(world: World) -> Iterator[str]:
@@ -153,7 +153,7 @@ def _batch(world: BatchWorld) -> Iterator[str]:
     if batch is None or not batch.ended:
         yield f"the batch never ends: {batch and batch.status}"
         return
-    if not batch.announced or batch.id not in {told.id for told in world.batch_bus.ended}:
+    if not batch.announced or batch.id not in {ended.id for ended in world.batch_bus.ended}:
         yield "the end of the batch was never published"
     if world.batch_lines._pending:
         yield "a line is pending after the end"

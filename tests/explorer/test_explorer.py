@@ -1,7 +1,7 @@
 """The use cases keep their promises, in whatever order their steps come and whatever fails between them.
 
-A failing run names its scenario and its seed, and prints its steps. To run it alone, with every step printed, at
-SCENARIO's name as in the tables and one seed:
+A failing run names its scenario and its seed, and prints its steps. To run it alone, name the scenario as the tables
+do, and give one seed:
 
     EXPLORER_SEEDS=62:63 .venv/bin/pytest tests/explorer -m "not soak" -k "SCENARIO"
 

@@ -263,7 +263,7 @@ class World:
         self.retried: set[str] = set()  # those that an operator tried again
         self.deletions: dict[str, float] = {}  # when the first of each began
         self.most_deletions = 2
-        self.deleted: set[str] = set()  # those of which a caller was told so
+        self.deleted: set[str] = set()  # those whose deletion was answered 200
         self.cancelled: set[str] = set()
         self.dead_letters = 0
 

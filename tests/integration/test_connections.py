@@ -220,7 +220,7 @@ def test_the_next_caller_gets_its_own_answer_after_an_odd_one(server: Server, od
 
     with suppress(HTTPError):
         server.get(pool, "first", reuse=reuse)
-    # On a reusable connection a late answer is told from the next one's only if it comes before the next request.
+    # On a reusable connection a late answer can be recognised only if it comes before the next request.
     if reuse:
         assert server.is_done.wait(SECONDS)
 

@@ -644,7 +644,7 @@ class TestFailure:
 
 
 class WatchedRecords(FakeGenerationStore):
-    """`before_noting` is told of each call whose answer is about to be noted."""
+    """`before_noting` is called for each call whose answer is about to be noted."""
 
     def __init__(self) -> None:
         super().__init__()

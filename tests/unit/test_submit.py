@@ -152,7 +152,7 @@ class HookedQueue(FakeGenerationQueue):
 
 
 class WatchedCounters(FakeAllowanceCounters):
-    """`log` is told of each image that is taken."""
+    """`log` is called for each image that is taken."""
 
     def __init__(self, log: list[str]) -> None:
         super().__init__()

@@ -269,7 +269,7 @@ class _Keeper:
 
 
 def _exactly(n: int, answer: UpstreamAnswer) -> UpstreamAnswer:
-    """Raises ValueError if a provider breaks its contract: the images could not be told apart."""
+    """Raises ValueError if a provider breaks its contract: it is unclear which images came."""
     if len(answer.images) != n:
         raise ValueError(f"{len(answer.images)} images for {n}")
     return answer

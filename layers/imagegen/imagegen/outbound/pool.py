@@ -96,7 +96,7 @@ class HttpPool:
 
 
 class _Answer(http.client.HTTPResponse):
-    """Reads an answer strictly as RFC 9112 has it. Raises HTTPException where the answer breaks the rules.
+    """Reads an answer strictly as RFC 9112 has it. Raises HTTPException if the answer breaks the rules.
 
     `left_nothing` tells, after the last byte was read, that no further byte waits.
     """
@@ -192,7 +192,7 @@ class _TlsConnection(_Connection, HTTPSConnection):
 class _KeptConnection(_Connection):
     """A connection that is used again only where nothing speaks against it.
 
-    urllib3 closes it where an answer was not read to its end or raised an error.
+    urllib3 closes it if an answer was not read to its end or raised an error.
     """
 
     _answer: _Answer | None = None
@@ -230,7 +230,7 @@ class _KeptConnection(_Connection):
                 super().send(view[:-1])
             self._look_for_early_answer()
             super().send(view[-1:])
-        except OSError:  # urllib3 goes on to the answer where the host hung up while it was sent to
+        except OSError:  # urllib3 goes on to the answer if the host hung up while it was sent to
             self._is_spoilt = True
             raise
 

@@ -49,7 +49,7 @@ class _Answer(msgspec.Struct):
 def read_answer(body: bytes | bytearray, n: int) -> UpstreamAnswer:
     """Exactly `n` images, in the order of the answer. Those that are not usable or missing carry their failure.
 
-    Where the answer holds more than `n`, usable ones come first. Where none is usable, the first failure is raised:
+    If the answer holds more than `n`, usable ones come first. If none is usable, the first failure is raised:
     UpstreamAnswerInvalidError, ImageUrlRefusedError or UpstreamTooFewImagesError.
     """
     answer = _decoded(body, _Answer)
@@ -74,7 +74,7 @@ def read_answer(body: bytes | bytearray, n: int) -> UpstreamAnswer:
 
 
 def _decoded(raw: bytes | bytearray | msgspec.Raw, type_: type[T]) -> T | None:
-    """None where the JSON is invalid or holds another type."""
+    """None if the JSON is invalid or holds another type."""
     try:
         return msgspec.json.decode(raw, type=type_)
     except Exception:  # noqa: BLE001  # the images are paid for, so no part of the answer may end the reading
@@ -92,7 +92,7 @@ def _image(entry: msgspec.Raw) -> UpstreamImage:
 
 
 def _content(base64: msgspec.Raw) -> bytes | None:
-    """The bytes of an image; None where there are none or they cannot be decoded."""
+    """The bytes of an image; None if there are none or they cannot be decoded."""
     return _decoded(base64, bytes) or _loose_base64(_decoded(base64, str) or "")
 
 
@@ -134,7 +134,7 @@ def _size(value: object) -> int:
 
 
 def _loose_base64(text: str) -> bytes | None:
-    """Base64 with or without a `data:` prefix in front (one-api's Replicate path sends one). None where it is none."""
+    """Base64 with or without a `data:` prefix in front (as one-api's Replicate path sends). None if it is none."""
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]
     try:
