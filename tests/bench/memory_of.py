@@ -17,7 +17,7 @@ from pathlib import Path
 import urllib3
 
 from imagegen.deadline import Deadline
-from imagegen.generations import AnsweredImage, CallAnswer, Generation, Markers, StoredImage, admit
+from imagegen.generations import AnsweredImage, CallAnswer, Generation, StoredImage, admit
 from imagegen.images import ImageBody, ImageRequest
 from imagegen.openai_wire.answers import streamed_images_answer
 from imagegen.work import Workshop, work_on_message
@@ -132,7 +132,7 @@ TASKS: Mapping[str, Callable[[int], tuple[Task, Task]]] = {
 
 def _queued(workshop: Workshop, n: int, size: int) -> Generation:
     request = ImageRequest(prompt=f"bytes={size}", model="gpt-image-1", response_format="b64_json", n=n)
-    generation = admit(request, caller="bench", base_url="https://bench", now=time.time(), markers=Markers())
+    generation = admit(request, caller="bench", base_url="https://bench", now=time.time())
     workshop.records.create(generation)
     return generation
 

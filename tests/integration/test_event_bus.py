@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from imagegen.aws.events import SOURCE, Described, EventBridgeBus
 from imagegen.errors import RecordsUnavailableError
-from imagegen.generations import Failure, Generation, Markers, Origin, Rejection, Status, admit
+from imagegen.generations import Failure, Generation, Origin, Rejection, Status, admit
 from imagegen.images import ImageRequest
 from imagegen.openai_wire.events import generation_event, rejection_event
 from imagegen.ports import EventBus
@@ -31,9 +31,7 @@ FAILURE = Failure("UpstreamFailedError", "no")
 
 def ended(status: Status = Status.COMPLETED, custom_id: str | None = None) -> Generation:
     request = ImageRequest("a cat", "dall-e-3", "url")
-    generation = admit(
-        request, caller="alice", base_url="https://x.example", now=NOW, markers=Markers(), origin=Origin(custom_id)
-    )
+    generation = admit(request, caller="alice", base_url="https://x.example", now=NOW, origin=Origin(custom_id))
     failure = FAILURE if status is Status.FAILED else None
     return replace(generation, status=status, completed_at=NOW + 7, failure=failure)
 

@@ -34,7 +34,6 @@ from imagegen.generations import (
     Generation,
     IdTakenError,
     LostClaimError,
-    Markers,
     Origin,
     Status,
     StoredImage,
@@ -166,13 +165,10 @@ def new(
     caller: str = "alice",
     n: int = 1,
     prompt: str = "a cat",
-    key: str | None = None,
-    retry: int | None = None,
     at: float = NOW,
 ) -> Generation:
     request = ImageRequest(prompt, "dall-e-3", "url", n)
-    markers = Markers(key, retry)
-    return admit(request, caller=caller, base_url="https://api.example/v1", now=at, markers=markers)
+    return admit(request, caller=caller, base_url="https://api.example/v1", now=at)
 
 
 def created(records: GenerationStore, generation: Generation | None = None) -> Generation:
@@ -206,7 +202,7 @@ def test_a_record_is_read_as_it_was_written(records: GenerationStore) -> None:
         output_compression=0,
     )
     generation = msgspec.structs.replace(
-        admit(request, caller="alice", base_url="https://x.example/prod/v1", now=NOW, markers=Markers("k ä", 3)),
+        admit(request, caller="alice", base_url="https://x.example/prod/v1", now=NOW),
         status=Status.IN_PROGRESS,
         owner="first",
         lease_until=NOW + 60,
@@ -304,7 +300,6 @@ def test_the_largest_that_all_limits_allow_fits_into_a_record(
         caller="a" * 64,
         base_url=f"https://{'x' * 250}/v1",
         now=NOW,
-        markers=Markers('"' * 255, 99),
         origin=Origin(character * MOST_CUSTOM_ID, "batch_AAAAAAAAAAAAAAAAAAAAAA", 10**9),
     )
     ids = generation.image_ids
@@ -1015,7 +1010,7 @@ def test_a_rare_status_is_found_behind_a_page_of_others(records: GenerationStore
 
 
 def test_a_list_never_shows_anothers(records: GenerationStore) -> None:
-    own, others = created(records, new(key="k", retry=0)), created(records, new(caller="bob", at=NOW + 1))
+    own, others = created(records, new()), created(records, new(caller="bob", at=NOW + 1))
     assert records.newest("alice", 10) == [own]
     assert records.newest("alice", 10, after=others.id) == []
     assert records.newest("alic", 10) == []
@@ -1065,14 +1060,14 @@ def test_a_store_that_cannot_be_reached_is_unavailable(closed_url: str, ask: Wri
     client = _dynamodb(closed_url)
     records = DynamoGenerations(lambda: client, "table", retention_seconds=RETENTION_SECONDS)
     with pytest.raises(RecordsUnavailableError):
-        ask(records, new(key="k", retry=0))
+        ask(records, new())
 
 
 @EACH_CALL
 def test_a_store_that_refuses_is_unavailable(dynamodb: "DynamoDBClient", ask: Write) -> None:
     records = DynamoGenerations(lambda: dynamodb, "no-such-table", retention_seconds=RETENTION_SECONDS)
     with pytest.raises(RecordsUnavailableError):
-        ask(records, new(key="k", retry=0))
+        ask(records, new())
 
 
 @EACH_CALL
@@ -1082,7 +1077,7 @@ def test_a_store_without_a_client_is_unavailable(ask: Write) -> None:
 
     records = DynamoGenerations(client, "table", retention_seconds=RETENTION_SECONDS)
     with pytest.raises(RecordsUnavailableError):
-        ask(records, new(key="k", retry=0))
+        ask(records, new())
 
 
 @EACH_CALL

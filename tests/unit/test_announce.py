@@ -31,7 +31,6 @@ from imagegen.generations import (
     CallAnswer,
     Failure,
     Generation,
-    Markers,
     Origin,
     Rejection,
     Status,
@@ -80,7 +79,7 @@ def ids(bus: FakeEventBus) -> list[str]:
 
 def ended(records: FakeGenerationStore, status: Status = Status.COMPLETED) -> Generation:
     request = ImageRequest("a cat", "dall-e-3", "url")
-    generation = admit(request, caller="alice", base_url="https://x.example", now=NOW, markers=Markers())
+    generation = admit(request, caller="alice", base_url="https://x.example", now=NOW)
     records.create(generation)
     records.claim(generation.id, "dead", now=NOW - LEASE, lease_until=NOW - 1)
     records.save_sending(generation.id, "dead", 0, 1)
@@ -421,7 +420,6 @@ def full(status: Status, error: ImagegenError | None = None, *, stored: int = 2,
         caller="shop",
         base_url="https://x.example/prod",
         now=NOW,
-        markers=Markers("canary-key"),
         origin=Origin("order-1234"),
     )
     answer = CallAnswer((AnsweredImage(SIGNED, REVISED),), {"size": "canary"}, {"canary": 1})

@@ -23,7 +23,6 @@ from imagegen.generations import (
     CallAnswer,
     Failure,
     Generation,
-    Markers,
     Origin,
     Rejection,
     Status,
@@ -60,7 +59,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
 def begun(model: str = "dall-e-3", **changes: Any) -> Generation:
     request = ImageRequest("canary prompt", model, "url", n=2, user="canary-user")
     origin = Origin(custom_id="canary-custom-id", batch_id="batch_1", line=7)
-    generation = admit(request, caller="alice", base_url="https://x", now=NOW, markers=Markers(), origin=origin)
+    generation = admit(request, caller="alice", base_url="https://x", now=NOW, origin=origin)
     return replace(generation, **changes)
 
 

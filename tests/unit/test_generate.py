@@ -47,7 +47,6 @@ from imagegen.generations import (
     CallAnswer,
     Generation,
     LostClaimError,
-    Markers,
     Status,
     StoredImage,
     admit,
@@ -99,7 +98,7 @@ class World:
     def begun(self, n: int = 1, model: str = "dall-e-3", response_format: ResponseFormat = "url") -> Generation:
         """A new generation, claimed."""
         request = ImageRequest(prompt="a cat", model=model, response_format=response_format, n=n)
-        generation = admit(request, caller="somebody", base_url="https://api.example", now=self.now, markers=Markers())
+        generation = admit(request, caller="somebody", base_url="https://api.example", now=self.now)
         self.records.create(generation)
         return self.claimed(generation.id)
 

@@ -18,7 +18,7 @@ from imagegen.errors import (
     UnknownGenerationError,
 )
 from imagegen.failures import kept
-from imagegen.generations import Generation, LostClaimError, Markers, Status, Tombstone, admit
+from imagegen.generations import Generation, LostClaimError, Status, Tombstone, admit
 from imagegen.images import ImageBody, ImageRequest
 from imagegen.manage import LEASE_SECONDS, UNFINISHED_SECONDS, cancel, delete, retry, see
 from imagegen.submit import SAFETY_NET_LEASES
@@ -44,7 +44,7 @@ class World:
     settled: list[Generation] = field(default_factory=list)
 
     def created(self) -> Generation:
-        generation = admit(REQUEST, caller="alice", base_url="https://x.example", now=NOW, markers=Markers())
+        generation = admit(REQUEST, caller="alice", base_url="https://x.example", now=NOW)
         allowance = Allowance(self.counters, 10, 10)
         allowance.reserve("alice", REQUEST.n, now=NOW, token=generation.id, may_undo=lambda: True)
         self.records.create(generation)

@@ -18,7 +18,7 @@ from imagegen.errors import (
     UpstreamFailedError,
 )
 from imagegen.failures import kept
-from imagegen.generations import Generation, IdTakenError, Markers, Status, admit, fingerprint, is_generation_id
+from imagegen.generations import Generation, IdTakenError, Status, admit, fingerprint, is_generation_id
 from imagegen.images import ImageRequest
 from imagegen.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Attempt, Desk, Submitted, submit
 from tests.fakes.allowance_counters import FakeAllowanceCounters
@@ -644,7 +644,7 @@ def test_where_no_record_was_written_none_ever_will_be_and_the_reservation_is_gi
     with pytest.raises(RecordsUnavailableError):
         world.submit()
     (generation_id,) = world.messages
-    late = admit(REQUEST, caller="alice", base_url="", now=NOW, markers=Markers(), generation_id=generation_id)
+    late = admit(REQUEST, caller="alice", base_url="", now=NOW, generation_id=generation_id)
     with pytest.raises(IdTakenError):
         world.records.create(late)
     assert (used(world), used(world, STACK)) == (0, 0)

@@ -6,7 +6,7 @@ import pytest
 
 from imagegen.deadline import Deadline
 from imagegen.errors import RecordsUnavailableError
-from imagegen.generations import ENDED, Generation, Markers, Status, admit
+from imagegen.generations import ENDED, Generation, Status, admit
 from imagegen.images import ImageRequest
 from imagegen.wait import wait
 from tests.fakes.generation_store import FakeGenerationStore
@@ -43,7 +43,7 @@ def records() -> FakeGenerationStore:
 
 def claimed(records: FakeGenerationStore) -> Generation:
     request = ImageRequest("a cat", "dall-e-3", "url")
-    generation = admit(request, caller="alice", base_url="https://x.example", now=NOW, markers=Markers())
+    generation = admit(request, caller="alice", base_url="https://x.example", now=NOW)
     records.create(generation)
     found = records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
     assert found is not None

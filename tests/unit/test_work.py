@@ -31,7 +31,6 @@ from imagegen.generations import (
     Call,
     CallAnswer,
     Generation,
-    Markers,
     Status,
     StoredImage,
     Tombstone,
@@ -95,7 +94,7 @@ class World:
     def admitted(self, *, n: int = 1, response_format: ResponseFormat = "url", model: str = "dall-e-3") -> Generation:
         """With its images taken from the quota, as it is when its message comes."""
         request = ImageRequest("a cat", model, response_format, n)
-        generation = admit(request, caller="alice", base_url="https://x.example", now=NOW, markers=Markers())
+        generation = admit(request, caller="alice", base_url="https://x.example", now=NOW)
         allowance = Allowance(self.counters, 100, 100)
         allowance.reserve("alice", n, now=NOW, token=generation.id, may_undo=lambda: True)
         self.records.create(generation)

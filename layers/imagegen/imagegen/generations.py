@@ -80,16 +80,6 @@ class StoredImage(msgspec.Struct, frozen=True):
     length: int  # bytes
 
 
-class Markers(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a retry finds this generation: by its Idempotency-Key, or by its body where the client counts its retries.
-
-    `retry` is the count with which the generation began, None where the client does not count.
-    """
-
-    idempotency_key: str | None = None
-    retry: int | None = None
-
-
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where a generation that did not come by HTTP comes from.
 
@@ -115,7 +105,6 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     base_url: str
     calls: tuple[Call, ...]
-    markers: Markers = Markers()
     status: Status = Status.QUEUED
     owner: str | None = None
     lease_until: float = 0.0
@@ -170,7 +159,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def repeated_calls(self) -> int:
         """How many calls of unknown outcome were sent again: each may have been paid twice."""
-        return sum(max(0, call.sent - 1) for call in self.calls)
+        return sum(max(0, call.sent - call.refused - 1) for call in self.calls)
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -203,7 +192,6 @@ def admit(
     caller: str,
     base_url: str,
     now: float,
-    markers: Markers,
     origin: Origin = _BY_HTTP,
     generation_id: str | None = None,
 ) -> Generation:
@@ -217,7 +205,6 @@ def admit(
         calls=tuple(
             Call(image_ids=tuple(new_image_id() for _ in range(n))) for n in CATALOG[request.model].calls(request.n)
         ),
-        markers=markers,
         origin=origin,
     )
 

@@ -24,7 +24,6 @@ from imagegen.failures import cost_money
 from imagegen.generations import (
     Generation,
     IdTakenError,
-    Markers,
     Origin,
     Status,
     admit,
@@ -122,13 +121,11 @@ def submit(
         if found is not None:
             place = _succeeding(place, attempt, body, desk, caller)
             continue
-        # A request with a key is found by its key alone: a retry without one is another client's.
         generation = admit(
             request,
             caller=caller,
             base_url=base_url,
             now=desk.now(),
-            markers=Markers(attempt.idempotency_key, None if attempt.idempotency_key else attempt.retry),
             origin=origin or Origin(),
             generation_id=place.generation_id,
         )

@@ -29,7 +29,6 @@ from imagegen.generations import (
     Generation,
     IdTakenError,
     LostClaimError,
-    Markers,
     Origin,
     Status,
     StoredImage,
@@ -392,7 +391,6 @@ class DynamoGenerations:
             "lease_until": number(generation.lease_until),
             "base_url": {"S": generation.base_url},
             "request": {"S": json_text(generation.request)},
-            "markers": {"S": json_text(generation.markers)},
             "returned": number(0),
         }
         if generation.origin != Origin():
@@ -433,7 +431,6 @@ def _generation(item: Item) -> Generation:
         created_at=float(item["created_at"]["N"]),
         base_url=item["base_url"]["S"],
         calls=tuple(calls),
-        markers=msgspec.json.decode(item["markers"]["S"], type=Markers),
         status=Status(item["status"]["S"]),
         owner=item["owner"]["S"] if "owner" in item else None,
         lease_until=float(item["lease_until"]["N"]),
