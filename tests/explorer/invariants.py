@@ -48,6 +48,8 @@ def _money(world: World) -> Iterator[str]:
                 yield f"{record.id}: {len(sent)} calls sent, {call.sent} noted"
             if sum(each.n for each in sent) > len(call.image_ids) * max(1, call.sent):
                 yield f"{record.id}: more images asked for than wanted and counted as repeated"
+            if any(each.n + each.stored_before > len(call.image_ids) for each in sent):
+                yield f"{record.id}: an image that was stored is asked for again"
             if len(paid) > MOST_SENT + record.retries:
                 yield f"{record.id}: paid {len(paid)} times"
             if paid and not call.charged:

@@ -18,13 +18,14 @@ class Actor:
     """One process. With `doomed` it dies at its next point, and at every later one: `finally` blocks do nothing.
 
     `touched` are the generations that it has named in a call. `beat` is the heartbeat under which it works, and
-    `beaten_at` when that came last.
+    `beaten_at` when that came last. `stored_before` are the images that were stored when it began.
     """
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind
         self.doomed = False
         self.touched: set[str] = set()
+        self.stored_before: frozenset[str] = frozenset()
         self.beat: Callable[[], None] | None = None
         self.beaten_at = 0.0
         self.sending: tuple[str, int] = ("", 0)  # the call that it noted last as about to be sent

@@ -126,6 +126,7 @@ class Asked:
     """One call to the upstream. `outcome` is "" while it runs, and for ever if its actor died under it.
 
     `refused_at` is when the record had a refusal noted: before, nobody else can know that nothing was spent.
+    `stored_before` is how many of the call's images were stored when the actor that sends it began.
     """
 
     generation_id: str
@@ -134,6 +135,7 @@ class Asked:
     number: int
     outcome: str = ""
     refused_at: float = math.inf
+    stored_before: int = 0
 
     @property
     def paid(self) -> bool:
@@ -195,6 +197,7 @@ class PaintingUpstream:
         world, scenario = self._world, self._world.scenario
         actor = world.step("upstream call", (), {})
         asked = Asked(*actor.sending, n, len(self.asked))
+        asked.stored_before = world.stored_before(actor)
         self.asked.append(asked)
         chance = world.rng.random()
         for _ in range(world.rng.choice((0, 1, 3))):
@@ -496,7 +499,15 @@ class World:
 
     def spawn(self, kind: str, work: Callable[[], object]) -> Actor:
         self.spawned += 1
-        return self.schedule.spawn(f"{kind} {self.spawned}", kind, work)
+        actor = self.schedule.spawn(f"{kind} {self.spawned}", kind, work)
+        actor.stored_before = frozenset(self.images.saved)
+        return actor
+
+    def stored_before(self, actor: Actor) -> int:
+        """How many images of the call that it sends were stored before it began, and still are."""
+        generation_id, index = actor.sending
+        record = self.store._records.get(generation_id)
+        return len(actor.stored_before & self.images.saved.keys() & {*record.calls[index].image_ids}) if record else 0
 
     def _kill(self, actor: Actor) -> Actor:
         self.killed += 1
