@@ -20,6 +20,7 @@ from local.serving import Reply, Request
 
 INTEGRATION_SECONDS = 29.0
 MOST_BODY_BYTES = 10 * 1024 * 1024
+_ANY = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})  # what a route for ANY method takes
 _ACCOUNT, _API_ID, _REGION = "123456789012", "local", "us-east-1"
 # What API Gateway answers where the template does not say: status and message.
 _DEFAULTS = {
@@ -28,6 +29,7 @@ _DEFAULTS = {
     "AUTHORIZER_FAILURE": (500, "Internal server error"),
     "INTEGRATION_FAILURE": (502, "Internal server error"),
     "INTEGRATION_TIMEOUT": (504, "Endpoint request timed out"),
+    "INVALID_SIGNATURE": (403, "Authorization header requires 'Credential' parameter."),
     "MISSING_AUTHENTICATION_TOKEN": (403, "Missing Authentication Token"),
     "REQUEST_TOO_LARGE": (413, "Request Too Long"),
     "THROTTLED": (429, "Too Many Requests"),
@@ -95,7 +97,7 @@ class Gateway:
         integration_seconds: float = INTEGRATION_SECONDS,
         throttle: "TokenBucket | None" = None,
     ) -> None:
-        self._routes = _routes(body)
+        self._resources = _resources(body)
         self._responses = body["x-amazon-apigateway-gateway-responses"]
         self._functions = functions
         self._prefix = f"/{stage}" if stage else ""
@@ -118,7 +120,7 @@ class Gateway:
 
     def _respond(self, request: Request, request_id: str) -> Reply:
         path = urlsplit(request.target).path
-        route, parameters = self._route(request.method, path)
+        route, parameters = self._route(request, path)
         if self._throttle and not self._throttle.take():
             raise _RefusedError("THROTTLED")
         if route.mock is not None:
@@ -138,15 +140,18 @@ class Gateway:
         except (FunctionError, AttributeError, ValueError, TypeError, KeyError):
             raise _RefusedError("INTEGRATION_FAILURE") from None
 
-    def _route(self, method: str, path: str) -> tuple[_Route, dict[str, str]]:
-        if path == self._prefix:  # a stage's root may be called without the slash
-            path += "/"
-        if path.startswith(f"{self._prefix}/"):
-            for route in self._routes:
-                match = route.pattern.fullmatch(path[len(self._prefix) :])
-                if match and route.method == method:
+    def _route(self, request: Request, path: str) -> tuple[_Route, dict[str, str]]:
+        """The most specific resource, then its method. Slashes at the end make no difference."""
+        own = path.removeprefix(self._prefix).rstrip("/") or "/"
+        if path == self._prefix or path.startswith(f"{self._prefix}/"):
+            for routes in self._resources:
+                if match := routes[0].pattern.fullmatch(own):
+                    route = _with_method(routes, request.method)
+                    if route is None:
+                        break
                     return route, {name: unquote(value) for name, value in match.groupdict().items()}
-        raise _RefusedError("MISSING_AUTHENTICATION_TOKEN")
+        # What has no route is taken for a call of AWS's own API, which wants a signature in the header.
+        raise _RefusedError("INVALID_SIGNATURE" if request.header("Authorization") else "MISSING_AUTHENTICATION_TOKEN")
 
     def _authorized(self, route: _Route, request: Request, path: str) -> dict[str, Any] | None:
         """The policy that lets the caller in, None on an open route."""
@@ -248,26 +253,44 @@ class Gateway:
         return Reply(int(response.get("statusCode", status)), body.encode(), headers)
 
 
-def _routes(body: Mapping[str, Any]) -> list[_Route]:
-    """The routes of the document, those without parameters first, as API Gateway prefers them."""
+def _resources(body: Mapping[str, Any]) -> list[list[_Route]]:
+    """The routes of each resource of the document, the most specific resource first."""
     authorizers = {
         name: _authorizer(scheme) for name, scheme in body.get("components", {}).get("securitySchemes", {}).items()
     }
-    routes = []
-    for resource, methods in sorted(body["paths"].items(), key=lambda item: item[0].count("{")):
-        pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(resource)))
-        for method, operation in methods.items():
+    resources = []
+    for resource, methods in sorted(body["paths"].items(), key=lambda item: _generality(item[0])):
+        pattern = _pattern(resource)
+        routes: list[_Route] = []
+        resources.append(routes)
+        for name, operation in methods.items():
+            method = "ANY" if name == "x-amazon-apigateway-any-method" else name.upper()
             integration = operation["x-amazon-apigateway-integration"]
             if integration.get("type") == "mock":
                 told = integration["responses"]["default"]["responseParameters"]
                 mock = {name.removeprefix("method.response.header."): value.strip("'") for name, value in told.items()}
-                routes.append(_Route(method.upper(), resource, pattern, "", None, mock))
+                routes.append(_Route(method, resource, pattern, "", None, mock))
                 continue
             function = _function_of(integration["uri"])
             security = [name for rule in operation.get("security", []) for name in rule]
             authorizer = next((authorizers[name] for name in security if name in authorizers), None)
-            routes.append(_Route(method.upper(), resource, pattern, function, authorizer))
-    return routes
+            routes.append(_Route(method, resource, pattern, function, authorizer))
+    return resources
+
+
+def _generality(resource: str) -> list[int]:
+    """API Gateway prefers, segment by segment, fixed text to a parameter, and that to a greedy one."""
+    return [2 if segment.endswith("+}") else int(segment.startswith("{")) for segment in resource.split("/")]
+
+
+def _pattern(resource: str) -> re.Pattern[str]:
+    one = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(resource))
+    return re.compile(re.sub(r"\\\{(\w+)\\\+\\\}", r"(?P<\1>.+)", one))
+
+
+def _with_method(routes: list[_Route], method: str) -> _Route | None:
+    by_method = {route.method: route for route in routes}
+    return by_method.get(method) or (by_method.get("ANY") if method in _ANY else None)
 
 
 def _authorizer(scheme: Mapping[str, Any]) -> _Authorizer:

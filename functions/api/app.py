@@ -48,6 +48,7 @@ from imagegen.openai_wire.headers import (
     read_preference,
 )
 from imagegen.openai_wire.links import Links
+from imagegen.openai_wire.paths import as_get, no_route, slashes_at_the_end, split_path
 from imagegen.openai_wire.requests import read_image_request
 from imagegen.silent_trace import silent_trace
 from imagegen.submit import Submitted, submit
@@ -144,7 +145,7 @@ def _waited_for(generation_id: str, until: Deadline, preference: Preference, *, 
     if generation.ended:
         return _result(generation, wired, preference, hop=hop)
     if preference.respond_async:
-        headers = {"Location": f"generations/{generation_id}", "Retry-After": str(POLL_SECONDS)}
+        headers = {"Location": _relative(f"generations/{generation_id}"), "Retry-After": str(POLL_SECONDS)}
         return _json(202, generation_answer(generation, wired.workshop.images), headers | _applied(preference))
     if hop >= MOST_HOPS:
         raise GenerationStillRunningError(
@@ -286,11 +287,15 @@ def health() -> Response[str]:
     return _json(200, {"status": "ok"})
 
 
+@app.post("/v1/images/edits")
+@app.post("/v1/images/variations")
+def not_supported() -> Response[str]:
+    raise UnknownRouteError(f"{app.current_event.path} is not supported yet.")
+
+
 @app.not_found
 def unknown_route(_: Exception) -> Response[str]:
-    # The gateway has only the template's routes; this answers where something else stands in front.
-    method, path = app.current_event.http_method, app.current_event.path
-    return _error(UnknownRouteError(f"Invalid URL ({method} {path[:100]})."))
+    return _error(no_route(_method(), app.current_event.path, _routes()))
 
 
 @app.exception_handler(Exception)
@@ -313,7 +318,13 @@ def _encoded(body: dict[str, Any]) -> str:
 
 
 def _redirect(status: int, location: str, headers: Mapping[str, str]) -> Response[str]:
-    return _answer(Response(status, headers={"Location": location, **headers}))
+    return _answer(Response(status, headers={"Location": _relative(location), **headers}))
+
+
+def _relative(location: str) -> str:
+    """A relative location, also as seen from a path with slashes at its end."""
+    is_absolute = "://" in location
+    return location if is_absolute else "../" * slashes_at_the_end(app.current_event.raw_event) + location
 
 
 def _applied(preference: Preference) -> dict[str, str]:
@@ -362,26 +373,20 @@ def _links() -> Links:
         return Links(configured)
     event = app.current_event
     scheme = event.headers.get("X-Forwarded-Proto", "https")
-    prefix, _ = _split_path(event.raw_event)
+    prefix, _ = split_path(event.raw_event)
     return Links(f"{scheme}://{event.request_context.domain_name}{prefix}")
 
 
-def _split_path(event: dict[str, Any]) -> tuple[str, str]:
-    """What stands before our own path (a stage, a custom domain's base path), and our own path.
-
-    `resource` is our path as the template writes it, so it tells how many segments are ours.
-    """
-    segments = event["requestContext"]["path"].split("/")
-    ours = event["resource"].count("/")
-    return "/".join(segments[:-ours]), "/" + "/".join(segments[-ours:])
+def _method() -> str:
+    """As the client sent it: a HEAD is resolved as a GET."""
+    return str(app.current_event["requestContext"]["httpMethod"])
 
 
 def _log(status: int) -> None:
     """One line a request. It holds nothing that the caller or the upstream wrote."""
-    event = app.current_event
     line: dict[str, Any] = {
-        "request_id": event.request_context.request_id,
-        "route": f"{event.http_method} {event.raw_event['resource']}",
+        "request_id": app.current_event.request_context.request_id,
+        "route": f"{_method()} {_route()}",
         "status": status,
         "milliseconds": round((time.perf_counter() - app.context["started"]) * 1000),
     }
@@ -398,7 +403,20 @@ def _log(status: int) -> None:
         logger.error("answered", extra=line | {"code": app.context["code"], "trace": silent_trace(error)})
 
 
+def _route() -> str:
+    """The matched route's path with its parameters' names; the gateway's route if none matched."""
+    matched = app.context["_route"]
+    if matched not in _routes():
+        return str(app.current_event["resource"])
+    return matched.path.replace("<", "{").replace(">", "}")  # type: ignore[no-any-return]
+
+
+def _routes() -> list[Any]:
+    """All routes. The resolver has no public name for them, and finds one by path and method together only."""
+    return app._static_routes + app._dynamic_routes  # noqa: SLF001
+
+
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    _, path = _split_path(event)
+    _, path = split_path(event)
     app.append_context(started=time.perf_counter())
-    return app.resolve({**event, "path": path}, context)
+    return app.resolve({**as_get(event), "path": path}, context)

@@ -20,6 +20,7 @@ from imagegen.bootstrap.site import site
 from imagegen.errors import UnknownRouteError
 from imagegen.openai_wire.errors import answer_error
 from imagegen.openai_wire.headers import cors_headers
+from imagegen.openai_wire.paths import as_get, no_route, split_path
 from imagegen.silent_trace import silent_trace
 
 HERE = Path(__file__).parent
@@ -84,7 +85,7 @@ def docs_file(file: str) -> Response[str]:
         "swagger-ui.min.css": (SWAGGER_UI / file, STYLE, KEPT),
     }
     if file not in files:
-        raise UnknownRouteError("Invalid URL or method.")
+        raise UnknownRouteError("Invalid URL.")
     path, content_type, caching = files[file]
     return _file(_text(path), content_type, caching)
 
@@ -103,7 +104,9 @@ def _description(prefix: str) -> str:
 
 @app.not_found
 def unknown_route(_: Exception) -> Response[str]:
-    return _error(UnknownRouteError("Invalid URL or method."))
+    event = app.current_event
+    routes = app._static_routes + app._dynamic_routes  # noqa: SLF001  # the resolver has no public name for them
+    return _error(no_route(event["requestContext"]["httpMethod"], event.path, routes))
 
 
 @app.exception_handler(Exception)
@@ -139,15 +142,8 @@ def _prefix() -> str:
     """What stands before our own paths for a client: a stage, a base path, or what a proxy in front has there."""
     if configured := site().public_base_url:
         return urlsplit(configured).path.rstrip("/")
-    prefix, _ = _split_path(app.current_event.raw_event)
+    prefix, _ = split_path(app.current_event.raw_event)
     return prefix
-
-
-def _split_path(event: dict[str, Any]) -> tuple[str, str]:
-    """What stands before our own path, and our own path. `resource` is our path as the template writes it."""
-    segments = event["requestContext"]["path"].rstrip("/").split("/")
-    at = len(segments) - event["resource"].rstrip("/").count("/")
-    return "/".join(segments[:at]), "/" + "/".join(segments[at:])
 
 
 def _error(error: Exception) -> Response[str]:
@@ -165,5 +161,5 @@ def _answer(response: Response[str]) -> Response[str]:
 
 
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    _, path = _split_path(event)
-    return app.resolve({**event, "path": path}, context)
+    _, path = split_path(event)
+    return app.resolve({**as_get(event), "path": path}, context)

@@ -650,6 +650,7 @@ PASSED_OVER: dict[str, list[tuple[str, str]]] = {
 
 _GEN = "gen_AAAAAAAAAAAAAAAAAAAAAA"
 _UNKNOWN_URL = (404, None, "unknown_url")
+_NO_METHOD = (405, None, "method_not_supported")
 _NO_GENERATION = (404, "id", "generation_not_found")
 _NO_IMAGE_ID = (404, "image_id", "image_not_found")
 _ODD_IDS = {
@@ -698,13 +699,21 @@ ROOTS = {
 }
 PATHS: dict[str, Path] = {
     **{
-        f"{method} a known path": Path(method, "/v1/images/generations", *_UNKNOWN_URL)
-        for method in ("PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "PROPFIND", "post", "FOO")
+        f"{method} a known path": Path(method, "/v1/images/generations", *_NO_METHOD)
+        for method in ("PUT", "PATCH", "DELETE")
     },
-    "GET what is to be posted": Path("GET", f"/v1/images/generations/{_GEN}/cancel", *_UNKNOWN_URL),
-    "POST what is to be got": Path("POST", f"/v1/images/generations/{_GEN}", *_UNKNOWN_URL),
-    "DELETE an image": Path("DELETE", "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA", *_UNKNOWN_URL),
-    "PUT an image": Path("PUT", "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA", *_UNKNOWN_URL),
+    **{
+        f"{method} a known path": Path(method, "/v1/images/generations", *_UNKNOWN_URL)
+        for method in ("TRACE", "CONNECT", "PROPFIND", "post", "FOO")
+    },
+    "GET what is to be posted": Path("GET", f"/v1/images/generations/{_GEN}/cancel", *_NO_METHOD),
+    "POST what is to be got": Path("POST", f"/v1/images/generations/{_GEN}", *_NO_METHOD),
+    "DELETE an image": Path("DELETE", "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA", *_NO_METHOD),
+    "PUT an image": Path("PUT", "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA", *_NO_METHOD),
+    "POST an edit": Path("POST", "/v1/images/edits", *_UNKNOWN_URL),
+    "POST a variation and a slash": Path("POST", "/v1/images/variations/", *_UNKNOWN_URL),
+    "POST a page": Path("POST", "/docs", *_NO_METHOD),
+    "DELETE the root": Path("DELETE", "/", *_NO_METHOD),
     **{
         f"the path of {name}": Path("GET", target, *_UNKNOWN_URL)
         for name, target in {
@@ -712,7 +721,6 @@ PATHS: dict[str, Path] = {
             "the version and a slash": "/v1/",
             "another version": "/v2/models",
             "the models in capitals": "/V1/Models",
-            "the models and a slash": "/v1/models/",
             "two slashes": "/v1//models",
             "a host ahead": "//localhost/v1/models",
             "a dot": "/v1/./models",
@@ -735,7 +743,9 @@ PATHS: dict[str, Path] = {
             "no slash": "v1/models",
             "sixteen thousand letters": "/" + "a" * 16_000,
             "an image of an image": "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA/x",
-            "what is under a result": f"/v1/images/generations/{_GEN}/result/",
+            "what is under a result": f"/v1/images/generations/{_GEN}/result/x",
+            "the images": "/v1/images",
+            "the health of something": "/health/x",
         }.items()
     },
     **{f"an image id of {name}": Path("GET", f"/v1/images/{text}", *_NO_IMAGE_ID) for name, text in _ODD_IDS.items()},

@@ -205,7 +205,8 @@ def test_a_bad_field_is_400_with_its_name_and_begins_nothing(deployment: Deploym
         ("GET", "/images/img_short", None, {}, 404),
         ("GET", "/batches/batch_nobodys", None, {}, 404),
         ("POST", "/images/edits", b"{}", {}, 404),
-        ("PUT", "/images/generations", b"{}", {}, 404),
+        ("PUT", "/images/generations", b"{}", {}, 405),
+        ("GET", "/nothing/of/the/kind", None, {}, 404),
     ],
 )
 def test_what_is_no_request_of_ours_is_told_so_in_openais_shape(
@@ -224,8 +225,8 @@ def test_a_browser_may_ask(deployment: Deployment, path: str) -> None:
     answer = deployment.ask("OPTIONS", path, key="", **asks, Access_Control_Request_Headers=headers)
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"]
-    assert {"DELETE", "GET", "POST"} <= set(answer.headers["access-control-allow-methods"].split(","))
-    assert set(headers.split(",")) <= set(answer.headers["access-control-allow-headers"].lower().split(","))
+    assert {"DELETE", "GET", "HEAD", "POST"} <= set(answer.headers["access-control-allow-methods"].split(","))
+    assert {"authorization", "*"} <= set(answer.headers["access-control-allow-headers"].lower().split(","))
     refused = deployment.ask("GET", path, key="nonsense", Origin="https://example.com")
     assert refused.headers["access-control-allow-origin"] == answer.headers["access-control-allow-origin"]
 

@@ -18,7 +18,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import urlopen
 
 import pytest
@@ -817,6 +817,65 @@ def test_a_path_that_leads_nowhere_is_told_so(house: House, row: tables.Path) ->
         refused(house, answer, 404, None)  # what a path does not hold is no path
     else:
         assert refused(house, answer, row.status, row.param)["code"] == row.code
+
+
+@free
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [
+        ("/v1/models", "GET, HEAD, OPTIONS"),
+        ("/v1/images/generations", "GET, HEAD, OPTIONS, POST"),
+        ("/v1/images/generations/gen_x/cancel", "OPTIONS, POST"),
+        ("/v1/images/img_x", "GET, HEAD, OPTIONS"),
+        ("/docs", "GET, HEAD, OPTIONS"),
+        ("/", "GET, HEAD, OPTIONS"),
+        ("/health", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it_has(
+    house: House, target: str, allowed: str
+) -> None:
+    answer = house.ask("PATCH", target)
+    refused(house, answer, 405, None)
+    assert answer.headers["allow"] == allowed
+
+
+@free
+@pytest.mark.parametrize("target", ["/v1", "/v1/", "/v1/nothing", "/v1/images", "/v1/images/edits/x", "/v1/a/b/c"])
+def test_an_unknown_path_of_the_api_asks_for_a_key_first(house: House, target: str) -> None:
+    assert house.ask("GET", target, key=None).status == 401
+    assert refused(house, house.ask("GET", target), 404, None)["code"] == "unknown_url"
+
+
+@free
+@pytest.mark.parametrize("target", ["/", "/docs", "/openapi.json", "/health", "/v1/models", "/v1/images/generations"])
+def test_head_gives_the_headers_of_get_without_its_body(house: House, target: str) -> None:
+    head, get = house.ask("HEAD", target), house.ask("GET", target)
+    assert (head.status, head.body) == (200, b"")
+    assert get.body
+    for name in ("content-type", "content-length", "access-control-allow-origin"):
+        assert head.headers.get(name) == get.headers.get(name)
+
+
+@free
+@pytest.mark.parametrize("target", ["/v1/models", "/v1/images/generations/gen_x/result", "/v1/images/img_x", "/x/y"])
+def test_a_preflight_is_answered_on_every_path_without_a_key(house: House, target: str) -> None:
+    answer = house.ask("OPTIONS", target, [("Origin", "https://page.example")], key=None)
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "*")
+
+
+def test_a_slash_at_the_end_changes_nothing_and_is_not_in_a_redirect(house: House) -> None:
+    prompt = f"otter {uuid.uuid4().hex}"
+    house.by_prompt[prompt] = naming(house.put(lambda _: Reply(200, REAL_PNG)))
+    body = json.dumps({"prompt": prompt}).encode()
+    at, answer = f"{GENERATIONS}/", house.ask("POST", f"{GENERATIONS}/", [("Prefer", "wait=0")], body)
+    while answer.status == 303:
+        location = urljoin(at, answer.headers["location"])
+        assert location.startswith(f"{GENERATIONS}/gen_")
+        at = location.replace("/result", "/result/")
+        answer = house.ask("GET", at)
+    assert answer.status == 200, answer.body
+    assert house.ask("GET", "/v1/models/").json == house.ask("GET", "/v1/models").json
 
 
 @free

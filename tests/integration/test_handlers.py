@@ -257,7 +257,7 @@ def serve_images(deployed: Deployed, *images: bytes) -> None:
 
 def about(example: Event, generation_id: str) -> Event:
     """The example event, about this generation."""
-    text = json.dumps(example).replace(example["pathParameters"]["generation_id"], generation_id)
+    text = json.dumps(example).replace("gen_AAECAwQFBgcICQoLDA0ODw", generation_id)
     event: Event = json.loads(text)
     return event
 

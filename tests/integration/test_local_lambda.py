@@ -189,6 +189,8 @@ def body(ttl: int = 100) -> dict[str, Any]:
             "/closed": {"get": operation("Key")},
             "/things/{thing}": {"get": operation("NONE"), "options": preflight},
             "/things/fixed": {"get": operation("NONE")},
+            "/things/{proxy+}": {"x-amazon-apigateway-any-method": operation("NONE")},
+            "/things/fixed/{other}": {"get": operation("NONE")},
         },
         "components": {
             "securitySchemes": {
@@ -267,13 +269,33 @@ def test_a_fixed_path_is_preferred_to_one_with_a_parameter(gateway: Callable[...
     assert json.loads(ask(gateway(), "GET", "/things/fixed").body)["resource"] == "/things/fixed"
 
 
-@pytest.mark.parametrize(("method", "target"), [("GET", "/nope"), ("DELETE", "/open"), ("GET", "/things/a/b")])
+@pytest.mark.parametrize(
+    ("method", "target", "resource", "parameters"),
+    [
+        ("GET", "/things/a", "/things/{thing}", {"thing": "a"}),
+        ("GET", "/things/a/", "/things/{thing}", {"thing": "a"}),
+        ("PUT", "/things/a/b/c/", "/things/{proxy+}", {"proxy": "a/b/c"}),
+        ("GET", "/things/fixed/x", "/things/fixed/{other}", {"other": "x"}),
+        ("GET", "/things/fixed/x/y", "/things/{proxy+}", {"proxy": "fixed/x/y"}),
+    ],
+)
+def test_the_most_specific_resource_is_picked(
+    gateway: Callable[..., Gateway], method: str, target: str, resource: str, parameters: dict[str, str]
+) -> None:
+    event = json.loads(ask(gateway(), method, target).body)
+    assert (event["resource"], event["pathParameters"], event["path"]) == (resource, parameters, target)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"), [("GET", "/nope"), ("DELETE", "/open"), ("PUT", "/things/fixed"), ("TRACE", "/things/a/b")]
+)
 def test_an_unknown_path_or_method_is_the_gateways_403(
     gateway: Callable[..., Gateway], method: str, target: str
 ) -> None:
-    reply = ask(gateway(), method, target)
-    assert reply.status == 403
-    assert reply.headers["x-amzn-ErrorType"] == "MISSING_AUTHENTICATION_TOKEN"
+    served = gateway()
+    for token, kind in ((None, "MISSING_AUTHENTICATION_TOKEN"), ("good", "INVALID_SIGNATURE")):
+        reply = ask(served, method, target, token=token)
+        assert (reply.status, reply.headers["x-amzn-ErrorType"]) == (403, kind)
 
 
 def test_outside_the_stage_there_is_nothing(gateway: Callable[..., Gateway]) -> None:

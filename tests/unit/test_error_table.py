@@ -87,7 +87,7 @@ def test_what_may_have_cost_money_is_answered_so_that_no_retry_buys_again(failur
 
 @pytest.mark.parametrize("failure", [failure for failure in TOLD if issubclass(failure, NothingSpentError)])
 def test_what_cost_nothing_is_never_told_as_if_it_had(failure: type[NothingSpentError]) -> None:
-    assert answer_error(failure("Words."), permalink).status in {400, 404, 409, 413, 415, 422, 429, 502, 503}
+    assert answer_error(failure("Words."), permalink).status in {400, 404, 405, 409, 413, 415, 422, 429, 502, 503}
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,7 @@ def test_a_failure_s_own_param_and_code_are_told(failure: type[ImagegenError]) -
         (errors.PromptRejectedError, 400, "invalid_request_error", "content_policy_violation"),
         (errors.UnsupportedMediaTypeError, 415, "invalid_request_error", "unsupported_content_type"),
         (errors.UnknownRouteError, 404, "invalid_request_error", "unknown_url"),
+        (errors.MethodNotAllowedError, 405, "invalid_request_error", "method_not_supported"),
         (errors.UpstreamRateLimitedError, 429, "rate_limit_error", "rate_limit_exceeded"),
         (errors.UpstreamTimeoutError, 424, "upstream_error", "upstream_timeout"),
         (errors.UnknownGenerationError, 404, "invalid_request_error", "generation_not_found"),

@@ -43,7 +43,13 @@ class RequestTooLargeError(NothingSpentError):
 
 
 class UnknownRouteError(NothingSpentError):
-    """No such path, or not with this method."""
+    """There is no such path."""
+
+
+class MethodNotAllowedError(NothingSpentError):
+    """The path has no such method. `allowed` are those that it has."""
+
+    allowed: Sequence[str] = ()
 
 
 class UnknownImageError(NothingSpentError):

@@ -39,6 +39,7 @@ ROWS: dict[type[BaseException], Row] = {
     errors.UnsupportedMediaTypeError: Row(415, "invalid_request_error", "unsupported_content_type"),
     errors.RequestTooLargeError: Row(413, "invalid_request_error", "request_too_large"),
     errors.UnknownRouteError: Row(404, "invalid_request_error", "unknown_url"),
+    errors.MethodNotAllowedError: Row(405, "invalid_request_error", "method_not_supported"),
     errors.UnknownImageError: Row(404, "invalid_request_error", "image_not_found"),
     errors.UnknownGenerationError: Row(404, "invalid_request_error", "generation_not_found"),
     errors.GenerationEndedError: Row(409, "invalid_request_error", "generation_ended", should_retry=False),
@@ -126,6 +127,8 @@ def answer_error(error: Exception, permalink: Callable[[str], str]) -> ErrorAnsw
         headers["x-should-retry"] = str(row.should_retry).lower()
     if isinstance(told, errors.TryLaterError) and told.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(told.retry_after))
+    if isinstance(told, errors.MethodNotAllowedError):
+        headers["Allow"] = ", ".join(told.allowed)
     if isinstance(told, errors.SubmissionUncertainError):
         headers["x-generation-id"] = told.generation_id
     if isinstance(told, errors.AllowanceSpentError):

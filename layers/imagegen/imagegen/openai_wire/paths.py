@@ -1,0 +1,61 @@
+"""Which part of a request's path is the API's own, and why it has no route."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from imagegen.errors import MethodNotAllowedError, UnknownRouteError
+
+# Of what the caller sent, so much is shown.
+_MOST_METHOD, _MOST_PATH = 20, 100
+
+
+class Route(Protocol):
+    """A route as a resolver keeps it."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def rule(self) -> re.Pattern[str]: ...
+
+
+def split_path(event: Mapping[str, Any]) -> tuple[str, str]:
+    """The prefix before the API's own path (a stage, a custom domain's base path), and that path.
+
+    `event` is API Gateway's proxy event. Its `resource` is the route of the template, in which `{proxy+}` stands for
+    one segment or more. Slashes at the end, which API Gateway ignores, are left out.
+    """
+    segments = event["requestContext"]["path"].rstrip("/").split("/")
+    resource, greedy = event["resource"].rstrip("/"), "/{proxy+}"
+    count = resource.removesuffix(greedy).count("/")
+    if resource.endswith(greedy):
+        count += 1 + event["pathParameters"]["proxy"].strip("/").count("/")
+    at = max(1, len(segments) - count)
+    return "/".join(segments[:at]), "/" + "/".join(segments[at:])
+
+
+def slashes_at_the_end(event: Mapping[str, Any]) -> int:
+    path: str = event["requestContext"]["path"]
+    return len(path) - len(path.rstrip("/"))
+
+
+def as_get(event: Mapping[str, Any]) -> dict[str, Any]:
+    """A HEAD request as the GET whose headers it asks for, others as they are. The gateway leaves the body out."""
+    return {**event, "httpMethod": "GET"} if event["httpMethod"] == "HEAD" else dict(event)
+
+
+def no_route(method: str, path: str, routes: Iterable[Route]) -> UnknownRouteError | MethodNotAllowedError:
+    """Why none of the routes is that of a request: its path is unknown, or has other methods."""
+    methods = {route.method for route in routes if route.rule.match(path)}
+    if not methods:
+        return UnknownRouteError(f"Invalid URL ({method[:_MOST_METHOD]} {path[:_MOST_PATH]}).")
+    methods.add("OPTIONS")  # which the gateway itself answers
+    if "GET" in methods:
+        methods.add("HEAD")
+    allowed = sorted(methods)
+    error = MethodNotAllowedError(
+        f"Method {method[:_MOST_METHOD]} is not allowed for {path[:_MOST_PATH]}. Use {', '.join(allowed)}."
+    )
+    error.allowed = allowed
+    return error
