@@ -1,5 +1,6 @@
 """Actors that take turns. Each runs in a thread of its own, and only one at a time: who holds the baton runs."""
 
+import math
 import threading
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,7 @@ class Actor:
 
     `touched` are the generations that it has named in a call. `beat` is the heartbeat under which it works, and
     `beaten_at` when that came last. `stored_before` are the images that were stored when it began.
+    It takes its next step by `next_by`.
     """
 
     def __init__(self, name: str, kind: str) -> None:
@@ -26,6 +28,7 @@ class Actor:
         self.doomed = False
         self.touched: set[str] = set()
         self.stored_before: frozenset[str] = frozenset()
+        self.next_by = math.inf
         self.beat: Callable[[], None] | None = None
         self.beaten_at = 0.0
         self.sending: tuple[str, int] = ("", 0)  # the call that it noted last as about to be sent

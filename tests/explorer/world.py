@@ -53,6 +53,9 @@ MOST_DELAY_SECONDS = 900  # SQS takes no longer one
 GIVES_UP_SECONDS = 600  # so long a client retries
 MOST_ROUNDS = 8000  # by then all is quiet, unless something never ends
 NEVER = Deadline(math.inf)
+# What follows on a message is written while the message sleeps: the SDK gives up after three tries of 13 s each
+# (bootstrap/sdk.py). Other steps take any time.
+LONGEST_CALL_SECONDS = 40.0
 ID_LENGTH = 26
 # A failure of these may leave quota taken that nothing was charged for: a counter, or a note of what is (not) charged.
 LEAKY = frozenset({"take", "give_back", "note_returned", "void", "requeue", "save_sending", "save_refusal"})
@@ -329,9 +332,10 @@ class World:
         actor.touched.update(_named(args, kwargs))
         self.schedule.point()
         beat = actor.beat
-        if beat is not None and self.scenario.beats and self.now - actor.beaten_at >= BEAT_SECONDS:
+        if beat is not None and (self.scenario.beats or not self.wild) and self.now - actor.beaten_at >= BEAT_SECONDS:
             self._beat(actor, beat)
         self.lines.append((self.now - START, actor.name, name))
+        actor.next_by = self.now + LONGEST_CALL_SECONDS if name == "send" else math.inf
         return actor
 
     def _beat(self, actor: Actor, beat: Callable[[], None]) -> None:
@@ -420,6 +424,9 @@ class World:
             if self.rounds > self.wild_rounds + MOST_ROUNDS:
                 return None
             self.now += 0.001
+            late = next((actor for actor in self.schedule.live if self.now >= actor.next_by - 1), None)
+            if late:
+                return late
             moves = self.moves()
             if not moves or self.rng.random() < 0.15:
                 if not self._time_passes() and not self.wild:
@@ -437,13 +444,14 @@ class World:
     def _time_passes(self) -> bool:
         """False if there is nothing left that time could bring."""
         waiting, live = self.waiting(), self.schedule.live
+        by = min((actor.next_by for actor in live), default=math.inf)
         later = [message.at for message in waiting if message.at > self.now]
         if not waiting and not live:
             self.rounds += 4  # most of these rounds would see nothing but time pass
         if later and not live:
             self.now = max(self.now + 0.1, min(later))
         else:
-            self.now += self.rng.choice((0.5, 1, 5, self.scenario.jump))
+            self.now = min(self.now + self.rng.choice((0.5, 1, 5, self.scenario.jump)), by)
         return bool(waiting or live)
 
     def moves(self) -> list[Actor | Move]:

@@ -1194,6 +1194,20 @@ class TestRecordsUnavailable:
         assert isinstance(world.failure(generation), RecordsUnavailableError)
         assert world.provider.calls == []
 
+    def test_an_image_whose_save_lost_its_answer_is_listed_though_its_link_has_died(self, world: World) -> None:
+        generation = world.begun()
+
+        class LosesItsAnswer(FakeImageStore):
+            def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
+                super().save(image_id, body, deadline)
+                world.provider.files.clear()
+                raise ImageStorageInterruptedError("The answer was lost.")
+
+        world.store = LosesItsAnswer()
+        record = world.generate(generation)
+
+        assert record.stored_ids == generation.image_ids
+
     @pytest.mark.parametrize("when", WHENS)
     @pytest.mark.parametrize("response_format", FORMATS)
     @pytest.mark.parametrize("written", range(1, 5))

@@ -25,7 +25,7 @@ from imagegen.errors import (
     UpstreamRateLimitedError,
 )
 from imagegen.failures import cost_money
-from imagegen.generate import KEEP_TRIES, UnfinishedError
+from imagegen.generate import KEEP_TRIES, MOST_SENT, UnfinishedError
 from imagegen.generations import (
     AnsweredImage,
     Call,
@@ -414,7 +414,7 @@ def test_a_call_of_unknown_outcome_that_is_not_to_be_repeated_fails_its_generati
     world.repeat_unknown = repeat_unknown
     generation = world.admitted()
     world.left(generation, Call(generation.image_ids, sent))
-    assert world.deliver(generation.id) is None
+    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
     record = world.record(generation)
     assert record.failure is not None
     assert (record.status, record.failure.kind) == (Status.FAILED, OutcomeUnknownError.__name__)
@@ -425,7 +425,7 @@ def test_a_repeated_call_that_is_refused_leaves_it_unknown_whether_the_first_was
     generation = world.admitted()
     world.left(generation, Call(generation.image_ids, 1))
     world.provider.failures.append(UpstreamRateLimitedError("Later."))
-    assert world.deliver(generation.id) is None
+    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
     record = world.record(generation)
     assert record.failure is not None
     assert cost_money(record.failure)
@@ -640,7 +640,7 @@ def meanwhile_taken_over(world: World, generation: Generation) -> None:
 
 def meanwhile_given_up(world: World, generation: Generation) -> None:
     world.now += LEASE + 1
-    assert world.give_up(generation.id) is None
+    assert world.give_up(generation.id) == LONGEST_WRITER_SECONDS
 
 
 MEANWHILE = pytest.mark.parametrize(
@@ -677,6 +677,19 @@ def test_who_lost_the_claim_to_another_worker_leaves_the_lease_to_it(world: Worl
     assert world.deliver(generation.id) is None
     record = world.record(generation)
     assert (record.owner, record.lease_until, world.bus.ended) == ("other", NOW + 200, [])
+
+
+def test_an_image_is_listed_whose_writer_died_after_the_generation_had_ended(world: World) -> None:
+    generation = world.admitted()
+    world.left(generation, Call(generation.image_ids, MOST_SENT))
+    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
+    world.now += 100
+    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS - 100
+    world.images.save(generation.image_ids[0], ImageBody("image/png", 3, iter([b"abc"])), Deadline.after(9))
+    world.now += LONGEST_WRITER_SECONDS - 100
+    assert world.deliver(generation.id) is None
+    record = world.record(generation)
+    assert (record.status, record.stored_ids) == (Status.FAILED, generation.image_ids)
 
 
 @pytest.mark.parametrize("meanwhile", [meanwhile_cancelled, meanwhile_given_up])
@@ -828,7 +841,7 @@ def test_what_every_attempt_died_on_is_failed_and_not_bought(world: World, sent:
     """Its quota is returned only if nothing was sent."""
     generation = world.admitted()
     world.left(generation, Call(generation.image_ids, sent))
-    assert world.give_up(generation.id) is None
+    assert world.give_up(generation.id) == (LONGEST_WRITER_SECONDS if sent else None)
     record = world.record(generation)
     assert record.failure is not None
     assert (record.status, record.failure.kind) == (Status.FAILED, AbandonedError.__name__)
@@ -864,7 +877,7 @@ def test_what_can_be_fetched_in_part_is_given_up_with_this_part(world: World) ->
     generation = world.admitted(n=3)
     first, second, _ = generation.calls
     world.left(generation, Call(first.image_ids, 1, 0, world.answer("known")), Call(second.image_ids, 1))
-    assert world.give_up(generation.id) is None
+    assert world.give_up(generation.id) == LONGEST_WRITER_SECONDS
     record = world.record(generation)
     assert record.failure is not None
     assert record.failure.cause is not None
@@ -920,7 +933,7 @@ def test_a_refusal_after_a_call_of_unknown_outcome_returns_nothing(world: World)
     generation = world.admitted()
     world.left(generation, Call(generation.image_ids, 1))
     world.provider.failures.append(UpstreamRateLimitedError("Later."))
-    assert world.deliver(generation.id) is None
+    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
     assert (world.record(generation).calls[0].refused, world.used) == (1, {1})
 
 
@@ -952,7 +965,7 @@ def test_each_retry_allows_one_more_sending_and_all_are_counted(world: World) ->
             world.now += 1
             if claimed and claimed.calls[0].sent < sent:
                 world.records.save_sending(generation.id, "dying", 0, claimed.calls[0].sent + 1)
-        assert world.deliver(generation.id) is None
+        assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
         record = world.record(generation)
         assert record.failure is not None
         assert (record.failure.kind, record.calls[0].sent) == ("OutcomeUnknownError", sent)

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -146,9 +146,12 @@ class _Keeper:
 
         Raises a MoneySpentError, LostClaimError, and UnfinishedError if there was no time to fetch it.
         """
+        saving = False
 
         def fetched() -> StoredImage:
+            nonlocal saving
             with self._tools.source.open(source, self._deadline) as body:
+                saving = True
                 saved = self._tools.images.save(image_id, body, self._deadline)
                 stored = StoredImage(body.media_type, body.length)
             # An image that was there already may be another than this one.
@@ -157,15 +160,23 @@ class _Keeper:
         by_url = isinstance(source, str)
         try:
             stored = self._tried(fetched, _INTERRUPTED if by_url else (ImageStorageInterruptedError,))
-        except _INTERRUPTED as interrupted:
-            if by_url and self._deadline.remaining() < _OUT_OF_TIME_SECONDS:
-                raise UnfinishedError from interrupted
-            raise
-        except ImagegenError:
-            raise
-        except Exception as fault:  # the image is paid for: another attempt must not buy it again
-            raise InternalError("An image was made but could not be stored.") from fault
+        except Exception as fault:
+            found = self._stored_all_the_same(image_id) if saving else None
+            if found is None:
+                if by_url and isinstance(fault, _INTERRUPTED) and self._deadline.remaining() < _OUT_OF_TIME_SECONDS:
+                    raise UnfinishedError from fault
+                if isinstance(fault, ImagegenError):
+                    raise
+                # The image is paid for: another attempt must not buy it again.
+                raise InternalError("An image was made but could not be stored.") from fault
+            stored = found
         self._note_stored(image_id, stored)
+
+    def _stored_all_the_same(self, image_id: str) -> StoredImage | None:
+        """The image, if a save stored it and only its answer was lost."""
+        with suppress(ImageStorageError):
+            return self._tools.images.find(image_id, self._deadline)
+        return None
 
     def _note_stored(self, image_id: str, stored: StoredImage) -> None:
         self._stored[image_id] = stored

@@ -10,12 +10,12 @@ from functools import partial
 from imagegen.announce import Settle, announce
 from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
-from imagegen.errors import AbandonedError, ImagegenError, RecordsUnavailableError
-from imagegen.failures import kept
+from imagegen.errors import AbandonedError, ImagegenError, OutcomeUnknownError, RecordsUnavailableError
+from imagegen.failures import kept, raised_again
 from imagegen.generate import Tools, generate, tried
 from imagegen.generations import Generation, LostClaimError, Status, new_owner
 from imagegen.heartbeat import heartbeat
-from imagegen.manage import LEASE_SECONDS, delete_images, sweep
+from imagegen.manage import LEASE_SECONDS, LONGEST_WRITER_SECONDS, delete_images, sweep
 from imagegen.ports import (
     SILENT,
     AllowanceCounters,
@@ -69,8 +69,8 @@ def work_on_message(
     generation = records.claim(generation_id, owner, now=now, lease_until=now + workshop.lease)
     if generation is not None:
         workshop.journal.claimed(generation, age=now - generation.created_at)
-        work(generation, owner, workshop, deadline, hold)
-        return None
+        ended = work(generation, owner, workshop, deadline, hold)
+        return _until_nobody_stores(ended, workshop.now()) if ended else None
     return _look_on(generation_id, workshop, deadline)
 
 
@@ -88,8 +88,23 @@ def _look_on(generation_id: str, workshop: Workshop, deadline: Deadline) -> floa
         _publish(current, workshop)  # the process that ended it may have died before
         if remaining <= 0 or current.status is not Status.CANCELLED:
             _list_stored(current, workshop, deadline)
-            return None
+            return _until_nobody_stores(current, workshop.now())
     return max(1.0, remaining)
+
+
+def _until_nobody_stores(ended: Generation, now: float) -> float | None:
+    """Seconds until every process that may still store an image has ended; None if there is none.
+
+    A call that more than one process sent, or that ended without its sender, may leave one behind. If that process dies
+    after it has stored an image, nobody else lists it.
+    """
+    unanswered = [call for call in ended.calls if call.answer is None and call.sent > call.refused]
+    failure = ended.failure and (ended.failure.cause or ended.failure)
+    by_another = failure is not None and isinstance(raised_again(failure), OutcomeUnknownError | AbandonedError)
+    if not unanswered or not (by_another or any(call.sent - call.refused > 1 for call in unanswered)):
+        return None
+    left = (ended.completed_at or now) + LONGEST_WRITER_SECONDS - now
+    return max(1.0, left) if left > 0 else None
 
 
 def _publish(generation: Generation, workshop: Workshop) -> None:
@@ -116,11 +131,11 @@ def work(
     workshop: Workshop,
     deadline: Deadline,
     hold: Callable[[float], None] = lambda _: None,
-) -> None:
+) -> Generation | None:
     """Works on a claimed generation until its record has ended, by this process or another, and publishes the end.
 
-    Raises RecordsUnavailableError, UnfinishedError, and whatever else is a fault of this service: the generation then
-    waits until the lease ends.
+    Gives the record as it ended, None if it was deleted. Raises RecordsUnavailableError, UnfinishedError, and whatever
+    else is a fault of this service: the generation then waits until the lease ends.
     """
     ended: Generation | None
 
@@ -135,6 +150,7 @@ def work(
             ended = _clean_up(generation, owner, workshop, deadline)
     if ended:
         _publish(ended, workshop)
+    return ended
 
 
 def _work(
@@ -211,4 +227,4 @@ def give_up(generation_id: str, workshop: Workshop, deadline: Deadline) -> float
         except LostClaimError:
             return 1.0
     _publish(ended, workshop)
-    return None
+    return _until_nobody_stores(ended, workshop.now())
