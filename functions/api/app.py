@@ -4,6 +4,7 @@ import time
 from base64 import b64decode
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import msgspec
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
@@ -35,6 +36,7 @@ from imagegen.openai_wire.answers import (
     generation_answer,
     generation_list_answer,
     images_answer,
+    model_answer,
     models_answer,
 )
 from imagegen.openai_wire.batches import batch_answer, batch_list_answer
@@ -74,7 +76,12 @@ def create_images() -> Response[str]:
     wired = api()
     waiting = Deadline.after(wired.settings.wait_seconds)
     headers = app.current_event.headers
-    request = read_image_request(_body(), headers.get("Content-Type"), prompt_cap=wired.settings.prompt_max_characters)
+    request = read_image_request(
+        _body(),
+        headers.get("Content-Type"),
+        prompt_cap=wired.settings.prompt_max_characters,
+        aliases=wired.settings.model_aliases,
+    )
     attempt, preference = read_attempt(headers), read_preference(headers)
     work_here = (
         wired.settings.api_is_first_worker
@@ -280,6 +287,12 @@ def redirect_to_image(image_id: str) -> Response[str]:
 @app.get("/v1/models")
 def list_models() -> Response[str]:
     return _json(200, models_answer(api().settings.prompt_max_characters))
+
+
+@app.get("/v1/models/<model>")
+def get_model(model: str) -> Response[str]:
+    settings = api().settings
+    return _json(200, model_answer(unquote(model), settings.model_aliases, settings.prompt_max_characters))
 
 
 @app.get("/health")

@@ -21,7 +21,6 @@ from imagegen.errors import (
     RequestTooLargeError,
     SecretUnavailableError,
 )
-from imagegen.file_lines import BYTE_ORDER_MARK
 from imagegen.generations import Origin
 from imagegen.openai_wire.inbox_messages import DroppedFile, read_inbox_message
 from imagegen.openai_wire.request_events import MOST_CUSTOM_ID, RequestEvent, read_event
@@ -118,7 +117,10 @@ def _begin_by_file(dropped: DroppedFile, client: str, until: Deadline, wired: In
     body = wired.inbox.read(file, 0, file.size, until.sooner(READ_SECONDS)) if file.size else b""
     submitted = submit(
         read_image_request(
-            body.removeprefix(BYTE_ORDER_MARK), "application/json", prompt_cap=wired.settings.prompt_max_characters
+            body,
+            "application/json",
+            prompt_cap=wired.settings.prompt_max_characters,
+            aliases=wired.settings.model_aliases,
         ),
         Attempt(),
         wired.desk,
@@ -155,7 +157,7 @@ def _take_event(body: str, wired: Intake) -> None:
 
 
 def _begin_by_event(asked: RequestEvent, wired: Intake) -> str:
-    images = asked.read(prompt_cap=wired.settings.prompt_max_characters)
+    images = asked.read(prompt_cap=wired.settings.prompt_max_characters, aliases=wired.settings.model_aliases)
     submitted = submit(
         images.request,
         Attempt(images.idempotency_key),

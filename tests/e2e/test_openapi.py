@@ -127,6 +127,8 @@ def test_a_life_is_answered_as_it_is_described(service: Service, document: dict[
     ask("DELETE", f"{create}/{made['id']}", one)
     ask("GET", f"{create}/{made['id']}", one)
     ask("GET", "/v1/models")
+    ask("GET", "/v1/models/dall-e-3", "/v1/models/{model}")
+    ask("GET", "/v1/models/dall-e-9", "/v1/models/{model}")
     ask("GET", "/health")
     until_batch_ended(service, drop(service, line("one", "by file") + "\n" + line("bad", "")))
     batches = ask("GET", "/v1/batches")

@@ -7,7 +7,7 @@ import os
 import re
 import time
 import uuid
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,6 +204,46 @@ def test_models_and_health_answer(deployed: Deployed, example_event: Example) ->
     assert (status, models["object"]) == (200, "list")
     assert {"dall-e-2", "dall-e-3", "gpt-image-1", "flux-pro"} <= {model["id"] for model in models["data"]}
     assert call(example_event("health"))[::2] == (200, {"status": "ok"})
+
+
+def test_one_model_is_openais_object_also_by_an_alias(
+    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_ALIASES", "openai/gpt-image-1=gpt-image-1")
+    api.cache_clear()
+    event = example_event("get-model")
+    status, _, model = call(event)
+    assert (status, model["id"], model["object"]) == (200, "gpt-image-1", "model")
+    for name, status in (("openai%2Fgpt-image-1", 200), ("gpt-image-9", 404), ("..", 404)):
+        path = event["requestContext"]["path"].replace("gpt-image-1", name)
+        answer = call(event | {"requestContext": event["requestContext"] | {"path": path}})
+        assert answer[0] == status
+        assert answer[2] == model if status == 200 else answer[2]["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("body", "prompt"),
+    [
+        ('\ufeff{"prompt": "a cat"}', "a cat"),
+        ('{"prompt": "cat \\ud83d"}', "cat \ufffd"),
+        (
+            '{"prompt": "a cat", "model": "flux", "quality": "standard", "style": "vivid", "stream": false}',
+            "a cat",
+        ),
+    ],
+)
+def test_what_clients_send_is_taken(deployed: Deployed, example_event: Example, body: str, prompt: str) -> None:
+    assert call(example_event("create-images") | {"body": body})[0] == 200
+    (sent,) = deployed.upstream.stand_in.calls
+    assert sent["prompt"] == prompt
+    assert not {"quality", "style", "stream"} & set(sent)
+
+
+@pytest.mark.parametrize("body", [b'{"prompt": "\xff"}', b"\xff\xfe{}"])
+def test_bytes_that_are_not_utf_8_are_refused(deployed: Deployed, example_event: Example, body: bytes) -> None:
+    encoded = example_event("create-images") | {"isBase64Encoded": True, "body": b64encode(body).decode()}
+    assert call(encoded)[0] == 400
+    assert deployed.upstream.stand_in.calls == []
 
 
 def test_a_body_in_base64_is_read_as_well(deployed: Deployed, example_event: Example) -> None:

@@ -38,6 +38,7 @@ from imagegen.generations import (
     admit,
 )
 from imagegen.images import ImageRequest
+from imagegen.manage import LONGEST_WRITER_SECONDS
 from imagegen.openai_wire.errors import ROWS
 from imagegen.openai_wire.events import generation_event, rejection_event
 from imagegen.openai_wire.requests import read_image_request
@@ -339,7 +340,7 @@ def test_what_is_given_up_is_published_as_failed(worker: test_work.World, when: 
     if when:
         with pytest.raises(RecordsUnavailableError):
             worker.give_up(generation.id)
-    assert worker.give_up(generation.id) is None
+    assert worker.give_up(generation.id) == LONGEST_WRITER_SECONDS
     assert {(each.id, each.status) for each in worker.bus.ended} == {(generation.id, Status.FAILED)}
     assert len(worker.bus.ended) == published
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from imagegen.catalog import CATALOG
 from imagegen.errors import ImagegenError, InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.images import ImageRequest
-from imagegen.openai_wire.requests import MAX_BODY_BYTES, read_image_request
+from imagegen.openai_wire.requests import MAX_BODY_BYTES, read_image_fields, read_image_request
 
 PROMPT = "A cute baby sea otter"
 CAP = 1000
@@ -46,7 +46,6 @@ ONLY_GPT_IMAGE = {
     "moderation": "low",
     "output_format": "png",
     "output_compression": 100,
-    "stream": False,
     "partial_images": 0,
 }
 
@@ -337,6 +336,58 @@ def test_a_prompt_is_passed_on_as_it_was_written() -> None:
 # model
 
 
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [
+        ("openai/gpt-image-1", "gpt-image-1"),
+        ("gpt-image-1-2026-04-01", "gpt-image-1"),
+        ("azure/gpt-image-1.5-20260401", "gpt-image-1.5"),
+        ("DALL-E-3", "dall-e-3"),
+        ("dalle-3", "dall-e-3"),
+        ("black-forest-labs/flux-pro", "flux-pro"),
+        ("x" * 100_000, None),
+        ("gemini-3-pro-image", None),
+        ("", None),
+    ],
+)
+def test_a_model_that_is_not_known_is_refused_with_the_closest_that_is(name: str, closest: str | None) -> None:
+    error = refused(model=name)
+    assert (error.param, error.code) == ("model", "model_not_found")
+    assert (f"Did you mean '{closest}'?" in error.message) == (closest is not None)
+    assert ("Did you mean" in error.message) == (closest is not None)
+
+
+def test_an_alias_that_the_operator_lists_is_its_model() -> None:
+    aliases = {"openai/gpt-image-1": "gpt-image-1", "dall-e-2": "dall-e-3"}
+    fields = {"prompt": "otter", "model": "openai/gpt-image-1"}
+    assert read_image_fields(fields, prompt_cap=CAP, aliases=aliases).model == "gpt-image-1"
+    # A model's own name is never another's.
+    assert read_image_fields(fields | {"model": "dall-e-2"}, prompt_cap=CAP, aliases=aliases).model == "dall-e-2"
+
+
+@pytest.mark.parametrize(
+    ("size", "model"),
+    [("1024x1024", "dall-e-3"), ("256x256", "dall-e-2"), ("1536x1024", "gpt-image-1"), ("1024x576", "flux-pro")],
+)
+def test_without_a_model_the_size_decides(size: str, model: str) -> None:
+    assert ask(size=size).model == model
+    assert ask(size=size, model=None).model == model
+
+
+def test_a_size_that_others_have_is_refused_with_their_names() -> None:
+    message = refused(model="dall-e-3", size="256x256").message
+    assert message.endswith("Models with this size are: 'dall-e-2'.")
+    assert "Models with" not in refused(model="dall-e-3", size="1x1").message
+
+
+@pytest.mark.parametrize("size", ["512x512", "640x1008", "816x800"])
+def test_what_is_smaller_than_the_model_makes_is_refused(size: str) -> None:
+    error = refused(model="gpt-image-2", size=size)
+    assert error.param == "size"
+    assert "655360" in error.message
+    assert ask(model="gpt-image-2", size="640x1024").size == "640x1024"
+
+
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     error = refused(model="dall-e-9")
     assert (error.param, error.code) == ("model", "model_not_found")
@@ -371,11 +422,9 @@ def test_a_model_makes_its_own_sizes_and_no_others(model: str, size: str) -> Non
 
 
 def test_a_size_is_refused_with_the_sizes_in_openai_s_words() -> None:
-    assert told(refused(model="dall-e-2", size="1792x1024")) == (
-        "Invalid value: '1792x1024'. Supported values are: '256x256', '512x512', '1024x1024'.",
-        "size",
-        "invalid_value",
-    )
+    sizes = "'256x256', '512x512', '1024x1024'. Models with this size are: 'dall-e-3'"
+    message = f"Invalid value: '1792x1024'. Supported values are: {sizes}."
+    assert told(refused(model="dall-e-2", size="1792x1024")) == (message, "size", "invalid_value")
 
 
 @pytest.mark.parametrize("model", ["dall-e-3", "gpt-image-1", "gpt-image-2", "flux"])
@@ -427,14 +476,14 @@ def test_a_size_is_written_in_ascii_digits(size: str) -> None:
 def test_the_bounds_of_free_sizes_are_told() -> None:
     message = refused(model="gpt-image-2", size="1000x1000").message
     assert message.endswith(
-        "'auto', and any WIDTHxHEIGHT in multiples of 16, at most 3840 long, 8294400 pixels and 3:1."
+        "'auto', and any WIDTHxHEIGHT in multiples of 16, at most 3840 long and 3:1, of 655360 to 8294400 pixels."
     )
 
 
 # quality, style, response_format, user
 
 
-@pytest.mark.parametrize("quality", sorted(set().union(*QUALITIES.values())))
+@pytest.mark.parametrize("quality", sorted(set().union(*QUALITIES.values()) - {"standard", "auto"}))
 @pytest.mark.parametrize("model", QUALITIES)
 def test_a_model_has_its_own_qualities_and_no_others(model: str, quality: str) -> None:
     if quality in QUALITIES[model]:
@@ -446,20 +495,41 @@ def test_a_model_has_its_own_qualities_and_no_others(model: str, quality: str) -
         assert all(f"'{known}'" in error.message for known in QUALITIES[model])
 
 
-@pytest.mark.parametrize("value", ["standard", "hd", 7])
 @pytest.mark.parametrize("model", ["flux", "flux-dev", "flux-pro", "flux-pro-1.1"])
-def test_flux_knows_no_quality(model: str, value: object) -> None:
-    assert told(refused(model=model, quality=value)) == (
-        "Unknown parameter: 'quality'.",
+def test_flux_has_no_quality_but_the_default(model: str) -> None:
+    assert told(refused(model=model, quality="hd")) == (
+        "Invalid value: 'hd'. Supported values are: 'standard', 'auto'.",
         "quality",
-        "unknown_parameter",
+        "invalid_value",
     )
+    assert refused(model=model, quality=7).code == "invalid_type"
 
 
-@pytest.mark.parametrize("style", ["vivid", "natural"])
+@pytest.mark.parametrize("quality", ["standard", "auto"])
 @pytest.mark.parametrize("model", CATALOG)
-def test_a_style_is_accepted_on_every_model(model: str, style: str) -> None:
-    assert ask(model=model, style=style).style == style
+def test_a_quality_that_clients_send_for_every_model_names_the_default(model: str, quality: str) -> None:
+    known = quality in CATALOG[model].qualities
+    assert ask(model=model, quality=quality).quality == (quality if known else None)
+
+
+@pytest.mark.parametrize("model", CATALOG)
+def test_a_style_that_clients_send_for_every_model_names_the_default(model: str) -> None:
+    if CATALOG[model].styles:
+        assert [ask(model=model, style=style).style for style in ("vivid", "natural")] == ["vivid", "natural"]
+    else:
+        assert ask(model=model, style="vivid").style is None
+        assert refused(model=model, style="natural").param == "style"
+
+
+@pytest.mark.parametrize("model", CATALOG)
+def test_a_stream_is_refused_on_every_model_and_none_is_accepted(model: str) -> None:
+    assert ask(model=model, stream=False).model == model
+    assert (refused(model=model, stream=True).param, refused(model=model, stream="no").param) == ("stream", "stream")
+
+
+@pytest.mark.parametrize("model", CATALOG)
+def test_an_svg_is_refused_since_it_would_run_scripts_where_it_is_shown(model: str) -> None:
+    assert refused(model=model, output_format="svg").param == "output_format"
 
 
 @pytest.mark.parametrize("response_format", ["url", "b64_json"])
@@ -468,13 +538,20 @@ def test_a_response_format_is_accepted_on_every_model(model: str, response_forma
     assert ask(model=model, response_format=response_format).response_format == response_format
 
 
+@pytest.mark.parametrize("value", ["dramatic", "", "Vivid"])
+@pytest.mark.parametrize(("model", "supported"), [("dall-e-3", "'vivid', 'natural'"), ("flux", "'vivid'")])
+def test_an_unsupported_style_is_refused_with_the_supported_ones(model: str, value: str, supported: str) -> None:
+    assert told(refused(model=model, style=value)) == (
+        f"Invalid value: '{value}'. Supported values are: {supported}.",
+        "style",
+        "invalid_value",
+    )
+
+
 @pytest.mark.parametrize("model", ["dall-e-2", "dall-e-3", "gpt-image-1", "flux"])
 @pytest.mark.parametrize(
     ("field", "value", "supported"),
     [
-        ("style", "dramatic", "'vivid', 'natural'"),
-        ("style", "", "'vivid', 'natural'"),
-        ("style", "Vivid", "'vivid', 'natural'"),
         ("response_format", "base64", "'url', 'b64_json'"),
         ("response_format", "", "'url', 'b64_json'"),
         ("response_format", "URL", "'url', 'b64_json'"),
@@ -493,6 +570,8 @@ def test_an_unsupported_value_is_refused_with_the_supported_ones(
 @pytest.mark.parametrize("model", CATALOG)
 def test_a_user_is_accepted_on_every_model(model: str) -> None:
     assert ask(model=model, user="user-7").user == "user-7"
+    assert ask(model=model, safety_identifier="user-7").safety_identifier == "user-7"
+    assert refused(model=model, safety_identifier="x" * 513).code == "string_above_max_length"
 
 
 # What only GPT image models know
@@ -646,11 +725,32 @@ def test_a_body_that_cannot_be_parsed_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     "escaped", [rb"\ud800", rb"an \ud83e otter", rb"an otter \udda6", rb"\udda6\ud83e", rb"\ud83e\u0041 and more"]
 )
-@pytest.mark.parametrize("body", [b'{"prompt": "%s"}', b'{"prompt": "otter", "user": "%s"}', b'{"%s": "otter"}'])
-def test_half_a_surrogate_pair_is_refused(body: bytes, escaped: bytes) -> None:
+def test_half_a_surrogate_pair_is_replaced(escaped: bytes) -> None:
+    request = read(b'{"prompt": "%s", "user": "%s"}' % (escaped, escaped))
+    assert request.prompt == request.user
+    assert "\ufffd" in request.prompt
+    assert request.prompt.encode()
     with pytest.raises(InvalidRequestError) as error:
-        read(body % escaped)
+        read(b'{"%s": "otter"}' % escaped)
     assert error.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        (rb"\ud83e\udda6\ud83e", "\U0001f9a6\ufffd"),  # a whole pair stays, and half of one goes
+        (rb"\\\ud83e", "\\\ufffd"),  # a backslash, then half of a pair
+        (rb"\\ud83e\ud83e", "\\ud83e\ufffd"),  # a backslash and letters, then half of a pair
+        (rb"\ud83e\n\udda6", "\ufffd\n\ufffd"),
+        (rb"\ud83e" * 500, "\ufffd" * 500),
+    ],
+)
+def test_only_half_a_pair_is_replaced(text: bytes, prompt: str) -> None:
+    assert read(b'{"prompt": "%s"}' % text).prompt == prompt
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert read(b'\xef\xbb\xbf{"prompt": "otter"}').prompt == "otter"
 
 
 def test_a_surrogate_encoded_as_bytes_is_refused() -> None:

@@ -110,6 +110,7 @@ def test_a_good_environment_is_read() -> None:
         images_per_client_per_day=200,
         images_per_day=1000,
         most_waiters=50,
+        model_aliases={},
         prompt_max_characters=1000,
         public_base_url="https://images.example/prod",
         wait_seconds=20,
@@ -156,6 +157,7 @@ def test_an_intake_reads_no_more_than_it_works_with() -> None:
         intake_dead_letters_url="https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
         intake_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
         lease_seconds=45,
+        model_aliases={},
         prompt_max_characters=1000,
         record_days=90,
     )
@@ -204,6 +206,15 @@ def test_what_a_worker_misses_is_named(name: str) -> None:
 def test_all_that_a_worker_misses_is_told_at_once() -> None:
     told = what_is_wrong({}, WorkerSettings.from_env).split("; ")
     assert sorted(told) == [f"{name} is missing" for name in sorted(WORKER)]
+
+
+def test_aliases_are_names_of_models() -> None:
+    text = "openai/gpt-image-1=gpt-image-1,dalle=dall-e-3"
+    aliases = {"openai/gpt-image-1": "gpt-image-1", "dalle": "dall-e-3"}
+    assert ApiSettings.from_env(GOOD | {"MODEL_ALIASES": text}).model_aliases == aliases
+    assert IntakeSettings.from_env(INTAKE | {"MODEL_ALIASES": text}).model_aliases == aliases
+    for wrong in ("x", "x=", "x=dall-e-9", "=dall-e-3", "a b=dall-e-3", f"{'x' * 65}=dall-e-3", "x=dall-e-3,"):
+        assert what_is_wrong(GOOD | {"MODEL_ALIASES": wrong}).startswith("MODEL_ALIASES has '")
 
 
 @pytest.mark.parametrize(

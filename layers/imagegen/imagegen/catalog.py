@@ -23,6 +23,7 @@ class FreeSizes:
 
     multiple_of: int
     longest_edge: int
+    least_pixels: int
     most_pixels: int
     widest_ratio: int
 
@@ -35,7 +36,7 @@ class FreeSizes:
             width % self.multiple_of == 0
             and height % self.multiple_of == 0
             and max(width, height) <= self.longest_edge
-            and width * height <= self.most_pixels
+            and self.least_pixels <= width * height <= self.most_pixels
             and max(width, height) <= self.widest_ratio * min(width, height)
         )
 
@@ -77,7 +78,6 @@ class ImageModel:
 
     @property
     def styles(self) -> tuple[str, ...]:
-        """Those that make a difference: every model is let through with any of STYLES."""
         return STYLES if "style" in self.upstream_fields else ()
 
     def allows_size(self, size: str) -> bool:
@@ -91,7 +91,10 @@ class ImageModel:
 
 _GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
 _GPT_QUALITIES = ("low", "medium", "high", "auto")
-_GPT_2_SIZES = FreeSizes(multiple_of=16, longest_edge=3840, most_pixels=3840 * 2160, widest_ratio=3)
+# The smallest is OpenAI's: it refuses 512x512.
+_GPT_2_SIZES = FreeSizes(
+    multiple_of=16, longest_edge=3840, least_pixels=655_360, most_pixels=3840 * 2160, widest_ratio=3
+)
 
 
 def _gpt_image(
@@ -105,7 +108,10 @@ def _gpt_image(
         default_response_format="b64_json",
         images_per_call=MAX_IMAGES,
         upstream_fields=frozenset(
-            {"size", "quality", "user", "background", "moderation", "output_format", "output_compression"}
+            {
+                *("size", "quality", "user", "safety_identifier"),
+                *("background", "moderation", "output_format", "output_compression"),
+            }
         ),
         prompt_limit=32_000,
         prompt_capped=False,
@@ -192,3 +198,14 @@ CATALOG: dict[str, ImageModel] = _by_id(
         _flux("flux"),
     ]
 )
+
+
+def model_for(size: str) -> ImageModel:
+    """The model for a request that names a size and no model: the default, or the first that has the size.
+
+    If none has it, or the size is `auto`, the default.
+    """
+    default = CATALOG[DEFAULT_MODEL]
+    if size == "auto":
+        return default
+    return next((model for model in (default, *CATALOG.values()) if size in model.sizes), default)

@@ -52,6 +52,10 @@ class MethodNotAllowedError(NothingSpentError):
     allowed: Sequence[str] = ()
 
 
+class UnknownModelError(NothingSpentError):
+    """No model has this name."""
+
+
 class UnknownImageError(NothingSpentError):
     """What was given is no image id."""
 

@@ -35,6 +35,7 @@ class ImageRequest:
     quality: str | None = None
     style: str | None = None
     user: str | None = field(default=None, repr=False)
+    safety_identifier: str | None = field(default=None, repr=False)
     background: str | None = None
     moderation: str | None = None
     output_format: str | None = None

@@ -58,7 +58,9 @@ class UpstreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """`public_base_url` is empty where the address that a request came to is the public one.
+    """`model_aliases` are further names of models, each with the model's own.
+
+    `public_base_url` is empty where the address that a request came to is the public one.
 
     `cors_origin` is the one web origin whose pages may call, or `*`.
 
@@ -74,6 +76,7 @@ class ApiSettings:
     images_per_client_per_day: int
     images_per_day: int
     most_waiters: int
+    model_aliases: Mapping[str, str]
     prompt_max_characters: int
     public_base_url: str
     wait_seconds: int
@@ -92,6 +95,7 @@ class ApiSettings:
                 images_per_client_per_day=read("IMAGES_PER_CLIENT_PER_DAY", _integer(0, 1_000_000_000)),
                 images_per_day=read("IMAGES_PER_DAY", _integer(0, 1_000_000_000)),
                 most_waiters=read("MOST_WAITERS", _integer(0, 10_000)),
+                model_aliases=read("MODEL_ALIASES", _aliases, default=""),
                 prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
                 public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
                 wait_seconds=read("WAIT_SECONDS", _integer(0, 25)),
@@ -139,6 +143,7 @@ class IntakeSettings:
     intake_dead_letters_url: str
     intake_queue_url: str
     lease_seconds: int
+    model_aliases: Mapping[str, str]
     prompt_max_characters: int
     record_days: int
 
@@ -161,6 +166,7 @@ class IntakeSettings:
                 intake_dead_letters_url=read("INTAKE_DEAD_LETTERS_URL", _text),
                 intake_queue_url=read("INTAKE_QUEUE_URL", _text),
                 lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
+                model_aliases=read("MODEL_ALIASES", _aliases, default=""),
                 prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
                 record_days=read("RECORD_DAYS", _integer(1, 36_500)),
             )
@@ -293,6 +299,17 @@ def _prices(text: str) -> Mapping[str, float]:
             raise ValueError(f"has {each[:64]!r}, which is not a model of ours, a colon and a price")
         prices[model] = float(price)
     return prices
+
+
+def _aliases(text: str) -> Mapping[str, str]:
+    """`<alias>=<model>`, separated by commas."""
+    aliases = {}
+    for each in text.split(",") if text else ():
+        alias, _, model = each.partition("=")
+        if model not in CATALOG or not re.fullmatch(r"[\x21-\x7e]{1,64}", alias):
+            raise ValueError(f"has {each[:64]!r}, which is not an alias, an equals sign and a known model")
+        aliases[alias] = model
+    return aliases
 
 
 def _text(text: str) -> str:

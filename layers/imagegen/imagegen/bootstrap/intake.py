@@ -76,7 +76,7 @@ def intake() -> Intake:
         inbox=inbox,
         pool=ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="line"),
         base_url=settings.base_url,
-        read_line=partial(read_batch_line, prompt_cap=settings.prompt_max_characters),
+        read_line=partial(read_batch_line, prompt_cap=settings.prompt_max_characters, aliases=settings.model_aliases),
         refusal=refused_line,
         own_images_per_day=own,
     )

@@ -2,7 +2,7 @@
 
 import secrets
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from imagegen.catalog import CATALOG, DEFAULT_MODEL, MAX_IMAGES, MOST_COMPRESSION, RESPONSE_FORMATS, ImageModel
 from imagegen.deadline import Deadline
+from imagegen.errors import UnknownModelError
 from imagegen.failures import raised_again
 from imagegen.generations import Generation
 from imagegen.openai_wire.errors import error_object
@@ -125,6 +126,14 @@ def generation_list_answer(generations: Sequence[Generation], images: ImageStore
 def models_answer(prompt_cap: int) -> dict[str, Any]:
     """OpenAI's list of models, each with what it takes. `prompt_cap` is in characters, for those it applies to."""
     return {"object": "list", "data": [_model(model, prompt_cap) for model in CATALOG.values()]}
+
+
+def model_answer(name: str, aliases: Mapping[str, str], prompt_cap: int) -> dict[str, Any]:
+    """OpenAI's model object, for a model or an alias of one. Raises UnknownModelError."""
+    model = CATALOG.get(aliases.get(name, name))
+    if model is None:
+        raise UnknownModelError(f"The model '{name[:64]}' does not exist.", param="model")
+    return _model(model, prompt_cap)
 
 
 def _model(model: ImageModel, prompt_cap: int) -> dict[str, Any]:

@@ -16,29 +16,30 @@ from imagegen.generations import Generation, Status
 from imagegen.images import ImageRequest
 from imagegen.openai_wire.answers import links_answer
 from imagegen.openai_wire.errors import answer_error
+from imagegen.openai_wire.json_text import decoded
 from imagegen.openai_wire.links import Links
 from imagegen.openai_wire.request_events import MOST_CUSTOM_ID
-from imagegen.openai_wire.requests import read_image_fields
+from imagegen.openai_wire.requests import NO_ALIASES, read_image_fields
 from imagegen.read_batch import AskedLine
 
 ENDPOINT = "/v1/images/generations"
 
 
-def read_batch_line(text: bytes, *, prompt_cap: int) -> AskedLine:
+def read_batch_line(text: bytes, *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES) -> AskedLine:
     """Raises InvalidRequestError where it is no line of a batch; what its body lacks comes with the request."""
     try:
-        fields = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        fields = decoded(text)
+    except ValueError:
         raise InvalidRequestError("We could not parse this line as JSON.") from None
     if not isinstance(fields, dict):
         raise InvalidRequestError("Invalid line: expected a JSON object.")
     custom_id = fields.get("custom_id")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MOST_CUSTOM_ID:
         raise _invalid("custom_id", f"a text of 1 to {MOST_CUSTOM_ID} characters")
-    return AskedLine(custom_id, partial(_request, fields, prompt_cap))
+    return AskedLine(custom_id, partial(_request, fields, prompt_cap, aliases))
 
 
-def _request(fields: Mapping[str, Any], prompt_cap: int) -> ImageRequest:
+def _request(fields: Mapping[str, Any], prompt_cap: int, aliases: Mapping[str, str]) -> ImageRequest:
     if fields.get("method") != "POST":
         raise _invalid("method", "'POST'")
     if fields.get("url") != ENDPOINT:
@@ -46,7 +47,7 @@ def _request(fields: Mapping[str, Any], prompt_cap: int) -> ImageRequest:
     body = fields.get("body")
     if not isinstance(body, dict):
         raise _invalid("body", "an object")
-    return read_image_fields(body, prompt_cap=prompt_cap)
+    return read_image_fields(body, prompt_cap=prompt_cap, aliases=aliases)
 
 
 def _invalid(name: str, expected: str) -> InvalidRequestError:

@@ -40,6 +40,7 @@ ROWS: dict[type[BaseException], Row] = {
     errors.RequestTooLargeError: Row(413, "invalid_request_error", "request_too_large"),
     errors.UnknownRouteError: Row(404, "invalid_request_error", "unknown_url"),
     errors.MethodNotAllowedError: Row(405, "invalid_request_error", "method_not_supported"),
+    errors.UnknownModelError: Row(404, "invalid_request_error", "model_not_found"),
     errors.UnknownImageError: Row(404, "invalid_request_error", "image_not_found"),
     errors.UnknownGenerationError: Row(404, "invalid_request_error", "generation_not_found"),
     errors.GenerationEndedError: Row(409, "invalid_request_error", "generation_ended", should_retry=False),

@@ -248,6 +248,16 @@ def _paths() -> Fragment:
                 _OWN_FAULT[:1],
             )
         },
+        "/v1/models/{model}": {
+            "get": _operation(
+                "getModel",
+                "Models",
+                "One image model, by its name or an alias of it",
+                {200: _answer("The model.", "Model")},
+                (errors.UnknownModelError, *_OWN_FAULT[:1]),
+                parameters=[_path_id("model", r"\S")],
+            )
+        },
         "/v1/batches": {
             "get": _operation(
                 "listBatches",

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from imagegen.credentials import is_client_name
 from imagegen.errors import InvalidRequestError
 from imagegen.images import ImageRequest
 from imagegen.openai_wire.headers import read_idempotency_key
-from imagegen.openai_wire.requests import read_image_fields
+from imagegen.openai_wire.json_text import decoded
+from imagegen.openai_wire.requests import NO_ALIASES, read_image_fields
 
 DEFAULT_CLIENT = "events"
 MOST_CUSTOM_ID = 256  # characters
@@ -26,7 +25,7 @@ class RequestEvent:
     custom_id: str | None
     fields: Mapping[str, Any]
 
-    def read(self, *, prompt_cap: int) -> "ImagesByEvent":
+    def read(self, *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES) -> "ImagesByEvent":
         """What it asks for. Raises InvalidRequestError."""
         own = dict(self.fields)
         client = own.pop("client", None)
@@ -39,7 +38,7 @@ class RequestEvent:
         if key is not None and not isinstance(key, str):
             raise _invalid("idempotency_key", "a text")
         return ImagesByEvent(
-            request=read_image_fields(own, prompt_cap=prompt_cap),
+            request=read_image_fields(own, prompt_cap=prompt_cap, aliases=aliases),
             client=self.client or DEFAULT_CLIENT,
             custom_id=self.custom_id,
             idempotency_key=read_idempotency_key(key, "idempotency_key") or self.event_id,
@@ -57,8 +56,8 @@ class ImagesByEvent:
 def read_event(body: str) -> RequestEvent:
     """The event inside an SQS message, as EventBridge delivers it. Raises InvalidRequestError where it is none."""
     try:
-        event = msgspec.json.decode(body.encode("utf-8", "surrogatepass"))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        event = decoded(body.encode("utf-8", "surrogatepass"))
+    except ValueError:
         raise InvalidRequestError("We could not parse the event as JSON.") from None
     detail = event.get("detail") if isinstance(event, dict) else None
     event_id = event.get("id") if isinstance(event, dict) else None

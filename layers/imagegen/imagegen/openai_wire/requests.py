@@ -1,9 +1,9 @@
 """Reads the body of `POST /v1/images/generations`, and refuses what OpenAI refuses in OpenAI's words."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
-
-import msgspec
 
 from imagegen.catalog import (
     CATALOG,
@@ -11,43 +11,57 @@ from imagegen.catalog import (
     MAX_IMAGES,
     MOST_COMPRESSION,
     RESPONSE_FORMATS,
-    STYLES,
     ImageModel,
+    model_for,
 )
 from imagegen.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.images import ImageRequest
+from imagegen.openai_wire.json_text import decoded
 
 # The longest prompt, 32,000 characters, takes at most 12 bytes a character as JSON escapes.
 MAX_BODY_BYTES = 512 * 1024
 LONGEST_USER = 512  # characters; OpenAI names no limit, and a record has one
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+# Values with which clients name a default, for models that do not know them too: LangChain, CrewAI, Haystack and Camel
+# send a quality, others a style.
+DEFAULT_QUALITIES = ("standard", "auto")
+DEFAULT_STYLE = "vivid"
+
+_LONGEST_NAME = 64  # characters of a model's name that are compared with the names of models
 
 T = TypeVar("T", bound=str)
 
 
-def read_image_request(body: bytes, content_type: str | None, *, prompt_cap: int) -> ImageRequest:
+def read_image_request(
+    body: bytes, content_type: str | None, *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES
+) -> ImageRequest:
     """A request that the catalog allows. `prompt_cap` is in characters, for the models it applies to.
 
-    An explicit null is an absent field. Raises UnsupportedMediaTypeError, RequestTooLargeError, InvalidRequestError.
+    `aliases` are the operator's further names of models. An explicit null is an absent field. Raises
+    UnsupportedMediaTypeError, RequestTooLargeError, InvalidRequestError.
     """
     if (content_type or "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaTypeError("Unsupported content type: the request body must be application/json.")
     if len(body) > MAX_BODY_BYTES:
         raise RequestTooLargeError(f"The request body is over {MAX_BODY_BYTES} bytes.")
-    return read_image_fields(_object(body), prompt_cap=prompt_cap)
+    return read_image_fields(_object(body), prompt_cap=prompt_cap, aliases=aliases)
 
 
-def read_image_fields(body: Mapping[str, Any], *, prompt_cap: int) -> ImageRequest:
+def read_image_fields(
+    body: Mapping[str, Any], *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES
+) -> ImageRequest:
     """The same for a body that is decoded already. Raises InvalidRequestError."""
     fields = {name: value for name, value in body.items() if value is not None}
-    model = _model(fields)
+    model = _model(fields, aliases)
     request = ImageRequest(
         prompt=_prompt(fields, model.longest_prompt(prompt_cap)),
         model=model.id,
         n=_integer(fields, "n", 1, MAX_IMAGES) or 1,
-        quality=_choice(fields, "quality", model.qualities),
+        quality=_quality(fields, model),
         response_format=_choice(fields, "response_format", RESPONSE_FORMATS) or model.default_response_format,
-        style=_choice(fields, "style", STYLES),
-        user=_user(fields),
+        style=_style(fields, model),
+        user=_identifier(fields, "user"),
+        safety_identifier=_identifier(fields, "safety_identifier"),
         size=_size(fields, model),
         background=_choice(fields, "background", model.backgrounds),
         moderation=_choice(fields, "moderation", model.moderations),
@@ -67,24 +81,38 @@ def read_image_fields(body: Mapping[str, Any], *, prompt_cap: int) -> ImageReque
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = decoded(body)
+    except ValueError:
         raise InvalidRequestError("We could not parse the JSON body of your request.") from None
-    if not isinstance(decoded, dict):
-        raise InvalidRequestError(f"Invalid body: expected a JSON object, but got {_kind(decoded)} instead.")
-    return decoded
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"Invalid body: expected a JSON object, but got {_kind(value)} instead.")
+    return value
 
 
-def _model(fields: dict[str, Any]) -> ImageModel:
+def _model(fields: dict[str, Any], aliases: Mapping[str, str]) -> ImageModel:
+    """The model of that name; without a name the default, or one that has the size if the default has not."""
     name = _text(fields, "model")
-    model = CATALOG.get(DEFAULT_MODEL if name is None else name)
+    if name is None:
+        size = fields.get("size")
+        return model_for(size) if isinstance(size, str) else CATALOG[DEFAULT_MODEL]
+    model = CATALOG.get(name) or CATALOG.get(aliases.get(name, ""))
     if model is None:
+        closest = closest_model(name)
+        hint = f" Did you mean '{closest}'?" if closest else ""
         raise InvalidRequestError(
-            f"The model '{_shown(name)}' does not exist. Supported models are: {_listed(CATALOG)}.",
+            f"The model '{_shown(name)}' does not exist.{hint} Supported models are: {_listed(CATALOG)}.",
             param="model",
             code="model_not_found",
         )
     return model
+
+
+def closest_model(name: str) -> str | None:
+    """The model that a name probably means: without a vendor ahead or a date behind, or with another spelling."""
+    from difflib import get_close_matches  # noqa: PLC0415  # only a refusal needs it
+
+    plain = re.sub(r"-\d{4}-?\d{2}-?\d{2}$", "", name[:_LONGEST_NAME].rpartition("/")[2].lower())
+    return next(iter([plain] if plain in CATALOG else get_close_matches(plain, CATALOG, n=1)), None)
 
 
 def _prompt(fields: dict[str, Any], longest: int) -> str:
@@ -102,11 +130,30 @@ def _prompt(fields: dict[str, Any], longest: int) -> str:
     return prompt
 
 
-def _user(fields: dict[str, Any]) -> str | None:
-    user = _text(fields, "user")
+def _identifier(fields: dict[str, Any], name: str) -> str | None:
+    """What the caller calls its own user."""
+    user = _text(fields, name)
     if user is not None and len(user) > LONGEST_USER:
-        raise _too_long("user", LONGEST_USER, len(user))
+        raise _too_long(name, LONGEST_USER, len(user))
     return user
+
+
+def _quality(fields: dict[str, Any], model: ImageModel) -> str | None:
+    quality = _text(fields, "quality")
+    if quality is None or quality in model.qualities:
+        return quality
+    if quality in DEFAULT_QUALITIES:
+        return None
+    raise _invalid_value("quality", quality, _listed(dict.fromkeys((*model.qualities, *DEFAULT_QUALITIES))))
+
+
+def _style(fields: dict[str, Any], model: ImageModel) -> str | None:
+    style = _text(fields, "style")
+    if style is None or style in model.styles:
+        return style
+    if style == DEFAULT_STYLE:
+        return None
+    raise _invalid_value("style", style, _listed(model.styles or (DEFAULT_STYLE,)))
 
 
 def _size(fields: dict[str, Any], model: ImageModel) -> str | None:
@@ -115,12 +162,14 @@ def _size(fields: dict[str, Any], model: ImageModel) -> str | None:
         return size
     free = model.free_sizes
     also = (
-        f", and any WIDTHxHEIGHT in multiples of {free.multiple_of}, at most {free.longest_edge} long, "
-        f"{free.most_pixels} pixels and {free.widest_ratio}:1"
+        f", and any WIDTHxHEIGHT in multiples of {free.multiple_of}, at most {free.longest_edge} long and "
+        f"{free.widest_ratio}:1, of {free.least_pixels} to {free.most_pixels} pixels"
         if free
         else ""
     )
-    raise _invalid_value("size", size, _listed(model.sizes) + also)
+    others = [other.id for other in CATALOG.values() if size in other.sizes]
+    elsewhere = f". Models with this size are: {_listed(others)}" if others else ""
+    raise _invalid_value("size", size, f"{_listed(model.sizes)}{also}{elsewhere}")
 
 
 def _text(fields: dict[str, Any], name: str) -> str | None:
@@ -165,12 +214,11 @@ def _choice(fields: dict[str, Any], name: str, allowed: Sequence[T]) -> T | None
 
 
 def _check_no_stream(fields: dict[str, Any], model: ImageModel) -> None:
-    if not model.output_formats:
-        return
     stream = fields.pop("stream", None)
     if stream is not None and not isinstance(stream, bool):
         raise _invalid_type("stream", "a boolean", stream)
-    for name, value in (("stream", stream), ("partial_images", _integer(fields, "partial_images", 0, 3))):
+    partial_images = _integer(fields, "partial_images", 0, 3) if model.output_formats else None
+    for name, value in (("stream", stream), ("partial_images", partial_images)):
         if value:
             raise InvalidRequestError("Streaming is not supported here.", param=name, code="unsupported_value")
 

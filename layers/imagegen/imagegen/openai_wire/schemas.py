@@ -12,9 +12,10 @@ from imagegen.catalog import (
     RESPONSE_FORMATS,
     STYLES,
     ImageModel,
+    model_for,
 )
 from imagegen.generations import Status
-from imagegen.openai_wire.requests import LONGEST_USER
+from imagegen.openai_wire.requests import DEFAULT_QUALITIES, DEFAULT_STYLE, LONGEST_USER
 
 Schema = dict[str, Any]
 
@@ -22,9 +23,9 @@ GENERATION_ID = r"^gen_[A-Za-z0-9_-]{22}$"
 IMAGE_ID = r"^img_[A-Za-z0-9_-]{22}$"
 BATCH_ID = r"^batch_[A-Za-z0-9_-]{22}$"
 _FREE_SIZE = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
-_NO_STREAM = "GPT image; streaming is not supported."
+_NO_STREAM = "Streaming is not supported."
 # Fields that only some models know; of the others they are an unknown parameter.
-_SPECIAL = ("quality", "background", "moderation", "output_format", "output_compression", "stream", "partial_images")
+_SPECIAL = ("background", "moderation", "output_format", "output_compression", "partial_images")
 
 
 def ref(name: str) -> Schema:
@@ -75,7 +76,10 @@ def _request(prompt_cap: int) -> Schema:
             "pattern": r"\S",
             "description": "What the image shows. Not blank.",
         },
-        "model": _choice(CATALOG, default=DEFAULT_MODEL),
+        "model": _choice(
+            CATALOG,
+            f"Without it `{DEFAULT_MODEL}`, or the first model that has the `size`. An operator may list aliases.",
+        ),
         "n": {
             "type": ["integer", "null"],
             "minimum": 1,
@@ -89,16 +93,16 @@ def _request(prompt_cap: int) -> Schema:
             + ([{"type": "string", "pattern": _FREE_SIZE}] if free else []),
             "description": "By model; left to the upstream where it is not given. Some models take any size in bounds.",
         },
-        "quality": _choice(_all(model.qualities for model in models), "By model; left to the upstream likewise."),
+        "quality": _choice(
+            _all((*(model.qualities for model in models), DEFAULT_QUALITIES)),
+            "By model; left to the upstream likewise. `standard` and `auto` name the default of every model.",
+        ),
         "response_format": _choice(
             RESPONSE_FORMATS, "Default `url` for DALL·E and Flux, `b64_json` for GPT image. For every model."
         ),
-        "style": _choice(STYLES, "Accepted for every model; sent only to those that know it."),
-        "user": {
-            "type": ["string", "null"],
-            "maxLength": LONGEST_USER,
-            "description": "Sent to the upstreams that take it.",
-        },
+        "style": _choice(STYLES, f"`{DEFAULT_STYLE}` names the default of every model."),
+        "user": _identifier(),
+        "safety_identifier": _identifier(),
         "background": _choice(_all(model.backgrounds for model in models), "GPT image."),
         "moderation": _choice(_all(model.moderations for model in models), "GPT image."),
         "output_format": _choice(_all(model.output_formats for model in models), "GPT image."),
@@ -122,19 +126,23 @@ def _request(prompt_cap: int) -> Schema:
 
 
 def _rule(model: ImageModel, prompt_cap: int) -> Schema:
-    """What holds where a request names this model, or names none and this is the default."""
+    """What holds for a request that names this model, or that names none and has a size that leads to this one."""
     named = {"properties": {"model": {"const": model.id}}, "required": ["model"]}
-    unnamed = {"properties": {"model": {"const": None}}}  # holds too where there is no such field
-    known = {"quality": model.qualities, "background": model.backgrounds, "moderation": model.moderations}
+    own_sizes = [size for size in model.sizes if model_for(size) is model]
+    unnamed: Schema = {"properties": {"model": {"const": None}, "size": {"enum": own_sizes}}, "required": ["size"]}
+    if model.id == DEFAULT_MODEL:  # without "required" it holds too if there is no such field
+        others = [size for size in _all(each.sizes for each in CATALOG.values()) if model_for(size) is not model]
+        unnamed = {"properties": {"model": {"const": None}, "size": {"not": {"enum": others}}}}
+    known = {"background": model.backgrounds, "moderation": model.moderations}
     allowed = {name: {"enum": [*values, None]} for name, values in known.items() if values}
-    special = {"quality"} if model.qualities else set()
-    if model.output_formats:
-        special = set(_SPECIAL)
+    allowed["quality"] = {"enum": [*dict.fromkeys((*model.qualities, *DEFAULT_QUALITIES)), None]}
+    allowed["style"] = {"enum": [*(model.styles or (DEFAULT_STYLE,)), None]}
+    special = set(_SPECIAL) if model.output_formats else set()
     sizes: list[Schema] = [{"enum": [*model.sizes, None]}]
     if model.free_sizes:
         sizes.append({"type": "string", "pattern": _FREE_SIZE})
     return {
-        "if": {"anyOf": [named, unnamed]} if model.id == DEFAULT_MODEL else named,
+        "if": {"anyOf": [named, unnamed]} if own_sizes else named,
         "then": {
             "properties": {
                 "prompt": {"maxLength": model.longest_prompt(prompt_cap)},
@@ -143,6 +151,14 @@ def _rule(model: ImageModel, prompt_cap: int) -> Schema:
                 **{name: {"type": "null"} for name in _SPECIAL if name not in special},
             }
         },
+    }
+
+
+def _identifier() -> Schema:
+    return {
+        "type": ["string", "null"],
+        "maxLength": LONGEST_USER,
+        "description": "The caller's own user; sent to the upstreams that take it.",
     }
 
 
@@ -228,7 +244,9 @@ def _model_parameters() -> Schema:
         return _object({"values": {"type": "array", "items": {"type": "string"}}}, more)
 
     bounds = _object({"min": _count(), "max": _count()})
-    free = _object({name: _count() for name in ("multiple_of", "longest_edge", "most_pixels", "widest_ratio")})
+    free = _object(
+        {name: _count() for name in ("multiple_of", "longest_edge", "least_pixels", "most_pixels", "widest_ratio")}
+    )
     optional = ("quality", "style", "background", "moderation", "output_format")
     return _object(
         {

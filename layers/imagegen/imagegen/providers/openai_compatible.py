@@ -41,6 +41,7 @@ _OPTIONAL_FIELDS = (
     "quality",
     "style",
     "user",
+    "safety_identifier",
     "background",
     "moderation",
     "output_format",
