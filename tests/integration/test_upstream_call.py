@@ -253,6 +253,7 @@ class TestWhatIsSent:
 
 PNG = png("a cat")
 B64 = b64encode(PNG).decode()
+COMPLETED = {"type": "image_generation.completed", "b64_json": B64}
 # Base64 that holds both characters in which the URL-safe alphabet differs.
 ODD_PNG = png("~~~???\u00fb\u00ff\u00be" * 8)
 
@@ -347,6 +348,22 @@ class TestSuccess:
         upstream.will(respond)
 
         assert upstream.call().images[0].source == PNG
+
+    def test_an_answer_that_comes_as_an_event_stream_is_read(self, upstream: Upstream) -> None:
+        partial = {"type": "image_generation.partial_image", "b64_json": "AAAA", "partial_image_index": 0}
+        events = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in (partial, COMPLETED))
+        upstream.will(says(200, events, Content_Type="text/event-stream"))
+
+        assert [image.source for image in upstream.call(asked("gpt-image-1")).images] == [PNG]
+        assert len(upstream.requests) == 1
+
+    def test_an_event_stream_that_is_never_closed_gives_its_image_at_the_deadline(self, upstream: Upstream) -> None:
+        event = f"data: {json.dumps(COMPLETED)}\n\n".encode()
+        head = b"HTTP/1.1 200 OK\r\n\r\n" + event
+        upstream.will(lambda request: drips(upstream, request, head, b":\n\n"))
+
+        assert [image.source for image in upstream.call(asked("gpt-image-1"), timeout=SHORT).images] == [PNG]
+        assert len(upstream.requests) == 1
 
     def test_a_large_image_comes_whole(self, upstream: Upstream) -> None:
         content = png("x" * (IMAGE_BYTES - 200))
@@ -795,9 +812,27 @@ class TestLostConnection:
         assert isinstance(upstream.failure(), MoneySpentError)
         assert len(upstream.requests) == 1
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            pytest.param(json.dumps({"data": [{"url": URL}]}), id="JSON"),
+            pytest.param(f"data: {json.dumps(COMPLETED)}\n\n" * 2, id="two events"),
+            pytest.param(f"data: {json.dumps(COMPLETED)}\n\ndata: {{", id="an event and the beginning of another"),
+        ],
+    )
+    def test_an_image_that_is_whole_when_the_answer_breaks_off_is_kept(self, upstream: Upstream, body: str) -> None:
+        upstream.will(lambda _: Reply(200, body.encode(), declared_length=len(body) + 1))
+
+        images = upstream.call(asked("gpt-image-1"), 3).images
+
+        assert {image.source for image in images} <= {URL, PNG, None}
+        assert images[0].failure is None
+        assert type(images[2].failure) is UpstreamConnectionLostError  # not "too few": it may come, and be paid for
+        assert len(upstream.requests) == 1
+
     def test_an_answer_that_ends_before_its_length_is_not_asked_for_again(self, upstream: Upstream) -> None:
         body = json.dumps({"data": [{"url": URL}]}).encode()
-        upstream.will(lambda _: Reply(200, body, declared_length=len(body) + 1))
+        upstream.will(lambda _: Reply(200, body[:-1], declared_length=len(body)))
 
         assert type(upstream.failure()) is UpstreamConnectionLostError
         assert len(upstream.requests) == 1
@@ -867,7 +902,7 @@ class TestAnyException:
 
 @dataclass
 class ResponseStub:
-    """Its `read` raises `error`, or gives the body once. Its `close` raises."""
+    """Its reading methods raise `error`, or give the body once. Its `close` raises."""
 
     status: int
     error: Exception | None
@@ -879,6 +914,8 @@ class ResponseStub:
             raise self.error
         body, self.body = self.body, b""
         return body
+
+    read1 = read
 
     def shutdown(self) -> None:
         pass

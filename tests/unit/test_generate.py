@@ -333,7 +333,6 @@ class TestWhatTheUpstreamSaid:
         world.provider.usage = {
             "total_tokens": 50,
             "input_tokens_details": {"text_tokens": 10, "image_tokens": 0},
-            "tier": "default",
         }
 
         record = world.generate(world.begun(3))
@@ -341,7 +340,6 @@ class TestWhatTheUpstreamSaid:
         assert record.usage == {
             "total_tokens": 150,
             "input_tokens_details": {"text_tokens": 30, "image_tokens": 0},
-            "tier": "default",
         }
 
     def test_the_usage_that_an_answer_carried_is_not_changed_by_summing(self, world: World) -> None:

@@ -9,6 +9,7 @@ from imagegen.errors import (
     ImageUrlRefusedError,
     MoneySpentError,
     UpstreamAnswerInvalidError,
+    UpstreamConnectionLostError,
     UpstreamTooFewImagesError,
 )
 from imagegen.images import UpstreamImage
@@ -165,3 +166,113 @@ def test_of_more_images_than_asked_for_the_usable_ones_come_first() -> None:
 def test_a_revised_prompt_that_cannot_be_read_costs_no_image(prompt: bytes) -> None:
     answer = read_answer(b'{"data":[{"b64_json":"%s","revised_prompt":%s}]}' % (B64.encode(), prompt), 1)
     assert answer.images == (UpstreamImage(PNG),)
+
+
+def completed(content: bytes = PNG, **more: object) -> dict[str, object]:
+    return {"type": "image_generation.completed", "b64_json": b64encode(content).decode(), **more}
+
+
+def partial(index: int) -> dict[str, object]:
+    return {"type": "image_generation.partial_image", "b64_json": B64, "partial_image_index": index}
+
+
+def stream(*events: object, end: str = "\n") -> bytes:
+    return "".join(f"data: {msgspec.json.encode(event).decode()}{end}{end}" for event in events).encode()
+
+
+def sources(body: bytes, n: int = 1) -> list[str | bytes | None]:
+    return [image.source for image in read_answer(bytearray(body), n).images]
+
+
+OTHER = b"\x89PNG and another"
+ONE = stream(completed())
+JSON = msgspec.json.encode({"created": 1, "data": [{"b64_json": B64}]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(ONE, id="a completed image"),
+        pytest.param(ONE + b"data: [DONE]\n\n", id="DONE behind it"),
+        pytest.param(stream(completed(), end="\r\n"), id="CRLF"),
+        pytest.param(b"event: image_generation.completed\n" + ONE, id="with its name"),
+        pytest.param(b"event: image_generation.completed\n" + stream({"b64_json": B64}), id="with its name alone"),
+        pytest.param(
+            b"event: image_generation.partial_image\n" + stream({"b64_json": "AAAA"}) + ONE, id="a part's name"
+        ),
+        pytest.param(b": keep-alive\n\n\n\nid: 7\nretry: 5\n" + ONE, id="comments and other fields"),
+        pytest.param(
+            stream(partial(0), partial(1), completed()).replace(B64.encode(), b"AAAA", 2), id="parts before it"
+        ),
+        pytest.param(ONE.rstrip(), id="no end"),
+        pytest.param(ONE.replace(b"data: ", b"data:"), id="no space"),
+        pytest.param(ONE.replace(b",", b",\ndata: "), id="several lines"),
+        pytest.param(ONE.replace(b",", b",\r\ndata:"), id="several lines that end in CRLF"),
+        pytest.param(ONE + b'event: error\ndata: {"error":{"message":"late"}}\n\n', id="an error behind it"),
+        pytest.param(ONE + b'data: {"type":"image_generation.completed","b64_js', id="a cut event behind it"),
+        pytest.param(b"data: " + JSON + b"\n\n", id="a whole answer as an event"),
+        pytest.param(JSON + b"\n\n" + ONE, id="JSON and an event"),
+        pytest.param(JSON + b"data: [DONE]\n\n", id="JSON and an event on the same line"),
+        pytest.param(msgspec.json.format(JSON) + b"\n\ndata: [DONE]", id="JSON on many lines and an event"),
+        pytest.param(b'{"created":1,"data":[]}\n\n' + ONE, id="JSON without the image, and an event with it"),
+        pytest.param(b'{"created":1}\n\n' + ONE, id="JSON without a list, and an event with the image"),
+        pytest.param(msgspec.json.encode(completed()), id="an event that is no stream"),
+    ],
+)
+def test_an_image_that_comes_as_an_event_is_kept(body: bytes) -> None:
+    assert sources(body) == [PNG]
+
+
+def test_each_completed_event_is_an_image() -> None:
+    assert sources(stream(partial(0), completed(), partial(0), completed(OTHER)), 2) == [PNG, OTHER]
+
+
+def test_an_event_behind_an_answer_with_images_adds_none() -> None:
+    first, second = read_answer(JSON + b"\n\n" + stream(completed(OTHER)), 2).images
+    assert (first.source, type(second.failure)) == (PNG, UpstreamTooFewImagesError)
+
+
+def test_details_and_usage_come_from_the_finished_events() -> None:
+    usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    counts = {**usage, "input_tokens_details": {"text_tokens": 1, "image_tokens": 0}}
+    events = (partial(0) | {"size": "auto"}, completed(size="1x1", quality="low", usage=counts))
+    answer = read_answer(stream(*events, completed(OTHER, quality="high", usage=counts)), 2)
+    assert answer.details == {"size": "1x1", "quality": "high"}
+    assert answer.usage == {
+        "input_tokens": 2,
+        "output_tokens": 4,
+        "total_tokens": 6,
+        "input_tokens_details": {"text_tokens": 2, "image_tokens": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        stream(partial(0)),
+        b"event: image_generation.partial_image\n" + stream({"b64_json": B64}),
+        b"data: [DONE]\n\n",
+        b'event: error\ndata: {"error":{"code":"moderation_blocked"}}\n\n',
+        ONE[:-10],
+        b"data: \n\n" * 1000,
+        b"\n" * 100_000,
+    ],
+)
+def test_a_stream_without_a_whole_image_is_invalid(body: bytes) -> None:
+    with pytest.raises(UpstreamAnswerInvalidError):
+        read_answer(body, 1)
+
+
+LOST = UpstreamConnectionLostError("lost")
+
+
+@pytest.mark.parametrize("body", [ONE + ONE[:50], ONE, JSON])
+def test_of_an_answer_that_broke_off_what_is_whole_is_kept_and_the_rest_is_lost(body: bytes) -> None:
+    first, second = read_answer(body, 2, LOST).images
+    assert (first.source, second.failure) == (PNG, LOST)
+
+
+@pytest.mark.parametrize("body", [b"", JSON[:-1], ONE[:-10], stream(partial(0)), b'{"data":[]}'])
+def test_an_answer_that_broke_off_before_an_image_was_whole_is_lost(body: bytes) -> None:
+    with pytest.raises(UpstreamConnectionLostError):
+        read_answer(body, 1, LOST)

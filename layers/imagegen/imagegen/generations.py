@@ -3,8 +3,9 @@
 import hashlib
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from functools import reduce
 from typing import Any
 
 import msgspec
@@ -144,11 +145,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def usage(self) -> dict[str, Any] | None:
         """The token counts of all calls together."""
-        total: dict[str, Any] | None = None
-        for call in self.calls:
-            if call.answer and call.answer.usage:
-                total = _added(total, call.answer.usage) if total else call.answer.usage
-        return total
+        return summed_usage(call.answer.usage for call in self.calls if call.answer)
 
     @property
     def unreturned(self) -> int:
@@ -233,17 +230,20 @@ def fingerprint(request: ImageRequest) -> str:
     return hashlib.sha256(msgspec.json.encode(request)).hexdigest()
 
 
-def _added(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-    total = dict(left)
-    for key, value in right.items():
-        known = total.get(key)
-        if isinstance(known, dict) and isinstance(value, dict):
-            total[key] = _added(known, value)
-        elif isinstance(known, int) and isinstance(value, int):
-            total[key] = known + value
-        else:
-            total[key] = value
-    return total
+def summed_usage(usages: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Token counts added up. None if there are none."""
+    return reduce(_added, filter(None, usages), None)
+
+
+def _added(left: dict[str, Any] | None, right: dict[str, Any]) -> dict[str, Any]:
+    """What both count, at every depth."""
+    if left is None:
+        return right
+    return {
+        key: _added(left[key], right[key]) if isinstance(left[key], dict) else left[key] + right[key]
+        for key in left
+        if key in right
+    }
 
 
 class LostClaimError(Exception):

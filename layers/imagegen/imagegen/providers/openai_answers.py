@@ -1,7 +1,10 @@
 """Reads a success of OpenAI's images API, as OpenAI and its resellers send it."""
 
+import re
 from base64 import b64decode
 from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import chain, pairwise
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,7 +15,9 @@ from imagegen.errors import (
     UpstreamAnswerInvalidError,
     UpstreamTooFewImagesError,
 )
+from imagegen.generations import summed_usage
 from imagegen.images import UpstreamAnswer, UpstreamImage
+from imagegen.providers.lenient_json import decoded
 
 T = TypeVar("T")
 
@@ -27,6 +32,8 @@ _MOST_DETAIL = 100
 _MOST_USAGE = 4_096
 _URL_SAFE = str.maketrans("-_", "+/")
 _NULL = msgspec.Raw(b"null")
+_BLANK_LINES = re.compile(rb"\n(?:\r?\n)+")
+_FIELD = re.compile(rb"(?m)^(data|event): ?([^\r\n]*)")
 
 
 # Each value is decoded by itself, from where it lies in the body: so one that is invalid spoils no other, and base64 is
@@ -37,8 +44,11 @@ class _Image(msgspec.Struct):
     revised_prompt: msgspec.Raw = _NULL
 
 
-class _Answer(msgspec.Struct):
-    data: list[msgspec.Raw]
+class _Document(_Image):
+    """An answer, or an event of a stream, which may be an image by itself."""
+
+    type: msgspec.Raw = _NULL
+    data: list[msgspec.Raw] | None = None
     background: msgspec.Raw = _NULL
     output_format: msgspec.Raw = _NULL
     quality: msgspec.Raw = _NULL
@@ -46,34 +56,67 @@ class _Answer(msgspec.Struct):
     usage: msgspec.Raw = _NULL
 
 
-def read_answer(body: bytes | bytearray, n: int) -> UpstreamAnswer:
+def read_answer(body: bytes | bytearray, n: int, lost: MoneySpentError | None = None) -> UpstreamAnswer:
     """Exactly `n` images, in the order of the answer. Those that are not usable or missing carry their failure.
 
     If the answer holds more than `n`, usable ones come first. If none is usable, the first failure is raised:
-    UpstreamAnswerInvalidError, ImageUrlRefusedError or UpstreamTooFewImagesError.
+    UpstreamAnswerInvalidError, ImageUrlRefusedError or UpstreamTooFewImagesError. `lost` is why the rest of the answer
+    did not come: it is the failure of the images that are missing.
     """
-    answer = _decoded(body, _Answer)
-    if answer is None:
-        raise _invalid()
+    documents = _documents(body)
     images: list[UpstreamImage] = []
     usable = 0
-    for entry in answer.data:
+    for entry in chain.from_iterable(map(_entries, documents)):
         images.append(_image(entry))
         usable += images[-1].failure is None
         if usable == n:
             break
+    if not images and all(document.data is None for document in documents):
+        raise lost or _invalid()
     if len(images) > n:
         images = sorted(images, key=lambda image: image.failure is not None)[:n]
     elif len(images) < n:
-        few = UpstreamTooFewImagesError(f"The image model answered with {len(images)} of {n} images.")
-        images += [UpstreamImage(failure=few)] * (n - len(images))
+        missing = lost or UpstreamTooFewImagesError(f"The image model answered with {len(images)} of {n} images.")
+        images += [UpstreamImage(failure=missing)] * (n - len(images))
     if not usable and images[0].failure:
         raise images[0].failure
-    details = {name: value for name in _DETAILS if (value := _detail(getattr(answer, name)))}
-    return UpstreamAnswer(tuple(images), details, _usage(answer.usage))
+    details: dict[str, str] = {}
+    for document in documents:
+        details |= {name: value for name in _DETAILS if (value := _detail(getattr(document, name)))}
+    return UpstreamAnswer(tuple(images), details, summed_usage(_usage(document.usage) for document in documents))
 
 
-def _decoded(raw: bytes | bytearray | msgspec.Raw, type_: type[T]) -> T | None:
+def _documents(body: bytes | bytearray) -> list[_Document]:
+    """The JSON that a body is, or begins with; if that lists no image, the events of a stream too.
+
+    Some resellers stream to clients that did not ask for it, and some append an event to the JSON.
+    """
+    answer = decoded(body, _Document)
+    if answer is not None and answer.data:
+        return [answer]
+    return [*([answer] if answer else []), *_events(body)]
+
+
+def _events(stream: bytes | bytearray) -> Iterator[_Document]:
+    """The events but those of unfinished images. Of a stream that was cut each event whose JSON is whole is certain."""
+    view = memoryview(stream)
+    for start, end in pairwise(chain([0], (blank.end() for blank in _BLANK_LINES.finditer(stream)), [len(stream)])):
+        fields = list(_FIELD.finditer(stream, start, end))
+        lines = [view[slice(*field.span(2))] for field in fields if field[1] == b"data"]
+        event = decoded(lines[0] if len(lines) == 1 else b"\n".join(lines), _Document) if lines else None
+        kinds = [field[2] for field in fields if field[1] == b"event"]
+        if event is not None and not any(b"partial_image" in kind for kind in (*kinds, bytes(event.type))):
+            yield event
+
+
+def _entries(document: _Document) -> Iterator[_Image]:
+    if document.data is not None:
+        yield from (_decoded(entry, _Image) or _Image() for entry in document.data)
+    elif document.url != _NULL or document.b64_json != _NULL:
+        yield document
+
+
+def _decoded(raw: msgspec.Raw, type_: type[T]) -> T | None:
     """None if the JSON is invalid or holds another type."""
     try:
         return msgspec.json.decode(raw, type=type_)
@@ -81,9 +124,8 @@ def _decoded(raw: bytes | bytearray | msgspec.Raw, type_: type[T]) -> T | None:
         return None
 
 
-def _image(entry: msgspec.Raw) -> UpstreamImage:
+def _image(image: _Image) -> UpstreamImage:
     """new-api sends all keys, empty strings among them."""
-    image = _decoded(entry, _Image) or _Image()
     try:
         source = _content(image.b64_json) or _url(_decoded(image.url, str) or "")
     except MoneySpentError as failure:

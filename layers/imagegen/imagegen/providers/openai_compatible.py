@@ -17,6 +17,7 @@ from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     ImagegenError,
+    MoneySpentError,
     SecretMissingError,
     TryLaterError,
     UpstreamAnswerTooLargeError,
@@ -83,13 +84,18 @@ class OpenAICompatibleProvider:
 
     def _call(self, body: bytes, n: int, deadline: Deadline) -> UpstreamAnswer:
         key = self._usable_key(fresh=False)
-        status, headers, answer = self._post(body, key, n, deadline)
-        if status == 401 and (rotated := self._usable_key(fresh=True)) != key:
+        response = self._post(body, key, deadline)
+        if response.status == 401 and (rotated := self._usable_key(fresh=True)) != key:
+            response.close()
             key = rotated
-            status, headers, answer = self._post(body, key, n, deadline)
-        if status in _SUCCESS:
-            return read_answer(answer, n)
-        raise read_refusal(status, headers, answer, key)
+            response = self._post(body, key, deadline)
+        try:
+            if response.status in _SUCCESS:
+                return self._read_success(response, n, deadline)
+            raise read_refusal(response.status, response.headers, _read_refusal(response, deadline), key)
+        finally:
+            with suppress(Exception):  # an answer that is read is not lost for it
+                response.close()
 
     def _usable_key(self, *, fresh: bool) -> str:
         key = (self._key(fresh) or "").strip()
@@ -97,11 +103,9 @@ class OpenAICompatibleProvider:
             raise SecretMissingError("This service has no usable key for the image model; its operator must set one.")
         return key
 
-    def _post(
-        self, body: bytes, key: str, n: int, deadline: Deadline
-    ) -> tuple[int, urllib3.HTTPHeaderDict, bytes | bytearray]:
+    def _post(self, body: bytes, key: str, deadline: Deadline) -> urllib3.BaseHTTPResponse:
         try:
-            response = self._pool.request(
+            return self._pool.request(
                 "POST",
                 self._url,
                 deadline,
@@ -114,29 +118,24 @@ class OpenAICompatibleProvider:
             )
         except Exception as error:  # noqa: BLE001  # whatever went wrong, the request may have been sent
             raise _not_answered(error, deadline) from None
-        try:
-            if response.status in _SUCCESS:
-                return response.status, response.headers, self._read_success(response, n, deadline)
-            return response.status, response.headers, _read_refusal(response, deadline)
-        finally:
-            with suppress(Exception):  # an answer that is read is not lost for it
-                response.close()
 
-    def _read_success(self, response: urllib3.BaseHTTPResponse, n: int, deadline: Deadline) -> bytearray:
+    def _read_success(self, response: urllib3.BaseHTTPResponse, n: int, deadline: Deadline) -> UpstreamAnswer:
+        """What came in time is read, even if the rest is lost: it may hold whole images."""
         limit = n * self._max_image_bytes * 4 // 3 + _JSON_SLACK_BYTES
         read = bytearray()
+        lost: MoneySpentError | None = None
         try:
             with cut_off_at(deadline, response.shutdown):
-                while len(read) <= limit and (block := response.read(BLOCK_BYTES)):
+                while len(read) <= limit and (block := response.read1(BLOCK_BYTES)) and deadline.remaining():
                     read += block
         except Exception:  # noqa: BLE001  # the images may be paid for, whatever went wrong
-            if deadline.remaining():
-                raise UpstreamConnectionLostError("The connection to the image model's API was lost.") from None
-        if len(read) > limit:
-            raise UpstreamAnswerTooLargeError("The image model's answer is larger than its images can be.")
+            lost = UpstreamConnectionLostError("The connection to the image model's API was lost.")
         if not deadline.remaining():
-            raise UpstreamTimeoutError("The image model's API did not answer in time.")
-        return read  # as it is: a copy of a hundred megabytes is dear
+            lost = UpstreamTimeoutError("The image model's API did not answer in time.")
+        if len(read) > limit:
+            del read[limit:]
+            lost = UpstreamAnswerTooLargeError("The image model's answer is larger than its images can be.")
+        return read_answer(read, n, lost)
 
 
 def _not_answered(error: Exception, deadline: Deadline) -> ImagegenError:
