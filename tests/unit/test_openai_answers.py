@@ -1,6 +1,7 @@
 """What of an upstream's answer is kept: each good image, and no more than fits on a record."""
 
 from base64 import b64encode
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -103,7 +104,13 @@ def test_a_usage_that_cannot_be_read_costs_no_image(usage: bytes) -> None:
 URL = "https://images.example/1.png"
 PNG = b"\x89PNG and more"
 B64 = b64encode(PNG).decode()
-GOOD = [{"url": URL}, {"b64_json": B64}, {"b64_json": f"data:image/png;base64,{B64}"}, {"url": 7, "b64_json": B64}]
+GOOD = [
+    {"url": URL},
+    {"url": [URL]},
+    {"b64_json": B64},
+    {"b64_json": f"data:image/png;base64,{B64}"},
+    {"url": 7, "b64_json": B64},
+]
 BAD: list[tuple[object, type[MoneySpentError]]] = [
     ({"url": "https://images.example/a b"}, ImageUrlRefusedError),
     ({"url": "https://images.example/é"}, ImageUrlRefusedError),
@@ -113,12 +120,50 @@ BAD: list[tuple[object, type[MoneySpentError]]] = [
     ({"b64_json": "AAAAA"}, UpstreamAnswerInvalidError),
     ({"b64_json": "é"}, UpstreamAnswerInvalidError),
     ({"b64_json": 7}, UpstreamAnswerInvalidError),
-    ({"url": [URL]}, UpstreamAnswerInvalidError),
+    ({"url": [7]}, UpstreamAnswerInvalidError),
+    ({"url": []}, UpstreamAnswerInvalidError),
+    ({"url": [[URL]]}, UpstreamAnswerInvalidError),
+    ({"url": {"url": URL}}, UpstreamAnswerInvalidError),
     ({"url": "", "b64_json": "", "revised_prompt": "a cat"}, UpstreamAnswerInvalidError),
     ({}, UpstreamAnswerInvalidError),
     (None, UpstreamAnswerInvalidError),
     (URL, UpstreamAnswerInvalidError),
 ]
+# Its base64 holds both characters in which the URL-safe alphabet differs, and ends in padding.
+ODD_PNG = b"\x89PNG\xfb\xff\xbe\xfb\xff\xfe>>>?"
+ODD_B64 = b64encode(ODD_PNG).decode()
+assert "+" in ODD_B64
+assert "/" in ODD_B64
+assert ODD_B64.endswith("=")
+DIALECTS = {
+    "plain": ODD_B64,
+    "without padding": ODD_B64.rstrip("="),
+    "URL-safe": ODD_B64.translate(str.maketrans("+/", "-_")),
+    "both": ODD_B64.translate(str.maketrans("+/", "-_", "=")),
+}
+BREAKS: dict[str, Callable[[str], str]] = {
+    "on one line": lambda text: text,
+    "on lines": lambda text: f"{text[:4]}\n{text[4:]}\n",
+    "on lines with CRLF": lambda text: f"\r\n{text[:5]}\r\n{text[5:]}",
+    "between spaces": lambda text: f" {text} ",
+}
+PREFIXES = ["", "data:image/png;base64,", " DATA:image/png;base64,\n", "data:;base64,"]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("broken", BREAKS)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_base64_of_any_dialect_is_an_image(dialect: str, broken: str, prefix: str) -> None:
+    text = prefix + BREAKS[broken](DIALECTS[dialect])
+    assert answered({"b64_json": text}, n=1)[0].source == ODD_PNG
+    if prefix:
+        assert answered({"url": text}, n=1)[0].source == ODD_PNG
+        assert answered({"url": [text], "b64_json": ""}, n=1)[0].source == ODD_PNG
+
+
+def test_each_of_several_urls_is_an_image() -> None:
+    listed = {"url": [URL, "", f"{URL}?2"], "revised_prompt": "a cat"}
+    assert answered(listed, n=2) == (UpstreamImage(URL, "a cat"), UpstreamImage(f"{URL}?2", "a cat"))
 
 
 def answered(*data: object, n: int) -> tuple[UpstreamImage, ...]:
@@ -193,6 +238,7 @@ JSON = msgspec.json.encode({"created": 1, "data": [{"b64_json": B64}]})
     "body",
     [
         pytest.param(ONE, id="a completed image"),
+        pytest.param(ONE.replace(b"==", b""), id="a completed image without padding"),
         pytest.param(ONE + b"data: [DONE]\n\n", id="DONE behind it"),
         pytest.param(stream(completed(), end="\r\n"), id="CRLF"),
         pytest.param(b"event: image_generation.completed\n" + ONE, id="with its name"),

@@ -3,7 +3,7 @@
 import re
 from base64 import b64decode
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from typing import Any, TypeVar
 
@@ -110,10 +110,12 @@ def _events(stream: bytes | bytearray) -> Iterator[_Document]:
 
 
 def _entries(document: _Document) -> Iterator[_Image]:
+    entries: Iterable[_Image] = [document] if document.url != _NULL or document.b64_json != _NULL else []
     if document.data is not None:
-        yield from (_decoded(entry, _Image) or _Image() for entry in document.data)
-    elif document.url != _NULL or document.b64_json != _NULL:
-        yield document
+        entries = (_decoded(entry, _Image) or _Image() for entry in document.data)
+    for entry in entries:
+        for url in _decoded(entry.url, list[msgspec.Raw]) or [entry.url]:
+            yield msgspec.structs.replace(entry, url=url)
 
 
 def _decoded(raw: msgspec.Raw, type_: type[T]) -> T | None:
@@ -142,7 +144,7 @@ def _url(url: str) -> str | bytes:
     """A URL to fetch, or the bytes of a `data:` URL. Raises ImageUrlRefusedError, UpstreamAnswerInvalidError."""
     if not url:
         raise _invalid()
-    if url[:5].lower() == "data:":
+    if url.lstrip()[:5].lower() == "data:":
         content = _loose_base64(url)
         if not content:
             raise _invalid()
@@ -176,11 +178,13 @@ def _size(value: object) -> int:
 
 
 def _loose_base64(text: str) -> bytes | None:
-    """Base64 with or without a `data:` prefix in front (as one-api's Replicate path sends). None if it is none."""
+    """Base64 of any dialect, also behind a `data:` prefix (as one-api's Replicate path sends). None if it is none."""
+    text = "".join(text.split()).translate(_URL_SAFE)
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]
+    text = text.rstrip("=")
     try:
-        return b64decode("".join(text.split()).translate(_URL_SAFE), validate=True)
+        return b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError:
         return None
 
