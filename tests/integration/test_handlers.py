@@ -526,6 +526,35 @@ def test_the_worker_makes_what_its_message_names_and_acknowledges_it(
     assert len(deployed.upstream.stand_in.calls) == 1
 
 
+@pytest.mark.parametrize("way", ["inline", "queued"])
+@pytest.mark.parametrize(
+    ("headers", "calls", "told"),
+    [({"Retry-After": "60"}, 1, "60"), ({"retry-after-ms": "9500"}, 1, "10"), ({"retry-after-ms": "1"}, 3, "1")],
+)
+def test_of_an_upstream_that_is_rate_limited_each_attempt_asks_at_most_thrice_and_tells_when_to_retry(
+    deployed: Deployed, example_event: Example, headers: dict[str, str], calls: int, told: str, way: str
+) -> None:
+    stand_in = deployed.upstream.stand_in
+    stand_in.script += [lambda _: Reply(429, b"{}", headers)] * 9
+    for attempt in range(2):
+        if way == "inline":
+            event = example_event("create-images")
+            event["headers"]["x-stainless-retry-count"] = str(attempt)
+            status, got, answer = call(event)
+        else:
+            generation_id = begin(example_event)
+            worker_app.lambda_handler(
+                sqs_event(example_event("work"), generation_id),
+                Context(60_000),  # type: ignore[arg-type]
+            )
+            status, got, answer = call(about(example_event("get-result"), generation_id))
+
+        assert (status, answer["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert got["retry-after"] == told
+        assert "x-should-retry" not in got
+        assert len(stand_in.calls) == calls * (attempt + 1)
+
+
 @pytest.mark.usefixtures("deployed")
 def test_a_message_without_a_record_is_acknowledged_at_its_first_receipt(example_event: Example) -> None:
     event = sqs_event(example_event("work"), "gen_AAECAwQFBgcICQoLDA0ODw")

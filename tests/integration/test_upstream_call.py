@@ -962,7 +962,28 @@ class TestKey:
             f"Bearer {KEY}",
             f"Bearer {ROTATED_KEY}",
         ]
-        assert upstream.secrets.asked[1:] == [(PARAMETER, False), (PARAMETER, True)]
+        assert upstream.secrets.asked[1:] == [(PARAMETER, False), (PARAMETER, True), (PARAMETER, False)]
+
+    @pytest.mark.parametrize("refusals", [(429, 429), (503, 503), (429, 503)])
+    def test_the_call_with_the_rotated_key_counts_as_a_try(self, upstream: Upstream, refusals: tuple[int, ...]) -> None:
+        upstream.secrets.get(PARAMETER)
+        upstream.stand_in.key = upstream.secrets.values[PARAMETER] = ROTATED_KEY
+        upstream.will(*map(refuses, refusals), says_data({"url": URL}))
+
+        assert isinstance(upstream.failure(), TryLaterError)
+        assert len(upstream.requests) == TRIES
+
+    def test_a_key_that_turns_out_to_be_rotated_at_the_last_try_may_be_tried_later(self, upstream: Upstream) -> None:
+        upstream.secrets.get(PARAMETER)
+        upstream.secrets.values[PARAMETER] = ROTATED_KEY
+        upstream.will(refuses(429), refuses(429), refuses(401))
+
+        error = upstream.failure()
+
+        assert isinstance(error, TryLaterError)
+        assert error.retry_after == 0
+        assert len(upstream.requests) == TRIES
+        assert upstream.secrets.get(PARAMETER) == ROTATED_KEY
 
     def test_a_key_that_is_still_the_same_is_not_tried_again(self, upstream: Upstream) -> None:
         upstream.stand_in.key = "another"

@@ -23,6 +23,7 @@ from imagegen.errors import (
     UpstreamAnswerTooLargeError,
     UpstreamConnectionLostError,
     UpstreamTimeoutError,
+    UpstreamUnavailableError,
     UpstreamUnreachableError,
 )
 from imagegen.images import ImageRequest, UpstreamAnswer
@@ -31,7 +32,7 @@ from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
 from imagegen.providers.openai_answers import read_answer
 from imagegen.providers.openai_refusals import read_refusal
 
-TRIES = 3  # resellers try other channels themselves, so few of our own
+TRIES = 3  # HTTP calls, whatever refuses them: resellers try other channels themselves, and clients retry too
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0  # a caller waits; who is told a longer time had better hear it at once
 _JSON_SLACK_BYTES = 64 * 1024  # what an answer holds besides base64
@@ -85,17 +86,18 @@ class OpenAICompatibleProvider:
     def _call(self, body: bytes, n: int, deadline: Deadline) -> UpstreamAnswer:
         key = self._usable_key(fresh=False)
         response = self._post(body, key, deadline)
-        if response.status == 401 and (rotated := self._usable_key(fresh=True)) != key:
-            response.close()
-            key = rotated
-            response = self._post(body, key, deadline)
         try:
             if response.status in _SUCCESS:
                 return self._read_success(response, n, deadline)
-            raise read_refusal(response.status, response.headers, _read_refusal(response, deadline), key)
+            refusal = _read_refusal(response, deadline)
         finally:
             with suppress(Exception):  # an answer that is read is not lost for it
                 response.close()
+        if response.status == 401 and self._usable_key(fresh=True) != key:
+            changed = UpstreamUnavailableError("The key for the image model was changed just now. Please try again.")
+            changed.retry_after = 0
+            raise changed
+        raise read_refusal(response.status, response.headers, refusal, key)
 
     def _usable_key(self, *, fresh: bool) -> str:
         key = (self._key(fresh) or "").strip()
