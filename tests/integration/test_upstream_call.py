@@ -490,6 +490,59 @@ REFUSALS = {
     "policy under 403": Refusal(
         refuses(403, "content_policy_violation"), PromptRejectedError, param="prompt", code="content_policy_violation"
     ),
+    "policy, Azure": Refusal(refuses(400, "content_filter", param="prompt"), PromptRejectedError, param="prompt"),
+    "policy, Azure's DALL·E 2": Refusal(refuses(400, "contentFilter"), PromptRejectedError, param="prompt"),
+    "policy inside, Azure": Refusal(
+        says(400, {"error": {"code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}}}),
+        PromptRejectedError,
+        param="prompt",
+    ),
+    "policy inside, Azure's DALL·E 3": Refusal(
+        says(400, {"error": {"code": "BadRequest", "inner_error": {"code": "ResponsibleAIPolicyViolation"}}}),
+        PromptRejectedError,
+        param="prompt",
+    ),
+    "something else inside": Refusal(
+        says(400, {"error": {"param": "size", "innererror": {"code": "BadSize"}}}),
+        UpstreamRefusedRequestError,
+        param="size",
+    ),
+    "text inside": Refusal(
+        says(400, {"error": {"param": "n", "innererror": "x"}}), UpstreamRefusedRequestError, param="n"
+    ),
+    "policy under 403, xAI": Refusal(
+        says(
+            403,
+            {
+                "code": "The caller does not have permission to execute the specified operation",
+                "error": "Content violates usage guidelines. Model: m, Failed check: SAFETY_CHECK_TYPE_BIO",
+            },
+        ),
+        PromptRejectedError,
+        param="prompt",
+    ),
+    "policy under 403, OpenRouter": Refusal(
+        refuses(403, 403, message='m requires moderation on p. Your input was flagged for "violence".'),
+        PromptRejectedError,
+        param="prompt",
+    ),
+    "policy under 403 by its words": Refusal(
+        refuses(403, message="Your request was rejected as a result of our safety system."),
+        PromptRejectedError,
+        param="prompt",
+    ),
+    "an account blocked for its policy": Refusal(
+        refuses(
+            403,
+            "Forbidden",
+            message="Your resource has been temporarily blocked because we detected behavior that may violate our "
+            "content policy.",
+        ),
+        UpstreamKeyRefusedError,
+    ),
+    "an account flagged": Refusal(refuses(403, message="Your account was flagged."), UpstreamKeyRefusedError),
+    "policy words under 500": Refusal(refuses(500, message="content policy"), UpstreamFailedError),
+    "a firewall's page": Refusal(says(403, "<h1>Our safety system says no</h1>"), UpstreamKeyRefusedError),
     "a field": Refusal(
         refuses(400, "invalid_value", "invalid_request_error", param="size"), UpstreamRefusedRequestError, param="size"
     ),

@@ -4,8 +4,8 @@ import re
 import time
 from dataclasses import fields
 from email.utils import parsedate_to_datetime
+from typing import Any
 
-import msgspec
 import urllib3
 
 from imagegen.errors import (
@@ -21,9 +21,17 @@ from imagegen.errors import (
     UpstreamUnavailableError,
 )
 from imagegen.images import ImageRequest
+from imagegen.providers.lenient_json import decoded
 from imagegen.redaction import redacted
 
 _POLICY_CODES = {"content_policy_violation", "moderation_blocked"}
+_AZURE_POLICY_CODES = {"content_filter", "contentFilter", "ResponsibleAIPolicyViolation"}
+# What xAI, OpenRouter and others say of a prompt under 403, and what Azure says of an account under the same status.
+_POLICY_WORDS = re.compile(
+    r"(?i)safety (?:system|policy|check|filter)|content (?:policy|filter|moderation|violat)"
+    r"|usage (?:guideline|polic)|flagged"
+)
+_ACCOUNT_WORDS = re.compile(r"(?i)\b(?:resource|account|organization|key|access) (?:has been|have been|is|was) ")
 # one-api's and new-api's names for a balance that is used up, and OpenAI's.
 _CREDIT_CODES = {
     "insufficient_quota",
@@ -55,7 +63,12 @@ def read_refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes | byt
 
 def _by_code(status: int, told: dict[str, str]) -> ImagegenError | None:
     code = told.get("code")
-    if code in _POLICY_CODES or (status in (400, 422) and told.get("type") == "image_generation_user_error"):
+    if (
+        code in _POLICY_CODES | _AZURE_POLICY_CODES
+        or told.get("inner_code") in _AZURE_POLICY_CODES
+        or (status in (400, 422) and told.get("type") == "image_generation_user_error")
+        or (status == 403 and _blames_the_prompt(told.get("message", "")))
+    ):
         return PromptRejectedError(
             "Your request was rejected by the image model's safety system.",
             param="prompt",
@@ -85,13 +98,21 @@ def _by_status(status: int) -> ImagegenError | None:
             return UpstreamMisconfiguredError(f"There is no images API at the image model's address (status {status}).")
 
 
+def _blames_the_prompt(message: str) -> bool:
+    return bool(_POLICY_WORDS.search(message)) and not _ACCOUNT_WORDS.search(message)
+
+
 def _told_error(body: bytes | bytearray) -> dict[str, str]:
-    """The string members of OpenAI's error object; resellers leave some out or send numbers."""
-    try:
-        error = msgspec.json.decode(body).get("error")
-        return {name: value for name, value in error.items() if isinstance(value, str)}
-    except Exception:  # noqa: BLE001  # the status says enough, whatever is wrong with the body
-        return {}
+    """The string members of OpenAI's error object; resellers leave some out or send numbers.
+
+    xAI sends the message alone. Azure has a second code inside, in `innererror` or `inner_error`.
+    """
+    error = (decoded(body, dict[str, Any]) or {}).get("error")
+    told = error if isinstance(error, dict) else {"message": error}
+    inner = told.get("innererror") or told.get("inner_error")
+    if isinstance(inner, dict):
+        told = told | {"inner_code": inner.get("code")}
+    return {name: value for name, value in told.items() if isinstance(value, str)}
 
 
 def _retry_after(headers: urllib3.HTTPHeaderDict) -> float | None:
