@@ -271,7 +271,6 @@ def _largest_answer(images: int) -> UpstreamAnswer:
 
     parts = {
         "size": _largest(lambda size: bool(read(size="x" * size).details)),
-        "usage": _largest(lambda size: bool(read(usage={"x": "x" * size}).usage)),
         "url": _largest(has_url),
     }
     assert all(100 > parts["size"] > 50 or size > 1_000 for size in parts.values())
@@ -283,7 +282,11 @@ def _largest_answer(images: int) -> UpstreamAnswer:
         output_format=detail,
         quality=detail,
         size=detail,
-        usage={"x": "x" * parts["usage"]},
+        usage=dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 10**9)
+        | {
+            f"{kind}_tokens_details": dict.fromkeys(("text_tokens", "image_tokens"), 10**9)
+            for kind in ("input", "output")
+        },
     )
 
 

@@ -315,7 +315,12 @@ class TestSuccess:
         assert upstream.call().images[0].revised_prompt is None
 
     def test_details_and_usage_are_passed_on_and_unknown_keys_are_not(self, upstream: Upstream) -> None:
-        usage = {"total_tokens": 100, "input_tokens_details": {"text_tokens": 10, "image_tokens": 40}}
+        usage = {
+            "input_tokens": 50,
+            "output_tokens": 50,
+            "total_tokens": 100,
+            "input_tokens_details": {"text_tokens": 10, "image_tokens": 40},
+        }
         details = {"background": "opaque", "output_format": "png", "size": "1024x1024", "quality": "high"}
         upstream.will(says_data({"b64_json": B64}, **details, usage=usage, request_id="r-1"))
 

@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Callable
 
 import msgspec
+import openai
 import pytest
 
 from imagegen.errors import (
@@ -17,6 +18,11 @@ from imagegen.images import UpstreamImage
 from imagegen.providers.openai_answers import read_answer
 
 DYNAMODB_ITEM_BYTES = 400 * 1024
+LARGEST_USAGE = {
+    **dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 10**9),
+    "input_tokens_details": {"text_tokens": 10**9, "image_tokens": 10**9},
+    "output_tokens_details": {"text_tokens": 10**9, "image_tokens": 10**9},
+}
 LONGEST_PROMPT_BYTES = 32_000 * 6  # of control characters, as JSON
 
 
@@ -31,7 +37,7 @@ def test_ten_images_with_all_that_may_be_told_of_them_fit_beside_the_longest_pro
     longest = body(
         url="https://images.example/" + "a" * 8_167,
         revised_prompt=revised,
-        usage={"note": "u" * 4_000},
+        usage=LARGEST_USAGE,
         quality="q" * 500_000,
     )
     answer = read_answer(longest, 10)
@@ -41,13 +47,69 @@ def test_ten_images_with_all_that_may_be_told_of_them_fit_beside_the_longest_pro
 
 
 def test_what_is_told_in_measure_is_kept_whole() -> None:
-    answer = read_answer(body(revised_prompt="r" * 2_000, usage={"total_tokens": 7}, quality="high"), 10)
+    answer = read_answer(body(revised_prompt="r" * 2_000, usage=LARGEST_USAGE, quality="high"), 10)
     assert answer.images[0].revised_prompt == "r" * 2_000
-    assert (answer.usage, answer.details) == ({"total_tokens": 7}, {"quality": "high"})
+    assert (answer.usage, answer.details) == (LARGEST_USAGE, {"quality": "high"})
 
 
-def test_a_usage_beyond_measure_is_left_out() -> None:
-    assert read_answer(body(usage={"note": "u" * 5_000}), 10).usage is None
+COUNTS = {"input_tokens": 50, "output_tokens": 40, "total_tokens": 90}
+CHAT = {"prompt_tokens": 50, "completion_tokens": 40, "total_tokens": 90}
+OF_TEXT = {"text_tokens": 50, "image_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (
+            {**COUNTS, "input_tokens_details": {"text_tokens": 10, "image_tokens": 40}},
+            {"text_tokens": 10, "image_tokens": 40},
+        ),
+        ({**COUNTS, "input_tokens_details": {"image_tokens": 40}}, {"text_tokens": 10, "image_tokens": 40}),
+        ({**COUNTS, "input_tokens_details": {"text_tokens": 10}}, {"text_tokens": 10, "image_tokens": 0}),
+        (
+            {**COUNTS, "input_tokens_details": {"text_tokens": 0, "image_tokens": 50}},
+            {"text_tokens": 0, "image_tokens": 50},
+        ),
+        ({**COUNTS, "input_tokens_details": None}, OF_TEXT),
+        (COUNTS, OF_TEXT),
+        (CHAT, OF_TEXT),
+        ({**CHAT, "prompt_tokens_details": {"cached_tokens": 7}}, OF_TEXT),
+        ({**CHAT, "prompt_tokens_details": {"text_tokens": 0, "image_tokens": 0, "audio_tokens": 0}}, OF_TEXT),
+        ({**CHAT, "prompt_tokens_details": {"image_tokens": 40}}, {"text_tokens": 10, "image_tokens": 40}),
+        ({**CHAT, "input_tokens": 0, "output_tokens": 0, "input_tokens_details": None}, OF_TEXT),
+        ({"prompt_tokens": 50, "completion_tokens": 40}, OF_TEXT),
+        ({"input_tokens": 49.1, "output_tokens": 40.0, "total_tokens": 89.1}, OF_TEXT),
+        ({**COUNTS, "cost": 0.04, "note": "n" * 100_000, "is_byok": False, "x": [1]}, OF_TEXT),
+    ],
+)
+def test_usage_has_all_of_openais_counts_and_no_others(told: dict[str, object], kept: dict[str, int]) -> None:
+    usage = read_answer(body(usage=told), 10).usage
+    assert usage == {**COUNTS, "input_tokens_details": kept}
+    assert type(usage["input_tokens"]) is int
+    assert openai.types.images_response.Usage.model_validate(usage, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ({"text_tokens": 1.5, "image_tokens": 38.5}, {"text_tokens": 2, "image_tokens": 39}),
+        ({"image_tokens": 40}, None),
+        ({"text_tokens": -1, "image_tokens": 40}, None),
+        (None, None),
+    ],
+)
+def test_what_the_output_tokens_are_is_told_whole_or_not_at_all(told: object, kept: dict[str, int] | None) -> None:
+    usage = read_answer(body(usage={**COUNTS, "output_tokens_details": told}), 10).usage
+    assert usage is not None
+    assert usage.get("output_tokens_details") == kept
+
+
+@pytest.mark.parametrize(
+    "odd", [None, -1, -0.5, 10**9 + 1, 1e300, True, "40", "", [40], {"count": 40}, msgspec.Raw(b"1e999")], ids=str
+)
+@pytest.mark.parametrize("name", ["input_tokens", "output_tokens"])
+def test_a_usage_without_a_count_is_left_out(name: str, odd: object) -> None:
+    assert read_answer(body(usage={**COUNTS, name: odd}), 10).usage is None
 
 
 @pytest.mark.parametrize("path", ["a" * 8_168, '"' * 4_090, "\\" * 4_090, "\x01", "a\nb", "a b", "é", "\U0001f9a6"])
@@ -279,8 +341,7 @@ def test_an_event_behind_an_answer_with_images_adds_none() -> None:
 
 
 def test_details_and_usage_come_from_the_finished_events() -> None:
-    usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
-    counts = {**usage, "input_tokens_details": {"text_tokens": 1, "image_tokens": 0}}
+    counts = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
     events = (partial(0) | {"size": "auto"}, completed(size="1x1", quality="low", usage=counts))
     answer = read_answer(stream(*events, completed(OTHER, quality="high", usage=counts)), 2)
     assert answer.details == {"size": "1x1", "quality": "high"}

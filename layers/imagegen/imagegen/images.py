@@ -59,7 +59,7 @@ class UpstreamAnswer:
     """What one upstream call gave.
 
     `details` holds what OpenAI's response says about all images alike (`background`, `output_format`, `quality`,
-    `size`); `usage` is the token count as the upstream sent it.
+    `size`); `usage` holds all of OpenAI's token counts.
     """
 
     images: tuple[UpstreamImage, ...]

@@ -38,12 +38,15 @@ def schemas(prompt_cap: int) -> dict[str, Schema]:
         "CreateImagesRequest": _request(prompt_cap),
         "ImagesResponse": _images_response(),
         "Image": _image(),
-        "Usage": {
-            "type": "object",
-            "description": "Token counts, as the upstream tells them, summed over all of its calls.",
-            "properties": {name: _count() for name in ("input_tokens", "output_tokens", "total_tokens")},
-            "additionalProperties": True,
-        },
+        "Usage": _object(
+            {
+                **{name: _count() for name in ("input_tokens", "output_tokens", "total_tokens")},
+                "input_tokens_details": ref("TokenDetails"),
+            },
+            {"output_tokens_details": ref("TokenDetails")},
+            description="Token counts, as the upstream tells them, summed over all of its calls.",
+        ),
+        "TokenDetails": _object({"text_tokens": _count(), "image_tokens": _count()}),
         "Generation": _generation(),
         "GenerationList": _list("Generation", GENERATION_ID),
         "DeletedGeneration": _object(

@@ -5,6 +5,7 @@ from base64 import b64decode
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
+from math import ceil
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ _MOST_URL = 8_192
 _MOST_REVISED_PROMPT = 4_000
 _MOST_REVISED_PROMPT_CHARACTERS = 2_000
 _MOST_DETAIL = 100
-_MOST_USAGE = 4_096
+_MOST_TOKENS = 10**9
 _URL_SAFE = str.maketrans("-_", "+/")
 _NULL = msgspec.Raw(b"null")
 _BLANK_LINES = re.compile(rb"\n(?:\r?\n)+")
@@ -168,8 +169,39 @@ def _detail(raw: msgspec.Raw) -> str | None:
 
 
 def _usage(raw: msgspec.Raw) -> dict[str, Any] | None:
-    usage = _decoded(raw, dict[str, Any])
-    return usage if usage and _size(usage) <= _MOST_USAGE else None
+    """All counts that OpenAI's images API has, by its own names or a chat's. None if one is missing.
+
+    new-api sends both names of a count, and zero for the one that it does not use.
+    """
+    told = _members(raw)
+    of_input = _members(told.get("input_tokens_details", _NULL)) or _members(told.get("prompt_tokens_details", _NULL))
+    of_output = _members(told.get("output_tokens_details", _NULL))
+    input_tokens = _tokens(told, "input_tokens", "prompt_tokens")
+    output_tokens = _tokens(told, "output_tokens", "completion_tokens")
+    if input_tokens is None or output_tokens is None:
+        return None
+    image_tokens = _tokens(of_input, "image_tokens") or 0
+    usage: dict[str, Any] = {
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "total_tokens": _tokens(told, "total_tokens") or input_tokens + output_tokens,
+        "input_tokens_details": {
+            "text_tokens": _tokens(of_input, "text_tokens") or max(0, input_tokens - image_tokens),
+            "image_tokens": image_tokens,
+        },
+    }
+    made = {name: _tokens(of_output, name) for name in ("text_tokens", "image_tokens")}
+    return usage if None in made.values() else usage | {"output_tokens_details": made}
+
+
+def _members(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    return _decoded(raw, dict[str, msgspec.Raw]) or {}
+
+
+def _tokens(told: dict[str, msgspec.Raw], *names: str) -> int | None:
+    """A count by any of its names, a fraction rounded up. None if there is none within reason."""
+    counts = [_decoded(told.get(name, _NULL), float) for name in names]
+    return max((ceil(count) for count in counts if count is not None and 0 <= count <= _MOST_TOKENS), default=None)
 
 
 def _size(value: object) -> int:
