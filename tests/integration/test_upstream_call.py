@@ -526,6 +526,9 @@ REFUSALS = {
         PromptRejectedError,
         param="prompt",
     ),
+    "policy and half a surrogate pair": Refusal(
+        says(400, b'{"error":{"code":"content_filter","message":"\\ud83d"}}'), PromptRejectedError, param="prompt"
+    ),
     "policy under 403, OpenRouter": Refusal(
         refuses(403, 403, message='m requires moderation on p. Your input was flagged for "violence".'),
         PromptRejectedError,

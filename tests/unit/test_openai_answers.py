@@ -383,3 +383,28 @@ def test_of_an_answer_that_broke_off_what_is_whole_is_kept_and_the_rest_is_lost(
 def test_an_answer_that_broke_off_before_an_image_was_whole_is_lost(body: bytes) -> None:
     with pytest.raises(UpstreamConnectionLostError):
         read_answer(body, 1, LOST)
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (r"cat \ud83d", "cat \ufffd"),
+        (r"\uD83Dcat", "\ufffdcat"),
+        (r"\udc08\ud83d", "\ufffd\ufffd"),
+        (r"\ud83d\ud83d\udc08", "\ufffd\U0001f408"),
+        (r"\ud83d\udc08\udc08", "\U0001f408\ufffd"),
+        (r"\\ud83d \ud83d", r"\ud83d " + "\ufffd"),
+        (r"\\\ud83d", "\\\ufffd"),
+        (r"\"\ud83d\"", '"\ufffd"'),
+    ],
+)
+def test_half_of_a_surrogate_pair_costs_neither_the_image_nor_the_text(told: str, kept: str) -> None:
+    image = f'{{"b64_json":"{B64}","revised_prompt":"{told}"}}'
+    for text in (f'{{"data":[{image}]}}', f'{{"data":[{image}]}}\n\ndata: [DONE]', f"data: {image}\n\n"):
+        assert read_answer(text.encode(), 1).images == (UpstreamImage(PNG, kept),)
+
+
+@pytest.mark.parametrize("name", ["id", "quality", r"\ud83d"])
+def test_half_of_a_surrogate_pair_anywhere_costs_no_image(name: str) -> None:
+    text = f'{{"data":[{{"url":"{URL}"}}],"{name}":"\\udc08"}}'
+    assert read_answer(text.encode(), 1).images == (UpstreamImage(URL),)
