@@ -21,7 +21,7 @@ _GPT_FIELDS = {"model", "prompt", "n", "size", "quality", "user", "background", 
     "output_compression",
 }
 _FIELDS = {
-    "dall-e-2": {"model", "prompt", "n", "size", "quality", "user", "response_format"},
+    "dall-e-2": {"model", "prompt", "n", "size", "user", "response_format"},
     "dall-e-3": {"model", "prompt", "n", "size", "quality", "style", "user", "response_format"},
     "flux": {"model", "prompt", "n", "size"},
 }
@@ -47,6 +47,8 @@ class StandInUpstream:
         self._lock = threading.Lock()
 
     def respond(self, request: Request) -> Reply:
+        if (request.header("User-Agent") or "").lower().startswith("python"):
+            return Reply(403, b"error code: 1010")  # Cloudflare's, for the default names of HTTP libraries
         if request.method == "POST" and request.target == "/v1/images/generations":
             return self._generate(request)
         if request.method == "GET" and request.target.startswith("/files/"):

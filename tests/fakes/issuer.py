@@ -101,6 +101,8 @@ class FakeIssuer:
     def respond(self, request: Request) -> Reply:
         path = urlsplit(request.target).path
         self.asked.append(path)
+        if (request.header("User-Agent") or "").lower().startswith("python"):
+            return Reply(403)  # as Cloudflare answers the default names of HTTP libraries
         if path in self.instead:
             return self.instead[path](request)
         if path == self.discovery_path:

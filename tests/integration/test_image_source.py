@@ -25,6 +25,7 @@ from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES
 from imagegen.outbound.url_guard import UrlGuard
+from imagegen.version import VERSION
 from local.serving import HungUpError, Reply, Request, Responder, serving
 from tests.fakes.provider import png
 
@@ -200,6 +201,7 @@ class TestWhole:
                 "user-agent",
             }
             assert request.header("Accept-Encoding") == "identity"
+            assert request.header("User-Agent") == f"imagegen/{VERSION}"
 
 
 class TestNotWhole:

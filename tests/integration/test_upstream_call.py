@@ -49,6 +49,7 @@ from imagegen.errors import (
 from imagegen.images import ImageRequest, ResponseFormat, UpstreamAnswer
 from imagegen.outbound.pool import HttpPool
 from imagegen.providers.openai_compatible import TRIES, OpenAICompatibleProvider
+from imagegen.version import VERSION
 from local.serving import HungUpError, Reply, Request, serving
 from local.upstream import Script, StandInUpstream
 from tests.fakes.parameters import FakeParameters
@@ -176,10 +177,10 @@ class TestWhatIsSent:
             pytest.param(asked(), 1, {"response_format": "url"}, id="dall-e-3, nothing chosen"),
             pytest.param(asked(response_format="b64_json"), 1, {"response_format": "b64_json"}, id="dall-e-3, base64"),
             pytest.param(
-                asked("dall-e-2", size="256x256", user="u-1", style="vivid"),
+                asked("dall-e-2", size="256x256", user="u-1", style="vivid", quality="standard"),
                 3,
                 {"size": "256x256", "user": "u-1", "response_format": "url"},
-                id="dall-e-2 knows no style",
+                id="dall-e-2 knows no style and no quality",
             ),
             pytest.param(
                 asked(
@@ -236,6 +237,7 @@ class TestWhatIsSent:
         assert request.header("Authorization") == f"Bearer {KEY}"
         assert request.header("Content-Type") == "application/json"
         assert request.header("Accept") == "application/json"
+        assert request.header("User-Agent") == f"imagegen/{VERSION}"
 
     @pytest.mark.parametrize("prompt", ['quotes " and \\', "line\nbreak", "한국어 🐈", "\u2028", "</script>"])
     def test_the_prompt_arrives_as_it_was_written(self, upstream: Upstream, prompt: str) -> None:
@@ -246,9 +248,9 @@ class TestWhatIsSent:
         assert upstream.stand_in.calls[0]["prompt"] == prompt
 
     def test_the_stand_in_finds_nothing_to_refuse_in_any_model_s_request(self, upstream: Upstream) -> None:
-        for model in ("dall-e-2", "dall-e-3", "gpt-image-1", "flux"):
+        for model, quality in (("dall-e-2", "standard"), ("dall-e-3", "hd"), ("gpt-image-1", "low"), ("flux", None)):
             size = "256x256" if model == "dall-e-2" else "1024x1024"
-            assert len(upstream.call(asked(model, size=size, user="u-1")).images) == 1
+            assert len(upstream.call(asked(model, size=size, user="u-1", quality=quality)).images) == 1
 
 
 PNG = png("a cat")

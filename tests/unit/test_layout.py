@@ -32,6 +32,7 @@ PLAIN = {
         "deadline",
         "image_format",
         "redaction",
+        "version",
         "web_address",
     )
 }

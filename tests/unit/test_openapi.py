@@ -14,9 +14,10 @@ from imagegen.generations import is_generation_id
 from imagegen.images import is_image_id
 from imagegen.openai_wire.errors import ROWS
 from imagegen.openai_wire.headers import EXPOSED
-from imagegen.openai_wire.openapi import INVALID, VERSION, openapi_document, told_as
+from imagegen.openai_wire.openapi import INVALID, openapi_document, told_as
 from imagegen.openai_wire.requests import read_image_fields
 from imagegen.openai_wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID
+from imagegen.version import VERSION
 from tests.conftest import ROOT
 
 CAP = 1_000
@@ -36,6 +37,7 @@ OPERATIONS: list[tuple[str, dict[str, Any]]] = [
 
 def test_it_is_openapi_and_of_this_version_of_the_project() -> None:
     assert list(OpenAPIV31SpecValidator(DOCUMENT).iter_errors()) == []
+    assert DOCUMENT["info"]["version"] == VERSION
     assert f'version = "{VERSION}"' in (ROOT / "pyproject.toml").read_text()
 
 

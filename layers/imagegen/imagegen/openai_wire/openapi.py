@@ -10,12 +10,12 @@ from imagegen.generations import Status
 from imagegen.openai_wire.errors import ROWS
 from imagegen.openai_wire.headers import LISTED, MOST_LISTED
 from imagegen.openai_wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID, ref, schemas
+from imagegen.version import VERSION
 
 Fragment = dict[str, Any]
 Failure = type[BaseException]
 Told = tuple[int, str, str | None]  # an error as a client sees it: status, type and code
 
-VERSION = "0.1.0"
 _BEARER = "bearer"
 
 # What the gateway answers by itself, whatever the route. The template's GatewayResponses say the same.

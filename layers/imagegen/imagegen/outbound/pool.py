@@ -19,8 +19,10 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from imagegen.deadline import Deadline
 from imagegen.outbound.reading import cut_off_at
+from imagegen.version import VERSION
 
 CONNECT_SECONDS = 5.0
+USER_AGENT = f"imagegen/{VERSION}"  # Cloudflare refuses the default names of HTTP libraries
 # A connection that idled longer may be dead without our knowing: Lambda freezes between requests, and hosts hang up
 # after 5 s (Node's default) or more. A request that is sent into a dead connection is lost.
 IDLE_SECONDS = 4.0
@@ -75,7 +77,7 @@ class HttpPool:
             method,
             f"{url.path or '/'}?{url.query}" if url.query else url.path or "/",
             body=body,
-            headers={"Host": url.netloc, "Accept-Encoding": "identity", **own, **headers},
+            headers={"Host": url.netloc, "User-Agent": USER_AGENT, "Accept-Encoding": "identity", **own, **headers},
             retries=False,
             redirect=False,
             preload_content=False,
