@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from imagegen.batches import Counts
 from imagegen.generate import MOST_SENT
 from imagegen.generations import Generation, Status
+from imagegen.openai_wire.batches import batch_answer
 from tests.explorer.world import BatchWorld, World
 
 
@@ -159,7 +160,9 @@ def _batch(world: BatchWorld) -> Iterator[str]:
         yield "the end of the batch was never published"
     if world.batch_lines._pending:
         yield "a line is pending after the end"
-    files = dict(world.box.saved)
+    files = world.box.there
+    answer = batch_answer(batch, batch.counts or Counts(0, 0))
+    yield from _files(files, {answer["output_file_id"], answer["error_file_id"]} - {None})
     lines = [json.loads(text) for content in files.values() for text in content.splitlines()]
     names = [line["custom_id"] for line in lines]
     if len(set(names)) != len(names):
@@ -173,3 +176,11 @@ def _batch(world: BatchWorld) -> Iterator[str]:
     for record in _live(world):
         if record.status is Status.COMPLETED and record.origin.custom_id not in completed:
             yield f"{record.id} is completed, and not in the output"
+
+
+def _files(files: Mapping[str, bytes], named: set[str]) -> Iterator[str]:
+    """The files are those that the batch names, and none is empty."""
+    if files.keys() != named:
+        yield f"the files are {sorted(files)}, the batch names {sorted(named)}"
+    if not all(files.values()):
+        yield "a file has no line"

@@ -200,12 +200,16 @@ class FakeBatchBus(_Failing):
 
 
 class FakeFiles(_Failing):
-    """Passes the contracts of `ports.Inbox` and `ports.Outbox`. `saved` are all files that were written, in order."""
+    """Passes the contracts of `ports.Inbox` and `ports.Outbox`.
+
+    `saved` are all files that were written, in order; `there` are those that are left.
+    """
 
     def __init__(self, content: bytes = b"") -> None:
         super().__init__()
         self.content = content
         self.saved: list[tuple[str, bytes]] = []
+        self.there: dict[str, bytes] = {}
 
     def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
         with self._asked():
@@ -216,3 +220,8 @@ class FakeFiles(_Failing):
             content = b"".join(blocks)
             assert len(content) == length
             self.saved.append((key, content))
+            self.there[key] = content
+
+    def delete(self, key: str, deadline: Deadline) -> None:
+        with self._asked():
+            self.there.pop(key, None)

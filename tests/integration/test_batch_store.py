@@ -229,11 +229,16 @@ def test_a_file_is_read_as_it_was_when_it_was_dropped_and_written_whole(aws_url:
     for missing in (InboxFile("inbox/none", version, 10), InboxFile(key, "none", 10)):
         with pytest.raises(ImageStorageError):
             inbox.read(missing, 0, 10, soon)
-    S3Outbox(bucket).save("outbox/a.jsonl", 6, iter([b"abc", b"def"]), soon)
-    S3Outbox(bucket).save("outbox/empty.jsonl", 0, iter([]), soon)
+    outbox = S3Outbox(bucket)
+    outbox.save("outbox/a.jsonl", 6, iter([b"abc", b"def"]), soon)
     assert s3.get_object(Bucket=name, Key="outbox/a.jsonl")["Body"].read() == b"abcdef"
-    assert s3.get_object(Bucket=name, Key="outbox/empty.jsonl")["Body"].read() == b""
+    for _ in range(2):
+        outbox.delete("outbox/a.jsonl", soon)
+        assert "Contents" not in s3.list_objects_v2(Bucket=name, Prefix="outbox/")
+    nowhere = S3Outbox(
+        S3Bucket(HttpPool(), url=f"{aws_url}/none-{name}", region="us-east-1", credentials=lambda: CREDENTIALS)
+    )
     with pytest.raises(ImageStorageError):
-        S3Outbox(
-            S3Bucket(HttpPool(), url=f"{aws_url}/none-{name}", region="us-east-1", credentials=lambda: CREDENTIALS)
-        ).save("outbox/a.jsonl", 0, iter([]), soon)
+        nowhere.save("outbox/a.jsonl", 0, iter([]), soon)
+    with pytest.raises(ImageStorageError):
+        nowhere.delete("outbox/a.jsonl", soon)

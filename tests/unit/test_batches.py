@@ -50,6 +50,7 @@ from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.image_store import FakeImageStore
 
 NOW, LEASE = 1_760_000_000.0, 60.0
+FILES = ("output_file_id", "error_file_id")
 
 
 def line(custom_id: str, **body: Any) -> str:
@@ -121,7 +122,7 @@ class World:
         return found
 
     def written(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        (_, output), (_, errors) = self.files.saved[-2:]
+        output, errors = (self.files.there.get(f"outbox/alice/a.{kind}.jsonl", b"") for kind in ("output", "errors"))
         return [json.loads(each) for each in output.splitlines()], [json.loads(each) for each in errors.splitlines()]
 
 
@@ -203,7 +204,7 @@ def test_every_line_of_a_file_is_made_once_and_answered_in_its_order(world: Worl
     output, errors = world.written()
     assert custom_ids(output) == [f"c{number}" for number in range(count)]
     assert errors == []
-    assert [key for key, _ in world.files.saved] == ["outbox/alice/a.output.jsonl", "outbox/alice/a.errors.jsonl"]
+    assert [key for key, _ in world.files.saved] == ["outbox/alice/a.output.jsonl"]
     assert world.counters.used["alice", "2025-10-09"] == count
     assert [each.id for each in world.batch_bus.ended] == [batch.id]
 
@@ -286,7 +287,7 @@ def test_ends_side_by_side_are_counted_right(world: World) -> None:
     assert world.messages.sent
     world.carry_on_all()
     assert world.batch(batch).counts == Counts(100, 0)
-    assert len(world.files.saved) == 2
+    assert len(world.files.saved) == 1
 
 
 def test_the_output_is_not_written_before_the_whole_file_is_read(world: World) -> None:
@@ -496,11 +497,44 @@ def test_the_object_and_the_event_tell_of_an_ended_batch(world: World) -> None:
     answer = batch_answer(batch, batch.counts or Counts(0, 0))
     assert answer["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
     assert (answer["output_file_id"], answer["completed_at"]) == ("outbox/alice/a.output.jsonl", int(NOW))
+    schema = json.loads((ROOT / "events/schemas/image-batch-completed.json").read_text())
+    Draft202012Validator(schema).validate(schema["examples"][0])
+    assert told_of(batch) == answer
+
+
+def told_of(batch: Batch) -> dict[str, Any]:
+    """The object, whose fields in the event are the same and fit its schema."""
+    answer = batch_answer(batch, batch.counts or Counts(0, 0))
     detail_type, detail = batch_event(batch)
     schema = json.loads((ROOT / "events/schemas/image-batch-completed.json").read_text())
-    (example,) = schema["examples"]
-    Draft202012Validator(schema).validate(example)
-    Draft202012Validator(schema).validate(example | {"detail-type": detail_type, "detail": detail})
+    Draft202012Validator(schema).validate(schema["examples"][0] | {"detail-type": detail_type, "detail": detail})
+    assert detail == {"client": batch.caller, **{name: answer[name] for name in detail if name != "client"}}
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("lines", "output", "errors"),
+    [
+        ([line("a")], "outbox/alice/a.output.jsonl", None),
+        (["{"], None, "outbox/alice/a.errors.jsonl"),
+        ([line("a"), "{"], "outbox/alice/a.output.jsonl", "outbox/alice/a.errors.jsonl"),
+        ([], None, None),
+    ],
+)
+def test_only_a_file_that_has_a_line_is_there_and_named(
+    world: World, lines: list[str], output: str | None, errors: str | None
+) -> None:
+    world.files.there = {"outbox/alice/a.output.jsonl": b"before", "outbox/alice/a.errors.jsonl": b"before"}
+    batch = world.drop(*lines)
+    running = batch_answer(batch, Counts(1, 1))
+    assert [running[name] for name in FILES] == [None, None]
+    world.carry_on(batch)
+    world.make_all()
+    world.carry_on_all()
+    answer = told_of(world.batch(batch))
+    assert [answer[name] for name in FILES] == [output, errors]
+    assert world.files.there.keys() == {output, errors} - {None}
+    assert b"before" not in world.files.there.values()
 
 
 def test_a_failed_generation_is_an_error_line(world: World) -> None:

@@ -326,6 +326,10 @@ class Outbox(Protocol):
         """Stores a file of `length` bytes. Raises ImageStorageError."""
         ...
 
+    def delete(self, key: str, deadline: Deadline) -> None:
+        """Deletes a file, also if there is none. Raises ImageStorageError."""
+        ...
+
 
 class BatchBus(Protocol):
     def batch_ended(self, batch: Batch) -> None:

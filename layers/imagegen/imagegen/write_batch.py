@@ -1,4 +1,4 @@
-"""Writes the two files that tell what became of the lines of a batch."""
+"""Writes the files that tell what became of the lines of a batch: the output, and the errors."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ _STORING_SECONDS = 120.0
 
 
 def write_output(batch: Batch, lines: BatchLines, outbox: Outbox) -> Counts:
-    """Writes both files, the same however often it is done, and counts what they hold.
+    """Writes each file that has a line, the same however often it is done, and counts what they hold.
 
+    A file without a line is deleted: one of that name is from a batch before, or from a process that died meanwhile.
     Raises RecordsUnavailableError, ImageStorageError.
     """
     completed = failed = 0
@@ -26,9 +27,12 @@ def write_output(batch: Batch, lines: BatchLines, outbox: Outbox) -> Counts:
             (output if line.completed else errors).write(line.text.encode() + b"\n")
             completed, failed = completed + line.completed, failed + (not line.completed)
         for key, file in ((batch.output_key, output), (batch.errors_key, errors)):
-            length = file.tell()
-            file.seek(0)
-            outbox.save(key, length, _blocks(file), Deadline.after(_STORING_SECONDS))
+            length, until = file.tell(), Deadline.after(_STORING_SECONDS)
+            if length:
+                file.seek(0)
+                outbox.save(key, length, _blocks(file), until)
+            else:
+                outbox.delete(key, until)
     return Counts(completed, failed)
 
 

@@ -53,3 +53,12 @@ class S3Outbox:
             raise ImageStorageInterruptedError(_NOT_WRITTEN) from None
         if status != 200:
             raise ImageStorageError(f"{_NOT_WRITTEN} The bucket answered {status}.")
+
+    def delete(self, key: str, deadline: Deadline) -> None:
+        try:
+            with closing(self._bucket.ask("DELETE", key, deadline)) as response:
+                response.drain_conn()
+        except (HTTPError, OSError):
+            raise ImageStorageInterruptedError(_NOT_WRITTEN) from None
+        if response.status not in (200, 204):
+            raise ImageStorageError(f"{_NOT_WRITTEN} The bucket answered {response.status}.")
