@@ -3,14 +3,17 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from imagegen.web_address import read_web_address
 from local.aws_door import REGION
-from local.serving import serving
+from local.serving import PortError, serving
 from local.stack import ROOT, STACK_NAME, LocalStack, Options, running
 from local.upstream import StandInUpstream
 
@@ -26,14 +29,13 @@ _ENTRIES = json.dumps([_ENTRY])
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
-    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT") or 8000))
-    parser.add_argument("--stage", default=os.environ.get("STAGE") or "", help="serve under this path prefix")
     parser.add_argument("--built", action="store_true", help="run what `make build` made")
     arguments = parser.parse_args()
-    base_url, key = os.environ.get("UPSTREAM_BASE_URL"), os.environ.get("UPSTREAM_API_KEY")
-    if bool(base_url) != bool(key):
-        print("give UPSTREAM_BASE_URL and UPSTREAM_API_KEY together, or neither for the stand-in", file=sys.stderr)
-        return 2
+    try:
+        port, stage = _port(os.environ.get("PORT") or "8000"), _stage(os.environ.get("STAGE") or "")
+        base_url, key = _upstream(os.environ)
+    except ValueError as error:
+        return _refused(error)
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,17 +43,20 @@ def main() -> int:
     with ExitStack() as closing:
         if not base_url:
             upstream = StandInUpstream(_STAND_IN_KEY)
-            port = closing.enter_context(serving(upstream.respond))
-            base_url, key = f"http://127.0.0.1:{port}/v1", _STAND_IN_KEY
+            upstream_port = closing.enter_context(serving(upstream.respond))
+            base_url, key = f"http://127.0.0.1:{upstream_port}/v1", _STAND_IN_KEY
         options = Options(
             upstream_base_url=base_url,
             upstream_api_key=key,
-            port=arguments.port,
-            stage=arguments.stage,
+            port=port,
+            stage=stage,
             built=arguments.built,
             on_answer=_print_answer,
         )
-        stack = closing.enter_context(running(options, ROOT / ".local" / "logs"))
+        try:
+            stack = closing.enter_context(running(options, ROOT / ".local" / "logs"))
+        except PortError as error:
+            return _refused(error)
         print(f"ready: {stack.url}/v1  key: {stack.keys['local']}", flush=True)
         print(f"other  key: {stack.keys['other']}", flush=True)
         print(f"upstream: {base_url}   AWS: {stack.aws_url}   logs: {_relative(stack.logs)}", flush=True)
@@ -61,6 +66,37 @@ def main() -> int:
         stop.wait()
         print("stopping", flush=True)
     return 0
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
+        raise ValueError(f"PORT={text} is no port: give a number from 1 to 65535, or 0 for any that is free")
+    return int(text)
+
+
+def _stage(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_]{0,64}", text):
+        raise ValueError(f"STAGE={text} is no stage: give 1 to 64 letters, digits and _")
+    return text
+
+
+def _upstream(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The address and the key; None without an address, for the stand-in."""
+    base_url, key = environ.get("UPSTREAM_BASE_URL"), environ.get("UPSTREAM_API_KEY")
+    if base_url is None and not key:
+        return None, None
+    if not (base_url or "").strip() or not (key or "").strip():
+        raise ValueError("give UPSTREAM_BASE_URL and UPSTREAM_API_KEY together, or neither for the stand-in")
+    try:
+        read_web_address(base_url or "")
+    except ValueError as error:
+        raise ValueError(f"UPSTREAM_BASE_URL {error}: give one such as https://api.example.com/v1") from None
+    return base_url, key
+
+
+def _refused(error: Exception) -> int:
+    print(error, file=sys.stderr)
+    return 2
 
 
 def _aws(stack: LocalStack) -> str:

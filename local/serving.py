@@ -35,6 +35,10 @@ class Reply:
     declared_length: int | None = None
 
 
+class PortError(Exception):
+    """The port that was asked for cannot be served at; the words say what to do."""
+
+
 class HungUpError(Exception):
     """Raised by a responder that leaves the client without an answer."""
 
@@ -101,8 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(responder: Responder, port: int = 0) -> Iterator[int]:
-    """Serves until the block is left; gives the port, a free one where 0 is asked for."""
-    server = _Server(("127.0.0.1", port), _Handler)
+    """Serves until the block is left; gives the port, a free one if 0 is asked for. Raises PortError."""
+    try:
+        server = _Server(("127.0.0.1", port), _Handler)
+    except OSError as error:
+        raise PortError(f"port {port} cannot be served at ({error.strerror}): choose another by PORT=…") from None
     server.responder = responder
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -89,6 +89,10 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
         if logs is None:
             logs = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="imagegen-")))
         logs.mkdir(parents=True, exist_ok=True)
+        # The address is needed before there is anything to answer at it; a port that is taken costs no start.
+        front = _Front()
+        port = closing.enter_context(serving(front.respond, options.port))
+        url = f"http://127.0.0.1:{port}" + (f"/{options.stage}" if options.stage else "")
         with ThreadPoolExecutor() as starting:  # the two slow starts side by side
             aws = starting.submit(closing.enter_context, moto_server(logs / "aws.log"))
             from local.template import Template  # noqa: PLC0415  # a second of imports, while moto starts
@@ -97,10 +101,6 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             source = (BUILT if options.built else ROOT) / "template.yaml"
             template = Template.read(source, parameters, REGION)
             aws_url = aws.result()
-        # The address is needed before there is anything to answer at it.
-        front = _Front()
-        port = closing.enter_context(serving(front.respond, options.port))
-        url = f"http://127.0.0.1:{port}" + (f"/{options.stage}" if options.stage else "")
         deployed = _deploy(template, aws_url, parameters, url)
         keys = {client: BearerKey.new(client) for client in options.clients}
         _configure_buckets(template, deployed, aws_url)

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -127,8 +128,48 @@ def test_it_takes_an_upstream_and_its_key(upstream: Upstream) -> None:
         assert process.wait(10) == 0
 
 
-def test_an_upstream_without_its_key_is_refused_with_a_word() -> None:
-    with make_run(UPSTREAM_BASE_URL="http://127.0.0.1:9/v1") as process:
+URL = "UPSTREAM_BASE_URL"
+TOGETHER = "give UPSTREAM_BASE_URL and UPSTREAM_API_KEY together"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({URL: "http://127.0.0.1:9/v1"}, TOGETHER),
+        ({"UPSTREAM_API_KEY": UPSTREAM_KEY}, TOGETHER),
+        ({URL: ""}, TOGETHER),
+        ({URL: " ", "UPSTREAM_API_KEY": UPSTREAM_KEY}, TOGETHER),
+        ({URL: "https://a.example/v1", "UPSTREAM_API_KEY": " "}, TOGETHER),
+        ({URL: "https://", "UPSTREAM_API_KEY": UPSTREAM_KEY}, "UPSTREAM_BASE_URL is not an http or https URL"),
+        ({URL: "a.example/v1", "UPSTREAM_API_KEY": UPSTREAM_KEY}, "UPSTREAM_BASE_URL is not an http or https URL"),
+        ({URL: "https://u:canary@a.example/v1", "UPSTREAM_API_KEY": UPSTREAM_KEY}, "carries a query, a fragment or"),
+        ({URL: "http://a.example/v1", "UPSTREAM_API_KEY": UPSTREAM_KEY}, "is plain http to another machine"),
+        ({"PORT": "abc"}, "PORT=abc is no port: give a number from 1 to 65535"),
+        ({"PORT": "70000"}, "PORT=70000 is no port: give a number from 1 to 65535"),
+        ({"PORT": "-1"}, "PORT=-1 is no port: give a number from 1 to 65535"),
+        ({"STAGE": "a/b"}, "STAGE=a/b is no stage: give 1 to 64 letters, digits and _"),
+    ],
+)
+def test_what_it_cannot_serve_by_is_refused_in_a_line_that_says_what_to_do(given: dict[str, str], said: str) -> None:
+    line = refused(given)
+    assert said in line
+    assert UPSTREAM_KEY not in line
+    assert "canary" not in line
+
+
+def test_a_port_that_is_taken_is_refused_in_a_line_that_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert (
+            refused({"PORT": str(port)})
+            == f"port {port} cannot be served at (Address already in use): choose another by PORT=…"
+        )
+
+
+def refused(given: dict[str, str]) -> str:
+    """The one line that it says. A process that it left running would hold the pipe, and this would wait for it."""
+    with make_run(**given) as process:
         out, _ = process.communicate(timeout=20)
     assert process.returncode == 2
-    assert "UPSTREAM_API_KEY" in out
+    assert out.count("\n") == 1, out
+    return out.removesuffix("\n")
