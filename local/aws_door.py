@@ -157,7 +157,10 @@ def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:
         versioned = "versionId" in parse_qs(environ.get("QUERY_STRING", ""))
         yield f"s3:{action}{'Version' if versioned else ''}", f"arn:aws:s3:::{path}"
         return
-    operation = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
+    if "HTTP_X_AMZ_TARGET" not in environ:  # CloudFormation and others that are asked by a form
+        yield f"{service}:{parse_qs(_body(environ).decode())['Action'][0]}", "*"
+        return
+    operation = environ["HTTP_X_AMZ_TARGET"].rpartition(".")[2]
     asked = json.loads(_body(environ) or b"{}")
     if service == "dynamodb" and operation == "TransactWriteItems":
         for item in asked["TransactItems"]:
@@ -237,6 +240,10 @@ def _refusal(
         _body(environ)  # whoever is still sending would not listen
         start_response("403 Forbidden" if refused else "500 Internal Server Error", [("Content-Type", "text/xml")])
         return [f"<Error><Code>{code.removesuffix('Exception')}</Code><Message>{message}</Message></Error>".encode()]
+    if "HTTP_X_AMZ_TARGET" not in environ:
+        start_response("403 Forbidden", [("Content-Type", "text/xml")])
+        text = f"<Error><Code>{code.removesuffix('Exception')}</Code><Message>{message}</Message></Error>"
+        return [f"<ErrorResponse>{text}</ErrorResponse>".encode()]
     server_fault = code == "InternalServerError"
     start_response(
         "500 Internal Server Error" if server_fault else "400 Bad Request",

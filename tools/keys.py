@@ -17,6 +17,7 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
 from imagegen.credentials import BearerKey, ClientRecord
+from tools.stacks import find_stack, no_stack, read_stack_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,10 @@ def main() -> int:
     arguments = _parser().parse_args()
     run: Callable[[SSMClient, argparse.Namespace], int] = arguments.run
     try:
-        return run(boto3.session.Session().client("ssm"), arguments)
+        session = boto3.session.Session()
+        if find_stack(session, arguments.stack) is None:
+            return _refused(no_stack(session, arguments.stack))
+        return run(session.client("ssm"), arguments)
     except (BotoCoreError, ClientError) as error:
         return _refused(" ".join(str(error).split()))
 
@@ -103,18 +107,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_stack(parser: argparse.ArgumentParser, run: Callable[[SSMClient, argparse.Namespace], int]) -> None:
-    parser.add_argument("--stack", type=_stack, required=True, help="the name of the stack")
+    parser.add_argument("--stack", type=read_stack_name, required=True, help="the name of the stack")
     parser.set_defaults(run=run)
 
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--client", type=_client, required=True, help="the client's name")
-
-
-def _stack(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,127}", text):
-        raise argparse.ArgumentTypeError("a stack is 1 to 128 letters, digits and -, and begins with a letter")
-    return text
 
 
 def _client(text: str) -> str:

@@ -18,6 +18,8 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from samtranslator.yaml_helper import yaml_parse
 
+from tools.stacks import find_stack, read_stack_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -75,14 +77,20 @@ def main() -> int:
     arguments = _parser().parse_args()
     template = yaml_parse((ROOT / "template.yaml").read_text())
     target = Target.read(tomllib.loads(arguments.config.read_text()), arguments.environment)
-    session = boto3.session.Session(region_name=target.region)
     missing = [*of_tools(arguments.sam, arguments.python), *of_config(target, template)]
-    missing += of_aws(session, target, template)
+    region = target.region
+    try:
+        session = boto3.session.Session(region_name=region)
+    except BotoCoreError as error:  # a profile that is not there
+        missing.append(Missing(f"nothing in AWS was looked at: {_line(error)}", "aws configure sso"))
+    else:
+        region = session.region_name
+        missing += of_aws(session, target, template)
     for each in missing:
         print(f"{each.what}\n    {each.mend}", file=sys.stderr)
     if missing:
         return 1
-    print(f"nothing is missing for {target.stack} in {session.region_name}")
+    print(f"nothing is missing for {target.stack} in {region}")
     return 0
 
 
@@ -94,9 +102,10 @@ def of_tools(sam: str, python: str) -> Iterator[Missing]:
 
 
 def of_config(target: Target, template: Mapping[str, Any]) -> Iterator[Missing]:
-    if not target.stack:
+    wrong = _wrong_name(target) if target.stack else f"samconfig.toml names no stack for {target.environment}"
+    if wrong:
         yield Missing(
-            f"samconfig.toml names no stack for {target.environment}",
+            wrong,
             f"write there, below [{target.environment}.global.parameters]: "
             f'stack_name = "imagegen-{target.environment}"',
         )
@@ -106,6 +115,14 @@ def of_config(target: Target, template: Mapping[str, Any]) -> Iterator[Missing]:
                 f"{name} is no parameter of template.yaml",
                 f"mend its name in samconfig.toml, below {_overrides_of(target)}; docs/configuration.md lists all",
             )
+
+
+def _wrong_name(target: Target) -> str | None:
+    try:
+        read_stack_name(target.stack)
+    except argparse.ArgumentTypeError as error:
+        return f"samconfig.toml names the stack for {target.environment} {target.stack}: {error}"
+    return None
 
 
 def of_aws(session: Session, target: Target, template: Mapping[str, Any]) -> list[Missing]:
@@ -120,7 +137,7 @@ def of_aws(session: Session, target: Target, template: Mapping[str, Any]) -> lis
         return [Missing(f"the credentials are not good: {_line(error)}", "aws sso login")]
     missing: list[Missing] = []
     deployed: dict[str, str] = {}
-    if target.stack:
+    if target.stack and not _wrong_name(target):
         with_stack: list[tuple[str, Callable[[], Iterator[Missing]]]] = [
             ("cloudformation:DescribeStacks", lambda: of_stack(session, target, deployed)),
             ("ssm:DescribeParameters", lambda: of_secret(session, target)),
@@ -136,13 +153,9 @@ def of_aws(session: Session, target: Target, template: Mapping[str, Any]) -> lis
 
 def of_stack(session: Session, target: Target, deployed: dict[str, str]) -> Iterator[Missing]:
     """Fills `deployed` with the parameters that the stack has now, if it is there."""
-    cloudformation = session.client("cloudformation")
-    try:
-        (stack,) = cloudformation.describe_stacks(StackName=target.stack)["Stacks"]
-    except ClientError as error:
-        if "does not exist" in str(error):
-            return
-        raise
+    stack = find_stack(session, target.stack)
+    if stack is None:
+        return
     deployed |= {each["ParameterKey"]: each["ParameterValue"] for each in stack.get("Parameters", [])}
     status, name = stack["StackStatus"], f"--stack-name {target.stack}"
     if status in _BROKEN:

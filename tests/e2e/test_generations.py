@@ -363,7 +363,7 @@ def test_an_operator_has_a_failed_generation_tried_again_on_the_same_record(quic
     assert (failed["status"], len(failed["data"])) == ("failed", 1)
 
     environment = {"AWS_ENDPOINT_URL": quick_lease.stack.aws_url, "AWS_DEFAULT_REGION": REGION, **CREDENTIALS}
-    command = [sys.executable, "-m", "tools.retry", STACK_NAME, generation_id]
+    command = [sys.executable, "-m", "tools.retry", f"--stack={STACK_NAME}", f"--id={generation_id}"]
 
     def retry() -> subprocess.CompletedProcess[str]:
         env = os.environ | environment

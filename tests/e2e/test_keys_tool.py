@@ -1,4 +1,4 @@
-"""`make key`, `make keys` and `make revoke`, run as they stand against the local stack."""
+"""`make key`, `make keys`, `make revoke` and `make retry`, run as they stand against the local stack; what `make verify` refuses."""
 
 import hashlib
 import json
@@ -22,6 +22,8 @@ from tests.e2e.test_generations import kill_workers
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
 
+TARGETS = ["key", "keys", "revoke", "retry"]
+GENERATION = "gen_AAECAwQFBgcICQoLDA0ODw"
 NO_CONFIG = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -33,6 +35,13 @@ NO_CONFIG = {
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with serve("source", tmp_path_factory.mktemp("keys")) as service:
         yield service
+
+
+def stack_of_another_name(service: Service, name: str) -> str:
+    """A stack that is there, with one resource and no clients."""
+    topic = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}}
+    service.stack.client("cloudformation").create_stack(StackName=name, TemplateBody=json.dumps(topic))
+    return name
 
 
 def operator(service: Service, **other: str) -> dict[str, str]:
@@ -218,13 +227,13 @@ def test_a_key_was_written_when_it_was_replaced(service: Service) -> None:
 
 
 def test_a_stack_without_clients_lists_none_and_says_so(service: Service) -> None:
-    done = make("keys", operator(service), STACK="other-stack")
+    done = make("keys", operator(service), STACK=stack_of_another_name(service, "other-stack"))
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "there is no client under /other-stack/clients\n"
 
 
 def test_one_stacks_clients_are_not_anothers(service: Service) -> None:
-    key = made(service, "abroad", STACK="other-stack-2")
+    key = made(service, "abroad", STACK=stack_of_another_name(service, "other-stack-2"))
     assert status(service, key) == 401
     assert "abroad" not in make("keys", operator(service)).stdout
     assert refused(make("revoke", operator(service), CLIENT="abroad")).startswith("there is no client")
@@ -243,12 +252,45 @@ def test_an_allowance_that_is_no_number_is_refused_clearly(service: Service, ima
     assert "a whole number from 0" in said
 
 
-@pytest.mark.parametrize("target", ["key", "keys", "revoke"])
-def test_a_stack_that_was_not_named_is_asked_for(service: Service, target: str) -> None:
-    assert "a stack is" in refused(make(target, operator(service), STACK="", CLIENT="web"), code=2)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("stack", ["", "no_stack", "AWS-images", "ssm"])
+def test_a_stack_whose_name_is_none_or_can_hold_no_parameter_is_refused(
+    service: Service, target: str, stack: str
+) -> None:
+    said = refused(make(target, operator(service), STACK=stack, CLIENT="web", ID=GENERATION), code=2)
+    assert "a stack is not named" in said if stack[:3].lower() in ("aws", "ssm") else "a stack is 1 to 128" in said
 
 
-@pytest.mark.parametrize("target", ["key", "keys", "revoke"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_stack_that_is_not_there_is_refused_by_its_name(service: Service, target: str) -> None:
+    done = make(target, operator(service), STACK="no-such-stack", CLIENT="web", ID=GENERATION)
+    assert refused(done) == f"there is no stack no-such-stack in {REGION}"
+    ssm = service.stack.client("ssm")
+    assert ssm.get_parameters_by_path(Path="/no-such-stack", Recursive=True)["Parameters"] == []
+
+
+@pytest.mark.parametrize("generation_id", ["", "gen_", "batch_AAECAwQFBgcICQoLDA0ODw"])
+def test_a_generation_that_is_none_is_refused(service: Service, generation_id: str) -> None:
+    assert "a generation's id is gen_" in refused(make("retry", operator(service), ID=generation_id), code=2)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "key"),
+    [("", "ig_a"), ("https://a.example/v1", ""), ("a.example/v1", "ig_a"), ("https://a.example", "ig_a")],
+)
+def test_a_deployment_that_cannot_be_verified_is_refused(base_url: str, key: str) -> None:
+    assert "make verify needs BASE_URL=https://…/v1" in refused(make("verify", {}, BASE_URL=base_url, KEY=key))
+
+
+def test_a_generation_that_is_not_there_and_a_stack_without_any_are_refused(service: Service) -> None:
+    assert refused(make("retry", operator(service), ID=GENERATION)).startswith(f"{GENERATION} has not failed")
+    stack = stack_of_another_name(service, "without-generations")
+    assert refused(make("retry", operator(service), STACK=stack, ID=GENERATION)).startswith(
+        f"{stack} has no generations"
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     ("taken", "said"),
     [
@@ -260,19 +302,26 @@ def test_what_is_missing_to_reach_aws_is_told_in_a_line(
     service: Service, target: str, taken: list[str], said: str
 ) -> None:
     environment = {name: value for name, value in operator(service).items() if name not in taken}
-    assert said in refused(make(target, environment, CLIENT="nobody"))
+    assert said in refused(make(target, environment, CLIENT="nobody", ID=GENERATION))
 
 
-@pytest.mark.parametrize("target", ["key", "revoke"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_profile_that_is_not_there_is_named(service: Service, target: str) -> None:
+    done = make(target, operator(service, AWS_PROFILE="nobodys"), CLIENT="nobody", ID=GENERATION)
+    assert "nobodys" in refused(done)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_whoever_may_not_is_told_so_in_a_line(service: Service, target: str) -> None:
     """The authorizer's role may read a client's record and nothing else."""
-    done = make(target, operator(service, AWS_ACCESS_KEY_ID="AuthorizerFunction"), CLIENT="denied")
+    environment = operator(service, AWS_ACCESS_KEY_ID="AuthorizerFunction")
+    done = make(target, environment, CLIENT="denied", ID=GENERATION)
     assert "AccessDenied" in refused(done)
 
 
-@pytest.mark.parametrize("target", ["key", "keys", "revoke"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_region_without_an_answer_is_told_in_a_line(service: Service, target: str, tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("[default]\nmax_attempts = 1\n")
     elsewhere = operator(service, AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_CONFIG_FILE=str(config))
-    assert "127.0.0.1:9" in refused(make(target, elsewhere, CLIENT="nobody"))
+    assert "127.0.0.1:9" in refused(make(target, elsewhere, CLIENT="nobody", ID=GENERATION))

@@ -104,7 +104,9 @@ class Account:
                 "AWS_ENDPOINT_URL_LAMBDA": url,
             }
 
-    def preflight(self, environment: str = "dev", *, without: tuple[str, ...] = (), **other: str) -> Done:
+    def preflight(
+        self, environment: str = "dev", *, without: tuple[str, ...] = (), profile: str | None = None, **other: str
+    ) -> Done:
         """What the tool says, in this process: one of its own takes a second to start."""
         tools = self.config.parent
         (tools / "python3.13").touch(0o755)
@@ -113,6 +115,7 @@ class Account:
         out, err = io.StringIO(), io.StringIO()
         with self.environment() as variables:
             given = {name: value for name, value in variables.items() if name not in without}
+            given |= {"AWS_PROFILE": profile} if profile else {}
             told = (redirect_stdout(out), redirect_stderr(err))
             with patch.dict(os.environ, given, clear=True), patch.object(sys, "argv", arguments), told[0], told[1]:
                 try:
@@ -209,6 +212,20 @@ def test_lambdas_quota_is_held_against_what_the_parameters_may_need(
     assert (done.returncode == 0) is enough, done.stderr
     if not enough:
         assert f"at most {quota} functions" in missing(done)[0]
+
+
+@pytest.mark.parametrize("stack", ["aws-images", "SSMimages", "images_dev", "1images"])
+def test_a_stack_whose_name_is_none_or_can_hold_no_parameter_is_to_be_named_anew(account: Account, stack: str) -> None:
+    account.stack = stack
+    (told,) = missing(account.preflight())
+    assert told.startswith(f"samconfig.toml names the stack for dev {stack}: a stack is ")
+    assert told.endswith('stack_name = "imagegen-dev"')
+
+
+def test_a_profile_that_is_not_there_is_named(account: Account) -> None:
+    (told,) = missing(account.preflight(profile="nobodys"))
+    assert told.startswith("nothing in AWS was looked at: ")
+    assert "nobodys" in told
 
 
 @pytest.mark.parametrize(
