@@ -2,6 +2,7 @@
 PYTHON ?= python3
 export PYTHONPATH := layers/imagegen
 export SAM_CLI_TELEMETRY := 0
+export UV_SYSTEM_CERTS := 1
 
 # The runtime's own Python, for `sam build`. A pyenv shim alone is not enough, so its real folder is looked up.
 PYTHON313_BIN := $(shell python3.13 -c 'import sys; print(sys.prefix + "/bin")' 2>/dev/null \
@@ -16,7 +17,7 @@ define environment
 	@echo "setting up $(1) ..."
 	@$(2) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
-	@$(1)/bin/uv pip sync --quiet --system-certs --require-hashes --python $(1) $(3) || { \
+	@$(1)/bin/uv pip sync --quiet --require-hashes --python $(1) $(3) || { \
 		echo "uv could not; pip is trying, which takes minutes"; \
 		$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(3); }
 	@touch $@

@@ -1,4 +1,4 @@
-"""`make key`, `make keys`, `make revoke` and `make retry`, run as they stand against the local stack; what `make verify` refuses."""
+"""The targets for a stack's operator, run as they stand against the local stack."""
 
 import hashlib
 import json

@@ -2,9 +2,11 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -130,6 +132,19 @@ def test_the_build_is_of_the_source_as_it_is() -> None:
     assert files(LAYER / "imagegen") == files(ROOT / "layers/imagegen/imagegen")
     for function, folder in (("ApiFunction", "api"), ("SiteFunction", "site"), ("WorkerFunction", "worker")):
         assert files(ROOT / ".aws-sam/build" / function) == files(ROOT / "functions" / folder)
+
+
+def test_whatever_uv_make_calls_takes_the_certificates_of_the_system() -> None:
+    """The bench calls it too, and `make lock`."""
+    make, uv = shutil.which("make"), Path(sys.executable).parent / "uv"
+    if make is None:
+        pytest.skip("make is not there")
+    show = f"show: ; @{uv} pip sync --show-settings requirements-uv.txt"
+    environment = {name: value for name, value in os.environ.items() if name != "UV_SYSTEM_CERTS"}
+    shown = subprocess.run(
+        [make, "--eval", show, "show"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "system_certs: true" in shown.stdout
 
 
 def test_make_help_names_every_command_that_the_documents_use() -> None:
