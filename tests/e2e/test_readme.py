@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode, b64encode
 from urllib.request import urlopen
 
 import msgspec
@@ -14,6 +15,7 @@ from samtranslator.yaml_helper import yaml_parse
 
 from imagegen.credentials import BearerKey, ClientRecord
 from local.aws_door import REGION
+from local.serving import Reply
 from local.stack import CREDENTIALS
 from tests.conftest import ROOT
 from tests.e2e.conftest import Service
@@ -44,6 +46,18 @@ def test_the_curl_command_makes_an_image(service: Service) -> None:
     (image,) = json.loads(run(["bash", "-c", command], KEY=service.key))["data"]
     with urlopen(image["permalink"]) as response:
         assert response.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_curl_command_gets_ten_images_as_base64_however_heavy_they_are(service: Service) -> None:
+    """The answer is in the bucket, and a redirect leads there: its URL is signed for GET alone."""
+    needs("bash", "curl")
+    image = b"\x89PNG\r\n\x1a\n" + os.urandom(500_000) + b"\x00\x00\x00\x00IEND\xaeB`\x82"
+    answer = json.dumps({"created": 1, "data": [{"b64_json": b64encode(image).decode()}]}).encode()
+    service.upstream.script += [lambda _: Reply(200, answer, {"Content-Type": "application/json"})] * 10
+    command = block("bash", "curl").replace("http://127.0.0.1:8000/v1", service.base_url)
+    command = command.replace('"n": 1,', '"n": 10, "response_format": "b64_json",')
+    images = json.loads(run(["bash", "-c", command], KEY=service.key))["data"]
+    assert [b64decode(each["b64_json"]) for each in images] == [image] * 10
 
 
 def test_the_curl_command_that_a_deployment_prints_makes_an_image(service: Service) -> None:
