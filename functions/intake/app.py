@@ -90,6 +90,7 @@ def _carry_on(batch_id: str, message: Message, wired: Intake) -> float | None:
 
 def _take_file(dropped: DroppedFile, message: Message, wired: Intake) -> float | None:
     """Begins the batch, or the one generation, that a file asks for, or refuses it for good."""
+    dropped = _as_it_is_stored(dropped, message.until.sooner(READ_SECONDS), wired)
     if dropped.is_folder:
         return None
     try:
@@ -108,6 +109,14 @@ def _take_file(dropped: DroppedFile, message: Message, wired: Intake) -> float |
     else:
         logger.info("taken", extra={"event_id": dropped.event_id, "generation_id": generation_id})
     return None
+
+
+def _as_it_is_stored(dropped: DroppedFile, until: Deadline, wired: Intake) -> DroppedFile:
+    """The file by its own name, whether S3 sends that as it is or URL-encoded: a version belongs to one name alone."""
+    decoded = dropped.decoded()
+    if decoded is None or wired.inbox.has(dropped.file, until) or not wired.inbox.has(decoded.file, until):
+        return dropped
+    return decoded
 
 
 def _begin_by_file(dropped: DroppedFile, client: str, until: Deadline, wired: Intake) -> str:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote_plus
 from uuid import uuid4
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from imagegen.credentials import BearerKey
 from local.stack import STACK_NAME
 from tests.e2e.conftest import Service, serve
-from tests.e2e.test_events_in import laid_aside
+from tests.e2e.test_events_in import laid_aside, queue_url
 from tests.e2e.test_generations import get
 
 LEASE = 3
@@ -122,6 +123,32 @@ def test_an_output_line_leads_to_the_image_for_good(service: Service) -> None:
         assert set(image) == {"id", "permalink"}
         assert get(service, f"/images/{image['id']}")[0] == 302
     assert "otter in detail" not in json.dumps(output)
+
+
+@pytest.fixture
+def silent_inbox(service: Service) -> Iterator[None]:
+    """S3 sends no event for what is dropped."""
+    s3, bucket = service.stack.client("s3"), service.stack.inbox
+    s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={})
+    yield
+    s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={"EventBridgeConfiguration": {}})
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("name", ["a b+c", "ü 100%20", "a%2Bb%", "plain"])
+def test_a_file_is_found_whether_its_key_is_told_url_encoded_or_not(
+    service: Service, silent_inbox: None, name: str, encoded: bool
+) -> None:
+    s3, sqs, bucket = service.stack.client("s3"), service.stack.client("sqs"), service.stack.inbox
+    key = f"inbox/local/{uuid4().hex} {name}.jsonl"
+    version = s3.put_object(Bucket=bucket, Key=key, Body=b"{")["VersionId"]
+    told = {"key": quote_plus(key, safe="/") if encoded else key, "size": 1, "version-id": version}
+    event = {"id": "e", "source": "aws.s3", "detail-type": "Object Created"}
+    body = json.dumps(event | {"detail": {"bucket": {"name": bucket}, "object": told}})
+    sqs.send_message(QueueUrl=queue_url(service, "IntakeQueue"), MessageBody=body)
+    batch = until_ended(service, key)
+    assert batch["error_file_id"] == key.replace("inbox/", "outbox/").replace(".jsonl", ".errors.jsonl")
+    assert len(read(service, batch["error_file_id"])) == 1
 
 
 def test_a_batch_is_its_clients_alone(service: Service) -> None:

@@ -211,6 +211,10 @@ class FakeFiles(_Failing):
         self.saved: list[tuple[str, bytes]] = []
         self.there: dict[str, bytes] = {}
 
+    def has(self, file: InboxFile, deadline: Deadline) -> bool:
+        with self._asked():
+            return True
+
     def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
         with self._asked():
             return self.content[offset : offset + length]

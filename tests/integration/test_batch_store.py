@@ -226,7 +226,9 @@ def test_a_file_is_read_as_it_was_when_it_was_dropped_and_written_whole(aws_url:
     inbox = S3Inbox(bucket)
     assert inbox.read(file, 0, 10, soon) == b"0123456789"
     assert inbox.read(file, 3, 4, soon) == b"3456"
+    assert inbox.has(file, soon)
     for missing in (InboxFile("inbox/none", version, 10), InboxFile(key, "none", 10)):
+        assert not inbox.has(missing, soon)
         with pytest.raises(ImageStorageError):
             inbox.read(missing, 0, 10, soon)
     outbox = S3Outbox(bucket)

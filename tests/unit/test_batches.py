@@ -621,6 +621,22 @@ def test_a_file_is_its_folders_clients(key: str, client: str, is_batch: bool) ->
 
 
 @pytest.mark.parametrize(
+    ("key", "decoded"),
+    [
+        ("inbox/shop/a.jsonl", None),
+        ("inbox/shop/a+b.jsonl", "inbox/shop/a b.jsonl"),
+        ("inbox/shop/a%2Bb%20c.jsonl", "inbox/shop/a+b c.jsonl"),
+        ("inbox/shop/%C3%BC%2520.jsonl", "inbox/shop/ü%20.jsonl"),
+    ],
+)
+def test_a_key_may_be_url_encoded(key: str, decoded: str | None) -> None:
+    dropped = read_inbox_message(message(key))
+    assert isinstance(dropped, DroppedFile)
+    found = dropped.decoded()
+    assert (found and found.file) == (decoded and InboxFile(decoded, "v", 7))
+
+
+@pytest.mark.parametrize(
     "key",
     [
         "inbox/Shop/a.jsonl",

@@ -316,6 +316,10 @@ class BatchQueue(Protocol):
 
 
 class Inbox(Protocol):
+    def has(self, file: InboxFile, deadline: Deadline) -> bool:
+        """Whether there is such a version of an object. Raises ImageStorageInterruptedError."""
+        ...
+
     def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
         """So many bytes of a file, all of them. Raises ImageStorageError."""
         ...

@@ -21,6 +21,17 @@ class S3Inbox:
     def __init__(self, bucket: S3Bucket) -> None:
         self._bucket = bucket
 
+    def has(self, file: InboxFile, deadline: Deadline) -> bool:
+        try:
+            with closing(self._bucket.ask("HEAD", file.key, deadline, query={"versionId": file.version})) as response:
+                response.drain_conn()
+        except (HTTPError, OSError):
+            raise ImageStorageInterruptedError(_NOT_READ) from None
+        # Without the right to list a bucket, S3 says 403 of what is not there; 400 and 405 are of the version.
+        if response.status not in (200, 400, 403, 404, 405):
+            raise ImageStorageInterruptedError(_NOT_READ)
+        return response.status == 200
+
     def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
         try:
             response = self._bucket.ask(

@@ -1,6 +1,8 @@
 """Reads what the intake is told of its inbox: that a file was dropped, or that a batch is to be carried on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
+from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -15,12 +17,24 @@ MOST_KEY_BYTES = 1024 - len("outbox/.output.jsonl") + len("inbox/.jsonl")  # S3 
 
 @dataclass(frozen=True, slots=True)
 class DroppedFile:
-    """A file as S3 tells of it. `client` is None where the folder that it lies in is no client's."""
+    """A file as S3 tells of it."""
 
     event_id: str
     bucket: str
     file: InboxFile
-    client: str | None
+
+    @property
+    def client(self) -> str | None:
+        """None if the folder that it lies in is no client's."""
+        folder, slash, _ = self.file.key.removeprefix(INBOX).partition("/")
+        if not slash:
+            return DEFAULT_CLIENT
+        return folder if is_client_name(folder) else None
+
+    def decoded(self) -> Self | None:
+        """The same with its key read as S3's other notifications have it, URL-encoded; None if that changes nothing."""
+        key = unquote_plus(self.file.key)
+        return None if key == self.file.key else replace(self, file=msgspec.structs.replace(self.file, key=key))
 
     @property
     def is_folder(self) -> bool:
@@ -60,7 +74,7 @@ def read_inbox_message(body: str) -> DroppedFile | str | None:
     except msgspec.ValidationError:
         return None
     told = event.detail.object
-    return DroppedFile(event.id, event.detail.bucket.name, told.file, _client(told.key))
+    return DroppedFile(event.id, event.detail.bucket.name, told.file)
 
 
 class _Object(msgspec.Struct):
@@ -85,13 +99,6 @@ class _Detail(msgspec.Struct):
 class _S3Event(msgspec.Struct):
     id: str
     detail: _Detail
-
-
-def _client(key: str) -> str | None:
-    folder, slash, _ = key.removeprefix(INBOX).partition("/")
-    if not slash:
-        return DEFAULT_CLIENT
-    return folder if is_client_name(folder) else None
 
 
 def _invalid(expected: str) -> InvalidRequestError:
