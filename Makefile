@@ -73,10 +73,10 @@ preflight: .venv/ready .venv-sam/ready ## what a deployment would miss, each wit
 deploy: preflight build ## build and deploy, where nothing is missing: ENV=dev, staging or prod
 	.venv-sam/bin/sam deploy --config-env "$(ENV)" $(if $(CI),--no-confirm-changeset)
 
-verify: .venv/ready ## the tests that hold for any stack, against a deployed one: BASE_URL, KEY, OTHER_KEY; MODEL and SIZE of the few images it has made
+verify: .venv/ready ## the tests that hold for any stack, against a deployed one: BASE_URL, KEY, OTHER_KEY, STACK; MODEL and SIZE of the few images it has made
 	@test -n "$(filter http://%/v1 https://%/v1,$(BASE_URL:/=))" -a -n "$(KEY)" || { \
 		echo "make verify needs BASE_URL=https://…/v1 and KEY=ig_…" >&2; exit 1; }
-	@BASE_URL="$(BASE_URL)" KEY="$(KEY)" OTHER_KEY="$(OTHER_KEY)" MODEL="$(MODEL)" SIZE="$(SIZE)" \
+	@BASE_URL="$(BASE_URL)" KEY="$(KEY)" OTHER_KEY="$(OTHER_KEY)" STACK="$(STACK)" MODEL="$(MODEL)" SIZE="$(SIZE)" \
 		.venv/bin/python -m pytest --no-header --tb=short -m deployed tests/e2e
 
 retry: .venv/ready ## a new attempt at a failed generation: STACK, ID; may pay again for calls without an answer

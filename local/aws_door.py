@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from urllib.request import urlopen
+from uuid import uuid4
 
 ACCOUNT = "123456789012"  # moto's
 REGION = "us-east-1"
@@ -99,6 +100,8 @@ class AwsDoor:
 
     def _passed_on(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Moto locks nothing, where DynamoDB's writes are atomic: its requests go one by one, others side by side."""
+        if environ.get("HTTP_X_AMZ_TARGET") == "AWSEvents.PutEvents":
+            return self._put_events(environ, start_response)
         if not environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB"):
             return self._app(environ, start_response)
         if empty := _empty_argument(json.loads(_body(environ) or b"{}")):
@@ -106,6 +109,19 @@ class AwsDoor:
             return _refusal("dynamodb", environ, start_response, "ValidationException", message)
         with self._one_at_a_time:
             return list(self._app(environ, start_response))
+
+    def _put_events(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """An event for a bus that is not there is lost, and that is a success; moto refuses it."""
+        entries = json.loads(_body(environ))["Entries"]
+        started: list[Any] = []
+        answer = b"".join(self._app(environ, lambda *start: started.append(start)))
+        if b"ResourceNotFoundException" in answer:
+            start_response("200 OK", [("Content-Type", "application/x-amz-json-1.1")])
+            return [
+                json.dumps({"FailedEntryCount": 0, "Entries": [{"EventId": str(uuid4())} for _ in entries]}).encode()
+            ]
+        start_response(*started[0])
+        return [answer]
 
     def _fault(self, service: str, environ: Environ) -> tuple[Fault | None, bool]:
         """The fault that this request meets, and whether it is the first try at its call."""
@@ -158,7 +174,7 @@ def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:
         yield f"s3:{action}{'Version' if versioned else ''}", f"arn:aws:s3:::{path}"
         return
     if "HTTP_X_AMZ_TARGET" not in environ:  # CloudFormation and others that are asked by a form
-        yield f"{service}:{parse_qs(_body(environ).decode())['Action'][0]}", "*"
+        yield f"{service}:{parse_qs(_body(environ).decode()).get('Action', [''])[0]}", "*"
         return
     operation = environ["HTTP_X_AMZ_TARGET"].rpartition(".")[2]
     asked = json.loads(_body(environ) or b"{}")

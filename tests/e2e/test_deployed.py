@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import boto3
 import openai
 import pytest
 import urllib3
 
+from imagegen.credentials import BearerKey
+from local.stack import STACK_NAME
 from tests.e2e.conftest import Service, serve
 
+FILE_SECONDS = 60  # how long a file with one bad line may take
 SECONDS = 600  # how long an image may take, as OpenAI's clients wait
 FOUR_KEYS = {"message", "type", "param", "code"}
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/webp", "image/gif"}
@@ -44,8 +48,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A stack by its base URL and keys; `request` is what has one cheap image made."""
+    """A stack by its name, its base URL and keys; `request` is what has one cheap image made."""
 
+    stack: str
     base_url: str
     key: str = field(repr=False)
     other_key: str = field(repr=False)
@@ -92,6 +97,20 @@ class Deployment:
             time.sleep(0.5)
         raise AssertionError(f"{generation_id} did not end in {SECONDS} s")
 
+    def until_batch_ended(self, file: str) -> Json:
+        """The batch of a file, by its key in the inbox."""
+        listed: list[Json] = []
+        deadline = time.monotonic() + FILE_SECONDS
+        while time.monotonic() < deadline:
+            listed = self.ask("GET", "/batches?limit=100").body["data"]
+            for batch in listed:
+                if batch["input_file_id"] == file and batch["status"] in ("completed", "cancelled"):
+                    return batch
+            time.sleep(0.5)
+        raise AssertionError(
+            f"{file} has no batch that ended in {FILE_SECONDS} s: {[each['input_file_id'] for each in listed]}"
+        )
+
     def asked(self, **fields: Any) -> Json:
         """A request that nobody has made before."""
         return {**self.request, "prompt": f"A small red circle on white, number {uuid4().hex}", **fields}
@@ -122,15 +141,33 @@ def deployment(local: Service | None, request: pytest.FixtureRequest) -> Iterato
         model = given.get("MODEL") or "dall-e-2"
         size = given.get("SIZE") or ("256x256" if model == "dall-e-2" else "")
         wanted = {"model": model, **({"size": size} if size else {})}
-        deployed = Deployment(given["BASE_URL"].rstrip("/"), given["KEY"], given.get("OTHER_KEY", ""), wanted)
+        stack = given.get("STACK", "")
+        deployed = Deployment(stack, given["BASE_URL"].rstrip("/"), given["KEY"], given.get("OTHER_KEY", ""), wanted)
     else:
         cheap = {"model": "dall-e-2", "size": "256x256"}
-        deployed = Deployment(local.base_url, local.key, local.stack.keys["other"], cheap)
+        deployed = Deployment(STACK_NAME, local.base_url, local.key, local.stack.keys["other"], cheap)
         local.upstream.calls.clear()
     yield deployed
     if local is not None:
         made = sum(call["n"] for call in local.upstream.calls)
         assert made <= request.node.get_closest_marker("deployed").kwargs.get("images", 0), "it costs more than it says"
+
+
+@pytest.fixture
+def aws(local: Service | None, deployment: Deployment) -> Callable[[str], Any]:
+    """Gives boto3's client of a service, with an operator's credentials."""
+    if local is not None:
+        return local.stack.client
+    if not deployment.stack:
+        pytest.skip("STACK is not given: what needs AWS credentials is not verified")
+    session = boto3.session.Session()
+    if session.get_credentials() is None or session.region_name is None:
+        pytest.skip("AWS credentials or a region are not set: what needs them is not verified")
+
+    def client(service: str) -> Any:
+        return session.client(service)  # type: ignore[call-overload]
+
+    return client
 
 
 @pytest.fixture
@@ -327,3 +364,32 @@ def test_a_generation_is_cancelled_or_has_ended_already(deployment: Deployment) 
     else:
         assert (answer.status, answer.error["code"]) == (409, "generation_ended")
     assert deployment.ask("DELETE", f"/images/generations/{generation_id}").status == 200
+
+
+@pytest.mark.deployed
+def test_the_bus_that_is_told_of_every_end_is_there(deployment: Deployment, aws: Callable[[str], Any]) -> None:
+    """AWS answers success to an event for a bus that is not there, so nothing else says that it is lost."""
+    assert aws("events").describe_event_bus(Name=deployment.stack)["Name"] == deployment.stack
+
+
+@pytest.mark.deployed
+def test_a_file_is_answered_beside_it_whose_key_would_look_different_url_encoded(
+    deployment: Deployment, aws: Callable[[str], Any]
+) -> None:
+    """Its one line is bad, so that nothing is spent."""
+    key = BearerKey.parse(deployment.key)
+    if key is None:
+        pytest.skip("KEY is a token, whose caller has no folder in the inbox")
+    found = aws("cloudformation").describe_stack_resource(StackName=deployment.stack, LogicalResourceId="InboxBucket")
+    s3, bucket = aws("s3"), found["StackResourceDetail"]["PhysicalResourceId"]
+    name = f"{key.client}/verify {uuid4().hex} 1+1 50%20"
+    dropped, errors = f"inbox/{name}.jsonl", f"outbox/{name}.errors.jsonl"
+    s3.put_object(Bucket=bucket, Key=dropped, Body=b"{")
+    try:
+        batch = deployment.until_batch_ended(dropped)
+        assert (batch["status"], batch["output_file_id"], batch["error_file_id"]) == ("completed", None, errors)
+        (line,) = s3.get_object(Bucket=bucket, Key=errors)["Body"].read().splitlines()
+        assert json.loads(line)["response"]["status_code"] == 400
+    finally:
+        for each in (dropped, errors):
+            s3.delete_object(Bucket=bucket, Key=each)

@@ -1,11 +1,15 @@
 """What other systems are told: an operator's rule with a queue behind it, on the bus of a whole stack."""
 
 import json
+import os
+import shutil
+import subprocess
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -13,9 +17,9 @@ from urllib.request import urlopen
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
-from local.aws_door import ACCOUNT, Fault
+from local.aws_door import ACCOUNT, REGION, Fault
 from local.serving import HungUpError, Reply, Request, serving
-from local.stack import STACK_NAME
+from local.stack import CREDENTIALS, STACK_NAME
 from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.e2e.conftest import Service, serve
 from tests.e2e.test_failures import post
@@ -291,3 +295,23 @@ def until(holds: Callable[[], bool], seconds: float = 20) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_without_its_bus_an_end_is_lost_without_a_word_and_make_verify_says_so(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not there")
+    with serve("source", tmp_path) as service:
+        aws = {"AWS_ENDPOINT_URL": service.stack.aws_url, "AWS_DEFAULT_REGION": REGION, **CREDENTIALS}
+        command = ["make", "--old-file=.venv/ready", "verify", f"BASE_URL={service.base_url}", f"STACK={STACK_NAME}"]
+
+        def verify() -> subprocess.CompletedProcess[str]:
+            environment = os.environ | aws | {"KEY": service.key, "PYTEST_ADDOPTS": "-k bus"}
+            return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+        done = verify()
+        assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
+        service.stack.client("events").delete_event_bus(Name=STACK_NAME)
+        assert service.client(max_retries=0).images.generate(model=API, prompt="an otter").data
+        done = verify()
+        assert done.returncode != 0
+        assert "ResourceNotFoundException" in done.stdout

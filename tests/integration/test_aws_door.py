@@ -147,6 +147,20 @@ def test_of_what_is_missing_s3_says_403_to_whoever_may_not_list(
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
 
 
+def test_an_event_for_a_bus_that_is_not_there_is_lost_and_that_is_a_success(client: Client) -> None:
+    entry = {"Source": "shop", "DetailType": "Asked", "Detail": "{}", "EventBusName": "none"}
+    answer = client("events").put_events(Entries=[entry, {**entry, "EventBusName": "default"}])
+    assert (answer["FailedEntryCount"], len({each["EventId"] for each in answer["Entries"]})) == (0, 2)
+    assert client("events").put_events(Entries=[{**entry, "Source": ""}])["FailedEntryCount"] == 1
+
+
+def test_who_is_asked_by_a_form_is_held_to_its_role_too(door: DoorControl, client: Client) -> None:
+    let(door, ("cloudformation:DescribeStacks", "*"))
+    assert client("cloudformation", "Function").describe_stacks()["Stacks"] == []
+    with pytest.raises(ClientError, match="AccessDenied"):
+        client("cloudformation", "Function").list_stacks()
+
+
 @pytest.mark.parametrize("error", ["InternalServerError", "ThrottlingException", "hang-up"])
 @pytest.mark.parametrize(("when", "effect"), [("before", False), ("after", True)])
 def test_a_call_fails_with_all_its_repetitions(

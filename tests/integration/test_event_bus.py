@@ -229,11 +229,6 @@ def test_an_entry_that_eventbridge_does_not_take_says_so(on_moto: OnMoto) -> Non
     assert on_moto.delivered() == []
 
 
-def test_a_bus_that_is_not_there_says_so(on_moto: OnMoto) -> None:
-    with pytest.raises(RecordsUnavailableError):
-        on_moto.bus(name=f"bus-{uuid4().hex}").generation_ended(ended())
-
-
 def test_no_word_of_the_sdk_is_in_what_is_raised(on_moto: OnMoto, nobody_listens: str) -> None:
     with pytest.raises(RecordsUnavailableError) as raised:
         on_moto.bus(client_of(nobody_listens)).generation_ended(ended())
