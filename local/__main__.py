@@ -51,6 +51,7 @@ def main() -> int:
             port=port,
             stage=stage,
             built=arguments.built,
+            throttle=os.environ.get("GATEWAY_THROTTLE") == "1",
             on_answer=_print_answer,
         )
         try:

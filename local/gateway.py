@@ -4,13 +4,15 @@ Routes, authorizer and gateway responses come from the OpenAPI document that SAM
 """
 
 import json
+import os
 import re
 import threading
 import time
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as WaitedTooLongError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -55,6 +57,14 @@ class _Route:
     mock: Mapping[str, str] | None = None  # the headers of a preflight's answer, which the gateway gives by itself
 
 
+@dataclass(frozen=True)
+class _Ids:
+    """A caller may choose the first by a header; nobody chooses the second."""
+
+    request: str
+    extended: str = field(default_factory=lambda: b64encode(os.urandom(11)).decode())
+
+
 class _RefusedError(Exception):
     """The gateway answers by itself, by the named gateway response."""
 
@@ -84,7 +94,8 @@ class TokenBucket:
 class Gateway:
     """Answers HTTP requests through the functions.
 
-    `stage` is the path prefix that clients use, empty as behind a custom domain.
+    `stage` is the path prefix that clients use, empty as behind a custom domain. `throttle` is the rate and the burst
+    that each method has for itself.
     """
 
     def __init__(
@@ -95,7 +106,7 @@ class Gateway:
         stage: str,
         on_answer: Callable[[str, str, int, float], None] = lambda *_: None,
         integration_seconds: float = INTEGRATION_SECONDS,
-        throttle: "TokenBucket | None" = None,
+        throttle: tuple[float, int] | None = None,
     ) -> None:
         self._resources = _resources(body)
         self._responses = body["x-amazon-apigateway-gateway-responses"]
@@ -105,30 +116,31 @@ class Gateway:
         self._on_answer = on_answer
         self._integration_seconds = integration_seconds
         self._throttle = throttle
+        self._buckets: dict[tuple[str, str], TokenBucket] = {}
         self._policies: dict[str, tuple[float, dict[str, Any]]] = {}
         self._lock = threading.Lock()
 
     def respond(self, request: Request) -> Reply:
         started = time.monotonic()
-        request_id = str(uuid.uuid4())
+        ids = _Ids(request.header("X-Amzn-RequestId") or str(uuid.uuid4()))
         try:
-            reply = self._respond(request, request_id)
+            reply = self._respond(request, ids)
         except _RefusedError as refused:
-            reply = self._gateway_response(refused.kind, request_id)
+            reply = self._gateway_response(refused.kind, ids)
         self._on_answer(request.method, urlsplit(request.target).path, reply.status, time.monotonic() - started)
         return reply
 
-    def _respond(self, request: Request, request_id: str) -> Reply:
+    def _respond(self, request: Request, ids: "_Ids") -> Reply:
         path = urlsplit(request.target).path
         route, parameters = self._route(request, path)
-        if self._throttle and not self._throttle.take():
+        if self._throttle and not self._bucket(route, *self._throttle).take():
             raise _RefusedError("THROTTLED")
         if route.mock is not None:
             return Reply(200, b"{}", {"Content-Type": "application/json", **route.mock})
         if len(request.body) > MOST_BODY_BYTES:
             raise _RefusedError("REQUEST_TOO_LARGE")
         policy = self._authorized(route, request, path.removeprefix(self._prefix))
-        event = self._event(request, route, parameters, request_id, policy)
+        event = self._event(request, route, parameters, ids, policy)
         try:
             future = self._functions[route.function].invoke(event)
             answer = json.loads(future.result(timeout=self._integration_seconds))
@@ -139,6 +151,11 @@ class Gateway:
             raise _RefusedError("INTEGRATION_TIMEOUT") from None
         except (FunctionError, AttributeError, ValueError, TypeError, KeyError):
             raise _RefusedError("INTEGRATION_FAILURE") from None
+
+    def _bucket(self, route: _Route, rate: float, burst: int) -> TokenBucket:
+        """Each method of each resource has its own."""
+        with self._lock:
+            return self._buckets.setdefault((route.resource, route.method), TokenBucket(rate, burst))
 
     def _route(self, request: Request, path: str) -> tuple[_Route, dict[str, str]]:
         """The most specific resource, then its method. Slashes at the end make no difference."""
@@ -193,7 +210,7 @@ class Gateway:
         request: Request,
         route: _Route,
         parameters: dict[str, str],
-        request_id: str,
+        ids: "_Ids",
         policy: dict[str, Any] | None,
     ) -> dict[str, Any]:
         url = urlsplit(request.target)
@@ -217,12 +234,12 @@ class Gateway:
                 "authorizer": {**_handed_on(policy), "integrationLatency": 0} if policy else None,
                 "domainName": host,
                 "domainPrefix": host.partition(".")[0],
-                "extendedRequestId": request_id,
+                "extendedRequestId": ids.extended,
                 "httpMethod": request.method,
                 "identity": {"sourceIp": "127.0.0.1", "userAgent": request.header("User-Agent")},
                 "path": url.path,
                 "protocol": "HTTP/1.1",
-                "requestId": request_id,
+                "requestId": ids.request,
                 "requestTime": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime()),
                 "requestTimeEpoch": int(time.time() * 1000),
                 "resourceId": "local",
@@ -233,20 +250,21 @@ class Gateway:
             "isBase64Encoded": False,
         }
 
-    def _gateway_response(self, kind: str, request_id: str) -> Reply:
+    def _gateway_response(self, kind: str, ids: "_Ids") -> Reply:
         status, message = _DEFAULTS[kind]
         response = self._responses.get(kind) or self._responses.get(f"DEFAULT_{status // 100}XX") or {}
         values = {
             "context.error.messageString": json.dumps(message),
             "context.error.message": message,
             "context.error.responseType": kind,
-            "context.requestId": request_id,
+            "context.extendedRequestId": ids.extended,
+            "context.requestId": ids.request,
         }
         template = response.get("responseTemplates", {}).get(
             "application/json", '{"message":$context.error.messageString}'
         )
         body = re.sub(r"\$(context(?:\.\w+)+)", lambda match: values[match[1]], template)
-        headers = {"Content-Type": "application/json", "x-amzn-ErrorType": kind, "x-amzn-RequestId": request_id}
+        headers = {"Content-Type": "application/json", "x-amzn-ErrorType": kind, "x-amzn-RequestId": ids.request}
         for name, value in response.get("responseParameters", {}).items():
             literal = re.fullmatch(r"'(.*)'", value)
             headers[name.removeprefix("gatewayresponse.header.")] = literal[1] if literal else values[value]

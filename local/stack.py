@@ -19,7 +19,7 @@ import msgspec
 from imagegen.credentials import BearerKey
 from local.aws_door import REGION, DoorControl
 from local.event_source import EventSource, polling
-from local.gateway import INTEGRATION_SECONDS, Gateway, TokenBucket
+from local.gateway import INTEGRATION_SECONDS, Gateway
 from local.lambda_host import MOST_PROCESSES, Function, FunctionHost
 from local.serving import Reply, Request, serving
 
@@ -44,7 +44,8 @@ CREDENTIALS = {
 class Options:
     """`parameters` are the template's; `environment` is added to every function's; `most_processes` are each one's.
 
-    `built` runs what `sam build` made, under the runtime's own Python.
+    `throttle` has the gateway hold the template's rate and burst. `built` runs what `sam build` made, under the
+    runtime's own Python.
     """
 
     upstream_base_url: str
@@ -57,6 +58,7 @@ class Options:
     environment: Mapping[str, str] = field(default_factory=dict)
     most_processes: int = MOST_PROCESSES
     integration_seconds: float = INTEGRATION_SECONDS
+    throttle: bool = False
     on_answer: Callable[[str, str, int, float], None] = lambda *_: None
 
 
@@ -124,7 +126,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             stage=options.stage,
             on_answer=options.on_answer,
             integration_seconds=options.integration_seconds,
-            throttle=TokenBucket(*template.throttling()) if "RequestsPerSecond" in options.parameters else None,
+            throttle=template.throttling() if options.throttle else None,
         )
         yield LocalStack(
             url=url,

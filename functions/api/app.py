@@ -345,7 +345,7 @@ def _applied(preference: Preference) -> dict[str, str]:
 
 
 def _answer(response: Response[str]) -> Response[str]:
-    response.headers["x-request-id"] = app.current_event.request_context.request_id
+    response.headers["x-request-id"] = _request_id()
     generation: Generation | None = app.context.get("generation")
     if generation is not None:
         response.headers["x-generation-id"] = generation.id
@@ -356,6 +356,11 @@ def _answer(response: Response[str]) -> Response[str]:
         response.headers |= cors_headers(origin)
     _log(response.status_code)
     return response
+
+
+def _request_id() -> str:
+    """The one that a caller cannot choose: `requestId` may be a header of theirs."""
+    return app.current_event.request_context.extended_request_id or ""
 
 
 def _carried_bytes(body: str) -> int:
@@ -398,7 +403,7 @@ def _method() -> str:
 def _log(status: int) -> None:
     """One line a request. It holds nothing that the caller or the upstream wrote."""
     line: dict[str, Any] = {
-        "request_id": app.current_event.request_context.request_id,
+        "request_id": _request_id(),
         "route": f"{_method()} {_route()}",
         "status": status,
         "milliseconds": round((time.perf_counter() - app.context["started"]) * 1000),

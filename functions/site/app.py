@@ -154,7 +154,9 @@ def _error(error: Exception) -> Response[str]:
 
 def _answer(response: Response[str]) -> Response[str]:
     event = app.current_event
-    response.headers["x-request-id"] = event.request_context.request_id
+    response.headers["x-request-id"] = (
+        event.request_context.extended_request_id or ""
+    )  # a caller can choose the other one
     route = f"{event.http_method} {event.raw_event['resource']}"
     logger.info("answered", extra={"route": route, "status": response.status_code})
     return response

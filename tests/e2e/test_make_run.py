@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import boto3
@@ -126,6 +128,21 @@ def test_it_takes_an_upstream_and_its_key(upstream: Upstream) -> None:
         assert len(upstream.stand_in.calls) == 1
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(10) == 0
+
+
+def test_its_gateway_throttles_if_that_is_asked_for() -> None:
+    with make_run(GATEWAY_THROTTLE="1") as process:
+        ready, _ = lines_until_ready(process)
+        connection = HTTPConnection(urlsplit(ready.split()[1]).netloc)
+        answers, deadline = [200], time.monotonic() + 20
+        while answers[-1] == 200:  # the gateway itself answers these, faster than the template's 50 a second
+            assert time.monotonic() < deadline, len(answers)
+            connection.request("OPTIONS", "/v1/models")
+            response = connection.getresponse()
+            response.read()
+            answers.append(response.status)
+        assert (answers[-1], len(answers) > 100) == (429, True)  # the template's burst
+        connection.close()
 
 
 URL = "UPSTREAM_BASE_URL"

@@ -215,7 +215,9 @@ def test_every_gateway_response_is_openai_shaped_and_carries_the_request_id(temp
     for kind, response in responses.items():
         body = response["responseTemplates"]["application/json"].replace("$context.error.messageString", '"text"')
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}, kind
-        assert response["responseParameters"]["gatewayresponse.header.x-request-id"] == "context.requestId", kind
+        assert response["responseParameters"]["gatewayresponse.header.x-request-id"] == "context.extendedRequestId", (
+            kind
+        )
 
 
 def test_a_browsers_page_may_call_every_route_and_read_every_answer(template: Template) -> None:

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from local.gateway import MOST_BODY_BYTES, Gateway, TokenBucket
+from local.gateway import MOST_BODY_BYTES, Gateway
 from local.lambda_host import MOST_PAYLOAD_BYTES, Function, FunctionError, FunctionHost, PayloadTooLargeError
 from local.serving import Reply, Request
 
@@ -209,7 +209,7 @@ def body(ttl: int = 100) -> dict[str, Any]:
                 "statusCode": 401,
                 "responseTemplates": {"application/json": template},
                 "responseParameters": {
-                    "gatewayresponse.header.x-request-id": "context.requestId",
+                    "gatewayresponse.header.x-request-id": "context.extendedRequestId",
                     "gatewayresponse.header.x-fixed": "'fixed'",
                 },
             },
@@ -220,24 +220,54 @@ def body(ttl: int = 100) -> dict[str, Any]:
 
 @pytest.fixture
 def gateway(start: Start) -> Callable[..., Gateway]:
-    def make(*, stage: str = "", ttl: int = 100, seconds: float = 20, throttle: TokenBucket | None = None) -> Gateway:
+    def make(
+        *, stage: str = "", ttl: int = 100, seconds: float = 20, throttle: tuple[float, int] | None = None
+    ) -> Gateway:
         functions = {"Proxy": start("proxy"), "Authorizer": start("authorizer")}
         return Gateway(body(ttl), functions, stage=stage, integration_seconds=seconds, throttle=throttle)
 
     return make
 
 
-def ask(gateway: Gateway, method: str, target: str, content: bytes = b"", token: str | None = None) -> Reply:
+def ask(
+    gateway: Gateway,
+    method: str,
+    target: str,
+    content: bytes = b"",
+    token: str | None = None,
+    request_id: str | None = None,
+) -> Reply:
     headers = [("Host", "127.0.0.1:1234"), ("X-Forwarded-For", "6.6.6.6"), ("X-Two", "a"), ("X-Two", "b")]
     if token is not None:
         headers.append(("Authorization", token))
+    if request_id is not None:
+        headers.append(("x-amzn-requestid", request_id))
     left, right = socket.socketpair()
     with left, right:
         return gateway.respond(Request(method, target, headers, content, left))
 
 
+def test_a_caller_may_choose_the_request_id_and_not_the_extended_one(gateway: Callable[..., Gateway]) -> None:
+    served = gateway()
+    chosen = [json.loads(ask(served, "GET", "/open", request_id="chosen").body)["requestContext"] for _ in range(2)]
+    assert [told["requestId"] for told in chosen] == ["chosen", "chosen"]
+    assert len({told["extendedRequestId"] for told in chosen} | {"chosen"}) == 3
+    own = json.loads(ask(served, "GET", "/open").body)["requestContext"]
+    assert own["requestId"] != own["extendedRequestId"]
+    refused = ask(served, "GET", "/closed", token="bad", request_id="chosen")
+    assert refused.headers["x-amzn-RequestId"] == "chosen"
+    assert "chosen" not in refused.headers["x-request-id"]
+
+
+def test_each_method_of_each_resource_is_throttled_by_itself(gateway: Callable[..., Gateway]) -> None:
+    impatient = gateway(throttle=(0.001, 1))
+    asked = [("GET", "/open"), ("POST", "/open"), ("GET", "/things/a"), ("GET", "/things/fixed"), ("GET", "/things/b")]
+    answers = [ask(impatient, method, path, b"{}" if method == "POST" else b"") for method, path in asked]
+    assert [reply.status for reply in answers] == [200, 200, 200, 200, 429]
+
+
 def test_what_comes_too_fast_is_throttled_and_let_in_again_later(gateway: Callable[..., Gateway]) -> None:
-    impatient = gateway(throttle=TokenBucket(rate=4, burst=2))
+    impatient = gateway(throttle=(4, 2))
     answers = [ask(impatient, "GET", "/open") for _ in range(4)]
     assert [reply.status for reply in answers] == [200, 200, 429, 429]
     assert answers[-1].headers["x-amzn-ErrorType"] == "THROTTLED"
@@ -351,7 +381,7 @@ def test_the_authorizer_decides(
     assert (reply.status, reply.headers.get("x-amzn-ErrorType")) == (status, kind)
     if kind == "ACCESS_DENIED":
         assert reply.headers["x-fixed"] == "fixed"
-        assert len(reply.headers["x-request-id"]) == 36
+        assert len(reply.headers["x-request-id"]) == 16
 
 
 @pytest.mark.parametrize(("token", "told"), [("good", {}), ("context", {"n": "5", "b": "true", "t": "x"})])

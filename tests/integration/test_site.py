@@ -56,6 +56,12 @@ def policy(headers: dict[str, str]) -> dict[str, str]:
     return dict(directive.split(" ", 1) for directive in headers["content-security-policy"].split("; "))
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_the_request_id_is_the_one_that_no_caller_chooses(example_event: Example, name: str) -> None:
+    _, headers, _ = call(example_event(name))
+    assert headers["x-request-id"] == "JKJaXmPLvHcESHA="
+
+
 def test_the_page_may_load_our_files_ask_our_api_and_show_our_images_and_nothing_else(example_event: Example) -> None:
     _, headers, _ = call(example_event("playground"))
     assert policy(headers) == {
