@@ -27,7 +27,7 @@ WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 _S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
 _UNCOUNTED = "sqs:ReceiveMessage"  # comes at its own pace, whatever else happens
 _NOT_EMPTY = {"ExpressionAttributeNames", "ExpressionAttributeValues"}
-_DATA = {"Item", "Key", "ExclusiveStartKey", *_NOT_EMPTY}  # whose attributes may have any name
+_DATA = {"Item", "Key", "Keys", "ExclusiveStartKey", *_NOT_EMPTY}  # whose attributes may have any name
 _TRANSACTED = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": "ConditionCheckItem"}
 
 
@@ -184,7 +184,8 @@ def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:
             yield f"dynamodb:{_TRANSACTED[kind]}", _arn("dynamodb", f"table/{details['TableName']}")
     elif service == "dynamodb":
         index = f"/index/{asked['IndexName']}" if "IndexName" in asked else ""
-        yield f"dynamodb:{operation}", _arn("dynamodb", f"table/{asked['TableName']}{index}")
+        for table in asked.get("RequestItems") or [asked["TableName"]]:
+            yield f"dynamodb:{operation}", _arn("dynamodb", f"table/{table}{index}")
     elif service == "sqs":
         yield f"sqs:{operation}", _arn("sqs", urlsplit(asked["QueueUrl"]).path.rpartition("/")[2])
     elif service == "events":

@@ -124,6 +124,19 @@ def test_a_transaction_asks_for_each_of_its_writes(door: DoorControl, client: Cl
         client("dynamodb", "Function").transact_write_items(TransactItems=[delete])
 
 
+@pytest.mark.parametrize(("grant", "allowed"), [("BatchGetItem", True), ("GetItem", False)])
+def test_a_batch_of_reads_needs_a_grant_of_its_own(
+    door: DoorControl, client: Client, grant: str, allowed: bool
+) -> None:
+    let(door, (f"dynamodb:{grant}", TABLE))
+    reads = {"records": {"Keys": [{"pk": {"S": "none"}}]}}
+    if allowed:
+        assert client("dynamodb", "Function").batch_get_item(RequestItems=reads)["Responses"] == {"records": []}
+    else:
+        with pytest.raises(ClientError, match="AccessDenied"):
+            client("dynamodb", "Function").batch_get_item(RequestItems=reads)
+
+
 @pytest.mark.parametrize(("resource", "status"), [("images/*", 200), ("answers/*", 403)])
 def test_a_signed_url_works_as_far_as_the_role_of_who_signed_it(
     door: DoorControl, client: Client, resource: str, status: int

@@ -22,6 +22,7 @@ from imagegen.outbound.pool import HttpPool
 from imagegen.ports import BatchLines, BatchStore
 from tests.fakes.batches import FakeBatchLines, FakeBatchStore
 from tests.integration.test_contracts import CREDENTIALS
+from tests.integration.test_generation_store import create_table, in_index
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
@@ -44,23 +45,7 @@ def client(service: str, url: str) -> Any:
 @pytest.fixture
 def table(aws_url: str) -> Iterator[tuple["DynamoDBClient", str]]:
     dynamodb, name = client("dynamodb", aws_url), f"batches-{uuid4().hex}"
-    attributes = {"pk": "S", "sk": "S", "caller": "S", "created_at": "N"}
-    dynamodb.create_table(
-        TableName=name,
-        BillingMode="PAY_PER_REQUEST",
-        AttributeDefinitions=[{"AttributeName": key, "AttributeType": kind} for key, kind in attributes.items()],
-        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
-        GlobalSecondaryIndexes=[
-            {
-                "IndexName": "by-caller",
-                "KeySchema": [
-                    {"AttributeName": "caller", "KeyType": "HASH"},
-                    {"AttributeName": "created_at", "KeyType": "RANGE"},
-                ],
-                "Projection": {"ProjectionType": "ALL"},
-            }
-        ],
-    )
+    create_table(dynamodb, name)
     yield dynamodb, name
     dynamodb.delete_table(TableName=name)
 
@@ -161,6 +146,25 @@ def test_a_callers_own_are_listed_newest_first(batches: BatchStore) -> None:
     assert list(batches.newest("alice", 2, after=newest[0].id)) == newest[1:3]
     assert list(batches.newest("bob", 2, after=newest[0].id)) == []
     assert list(batches.newest("carol", 2)) == []
+
+
+def test_work_on_a_batch_is_not_written_to_the_index(table: tuple["DynamoDBClient", str]) -> None:
+    dynamodb, name = table
+    batches = DynamoBatches(lambda: dynamodb, name, retention_seconds=1000)
+    batch = batches.create(new())
+    before = in_index(dynamodb, name)
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: batches.claim(batch.id, "me", now=NOW, lease_until=NOW + 60),
+        lambda: batches.renew(batch.id, "me", NOW + 99),
+        lambda: batches.save_checkpoint(batch.id, "me", Checkpoint(7, 2)),
+        lambda: batches.save_total(batch.id, "me", 2),
+        lambda: batches.let_go(batch.id, "me"),
+    )
+    for step in steps:
+        held = batches.get(batch.id)
+        step()
+        assert batches.get(batch.id) != held
+        assert in_index(dynamodb, name) == before
 
 
 def test_a_line_is_pending_until_it_ends_and_counted_once(lines: BatchLines) -> None:

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from botocore.config import Config
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from samtranslator.yaml_helper import yaml_parse
 from werkzeug.serving import make_server
 
 from imagegen.aws.allowance import DynamoAllowanceCounters
@@ -45,6 +46,7 @@ from imagegen.openai_wire.request_events import MOST_CUSTOM_ID
 from imagegen.openai_wire.requests import LONGEST_USER, read_image_fields
 from imagegen.ports import AllowanceCounters, GenerationQueue, GenerationStore
 from imagegen.providers.openai_answers import read_answer
+from tests.conftest import ROOT
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
@@ -114,27 +116,9 @@ def _sqs(url: str) -> "SQSClient":
 
 def create_table(client: "DynamoDBClient", name: str) -> None:
     """As template.yaml has it."""
-    client.create_table(
-        TableName=name,
-        BillingMode="PAY_PER_REQUEST",
-        AttributeDefinitions=[
-            {"AttributeName": "pk", "AttributeType": "S"},
-            {"AttributeName": "sk", "AttributeType": "S"},
-            {"AttributeName": "caller", "AttributeType": "S"},
-            {"AttributeName": "created_at", "AttributeType": "N"},
-        ],
-        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
-        GlobalSecondaryIndexes=[
-            {
-                "IndexName": "by-caller",
-                "KeySchema": [
-                    {"AttributeName": "caller", "KeyType": "HASH"},
-                    {"AttributeName": "created_at", "KeyType": "RANGE"},
-                ],
-                "Projection": {"ProjectionType": "ALL"},
-            }
-        ],
-    )
+    properties = yaml_parse((ROOT / "template.yaml").read_text())["Resources"]["GenerationTable"]["Properties"]
+    asked = ("AttributeDefinitions", "BillingMode", "GlobalSecondaryIndexes", "KeySchema")
+    client.create_table(TableName=name, **{each: properties[each] for each in asked})
 
 
 @pytest.fixture
@@ -1027,6 +1011,62 @@ def test_a_list_never_shows_what_is_buried(records: GenerationStore) -> None:
     assert records.newest("alice", 10) == [newer, older]
     assert records.newest("alice", 10, after=gone.id) == []
     assert records.newest("alice", 10, after="gen_AAAAAAAAAAAAAAAAAAAAAA") == []
+
+
+def test_a_list_shows_records_as_they_are_and_not_as_the_index_has_them(
+    dynamodb: "DynamoDBClient", table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = DynamoGenerations(lambda: dynamodb, table, retention_seconds=RETENTION_SECONDS)
+    changed, gone, ended = (created(records, new(at=NOW + at)) for at in range(3))
+    query = dynamodb.query
+    stale = query(
+        TableName=table,
+        IndexName="by-caller",
+        KeyConditionExpression="caller = :caller",
+        ExpressionAttributeValues={":caller": {"S": "alice"}},
+    )
+    records.claim(changed.id, "me", now=NOW, lease_until=NOW + 60)
+    for generation in (gone, ended):
+        cancelled = records.cancel(generation.id, now=NOW)
+    records.bury(now_of(records, gone), now=NOW)
+    monkeypatch.setattr(dynamodb, "query", lambda **_: stale)
+    assert records.newest("alice", 10) == [now_of(records, changed), cancelled]
+    assert records.newest("alice", 10, status=Status.IN_PROGRESS) == [now_of(records, changed)]
+    assert records.newest("alice", 10, status=Status.QUEUED) == []
+
+
+def test_a_page_of_the_largest_records_is_read_in_pieces(dynamodb: "DynamoDBClient", table: str) -> None:
+    records = DynamoGenerations(lambda: dynamodb, table, retention_seconds=RETENTION_SECONDS)
+    generations = [created(records, new(at=NOW + at, n=10)) for at in range(50)]
+    text = "x" * 380_000  # fifty of them are more than the 16 MB of an answer
+    for generation in generations:
+        records.save_answer(generation.id, 0, CallAnswer((AnsweredImage(revised_prompt=text),)))
+    assert [each.id for each in records.newest("alice", 60)] == [each.id for each in generations[::-1]]
+
+
+def test_work_on_a_generation_is_not_written_to_the_index(dynamodb: "DynamoDBClient", table: str) -> None:
+    records = DynamoGenerations(lambda: dynamodb, table, retention_seconds=RETENTION_SECONDS)
+    generation = created(records)
+    records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60)
+    before = in_index(dynamodb, table)
+    for work in (
+        _renew,
+        _save_sending,
+        _save_refusal,
+        _save_answer,
+        _save_image,
+        lambda records, generation: records.note_returned(generation, 1),
+        lambda records, generation: records.let_go(generation.id, "me"),
+        lambda records, generation: records.claim(generation.id, "other", now=NOW + 99, lease_until=NOW + 199),
+    ):
+        held = records.get(generation.id)
+        work(records, generation)
+        assert records.get(generation.id) != held
+        assert in_index(dynamodb, table) == before
+
+
+def in_index(client: "DynamoDBClient", table: str) -> Sequence[Any]:
+    return client.scan(TableName=table, IndexName="by-caller")["Items"]
 
 
 # What cannot be asked.

@@ -92,7 +92,7 @@ class Wire:
         answer = self._send(session, request)
         target = request.headers["X-Amz-Target"]
         operation = (target.decode() if isinstance(target, bytes) else str(target)).partition(".")[2]
-        if operation in ("GetItem", "Query", "Scan"):
+        if operation in ("BatchGetItem", "GetItem", "Query", "Scan"):
             return answer
         self.writes.append(operation)
         if self.losing:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imagegen.aws.items import ConditionFailedError, Item, asking, json_text, key, number, update_under
+from imagegen.aws.items import ConditionFailedError, Item, asking, json_text, key, newest_items, number, update_under
 from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.errors import RecordsUnavailableError
 from imagegen.generations import LostClaimError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 _RECORD = "batch"
-_PAGE = 100
 _OURS = "#owner = :owner AND #status IN (:in_progress, :cancelling, :finalizing)"
 _TIMES = ("cancelling_at", "finalizing_at", "ended_at")
 
@@ -68,24 +67,14 @@ class DynamoBatches:
         return _batch(item) if item else None
 
     def newest(self, caller: str, limit: int, *, after: str | None = None) -> Sequence[Batch]:
-        query: dict[str, Any] = {}
+        last = None
         if after is not None:
             last = self._item(after)
             if last is None or last["caller"]["S"] != _listed_under(caller):
                 return []
-            query["ExclusiveStartKey"] = {name: last[name] for name in ("pk", "sk", "caller", "created_at")}
         with asking():
-            page = self._client().query(
-                TableName=self._table,
-                IndexName="by-caller",
-                KeyConditionExpression="#caller = :caller",
-                ExpressionAttributeNames={"#caller": "caller"},
-                ExpressionAttributeValues={":caller": {"S": _listed_under(caller)}},
-                ScanIndexForward=False,
-                Limit=limit,
-                **query,
-            )
-        return [_batch(item) for item in page["Items"]]
+            items = newest_items(self._client(), self._table, _listed_under(caller), limit, after=last)
+        return [_batch(item) for item in items]
 
     def claim(self, batch_id: str, owner: str, *, now: float, lease_until: float) -> Batch | None:
         try:

@@ -6,9 +6,10 @@
 | `key#<client>#<hash of the Idempotency-Key>` | `key` | the generation that the key belongs to |
 | `retry#<client>#<fingerprint>` | `<time>#<generation id>` | a generation that an OpenAI client's retry may attach to |
 
-The index `by-caller` (`caller`, `created_at`) lists a caller's own. What has parts that change on their own (calls,
-stored images) has an attribute for each part, so that those who work side by side never overwrite each other. What was
-paid for is written as long as there is a record, also after its end.
+The index `by-caller` (`caller`, `created_at`) lists a caller's own. It has the status, which a list may ask for, and
+nothing that changes during work: DynamoDB writes to an index only if a value in it changes. What has parts that change
+on their own (calls, stored images) has an attribute for each part, so that those who work side by side never overwrite
+each other. What was paid for is written as long as there is a record, also after its end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imagegen.aws.items import ConditionFailedError, Item, asking, json_text, key, number, put_under, update_under
+from imagegen.aws.items import (
+    ConditionFailedError,
+    Item,
+    asking,
+    json_text,
+    key,
+    newest_items,
+    number,
+    put_under,
+    update_under,
+)
 from imagegen.generations import (
     Call,
     CallAnswer,
@@ -170,34 +181,16 @@ class DynamoGenerations:
     def newest(
         self, caller: str, limit: int, *, after: str | None = None, status: Status | None = None
     ) -> Sequence[Generation]:
-        names, values = {"#caller": "caller"}, {":caller": {"S": caller}}
-        query: dict[str, Any] = {}
+        last = None
         if after is not None:
             last = self._item(after)
             if last is None or _is_buried(last) or last["caller"]["S"] != caller:
                 return []
-            query["ExclusiveStartKey"] = {name: last[name] for name in ("pk", "sk", "caller", "created_at")}
-        if status is not None:
-            names["#status"], values[":status"] = "status", {"S": status.value}
-            query["FilterExpression"] = "#status = :status"
-        found: list[Generation] = []
         with asking():
-            while len(found) < limit:
-                page = self._client().query(
-                    TableName=self._table,
-                    IndexName="by-caller",
-                    KeyConditionExpression="#caller = :caller",
-                    ExpressionAttributeNames=names,
-                    ExpressionAttributeValues=values,
-                    ScanIndexForward=False,
-                    Limit=100,
-                    **query,
-                )
-                found += [_generation(item) for item in page["Items"]]
-                if "LastEvaluatedKey" not in page:
-                    break
-                query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
-        return found[:limit]
+            items = newest_items(
+                self._client(), self._table, caller, limit, after=last, status=status.value if status else None
+            )
+        return [_generation(item) for item in items]
 
     def claim(self, generation_id: str, owner: str, *, now: float, lease_until: float) -> Generation | None:
         try:

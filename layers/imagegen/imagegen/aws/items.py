@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,11 +13,12 @@ from imagegen.errors import RecordsUnavailableError
 from imagegen.generations import IdTakenError, LostClaimError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from types_boto3_dynamodb import DynamoDBClient
 
 Item = dict[str, Any]
+_PAGE = 100  # the most that one BatchGetItem takes
 
 
 def key(pk: str, sk: str) -> Item:
@@ -107,6 +109,64 @@ def put_under(
         )
     except client.exceptions.ConditionalCheckFailedException as failed:
         raise ConditionFailedError(_item_of(failed)) from None
+
+
+def newest_items(
+    client: DynamoDBClient, table: str, caller: str, limit: int, *, after: Item | None, status: str | None = None
+) -> list[Item]:
+    """The caller's own records as they are now, newest first, those behind the record `after`.
+
+    The index has only keys and the status, and lags behind the table: the records are read by their keys. Raises what
+    botocore raises.
+    """
+    keys = _listed(client, table, caller, after, status)
+    found: list[Item] = []
+    while len(found) < limit and (some := list(islice(keys, min(limit - len(found), _PAGE)))):
+        found += [
+            item
+            for item in _read(client, table, some)
+            if item.get("caller") == {"S": caller} and status in (None, item["status"]["S"])
+        ]
+    return found
+
+
+def _listed(
+    client: DynamoDBClient, table: str, caller: str, after: Item | None, status: str | None
+) -> Iterator[dict[str, Any]]:
+    names, values = {"#caller": "caller"}, {":caller": {"S": caller}}
+    query: dict[str, Any] = {}
+    if after is not None:
+        query["ExclusiveStartKey"] = {name: after[name] for name in ("pk", "sk", "caller", "created_at")}
+    if status is not None:
+        names["#status"], values[":status"] = "status", {"S": status}
+        query["FilterExpression"] = "#status = :status"
+    while True:
+        page = client.query(
+            TableName=table,
+            IndexName="by-caller",
+            KeyConditionExpression="#caller = :caller",
+            ExpressionAttributeNames=names,
+            ExpressionAttributeValues=values,
+            ScanIndexForward=False,
+            Limit=_PAGE,
+            **query,
+        )
+        for item in page["Items"]:
+            yield {"pk": item["pk"], "sk": item["sk"]}
+        if "LastEvaluatedKey" not in page:
+            return
+        query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+
+def _read(client: DynamoDBClient, table: str, keys: Sequence[Item]) -> list[Item]:
+    """The items that are there, in the order of their keys."""
+    found: dict[str, Item] = {}
+    left: Any = {table: {"Keys": keys, "ConsistentRead": True}}
+    while left:  # one answer has at most 16 MB, and at least one item: if none can be read, DynamoDB raises an error
+        answer = client.batch_get_item(RequestItems=left)
+        found |= {item["pk"]["S"]: item for item in answer["Responses"].get(table, [])}
+        left = answer["UnprocessedKeys"]
+    return [found[each["pk"]["S"]] for each in keys if each["pk"]["S"] in found]
 
 
 def _not_empty(held: Mapping[str, object]) -> dict[str, Any]:
