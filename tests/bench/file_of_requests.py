@@ -33,7 +33,7 @@ class _Records(FakeGenerationStore):
 
 
 class _Queue(FakeGenerationQueue):
-    def send(self, generation_id: str, *, delay: float = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
         pass
 
 

@@ -103,7 +103,7 @@ class Mailbox:
         self.messages: list[Message] = []
         self.dead: list[Message] = []
 
-    def send(self, body: str, *, delay: float = 0) -> None:
+    def send(self, body: str, caller: str, *, delay: float = 0) -> None:
         assert 0 <= delay <= MOST_DELAY_SECONDS
         self.messages.append(Message(body, self._world.now + delay))
 
@@ -699,7 +699,7 @@ class BatchWorld(World):
         self.batch_id = batch_id_of("bucket", self.file.key, self.file.version)
         self.told_again = 0
         self.cancelling = False
-        self.batch_mailbox.send(_DROPPED)
+        self.batch_mailbox.send(_DROPPED, "alice")
 
     def _line(self, number: int, *, wrong: bool) -> bytes:
         url = "/nowhere" if wrong else "/v1/images/generations"
@@ -750,7 +750,7 @@ class BatchWorld(World):
 
     def _tell_again(self) -> None:
         self.told_again += 1
-        self.batch_mailbox.send(_DROPPED)
+        self.batch_mailbox.send(_DROPPED, "alice")
 
 
 _DROPPED = "S3 tells that the file was dropped"

@@ -171,15 +171,20 @@ class FakeBatchLines(_Failing):
 
 
 class FakeBatchQueue(_Failing):
-    """Passes the contract of `ports.BatchQueue`. `sent` are batch ids, in order, and `delays` those of each."""
+    """Passes the contract of `ports.BatchQueue`. `sent` are batch ids, in order, and `delays` those of each.
+
+    `callers` are whose messages were sent.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[str] = []
         self.delays: list[float] = []
+        self.callers: set[str] = set()
 
-    def send(self, batch_id: str, *, delay: float = 0) -> None:
+    def send(self, batch_id: str, caller: str, *, delay: float = 0) -> None:
         with self._asked():
+            self.callers.add(caller)
             self.sent.append(batch_id)
             self.delays.append(delay)
 

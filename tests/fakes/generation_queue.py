@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 class FakeGenerationQueue:
     """Passes the contract of `ports.GenerationQueue`.
 
-    `sent` are generation ids with their delays, `held` are receipts with seconds, both in order. `failures` are taken
+    `sent` are generation ids with their delays, `held` are receipts with seconds, both in order. `callers` are whose
+    messages were sent. `failures` are taken
     in turn, one a call, as in FakeGenerationStore.
     """
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, float]] = []
         self.held: list[tuple[str, float]] = []
+        self.callers: set[str] = set()
         self.failures: deque[When | None] = deque()
         self._lock = threading.Lock()
 
-    def send(self, generation_id: str, *, delay: float = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
+        self.callers.add(caller)
         self._note(self.sent, (generation_id, delay))
 
     def hold(self, receipt: str, seconds: float) -> None:

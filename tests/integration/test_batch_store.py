@@ -211,7 +211,7 @@ def test_what_cannot_be_asked_says_so() -> None:
         lambda: lines.end("batch_a", 1, LINE),
         lambda: list(lines.pending("batch_a")),
         lambda: lines.any_pending("batch_a"),
-        lambda: SqsBatches(lambda: sqs, f"{url}/queue").send("batch_a"),
+        lambda: SqsBatches(lambda: sqs, f"{url}/queue").send("batch_a", "alice"),
     )
     for ask in asks:
         with pytest.raises(RecordsUnavailableError):

@@ -23,7 +23,7 @@ from werkzeug.serving import make_server
 
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.generations import DynamoGenerations
-from imagegen.aws.sqs import SqsGenerations
+from imagegen.aws.sqs import SqsBatches, SqsGenerations
 from imagegen.aws.waiters import DynamoWaiters
 from imagegen.catalog import MAX_IMAGES
 from imagegen.errors import MoneySpentError, RecordsUnavailableError
@@ -1218,16 +1218,26 @@ def line(request: pytest.FixtureRequest) -> FakeLine | SqsLine:
 
 
 def test_what_is_sent_is_delivered_after_its_delay(line: FakeLine | SqsLine) -> None:
-    line.queue.send("gen_a")
-    line.queue.send("gen_b", delay=60.6)
-    line.queue.send("gen_c", delay=0.2)
+    line.queue.send("gen_a", "alice")
+    line.queue.send("gen_b", "alice", delay=60.6)
+    line.queue.send("gen_c", "alice", delay=0.2)
     assert sorted(line.deliverable()) == ["gen_a", "gen_c"]
     assert line.delayed() == 1
 
 
+@pytest.mark.parametrize(("queue", "caller"), [(SqsGenerations, "web"), (SqsBatches, f"oidc:{'0' * 32}")])
+def test_a_message_carries_its_caller_so_that_the_queue_is_fair(
+    sqs: "SQSClient", queue: type[SqsGenerations | SqsBatches], caller: str
+) -> None:
+    url = sqs.create_queue(QueueName=f"fair-{uuid4().hex}")["QueueUrl"]
+    queue(lambda: sqs, url).send("gen_a", caller)
+    (message,) = sqs.receive_message(QueueUrl=url, MessageSystemAttributeNames=["MessageGroupId"])["Messages"]
+    assert message["Attributes"] == {"MessageGroupId": caller}
+
+
 def test_a_held_message_is_not_received_again_until_then(sqs: "SQSClient") -> None:
     line = SqsLine(sqs)
-    line.queue.send("gen_a")
+    line.queue.send("gen_a", "alice")
     message = sqs.receive_message(QueueUrl=line.url, VisibilityTimeout=1)["Messages"][0]
     line.queue.hold(message["ReceiptHandle"], 30.4)
     time.sleep(1.1)
@@ -1242,7 +1252,7 @@ def test_a_queue_that_cannot_be_reached_is_unavailable(closed_url: str) -> None:
     fake.failures += ["before", "after"]
     for queue in (SqsGenerations(lambda: client, f"{closed_url}/queue"), fake, fake):
         with pytest.raises(RecordsUnavailableError):
-            queue.send("gen_a")
+            queue.send("gen_a", "alice")
     assert fake.sent == [("gen_a", 0)]
 
 

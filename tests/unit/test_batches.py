@@ -267,6 +267,7 @@ def test_a_file_that_outlasts_its_reader_is_read_on_by_another(world: World) -> 
     world.carry_on(batch, seconds=0)
     assert world.batch(batch).total == count
     assert world.messages.sent == []
+    assert world.messages.callers == {"alice"}
 
 
 def test_one_works_on_a_batch_at_a_time(world: World) -> None:
@@ -274,6 +275,7 @@ def test_one_works_on_a_batch_at_a_time(world: World) -> None:
     world.batches.claim(batch.id, "another", now=NOW, lease_until=NOW + 40)
     assert world.carry_on(batch) is None
     assert (world.messages.sent, world.messages.delays) == ([batch.id], [40])
+    assert world.messages.callers == {"alice"}
     world.now += 41
     world.carry_on_all()
     assert world.batch(batch).total == 1
@@ -285,6 +287,7 @@ def test_ends_side_by_side_are_counted_right(world: World) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(world.make, [generation_id for generation_id, _ in world.queue.sent] * 2))
     assert world.messages.sent
+    assert world.messages.callers == world.queue.callers == {"alice"}
     world.carry_on_all()
     assert world.batch(batch).counts == Counts(100, 0)
     assert len(world.files.saved) == 1
@@ -383,6 +386,7 @@ def test_a_cancelled_batch_is_read_no_further_and_its_lines_are_cancelled(world:
     cancelled = cancel_batch(batch.id, "alice", world.batches, world.messages, NOW)
     assert cancelled.status is BatchStatus.CANCELLING
     assert cancel_batch(batch.id, "alice", world.batches, world.messages, NOW + 1) == cancelled
+    assert world.messages.callers == {"alice"}
     world.carry_on_all()
     ended = world.batch(batch)
     assert (ended.status, ended.counts) == (BatchStatus.CANCELLED, Counts(1, CHUNK_LINES - 1))

@@ -274,6 +274,7 @@ def test_a_completed_generation_reads_as_deleted_if_its_deletion_dies_right_afte
         desk.see(generation.id)
     assert [each.status for each in desk.settled] == [Status.COMPLETED]
     assert desk.queue.sent == [(generation.id, UNFINISHED_SECONDS)]  # whose receiver deletes the images
+    assert desk.queue.callers == {"alice"}
 
 
 def test_a_new_attempt_that_begins_during_a_deletion_is_cancelled_and_deleted_too() -> None:
@@ -417,9 +418,10 @@ class Recorded(World):
                 return records.requeue(generation, now=now)
 
         class Queue(FakeGenerationQueue):
-            def send(self, generation_id: str, *, delay: float = 0) -> None:
+            def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
                 step("safety net" if delay else "work message")
-                queue.send(generation_id, delay=delay)
+                queue.send(generation_id, caller, delay=delay)
+                self.callers.add(caller)
 
         class Counters(FakeAllowanceCounters):
             def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
@@ -440,6 +442,7 @@ def test_a_retry_sends_the_safety_net_then_takes_quota_requeues_and_sends_the_wo
     assert waiting is not None
     assert world.steps == ["safety net", "quota of alice", "quota of *", "requeue", "work message"]
     assert world.queue.sent == [(waiting.id, LEASE_SECONDS * SAFETY_NET_LEASES), (waiting.id, 0)]
+    assert world.queue.callers == {"alice"}
     assert (waiting.status, waiting.retries, waiting.reserved_at) == (Status.QUEUED, 1, world.now)
     assert used(world) == {REQUEST.n}
 
@@ -457,8 +460,8 @@ def test_of_two_retries_at_once_one_counts_and_takes_quota_once() -> None:
     second: list[Generation | None] = []
 
     class Queue(FakeGenerationQueue):
-        def send(self, generation_id: str, *, delay: float = 0) -> None:
-            super().send(generation_id, delay=delay)
+        def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
+            super().send(generation_id, caller, delay=delay)
             if len(self.sent) == 1:
                 second.append(desk.retry(generation_id))
 

@@ -107,6 +107,7 @@ def test_a_request_becomes_a_waiting_record_with_a_message_behind_it(world: Worl
     assert (generation.status, generation.caller, generation.created_at) == (Status.QUEUED, "alice", NOW)
     assert (generation.request, generation.base_url) == (REQUEST, "https://x.example/v1")
     assert world.queue.sent == [(generation.id, LEASE * SAFETY_NET_LEASES), (generation.id, 0)]
+    assert world.queue.callers == {"alice"}
 
 
 @pytest.mark.parametrize("work_here", [False, True])
@@ -146,9 +147,9 @@ class HookedQueue(FakeGenerationQueue):
         super().__init__()
         self.during_send: Callable[[float], object] = lambda _: None
 
-    def send(self, generation_id: str, *, delay: float = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
         self.during_send(delay)
-        super().send(generation_id, delay=delay)
+        super().send(generation_id, caller, delay=delay)
 
 
 class WatchedCounters(FakeAllowanceCounters):

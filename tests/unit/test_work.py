@@ -331,6 +331,7 @@ def test_an_image_that_a_writer_stores_after_the_deletion_before_it_dies_is_swep
     assert world.deliver(generation.id) is None
     assert world.images.saved == {}
     assert len(world.queue.sent) == 2
+    assert world.queue.callers == {generation.caller}
 
 
 @pytest.mark.parametrize("asked_before", [0, 1])

@@ -70,7 +70,7 @@ def _look_on(batch: Batch | None, shop: BatchShop, now: float) -> None:
         _announce(batch, shop)  # whoever ended it may have died before
         return
     # Another message, not this one again: its receipts are counted, and a large file is at work for hours.
-    shop.reader.ledger.messages.send(batch.id, delay=max(1.0, batch.lease_until - now))
+    shop.reader.ledger.messages.send(batch.id, batch.caller, delay=max(1.0, batch.lease_until - now))
 
 
 def _carried_on(batch: Batch, owner: str, shop: BatchShop, until: Deadline) -> Batch:
@@ -80,11 +80,11 @@ def _carried_on(batch: Batch, owner: str, shop: BatchShop, until: Deadline) -> B
     if batch.status is BatchStatus.CANCELLING:
         _void_next_lines(batch, shop)
         if not _cancel_lines(batch, shop, until):
-            ledger.messages.send(batch.id)
+            ledger.messages.send(batch.id, batch.caller)
             return batch
         batch = ledger.batches.save_total(batch.id, owner, batch.checkpoint.line)
     if batch.total is None:
-        ledger.messages.send(batch.id)
+        ledger.messages.send(batch.id, batch.caller)
         return batch
     if batch.status is not BatchStatus.FINALIZING:
         if ledger.lines.any_pending(batch.id):

@@ -85,7 +85,7 @@ def retry(
     failed = records.get(generation_id)
     if failed is None or failed.status is not Status.FAILED or not failed.announced:
         return None
-    send_safety_net(generation_id, queue, now, LEASE_SECONDS)
+    send_safety_net(failed, queue, now, LEASE_SECONDS)
     reserved_at, token = now(), new_owner()
     reserve_again(counters, failed, now=reserved_at, token=token)
     waiting = records.requeue(failed, now=reserved_at)
@@ -93,7 +93,7 @@ def retry(
         undo_reserving_again(counters, failed, now=reserved_at, token=token)
     else:
         with suppress(RecordsUnavailableError):  # the safety net brings a worker, only later
-            queue.send(generation_id)
+            queue.send(generation_id, failed.caller)
     return waiting
 
 
@@ -121,7 +121,7 @@ def delete(
         if tombstone is None or tombstone.caller != caller:
             raise
     else:
-        queue.send(generation_id, delay=UNFINISHED_SECONDS)
+        queue.send(generation_id, caller, delay=UNFINISHED_SECONDS)
         tombstone = _buried(generation_id, caller, records, counters, bus, now, settle)
     try:
         delete_images(tombstone.id, tombstone.image_ids, images, deadline)
@@ -162,7 +162,7 @@ def sweep(tombstone: Tombstone, images: ImageStore, queue: GenerationQueue, now:
     """
     delete_images(tombstone.id, tombstone.image_ids, images, deadline)
     if now - tombstone.buried_at < LONGEST_WRITER_SECONDS:
-        queue.send(tombstone.id, delay=LONGEST_WRITER_SECONDS)
+        queue.send(tombstone.id, tombstone.caller, delay=LONGEST_WRITER_SECONDS)
 
 
 def delete_images(generation_id: str, image_ids: Sequence[str], images: ImageStore, deadline: Deadline) -> None:

@@ -19,5 +19,5 @@ def cancel_batch(batch_id: str, caller: str, batches: BatchStore, messages: Batc
     cancelling = batches.begin_cancelling(batch_id, now=now)
     if cancelling is None:
         raise BatchEndedError("All lines of this batch have ended already.", param="batch_id")
-    messages.send(batch_id)
+    messages.send(batch_id, caller)
     return cancelling

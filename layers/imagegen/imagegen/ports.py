@@ -217,8 +217,11 @@ class AllowanceCounters(Protocol):
 
 
 class GenerationQueue(Protocol):
-    def send(self, generation_id: str, *, delay: float = 0) -> None:
-        """Has a worker look at the generation after `delay` seconds. Raises RecordsUnavailableError."""
+    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
+        """Has a worker look at the caller's generation after `delay` seconds. Raises RecordsUnavailableError.
+
+        Messages of a caller who sends many wait longer than those of others.
+        """
         ...
 
     def hold(self, receipt: str, seconds: float) -> None:
@@ -306,8 +309,8 @@ class BatchLines(Protocol):
 
 
 class BatchQueue(Protocol):
-    def send(self, batch_id: str, *, delay: float = 0) -> None:
-        """Has the intake look at the batch after so many seconds. Raises RecordsUnavailableError."""
+    def send(self, batch_id: str, caller: str, *, delay: float = 0) -> None:
+        """Has the intake look at the caller's batch after so many seconds. Raises RecordsUnavailableError."""
         ...
 
     def hold(self, receipt: str, seconds: float) -> None:

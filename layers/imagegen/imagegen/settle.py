@@ -27,4 +27,4 @@ class Ledger:
         batch = self.batches.get(batch_id)
         known = batch is not None and batch.total is not None and not batch.ended
         if known and not self.lines.any_pending(batch_id):
-            self.messages.send(batch_id)
+            self.messages.send(batch_id, generation.caller)

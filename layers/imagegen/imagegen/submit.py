@@ -143,7 +143,7 @@ def submit(
     raise RecordsUnavailableError("Too many requests for this generation came at once. Please try again.")
 
 
-def send_safety_net(generation_id: str, queue: GenerationQueue, now: Callable[[], float], lease: float) -> None:
+def send_safety_net(generation: Generation, queue: GenerationQueue, now: Callable[[], float], lease: float) -> None:
     """Sends the message that finds the record should its writer die. It still sleeps when this returns.
 
     `lease` is in seconds. Raises RecordsUnavailableError.
@@ -151,7 +151,7 @@ def send_safety_net(generation_id: str, queue: GenerationQueue, now: Callable[[]
     delay = lease * SAFETY_NET_LEASES
     while True:
         before = now()
-        queue.send(generation_id, delay=delay)
+        queue.send(generation.id, generation.caller, delay=delay)
         if now() - before <= delay * _SAFETY_NET_SLEEPS:
             return
 
@@ -221,7 +221,7 @@ def _begun(
     )
     creating = False
     try:
-        send_safety_net(generation.id, desk.queue, desk.now, desk.lease)
+        send_safety_net(generation, desk.queue, desk.now, desk.lease)
         if work_here:
             generation = msgspec.structs.replace(
                 generation, status=Status.IN_PROGRESS, owner=new_owner(), lease_until=desk.now() + desk.lease
@@ -236,7 +236,7 @@ def _begun(
             return Submitted(there, attached=True)
     if not work_here:
         with suppress(RecordsUnavailableError):  # the safety net brings a worker, only later
-            desk.queue.send(generation.id)
+            desk.queue.send(generation.id, generation.caller)
     desk.journal.begun(generation, quota_used=standing.quota_used)
     return Submitted(generation, generation.owner, standing=standing)
 

@@ -39,12 +39,13 @@ class _SqsQueue:
         self._queue_url = queue_url
         self._field = field
 
-    def _send(self, value: str, delay: float) -> None:
+    def _send(self, value: str, caller: str, delay: float) -> None:
         try:
             self._client().send_message(
                 QueueUrl=self._queue_url,
                 MessageBody=json.dumps({self._field: value}),
                 DelaySeconds=round(delay),
+                MessageGroupId=caller,  # what makes a standard queue fair between callers
             )
         except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
             raise RecordsUnavailableError("The queue of this service could not be reached just now.") from error
@@ -61,8 +62,8 @@ class SqsGenerations(_SqsQueue):
     def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
         super().__init__(client, queue_url, "generation_id")
 
-    def send(self, generation_id: str, *, delay: float = 0) -> None:
-        self._send(generation_id, delay)
+    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
+        self._send(generation_id, caller, delay)
 
 
 class SqsBatches(_SqsQueue):
@@ -71,5 +72,5 @@ class SqsBatches(_SqsQueue):
     def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
         super().__init__(client, queue_url, "batch_id")
 
-    def send(self, batch_id: str, *, delay: float = 0) -> None:
-        self._send(batch_id, delay)
+    def send(self, batch_id: str, caller: str, *, delay: float = 0) -> None:
+        self._send(batch_id, caller, delay)
