@@ -16,12 +16,13 @@ from tests.unit.test_cloudwatch import all_that_is_told
 Metric = tuple[str, str, frozenset[str]]  # namespace, name, names of the dimensions
 
 # What AWS tells by itself, by the dimensions that it has there.
-AWS = {
-    "AWS/ApiGateway": ({"ApiName", "Stage"}, {"4XXError", "5XXError", "Count", "Latency"}),
-    "AWS/DynamoDB": ({"TableName"}, {"ReadThrottleEvents", "WriteThrottleEvents"}),
-    "AWS/Lambda": ({"FunctionName"}, {"ConcurrentExecutions", "Errors", "Invocations", "Throttles"}),
-    "AWS/SQS": ({"QueueName"}, {"ApproximateAgeOfOldestMessage", "ApproximateNumberOfMessagesVisible"}),
-}
+AWS = (
+    ("AWS/ApiGateway", {"ApiName", "Stage"}, {"4XXError", "5XXError", "Count", "Latency"}),
+    ("AWS/DynamoDB", {"TableName"}, {"ReadThrottleEvents", "WriteThrottleEvents"}),
+    ("AWS/DynamoDB", {"TableName", "GlobalSecondaryIndexName"}, {"ReadThrottleEvents", "WriteThrottleEvents"}),
+    ("AWS/Lambda", {"FunctionName"}, {"ConcurrentExecutions", "Errors", "Invocations", "Throttles"}),
+    ("AWS/SQS", {"QueueName"}, {"ApproximateAgeOfOldestMessage", "ApproximateNumberOfMessagesVisible"}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,7 @@ def known() -> set[Metric]:
         for dimensions in directive["Dimensions"]
     }
     assert {name for _, name, _ in ours} == set(UNITS)
-    return ours | {
-        (namespace, name, frozenset(dimensions)) for namespace, (dimensions, names) in AWS.items() for name in names
-    }
+    return ours | {(namespace, name, frozenset(dimensions)) for namespace, dimensions, names in AWS for name in names}
 
 
 def alarms(template: Template) -> dict[str, dict[str, Any]]:
@@ -137,6 +136,41 @@ def test_no_function_dies_or_is_throttled_unseen(template: Template) -> None:
         assert functions <= seen, name
         drawn_for = {row[3] for row in drawn(template) if row[:2] == ["AWS/Lambda", metric]}
         assert drawn_for == {f"${{{function}}}" for function in functions}
+
+
+def test_neither_the_table_nor_an_index_is_throttled_unseen(template: Template) -> None:
+    ((name, table),) = template.of_type("AWS::DynamoDB::Table").items()
+    indexes = {index["IndexName"] for index in table["GlobalSecondaryIndexes"]}
+    expected = {
+        (metric, ("TableName", name), *(("GlobalSecondaryIndexName", index) for index in of))
+        for metric in ("ReadThrottleEvents", "WriteThrottleEvents")
+        for of in ((), *((index,) for index in indexes))
+    }
+    seen = {
+        (metric["MetricName"], *((each["Name"], _plain(each["Value"])) for each in metric["Dimensions"]))
+        for metric in watched(alarms(template)["ThrottlesAlarm"])
+        if metric["Namespace"] == "AWS/DynamoDB"
+    }
+    assert seen == expected
+    rows = [[each for each in row if isinstance(each, str)] for row in drawn(template) if row[0] == "AWS/DynamoDB"]
+    shown = {(row[1], *zip(row[2::2], (each.strip("${}") for each in row[3::2]), strict=True)) for row in rows}
+    assert shown == expected
+
+
+def _plain(value: Any) -> str:
+    """The name of a resource that is referred to, or the text itself."""
+    return str(value["Ref"]) if isinstance(value, dict) else str(value)
+
+
+def test_an_alarm_about_dynamodb_takes_missing_data_for_zero(template: Template) -> None:
+    """CloudWatch lets such an alarm keep its state otherwise, whatever it says of missing data."""
+    about = [
+        alarm for alarm in alarms(template).values() if "AWS/DynamoDB" in {named(each)[0] for each in watched(alarm)}
+    ]
+    assert about
+    for alarm in about:
+        (expression,) = [each["Expression"] for each in alarm["Metrics"] if each.get("ReturnData", True)]
+        assert "FILL(METRICS(), 0)" in expression
 
 
 def test_no_queue_grows_old_unseen(template: Template) -> None:

@@ -32,6 +32,7 @@ SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | IntakeSettings | Sit
     "IntakeFunction": IntakeSettings,
     "SiteFunction": SiteSettings,
 }
+UNDELIVERED = "UndeliveredEvents"
 HANDLERS = {"ApiFunction": "functions/api/app.py", "SiteFunction": "functions/site/app.py"}
 ANY = "x-amazon-apigateway-any-method"
 OPEN_ROUTES = {
@@ -293,16 +294,16 @@ def test_a_claim_outlasts_the_function_that_ends_what_no_worker_could_deal_with(
     assert template.of_type("AWS::Lambda::Function")["DeadLetterFunction"]["Timeout"] <= LEASE_SECONDS
 
 
-def test_every_queue_has_dead_letters_and_every_queue_but_the_one_for_people_a_consumer(template: Template) -> None:
+def test_every_queue_has_dead_letters_and_every_queue_but_those_for_people_a_consumer(template: Template) -> None:
     queues = template.of_type("AWS::SQS::Queue")
     dead = {
         queue["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"][0]
         for queue in queues.values()
         if "RedrivePolicy" in queue
     }
-    assert dead == {name for name, queue in queues.items() if "RedrivePolicy" not in queue}
+    assert dead | {UNDELIVERED} == {name for name, queue in queues.items() if "RedrivePolicy" not in queue}
     consumed = {mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in mappings(template)}
-    assert consumed == set(queues) - {"IntakeDeadLetters"}
+    assert consumed == set(queues) - {"IntakeDeadLetters", UNDELIVERED}
     assert all(queue["SqsManagedSseEnabled"] for queue in queues.values())
 
 
@@ -382,10 +383,23 @@ def test_what_is_dropped_into_the_inbox_and_nothing_else_comes_to_the_intake(tem
     rule = template.of_type("AWS::Events::Rule")["InboxRule"]
     assert "EventBusName" not in rule  # S3 tells the default bus alone
     assert rule["EventPattern"]["detail"]["object"] == {"key": [{"prefix": "inbox/"}]}
-    (policy,) = template.of_type("AWS::SQS::QueuePolicy").values()
-    (statement,) = policy["PolicyDocument"]["Statement"]
-    sources = statement["Condition"]["ArnEquals"]["aws:SourceArn"]
-    assert {source["Fn::GetAtt"][0] for source in sources} == set(template.of_type("AWS::Events::Rule"))
+
+
+def test_an_event_goes_to_the_intake_or_to_the_undelivered_and_is_never_dropped(template: Template) -> None:
+    rules = template.of_type("AWS::Events::Rule")
+    for name, rule in rules.items():
+        (target,) = rule["Targets"]
+        assert target["Arn"] == {"Fn::GetAtt": ["IntakeQueue", "Arn"]}, name
+        assert target["DeadLetterConfig"] == {"Arn": {"Fn::GetAtt": [UNDELIVERED, "Arn"]}}, name
+    policies = template.of_type("AWS::SQS::QueuePolicy").values()
+    assert sorted(policy["Queues"][0]["Ref"] for policy in policies) == ["IntakeQueue", UNDELIVERED]
+    for policy in policies:
+        (statement,) = policy["PolicyDocument"]["Statement"]
+        assert statement["Principal"] == {"Service": "events.amazonaws.com"}
+        assert statement["Action"] == "sqs:SendMessage"
+        assert statement["Resource"] == {"Fn::GetAtt": [policy["Queues"][0]["Ref"], "Arn"]}
+        sources = statement["Condition"]["ArnEquals"]["aws:SourceArn"]
+        assert {source["Fn::GetAtt"][0] for source in sources} == set(rules)
 
 
 def test_a_key_of_ones_own_encrypts_the_images_and_whoever_touches_them_may_use_it(template: Template) -> None:
