@@ -43,7 +43,7 @@ coverage: .venv/ready $(if $(PYTHON313_BIN),build) ## the same, slower, and whic
 soak: .venv/ready $(if $(PYTHON313_BIN),build) ## the long forms of the tests
 	.venv/bin/pytest -m soak
 
-check: lint types template .venv-langchain/ready test ## what CI runs
+check: lint types template .venv-langchain/ready .venv-ministack/ready test ## what CI runs
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .
@@ -103,10 +103,11 @@ lock: .venv/ready ## the lock files from pyproject.toml
 	$(LOCK) --group sam -o requirements-sam.txt
 	$(LOCK) --group checkov -o requirements-checkov.txt
 	$(LOCK) --group langchain -o requirements-langchain.txt
+	$(LOCK) --group ministack -o requirements-ministack.txt
 	$(LOCK) --group runtime -o requirements-runtime.txt
 
 clean: ## all that the other targets made
-	rm -rf .aws-sam .local .venv .venv-checkov .venv-langchain .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .aws-sam .local .venv .venv-checkov .venv-langchain .venv-ministack .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/ready: requirements-uv.txt requirements-dev.txt
 	$(call environment,.venv,$(PYTHON),requirements-dev.txt)
@@ -119,6 +120,9 @@ clean: ## all that the other targets made
 
 .venv-langchain/ready: requirements-uv.txt requirements-langchain.txt
 	$(call environment,.venv-langchain,$(PYTHON),requirements-langchain.txt)
+
+.venv-ministack/ready: requirements-uv.txt requirements-ministack.txt
+	$(call environment,.venv-ministack,$(PYTHON),requirements-ministack.txt)
 
 .venv-3.13/ready: requirements-uv.txt requirements-runtime.txt
 	$(call environment,.venv-3.13,$(PYTHON313_BIN)/python3.13,requirements-runtime.txt)

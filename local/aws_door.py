@@ -8,6 +8,7 @@ import io
 import json
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ _S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DEL
 _UNCOUNTED = "sqs:ReceiveMessage"  # comes at its own pace, whatever else happens
 _NOT_EMPTY = {"ExpressionAttributeNames", "ExpressionAttributeValues"}
 _DATA = {"Item", "Key", "Keys", "ExclusiveStartKey", *_NOT_EMPTY}  # whose attributes may have any name
+_TOKEN_SECONDS = 600  # how long DynamoDB knows the token of a transaction
 _TRANSACTED = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": "ConditionCheckItem"}
 
 
@@ -68,6 +70,7 @@ class AwsDoor:
         self._numbers: dict[str, int] = {}
         self._faults: list[Fault] = []
         self._broken: dict[str, Fault] = {}
+        self._transactions: dict[str, tuple[float, dict[str, Any]]] = {}  # by their tokens, with when they were made
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -104,10 +107,13 @@ class AwsDoor:
             return self._put_events(environ, start_response)
         if not environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB"):
             return self._app(environ, start_response)
-        if empty := _empty_argument(json.loads(_body(environ) or b"{}")):
+        asked = json.loads(_body(environ) or b"{}")
+        if empty := _empty_argument(asked):
             message = f"{empty} must not be empty"
             return _refusal("dynamodb", environ, start_response, "ValidationException", message)
         with self._one_at_a_time:
+            if "ClientRequestToken" in asked:
+                return self._transacted_once(asked, environ, start_response)
             return list(self._app(environ, start_response))
 
     def _put_events(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -122,6 +128,25 @@ class AwsDoor:
             ]
         start_response(*started[0])
         return [answer]
+    def _transacted_once(
+        self, asked: dict[str, Any], environ: Environ, start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """Moto does not look at a transaction's token: with DynamoDB the same transaction has no effect again."""
+        token, now = asked.pop("ClientRequestToken"), time.monotonic()
+        done_at, done = self._transactions.get(token, (0.0, None))
+        if done is not None and now - done_at < _TOKEN_SECONDS:
+            if done != asked:
+                message = "The token was used with other parameters"
+                return _refusal("dynamodb", environ, start_response, "IdempotentParameterMismatchException", message)
+            start_response("200 OK", [("Content-Type", "application/x-amz-json-1.0")])
+            return [b"{}"]
+
+        def start(status: str, *rest: Any) -> Any:
+            if status.startswith("200"):
+                self._transactions[token] = now, asked
+            return start_response(status, *rest)
+
+        return list(self._app(environ, start))
 
     def _fault(self, service: str, environ: Environ) -> tuple[Fault | None, bool]:
         """The fault that this request meets, and whether it is the first try at its call."""

@@ -1,4 +1,4 @@
-"""The records and lines of batches: the fakes and the real ones, on moto, pass the same contracts."""
+"""The records and lines of batches: the fakes and the real ones, before each judge, pass the same contracts."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ from imagegen.generations import LostClaimError
 from imagegen.outbound.pool import HttpPool
 from imagegen.ports import BatchLines, BatchStore
 from tests.fakes.batches import FakeBatchLines, FakeBatchStore
+from tests.integration.conftest import JUDGES, in_index, judged
 from tests.integration.test_contracts import CREDENTIALS
-from tests.integration.test_generation_store import create_table, in_index
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
@@ -42,28 +42,22 @@ def client(service: str, url: str) -> Any:
     )
 
 
-@pytest.fixture
-def table(aws_url: str) -> Iterator[tuple["DynamoDBClient", str]]:
-    dynamodb, name = client("dynamodb", aws_url), f"batches-{uuid4().hex}"
-    create_table(dynamodb, name)
-    yield dynamodb, name
-    dynamodb.delete_table(TableName=name)
-
-
-@pytest.fixture(params=["fake", "dynamodb"])
-def batches(request: pytest.FixtureRequest) -> BatchStore:
+@pytest.fixture(params=["fake", *JUDGES])
+def batches(request: pytest.FixtureRequest) -> Iterator[BatchStore]:
     if request.param == "fake":
-        return FakeBatchStore()
-    dynamodb, name = request.getfixturevalue("table")
-    return DynamoBatches(lambda: dynamodb, name, retention_seconds=1000)
+        yield FakeBatchStore()
+        return
+    with judged(request) as (dynamodb, name):
+        yield DynamoBatches(lambda: dynamodb, name, retention_seconds=1000)
 
 
-@pytest.fixture(params=["fake", "dynamodb"])
-def lines(request: pytest.FixtureRequest) -> BatchLines:
+@pytest.fixture(params=["fake", *JUDGES])
+def lines(request: pytest.FixtureRequest) -> Iterator[BatchLines]:
     if request.param == "fake":
-        return FakeBatchLines()
-    dynamodb, name = request.getfixturevalue("table")
-    return DynamoBatchLines(lambda: dynamodb, name, retention_seconds=1000)
+        yield FakeBatchLines()
+        return
+    with judged(request) as (dynamodb, name):
+        yield DynamoBatchLines(lambda: dynamodb, name, retention_seconds=1000)
 
 
 def new(version: str = "v", *, caller: str = "alice", at: float = NOW) -> Batch:
@@ -148,11 +142,10 @@ def test_a_callers_own_are_listed_newest_first(batches: BatchStore) -> None:
     assert list(batches.newest("carol", 2)) == []
 
 
-def test_work_on_a_batch_is_not_written_to_the_index(table: tuple["DynamoDBClient", str]) -> None:
-    dynamodb, name = table
-    batches = DynamoBatches(lambda: dynamodb, name, retention_seconds=1000)
+def test_work_on_a_batch_is_not_written_to_the_index(dynamodb: "DynamoDBClient", table: str) -> None:
+    batches = DynamoBatches(lambda: dynamodb, table, retention_seconds=1000)
     batch = batches.create(new())
-    before = in_index(dynamodb, name)
+    before = in_index(dynamodb, table)
     steps: tuple[Callable[[], object], ...] = (
         lambda: batches.claim(batch.id, "me", now=NOW, lease_until=NOW + 60),
         lambda: batches.renew(batch.id, "me", NOW + 99),
@@ -164,7 +157,7 @@ def test_work_on_a_batch_is_not_written_to_the_index(table: tuple["DynamoDBClien
         held = batches.get(batch.id)
         step()
         assert batches.get(batch.id) != held
-        assert in_index(dynamodb, name) == before
+        assert in_index(dynamodb, table) == before
 
 
 def test_a_line_is_pending_until_it_ends_and_counted_once(lines: BatchLines) -> None:
@@ -186,9 +179,8 @@ def test_a_line_is_pending_until_it_ends_and_counted_once(lines: BatchLines) -> 
     assert lines.counts("batch_b") == Counts(0, 0)
 
 
-def test_more_lines_than_a_page_holds_come_in_order(table: tuple["DynamoDBClient", str]) -> None:
-    dynamodb, name = table
-    lines = DynamoBatchLines(lambda: dynamodb, name, retention_seconds=1000)
+def test_more_lines_than_a_page_holds_come_in_order(dynamodb: "DynamoDBClient", table: str) -> None:
+    lines = DynamoBatchLines(lambda: dynamodb, table, retention_seconds=1000)
     for number in range(1, 13):
         lines.end("batch_a", number, EndedLine(completed=True, text=f"{number} {'x' * 150_000}"))
     assert [int(line.text.split()[0]) for line in lines.ended("batch_a")] == list(range(1, 13))

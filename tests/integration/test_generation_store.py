@@ -1,4 +1,4 @@
-"""Records and queue: the fakes and the real ones, on moto, pass the same contracts."""
+"""Records and queue: the fakes and the real ones, before each judge, pass the same contracts."""
 
 import json
 import socket
@@ -17,9 +17,6 @@ import boto3
 import msgspec
 import pytest
 from botocore.config import Config
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from samtranslator.yaml_helper import yaml_parse
-from werkzeug.serving import make_server
 
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.generations import DynamoGenerations
@@ -46,16 +43,15 @@ from imagegen.openai_wire.request_events import MOST_CUSTOM_ID
 from imagegen.openai_wire.requests import LONGEST_USER, read_image_fields
 from imagegen.ports import AllowanceCounters, GenerationQueue, GenerationStore
 from imagegen.providers.openai_answers import read_answer
-from tests.conftest import ROOT
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
+from tests.integration.conftest import JUDGES, dynamodb_client, in_index, judged
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
     from types_boto3_sqs import SQSClient
 
-REGION: Literal["eu-central-1"] = "eu-central-1"
 RETENTION_SECONDS = 30 * 24 * 3600
 NOW = 1_760_000_000.123456
 IMAGE = StoredImage("image/png", 1234)
@@ -63,78 +59,24 @@ ANSWER = CallAnswer((AnsweredImage("https://i.example/1", "a large cat"),), {"si
 FAILURE = Failure("UpstreamFailedError", "Es zerbrach: 壊れた.", param="prompt", code="broken", cause=Failure("X", "y"))
 
 
-@pytest.fixture(scope="session")
-def serial_aws_url() -> Iterator[str]:
-    """Moto that answers one request at a time: it locks nothing, where DynamoDB's writes to an item are in line."""
-    app, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-    def one_at_a_time(environ: Any, start_response: Any) -> list[bytes]:
-        with lock:
-            return list(app(environ, start_response))
-
-    server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def _config(**more: Any) -> Config:
-    return Config(connect_timeout=2, read_timeout=30, retries={"total_max_attempts": 1}, **more)
-
-
-@pytest.fixture(scope="session")
-def dynamodb(serial_aws_url: str) -> Iterator["DynamoDBClient"]:
-    client = _dynamodb(serial_aws_url)
-    yield client
-    client.close()
-
-
-def _dynamodb(url: str) -> "DynamoDBClient":
-    return boto3.client(
-        "dynamodb",
-        region_name=REGION,
-        endpoint_url=url,
-        aws_access_key_id="AKIATEST",
-        aws_secret_access_key="test",
-        config=_config(max_pool_connections=100),
-    )
-
-
 def _sqs(url: str) -> "SQSClient":
     return boto3.client(
         "sqs",
-        region_name=REGION,
+        region_name="eu-central-1",
         endpoint_url=url,
         aws_access_key_id="AKIATEST",
         aws_secret_access_key="test",
-        config=_config(),
+        config=Config(connect_timeout=2, read_timeout=30, retries={"total_max_attempts": 1}),
     )
 
 
-def create_table(client: "DynamoDBClient", name: str) -> None:
-    """As template.yaml has it."""
-    properties = yaml_parse((ROOT / "template.yaml").read_text())["Resources"]["GenerationTable"]["Properties"]
-    asked = ("AttributeDefinitions", "BillingMode", "GlobalSecondaryIndexes", "KeySchema")
-    client.create_table(TableName=name, **{each: properties[each] for each in asked})
-
-
-@pytest.fixture
-def table(dynamodb: "DynamoDBClient") -> Iterator[str]:
-    name = f"generations-{uuid4().hex}"
-    create_table(dynamodb, name)
-    yield name
-    dynamodb.delete_table(TableName=name)
-
-
-@pytest.fixture(params=["fake", "dynamodb"])
-def records(request: pytest.FixtureRequest) -> GenerationStore:
+@pytest.fixture(params=["fake", *JUDGES])
+def records(request: pytest.FixtureRequest) -> Iterator[GenerationStore]:
     if request.param == "fake":
-        return FakeGenerationStore()
-    client, name = request.getfixturevalue("dynamodb"), request.getfixturevalue("table")
-    return DynamoGenerations(lambda: client, name, retention_seconds=RETENTION_SECONDS)
+        yield FakeGenerationStore()
+        return
+    with judged(request) as (client, name):
+        yield DynamoGenerations(lambda: client, name, retention_seconds=RETENTION_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +252,7 @@ def test_the_largest_that_all_limits_allow_fits_into_a_record(
         for sending in range(1, 21):
             records.save_sending(generation.id, "me", index, sending)
             records.save_refusal(generation.id, index, sending)
+    for index in range(calls):
         records.save_answer(generation.id, index, kept)
     for image_id in ids:
         records.save_image(generation.id, image_id, StoredImage("image/webp", 10**9))
@@ -1065,10 +1008,6 @@ def test_work_on_a_generation_is_not_written_to_the_index(dynamodb: "DynamoDBCli
         assert in_index(dynamodb, table) == before
 
 
-def in_index(client: "DynamoDBClient", table: str) -> Sequence[Any]:
-    return client.scan(TableName=table, IndexName="by-caller")["Items"]
-
-
 # What cannot be asked.
 
 ASKING: dict[str, Write] = {
@@ -1100,7 +1039,7 @@ EACH_CALL = pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
 
 @EACH_CALL
 def test_a_store_that_cannot_be_reached_is_unavailable(closed_url: str, ask: Write) -> None:
-    client = _dynamodb(closed_url)
+    client = dynamodb_client(closed_url)
     records = DynamoGenerations(lambda: client, "table", retention_seconds=RETENTION_SECONDS)
     with pytest.raises(RecordsUnavailableError):
         ask(records, new())
@@ -1270,12 +1209,13 @@ def test_a_message_that_cannot_be_held_says_so(closed_url: str) -> None:
 # The allowances.
 
 
-@pytest.fixture(params=["fake", "dynamodb"])
-def counters(request: pytest.FixtureRequest) -> AllowanceCounters:
+@pytest.fixture(params=["fake", *JUDGES])
+def counters(request: pytest.FixtureRequest) -> Iterator[AllowanceCounters]:
     if request.param == "fake":
-        return FakeAllowanceCounters()
-    client, name = request.getfixturevalue("dynamodb"), request.getfixturevalue("table")
-    return DynamoAllowanceCounters(lambda: client, name)
+        yield FakeAllowanceCounters()
+        return
+    with judged(request) as (client, name):
+        yield DynamoAllowanceCounters(lambda: client, name)
 
 
 DAY, NEXT_DAY = "2025-10-09", "2025-10-10"
@@ -1361,7 +1301,7 @@ def test_a_counter_stays_within_one_write_unit_and_is_forgotten_days_later(
 
 
 def test_counters_that_cannot_be_asked_say_so(closed_url: str) -> None:
-    client = _dynamodb(closed_url)
+    client = dynamodb_client(closed_url)
     counters = DynamoAllowanceCounters(lambda: client, "table")
     for ask in (
         lambda: take(counters, 1, 1),
@@ -1456,7 +1396,7 @@ def test_a_count_is_forgotten_in_time(dynamodb: "DynamoDBClient", table: str, wa
 
 
 def test_where_it_cannot_be_counted_there_is_room(closed_url: str) -> None:
-    client = _dynamodb(closed_url)
+    client = dynamodb_client(closed_url)
     waiters = DynamoWaiters(lambda: client, "table", most=1)
     with waiters.one() as first, waiters.one() as second:
         assert (first, second) == (True, True)

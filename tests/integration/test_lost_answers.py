@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import botocore.httpsession
 import msgspec
@@ -28,7 +28,8 @@ from imagegen.generations import (
     StoredImage,
     Tombstone,
 )
-from tests.integration.test_generation_store import create_table, new
+from tests.integration.conftest import JUDGES, new_table
+from tests.integration.test_generation_store import new
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
@@ -103,12 +104,12 @@ class Wire:
         return answer
 
 
-@pytest.fixture(scope="module")
-def client(aws_url: str) -> Iterator["DynamoDBClient"]:
+@pytest.fixture(scope="module", params=JUDGES)
+def client(request: pytest.FixtureRequest) -> Iterator["DynamoDBClient"]:
     """The product's own, which repeats as often as in production."""
     caches = (sdk.session, sdk.dynamodb)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", aws_url)
+        environment.setenv("AWS_ENDPOINT_URL", request.getfixturevalue(f"{request.param}_url"))
         environment.setenv("AWS_DEFAULT_REGION", "eu-central-1")
         environment.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -136,24 +137,20 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
 
 @pytest.fixture
 def new_stores(client: "DynamoDBClient") -> Iterator[Callable[[], Stores]]:
-    tables: list[str] = []
+    with ExitStack() as tables:
 
-    def stores() -> Stores:
-        table = f"generations-{uuid4().hex}"
-        create_table(client, table)
-        tables.append(table)
-        return Stores(
-            client,
-            table,
-            DynamoGenerations(lambda: client, table, retention_seconds=1000),
-            DynamoBatches(lambda: client, table, retention_seconds=1000),
-            DynamoBatchLines(lambda: client, table, retention_seconds=1000),
-            DynamoAllowanceCounters(lambda: client, table),
-        )
+        def stores() -> Stores:
+            table = tables.enter_context(new_table(client))
+            return Stores(
+                client,
+                table,
+                DynamoGenerations(lambda: client, table, retention_seconds=1000),
+                DynamoBatches(lambda: client, table, retention_seconds=1000),
+                DynamoBatchLines(lambda: client, table, retention_seconds=1000),
+                DynamoAllowanceCounters(lambda: client, table),
+            )
 
-    yield stores
-    for table in tables:
-        client.delete_table(TableName=table)
+        yield stores
 
 
 Step = Callable[[Stores], object]
