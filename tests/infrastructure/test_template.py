@@ -5,9 +5,11 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from samtranslator.yaml_helper import yaml_parse
 
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
 from imagegen.manage import LEASE_SECONDS
@@ -374,6 +376,33 @@ def test_a_bucket_is_private_encrypted_and_refuses_plain_http(template: Template
     assert statement["Effect"] == "Deny"
     assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
     assert template.resources[name]["DeletionPolicy"] == "Retain"
+
+
+def test_with_snapstart_the_gateway_calls_published_versions_alone(tmp_path: Path) -> None:
+    """With what docs/deploying.md says to put into the template."""
+    section = (ROOT / "docs/deploying.md").read_text().partition("### SnapStart")[2]
+    change = yaml_parse(section.partition("```yaml")[2].partition("```")[0])
+    changed = merged(yaml_parse((ROOT / "template.yaml").read_text()), change)
+    path = tmp_path / "template.yaml"
+    path.write_text(json.dumps(changed))
+    template = Template.read(path, {"UpstreamBaseUrl": "https://api.example.com/v1"}, "us-east-1")
+    body = template.api_body()
+    authorizer = body["components"]["securitySchemes"]["BearerKey"]["x-amazon-apigateway-authorizer"]
+    called = json.dumps([authorizer["authorizerUri"], body["paths"]])
+    for function in ("AuthorizerFunction", "ApiFunction"):
+        assert f"{function}Alias" in called
+        assert f"{function}.Arn" not in called
+        assert f'["{function}", "Arn"]' not in called
+    invoked = {each["FunctionName"]["Ref"] for each in template.of_type("AWS::Lambda::Permission").values()}
+    assert invoked == {"AuthorizerFunctionAliaslive", "ApiFunctionAliaslive", "SiteFunction"}
+
+
+def merged(document: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    result = dict(document)
+    for name, value in change.items():
+        both = isinstance(value, dict) and isinstance(result.get(name), dict)
+        result[name] = merged(result[name], value) if both and "Fn::GetAtt" not in result[name] else value
+    return result
 
 
 def test_what_is_dropped_into_the_inbox_and_nothing_else_comes_to_the_intake(template: Template) -> None:
