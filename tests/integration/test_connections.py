@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from imagegen.deadline import Deadline
@@ -17,7 +19,7 @@ from imagegen.errors import ImageDownloadInterruptedError, IssuerUnavailableErro
 from imagegen.images import ImageRequest
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.issuer_keys import IssuerKeys
-from imagegen.outbound.pool import HttpPool
+from imagegen.outbound.pool import _KEEPIDLE, HttpPool, _Connection
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai_compatible import OpenAICompatibleProvider
 from tests.fakes.provider import png
@@ -356,6 +358,43 @@ def test_a_connection_that_idled_is_not_used_again(server: Server, monkeypatch: 
         assert server.own_or_error(pool, name, reuse=True)
 
     assert server.connections == [0, 1]
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "time"])
+@pytest.mark.parametrize(("pause", "connections"), [(3, [0, 0]), (5, [0, 1]), (-1, [0, 1])])
+def test_a_connection_that_slept_through_a_freeze_by_either_clock_is_not_used_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, clock: str, pause: float, connections: list[int]
+) -> None:
+    clocks = SimpleNamespace(monotonic=lambda: 100.0, time=lambda: 100.0)
+    monkeypatch.setattr("imagegen.outbound.pool.time", clocks)
+    pool = HttpPool()
+
+    assert server.own_or_error(pool, "first", reuse=True)
+    setattr(clocks, clock, lambda: 100.0 + pause)
+    assert server.own_or_error(pool, "second", reuse=True)
+
+    assert server.connections == connections
+
+
+@REUSE
+def test_a_connection_that_waits_for_its_answer_is_kept_alive(
+    server: Server, monkeypatch: pytest.MonkeyPatch, reuse: bool
+) -> None:
+    options: list[tuple[int, int]] = []
+    getresponse = _Connection.getresponse
+
+    def look(connection: _Connection) -> HTTPResponse:
+        tcp, alive = socket.IPPROTO_TCP, connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options.append((alive, connection.sock.getsockopt(tcp, _KEEPIDLE)))
+        assert connection.sock.getsockopt(tcp, socket.TCP_NODELAY)
+        return getresponse(connection)
+
+    monkeypatch.setattr(_Connection, "getresponse", look)
+    assert server.own_or_error(HttpPool(), "first", reuse=reuse)
+
+    ((alive, idle),) = options
+    assert alive
+    assert 0 < idle <= 120  # a first sign well before 240 s, and time for a second
 
 
 @pytest.mark.parametrize("script", [well, *INTERIM.values(), *BROKEN.values()], ids=["well", *INTERIM, *BROKEN])

@@ -27,6 +27,14 @@ USER_AGENT = f"imagegen/{VERSION}"  # Cloudflare refuses the default names of HT
 # after 5 s (Node's default) or more. A request that is sent into a dead connection is lost.
 IDLE_SECONDS = 4.0
 _CONNECTIONS_A_HOST = 16
+# AWS's NAT gateways and load balancers drop a connection that is silent for 350 s, others after 240 s: a slow model is.
+_KEEPALIVE_SECONDS = 60
+_KEEPIDLE = getattr(socket, "TCP_KEEPIDLE", 0x10)  # macOS has it under another name
+_SOCKET_OPTIONS = [
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, _KEEPIDLE, _KEEPALIVE_SECONDS),
+]
 # RFC 9110 sets no limit. RFC 2518 suggests a 102 after 20 s: 20 of them cover 400 s, and the slowest call takes 195.
 _MOST_INTERIM_ANSWERS = 20
 _MOST_CHUNK_LINE_BYTES = 4096  # a chunk size has 16 digits at most; the rest is for extensions
@@ -36,9 +44,9 @@ _LENGTH = re.compile(r"[0-9]{1,18}")  # 18 digits fit into 64 bits
 
 class HttpPool:
     def __init__(self) -> None:
-        self._single_use = urllib3.PoolManager(retries=False)
+        self._single_use = urllib3.PoolManager(retries=False, socket_options=_SOCKET_OPTIONS)
         self._single_use.pool_classes_by_scheme = {"http": _SingleUsePool, "https": _SingleUseTlsPool}
-        self._kept = urllib3.PoolManager(maxsize=_CONNECTIONS_A_HOST, retries=False)
+        self._kept = urllib3.PoolManager(maxsize=_CONNECTIONS_A_HOST, retries=False, socket_options=_SOCKET_OPTIONS)
         self._kept.pool_classes_by_scheme = {"http": _KeptPool, "https": _KeptTlsPool}
         self._tls: SSLContext | None = None
 
@@ -171,6 +179,11 @@ def _has_bytes(sock: socket.socket, reader: BufferedReader) -> bool:
         return True
 
 
+def _clocks() -> tuple[float, float]:
+    """Either may stand still while Lambda freezes the process: the one during the freeze, the other until it is set."""
+    return time.monotonic(), time.time()
+
+
 class _Connection(HTTPConnection):
     """A connection that tells what was not sent, and keeps to its time."""
 
@@ -200,7 +213,7 @@ class _KeptConnection(_Connection):
     _answer: _Answer | None = None
     _early: BufferedReader | None = None  # holds the first bytes of an answer that came before its request was sent
     _is_spoilt = False
-    _last_used = 0.0
+    _used_at = (0.0, 0.0)
 
     @property
     def is_connected(self) -> bool:
@@ -209,7 +222,7 @@ class _KeptConnection(_Connection):
             and not self._is_spoilt
             and self._answer is not None
             and self._answer.left_nothing
-            and time.monotonic() - self._last_used < IDLE_SECONDS
+            and all(0 <= now - then < IDLE_SECONDS for then, now in zip(self._used_at, _clocks(), strict=True))
         )
 
     def connect(self) -> None:
@@ -256,7 +269,7 @@ class _KeptConnection(_Connection):
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
         response = super().getresponse()
-        self._last_used = time.monotonic()
+        self._used_at = _clocks()
         return response
 
 
