@@ -128,6 +128,7 @@ class AwsDoor:
             ]
         start_response(*started[0])
         return [answer]
+
     def _transacted_once(
         self, asked: dict[str, Any], environ: Environ, start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
@@ -190,7 +191,7 @@ def _credential(environ: Environ) -> tuple[str, str]:
     return key, rest.split("/")[2] if rest.count("/") >= 2 else ""
 
 
-def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:
+def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:  # noqa: C901  # a row for each service
     """What IAM would be asked: actions, each with its resource's ARN."""
     if service == "s3":
         path = unquote(environ["PATH_INFO"]).lstrip("/")

@@ -692,6 +692,24 @@ def test_however_often_it_is_asked_for_one_id_is_one_generation_with_one_reserva
     assert set(world.counters.used.values()) == {REQUEST.n}
 
 
+def test_a_reader_whose_counter_loses_its_answer_leaves_the_reservation_of_another_reader(world: World) -> None:
+    take = world.counters.take
+
+    def read_by_another_meanwhile(who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
+        if who == STACK:
+            world.counters.take = take  # type: ignore[method-assign]
+            world.submit(generation_id=GIVEN)
+            take(who, day, images, limit, token=token)
+            raise RecordsUnavailableError("The answer was lost.")
+        return take(who, day, images, limit, token=token)
+
+    world.counters.take = read_by_another_meanwhile  # type: ignore[method-assign]
+    with pytest.raises(RecordsUnavailableError):
+        world.submit(generation_id=GIVEN)
+    assert world.submit(generation_id=GIVEN).attached
+    assert (used(world), used(world, STACK)) == (1, 1)
+
+
 def test_asked_for_at_once_one_id_is_one_generation_with_one_reservation(world: World) -> None:
     with ThreadPoolExecutor(8) as pool:
         submitted = list(pool.map(lambda _: world.submit(generation_id=GIVEN), range(8)))

@@ -47,13 +47,15 @@ class Allowance:
         now: float,
         token: str,
         may_undo: Callable[[], bool],
+        comes_again: bool = False,
         own: int | None = None,
     ) -> Standing:
         """Takes so many images from both allowances; `own` is the caller's if it has one of its own.
 
         A second reservation with the same token is the same reservation. Raises AllowanceSpentError if either does not
         suffice, and RecordsUnavailableError: nothing is taken then, as far as the counters can be reached. First
-        `may_undo` is asked; it is false if another request may rely on the same reservation.
+        `may_undo` is asked; it is false if another request may rely on the same reservation. With `comes_again` the
+        reservation is made again until it is certain, so what was taken stays taken if an answer is lost.
         """
         limit, day, reset = self.each_caller if own is None else own, _day(now), _DAY_SECONDS - now % _DAY_SECONDS
         taken, used = self.counters.take(caller, day, images, limit, token=token)
@@ -64,7 +66,8 @@ class Allowance:
         try:
             stack_taken, stack_used = self.counters.take(STACK, day, images, self.whole_stack, token=token)
         except RecordsUnavailableError:
-            self._give_back_one(caller, day, images, token, may_undo)
+            if not comes_again:
+                self._give_back_one(caller, day, images, token, may_undo)
             raise
         stack_left = max(0, self.whole_stack - stack_used)
         if not stack_taken:

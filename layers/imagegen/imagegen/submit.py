@@ -217,6 +217,7 @@ def _begun(
         now=now,
         token=generation.id,
         may_undo=lambda: comes_again or desk.records.void(generation.id, now=now) is None,
+        comes_again=comes_again,
         own=images_per_day,
     )
     creating = False
