@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from imagegen.web_address import read_web_address
-from local.aws_door import REGION
+from local.aws_door import REGION, read_delays
 from local.serving import PortError, serving
 from local.stack import ROOT, STACK_NAME, LocalStack, Options, running
 from local.upstream import StandInUpstream
@@ -34,6 +34,7 @@ def main() -> int:
     try:
         port, stage = _port(os.environ.get("PORT") or "8000"), _stage(os.environ.get("STAGE") or "")
         base_url, key = _upstream(os.environ)
+        delays = read_delays(os.environ.get("AWS_DELAYS") or "")
     except ValueError as error:
         return _refused(error)
 
@@ -52,6 +53,7 @@ def main() -> int:
             stage=stage,
             built=arguments.built,
             throttle=os.environ.get("GATEWAY_THROTTLE") == "1",
+            delays=delays,
             on_answer=_print_answer,
         )
         try:

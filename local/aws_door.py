@@ -1,4 +1,4 @@
-"""What stands between the functions and moto: tells who calls what, holds each to its role, and can break a call.
+"""What stands between the functions and moto: records who calls what, enforces roles, breaks and delays calls.
 
 moto's own IAM enforcement knows no presigned URL and no resource, so the functions' roles are enforced here. A function
 is told by its access key. Whoever has another key is an operator, who may do everything and is not recorded.
@@ -6,6 +6,7 @@ is told by its access key. Whoever has another key is an operator, who may do ev
 
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -18,6 +19,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from urllib.request import urlopen
 from uuid import uuid4
 
+from botocore.session import Session
+
 ACCOUNT = "123456789012"  # moto's
 REGION = "us-east-1"
 CONTROL_PATH = "/_door/"  # no bucket's name begins like that
@@ -26,6 +29,8 @@ Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 _S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
+_S3_OPERATIONS = _S3_ACTIONS | {"HEAD": "HeadObject"}  # by their names in the API, which differ from IAM's
+_SERVICES = ("dynamodb", "events", "s3", "sqs", "ssm")  # those that the product calls
 _UNCOUNTED = "sqs:ReceiveMessage"  # comes at its own pace, whatever else happens
 _NOT_EMPTY = {"ExpressionAttributeNames", "ExpressionAttributeValues"}
 _DATA = {"Item", "Key", "Keys", "ExclusiveStartKey", *_NOT_EMPTY}  # whose attributes may have any name
@@ -58,6 +63,32 @@ class Fault:
     service: str | None = None
 
 
+def read_delays(text: str) -> dict[str, int]:
+    """Milliseconds by service, or by service and operation, from `dynamodb=100,sqs.SendMessage=20`.
+
+    Raises ValueError with what is wrong.
+    """
+    delays = {}
+    for each in text.split(",") if text else ():
+        name, _, milliseconds = each.strip().partition("=")
+        service, _, operation = name.partition(".")
+        if service not in _SERVICES:
+            raise ValueError(f"AWS_DELAYS has {each!r}, which names none of {', '.join(_SERVICES)}")
+        if operation not in ("", *_operations(service)):
+            raise ValueError(f"AWS_DELAYS has {each!r}, which names no operation that is delayed: write it as AWS does")
+        if not re.fullmatch(r"[0-9]{1,5}", milliseconds):
+            raise ValueError(f"AWS_DELAYS has {each!r}, which has no whole number of milliseconds, such as {name}=100")
+        delays[name] = int(milliseconds)
+    return delays
+
+
+def _operations(service: str) -> Iterable[str]:
+    if service == "s3":
+        return _S3_OPERATIONS.values()
+    operations: list[str] = Session().get_service_model(service).operation_names
+    return operations
+
+
 class AwsDoor:
     """A WSGI application around moto's. Paths under `CONTROL_PATH` tell it what to do."""
 
@@ -71,12 +102,14 @@ class AwsDoor:
         self._faults: list[Fault] = []
         self._broken: dict[str, Fault] = {}
         self._transactions: dict[str, tuple[float, dict[str, Any]]] = {}  # by their tokens, with when they were made
+        self._delays: dict[str, int] = {}
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path.startswith(CONTROL_PATH):
             return self._control(path.removeprefix(CONTROL_PATH), environ, start_response)
         key, service = _credential(environ)
+        time.sleep(self._delay(service, environ))
         known = self._roles.get(key)
         if known is None or environ["REQUEST_METHOD"] == "OPTIONS":  # a browser's preflight has no role
             return self._passed_on(environ, start_response)
@@ -149,6 +182,11 @@ class AwsDoor:
 
         return list(self._app(environ, start))
 
+    def _delay(self, service: str, environ: Environ) -> float:
+        """Seconds. The delay of an operation takes the place of its service's."""
+        name = f"{service}.{_operation(service, environ)}"
+        return self._delays.get(name, self._delays.get(service, 0)) / 1000
+
     def _fault(self, service: str, environ: Environ) -> tuple[Fault | None, bool]:
         """The fault that this request meets, and whether it is the first try at its call."""
         invocation = environ.get("HTTP_AMZ_SDK_INVOCATION_ID", "")
@@ -173,6 +211,8 @@ class AwsDoor:
                 self._roles = {key: (role["function"], role["statements"]) for key, role in body.items()}
             elif what == "calls":
                 answer = [asdict(call) for call in self._calls]
+            elif what == "delays":
+                self._delays = body
             elif what == "faults":
                 answer = self._numbers.get("", 0)
                 self._faults = [Fault(**fault) for fault in body]
@@ -191,6 +231,12 @@ def _credential(environ: Environ) -> tuple[str, str]:
     return key, rest.split("/")[2] if rest.count("/") >= 2 else ""
 
 
+def _operation(service: str, environ: Environ) -> str:
+    if service == "s3":
+        return _S3_OPERATIONS.get(environ["REQUEST_METHOD"], "")
+    return str(environ.get("HTTP_X_AMZ_TARGET", "")).rpartition(".")[2]
+
+
 def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:  # noqa: C901  # a row for each service
     """What IAM would be asked: actions, each with its resource's ARN."""
     if service == "s3":
@@ -202,7 +248,7 @@ def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:  # no
     if "HTTP_X_AMZ_TARGET" not in environ:  # CloudFormation and others that are asked by a form
         yield f"{service}:{parse_qs(_body(environ).decode()).get('Action', [''])[0]}", "*"
         return
-    operation = environ["HTTP_X_AMZ_TARGET"].rpartition(".")[2]
+    operation = _operation(service, environ)
     asked = json.loads(_body(environ) or b"{}")
     if service == "dynamodb" and operation == "TransactWriteItems":
         for item in asked["TransactItems"]:
@@ -312,6 +358,10 @@ class DoorControl:
     def fail(self, *faults: Fault) -> int:
         """Has these calls fail, and no others from now on; gives how many calls were counted since the last time."""
         return int(self._tell("faults", [asdict(fault) for fault in faults]))
+
+    def delay(self, milliseconds: Mapping[str, int]) -> None:
+        """Has calls come so much later, whoever makes them: by service, or by service and operation."""
+        self._tell("delays", milliseconds)
 
     def _tell(self, what: str, message: object) -> Any:
         with urlopen(f"{self._url}{what}", json.dumps(message).encode()) as answer:  # noqa: S310  # our own

@@ -44,8 +44,8 @@ CREDENTIALS = {
 class Options:
     """`parameters` are the template's; `environment` is added to every function's; `most_processes` are each one's.
 
-    `throttle` has the gateway hold the template's rate and burst. `built` runs what `sam build` made, under the
-    runtime's own Python.
+    `throttle` has the gateway hold the template's rate and burst. `delays` are those of `DoorControl.delay`, from when
+    the stack is deployed. `built` runs what `sam build` made, under the runtime's own Python.
     """
 
     upstream_base_url: str
@@ -56,6 +56,7 @@ class Options:
     clients: tuple[str, ...] = ("local", "other")
     parameters: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    delays: Mapping[str, int] = field(default_factory=dict)
     most_processes: int = MOST_PROCESSES
     integration_seconds: float = INTEGRATION_SECONDS
     throttle: bool = False
@@ -115,6 +116,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
         door = DoorControl(aws_url)
         roles = _roles(template, deployed, aws_url)
         door.let_in(roles)
+        door.delay(options.delays)
         for name, event_source in _event_sources(template, functions, deployed, aws_url):
             closing.enter_context(polling(event_source, _client("sqs", aws_url, name)))
         with ThreadPoolExecutor() as starting:

@@ -1,8 +1,10 @@
-"""The functions' roles and the injected faults, as the local stack enforces them in front of moto."""
+"""The functions' roles, the injected faults and the delays, as the local stack enforces them in front of moto."""
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-from local.aws_door import ACCOUNT, REGION, AwsCall, AwsDoor, DoorControl, Fault
+from local.aws_door import ACCOUNT, REGION, AwsCall, AwsDoor, DoorControl, Fault, read_delays
 
 TABLE = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/records"
 Client = Callable[..., Any]
@@ -72,6 +74,7 @@ def door(url: str) -> Iterator[DoorControl]:
     yield control
     control.fail()
     control.let_in({})
+    control.delay({})
 
 
 def let(door: DoorControl, *grants: tuple[str, str]) -> None:
@@ -245,3 +248,61 @@ def test_an_attribute_may_be_called_like_an_argument(client: Client) -> None:
     client("dynamodb").put_item(TableName="records", Item=item)
 
     assert client("dynamodb").get_item(TableName="records", Key={"pk": {"S": "named"}})["Item"] == item
+
+
+def seconds(call: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    call()
+    return time.monotonic() - begun
+
+
+def test_a_service_is_delayed_and_an_operation_otherwise_than_its_service(door: DoorControl, client: Client) -> None:
+    dynamodb, ssm, s3 = client("dynamodb"), client("ssm"), client("s3")
+
+    door.delay({"dynamodb": 500, "dynamodb.GetItem": 0, "s3.HeadObject": 500})
+
+    assert seconds(lambda: dynamodb.put_item(TableName="records", Item={"pk": {"S": "late"}})) >= 0.5
+    assert seconds(lambda: s3.head_object(Bucket="pictures", Key="images/a")) >= 0.5
+    assert seconds(lambda: dynamodb.get_item(TableName="records", Key={"pk": {"S": "late"}})) < 0.5
+    assert seconds(lambda: ssm.get_parameter(Name="/stack/key")) < 0.5
+    assert seconds(lambda: s3.get_object(Bucket="pictures", Key="images/a")) < 0.5
+
+
+def test_delayed_calls_do_not_wait_for_each_other(door: DoorControl, client: Client) -> None:
+    dynamodb = client("dynamodb")
+    door.delay({"dynamodb": 500})
+
+    def put_ten() -> None:
+        with ThreadPoolExecutor(10) as pool:
+            list(pool.map(lambda n: dynamodb.put_item(TableName="records", Item={"pk": {"S": str(n)}}), range(10)))
+
+    assert seconds(put_ten) < 10 * 0.5
+
+
+def test_delays_are_read_as_the_environment_gives_them() -> None:
+    assert read_delays("") == {}
+    assert read_delays("dynamodb=100,sqs.SendMessage=20, s3.PutObject=0") == {
+        "dynamodb": 100,
+        "sqs.SendMessage": 20,
+        "s3.PutObject": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("dynamo=100", "dynamo=100"),
+        ("dynamodb", "dynamodb"),
+        ("dynamodb=", "milliseconds"),
+        ("dynamodb=1.5", "milliseconds"),
+        ("dynamodb=-1", "milliseconds"),
+        ("dynamodb=100 ms", "milliseconds"),
+        ("sqs.sendMessage=20", "operation"),
+        ("s3.ListBuckets=20", "operation"),
+        ("dynamodb=100,", "''"),
+    ],
+)
+def test_a_delay_that_would_not_hold_is_refused(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match="has ") as refused:
+        read_delays(text)
+    assert wrong in str(refused.value)
