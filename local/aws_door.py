@@ -1,7 +1,8 @@
 """What stands between the functions and moto: records who calls what, enforces roles, breaks and delays calls.
 
 moto's own IAM enforcement knows no presigned URL and no resource, so the functions' roles are enforced here. A function
-is told by its access key. Whoever has another key is an operator, who may do everything and is not recorded.
+is told by its access key. Whoever has another key is an operator, who may do everything and is not recorded. All keys
+have one secret, by which the signatures of S3's requests are checked.
 """
 
 import io
@@ -13,12 +14,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 from urllib.request import urlopen
 from uuid import uuid4
 
+from botocore.auth import SIGV4_TIMESTAMP, S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from botocore.session import Session
 
 ACCOUNT = "123456789012"  # moto's
@@ -90,10 +95,11 @@ def _operations(service: str) -> Iterable[str]:
 
 
 class AwsDoor:
-    """A WSGI application around moto's. Paths under `CONTROL_PATH` tell it what to do."""
+    """A WSGI application around moto's. Paths under `CONTROL_PATH` tell it what to do. `secret` is that of all keys."""
 
-    def __init__(self, app: WsgiApp) -> None:
+    def __init__(self, app: WsgiApp, secret: str) -> None:
         self._app = app
+        self._secret = secret
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
         self._roles: dict[str, tuple[str, list[dict[str, Any]]]] = {}
@@ -110,10 +116,23 @@ class AwsDoor:
             return self._control(path.removeprefix(CONTROL_PATH), environ, start_response)
         key, service = _credential(environ)
         time.sleep(self._delay(service, environ))
-        known = self._roles.get(key)
-        if known is None or environ["REQUEST_METHOD"] == "OPTIONS":  # a browser's preflight has no role
+        if environ["REQUEST_METHOD"] == "OPTIONS":  # a browser's preflight has neither signature nor role
             return self._passed_on(environ, start_response)
-        name, statements = known
+        if service in ("s3", "") and (refusal := _signature_refusal(environ, self._secret)):
+            return _s3_error(environ, start_response, *refusal)
+        if key in self._roles:
+            return self._by_role(*self._roles[key], service, environ, start_response)
+        return self._passed_on(environ, start_response)
+
+    def _by_role(
+        self,
+        name: str,
+        statements: list[dict[str, Any]],
+        service: str,
+        environ: Environ,
+        start_response: Callable[..., Any],
+    ) -> Iterable[bytes]:
+        """A function's call, whose role allows it or not, and which may meet a fault."""
         calls = [AwsCall(name, action, resource) for action, resource in _actions(service, environ)]
         with self._lock:
             self._calls.update(calls)
@@ -125,9 +144,12 @@ class AwsDoor:
         if fault and (fault.when == "before" or not first):
             return _failed(fault, service, environ, start_response)
         may_list = any(_allowed(statements, AwsCall(name, "s3:ListBucket", call.resource)) for call in calls)
-        if service == "s3" and not may_list:
-            start_response = _hiding_what_is_missing(environ, start_response)
-        answer = self._passed_on(environ, (lambda *_: None) if fault else start_response)
+        start = (lambda *_: None) if fault else start_response
+        answer = (
+            self._passed_on(environ, start)
+            if service != "s3" or may_list
+            else self._hiding_what_is_missing(environ, start)
+        )
         if fault:
             deque(answer, maxlen=0)
             environ["wsgi.input"] = io.BytesIO()  # it has been read
@@ -181,6 +203,15 @@ class AwsDoor:
             return start_response(status, *rest)
 
         return list(self._app(environ, start))
+
+    def _hiding_what_is_missing(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """S3 says 403 and not 404 of a missing object to whoever may not list its bucket."""
+        begun: list[Any] = []
+        answer = self._passed_on(environ, lambda *begin: begun.extend(begin))
+        if begun[0].startswith("404") and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return _s3_error(environ, start_response, "403 Forbidden", "AccessDenied", "Access Denied")
+        start_response(*begun)
+        return answer
 
     def _delay(self, service: str, environ: Environ) -> float:
         """Seconds. The delay of an operation takes the place of its service's."""
@@ -305,16 +336,6 @@ def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _hiding_what_is_missing(environ: Environ, start_response: Callable[..., Any]) -> Callable[..., Any]:
-    """S3 says 403 and not 404 of a missing object to whoever may not list its bucket."""
-
-    def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-        missing = status.startswith("404") and environ["REQUEST_METHOD"] in ("GET", "HEAD")
-        return start_response("403 Forbidden" if missing else status, headers, *rest)
-
-    return start
-
-
 def _failed(fault: Fault, service: str, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
     if fault.error == "hang-up":
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
@@ -324,11 +345,9 @@ def _failed(fault: Fault, service: str, environ: Environ, start_response: Callab
 def _refusal(
     service: str, environ: Environ, start_response: Callable[..., Any], code: str, message: str
 ) -> Iterable[bytes]:
-    refused = code == "AccessDeniedException"
     if service == "s3":
-        _body(environ)  # whoever is still sending would not listen
-        start_response("403 Forbidden" if refused else "500 Internal Server Error", [("Content-Type", "text/xml")])
-        return [f"<Error><Code>{code.removesuffix('Exception')}</Code><Message>{message}</Message></Error>".encode()]
+        status = "403 Forbidden" if code == "AccessDeniedException" else "500 Internal Server Error"
+        return _s3_error(environ, start_response, status, code.removesuffix("Exception"), message)
     if "HTTP_X_AMZ_TARGET" not in environ:
         start_response("403 Forbidden", [("Content-Type", "text/xml")])
         text = f"<Error><Code>{code.removesuffix('Exception')}</Code><Message>{message}</Message></Error>"
@@ -339,6 +358,66 @@ def _refusal(
         [("Content-Type", "application/x-amz-json-1.0")],
     )
     return [json.dumps({"__type": f"com.amazonaws#{code}", "message": message}).encode()]
+
+
+def _s3_error(
+    environ: Environ, start_response: Callable[..., Any], status: str, code: str, message: str
+) -> Iterable[bytes]:
+    _body(environ)  # whoever is still sending would not listen
+    start_response(status, [("Content-Type", "application/xml")])
+    if environ["REQUEST_METHOD"] == "HEAD":
+        return []
+    return [f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()]
+
+
+def _signature_refusal(environ: Environ, secret: str) -> tuple[str, str, str] | None:
+    """Status, code and message of S3's refusal of a request by its signature, None if the signature is good."""
+    query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))
+    header = environ.get("HTTP_AUTHORIZATION", "")
+    signer: type[SigV4Auth] = S3SigV4QueryAuth
+    if "X-Amz-Algorithm" not in query:
+        if not header:
+            return "403 Forbidden", "AccessDenied", "Access Denied"
+        fields = dict(field.strip().partition("=")[::2] for field in header.partition(" ")[2].split(","))
+        fields["Date"] = environ.get("HTTP_X_AMZ_DATE", "")
+        signer = S3SigV4Auth
+    elif header:
+        return "400 Bad Request", "InvalidArgument", "Only one auth mechanism allowed"
+    else:
+        fields = {name.removeprefix("X-Amz-"): value for name, value in query.items()}
+        try:
+            signed_at = datetime.strptime(fields["Date"], SIGV4_TIMESTAMP).replace(tzinfo=UTC)
+            expires_at = signed_at + timedelta(seconds=int(fields["Expires"]))
+        except (KeyError, ValueError):
+            return "400 Bad Request", "AuthorizationQueryParametersError", "X-Amz-Date and X-Amz-Expires are needed"
+        if expires_at < datetime.now(UTC):
+            return "403 Forbidden", "AccessDenied", "Request has expired"
+    if fields.get("Signature") == _signature(signer, fields, environ, secret):
+        return None
+    return "403 Forbidden", "SignatureDoesNotMatch", "The signature does not match the request"
+
+
+def _signature(kind: type[SigV4Auth], fields: Mapping[str, str], environ: Environ, secret: str) -> str:
+    """The signature of the request as it came, by whoever and when it says it was signed."""
+    key, _, scope = fields.get("Credential", "").partition("/")
+    signed = {name: _header(name, environ) for name in fields.get("SignedHeaders", "").split(";")}
+    path = quote(environ["PATH_INFO"].encode("latin-1"), safe="/~")
+    query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))
+    query.pop("X-Amz-Signature", None)
+    request = AWSRequest(
+        environ["REQUEST_METHOD"],
+        f"http://{environ['HTTP_HOST']}{path}",
+        signed,
+        params=query,
+    )
+    request.context["timestamp"] = fields["Date"]
+    signer = kind(Credentials(key, secret), "s3", "".join(scope.split("/")[1:2]))
+    return str(signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request))
+
+
+def _header(name: str, environ: Environ) -> str:
+    variable = name.upper().replace("-", "_")
+    return str(environ.get(variable if variable in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{variable}", ""))
 
 
 class DoorControl:

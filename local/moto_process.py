@@ -1,6 +1,7 @@
 """moto's server in a process of its own, behind the door: prints its port, and ends when its standard input does."""
 
 import logging
+import os
 import sys
 import threading
 
@@ -15,7 +16,7 @@ from local.aws_door import AwsDoor
 def main() -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines hold signed URLs
     moto_speed.install()
-    door = AwsDoor(DomainDispatcherApplication(create_backend_app))
+    door = AwsDoor(DomainDispatcherApplication(create_backend_app), os.environ["AWS_SECRET_ACCESS_KEY"])
     server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)

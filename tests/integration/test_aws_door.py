@@ -1,4 +1,4 @@
-"""The functions' roles, the injected faults and the delays, as the local stack enforces them in front of moto."""
+"""What the local stack enforces in front of moto: roles, S3's signatures, injected faults, delays."""
 
 import logging
 import threading
@@ -6,19 +6,24 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import boto3
 import pytest
 import urllib3
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
 from local.aws_door import ACCOUNT, REGION, AwsCall, AwsDoor, DoorControl, Fault, read_delays
 
+SECRET = "a/secret+of=all"
 TABLE = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/records"
 Client = Callable[..., Any]
 
@@ -26,7 +31,7 @@ Client = Callable[..., Any]
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    door = AwsDoor(DomainDispatcherApplication(create_backend_app))
+    door = AwsDoor(DomainDispatcherApplication(create_backend_app), SECRET)
     server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -44,7 +49,7 @@ def client(url: str) -> Client:
             endpoint_url=url,
             region_name=REGION,
             aws_access_key_id=key,
-            aws_secret_access_key="secret",
+            aws_secret_access_key=SECRET,
             config=Config(
                 signature_version="s3v4" if service == "s3" else "v4",
                 retries={"mode": "standard", "total_max_attempts": 2},
@@ -175,6 +180,144 @@ def test_who_is_asked_by_a_form_is_held_to_its_role_too(door: DoorControl, clien
     assert client("cloudformation", "Function").describe_stacks()["Stacks"] == []
     with pytest.raises(ClientError, match="AccessDenied"):
         client("cloudformation", "Function").list_stacks()
+
+
+def test_of_what_is_missing_s3_says_access_denied_to_whoever_may_not_list(door: DoorControl, client: Client) -> None:
+    let(door, ("s3:GetObject", "arn:aws:s3:::pictures/images/*"))
+    with pytest.raises(ClientError) as refused:
+        client("s3", "Function").get_object(Bucket="pictures", Key="images/none")
+    assert refused.value.response["Error"]["Code"] == "AccessDenied"
+
+
+def signed(
+    url: str,
+    method: str = "GET",
+    key: str = "images/a",
+    *,
+    seconds: int = 60,
+    ago: float = 0,
+    headers: dict[str, str] | None = None,
+    token: str | None = None,
+    secret: str = SECRET,
+    monkeypatch: pytest.MonkeyPatch | None = None,
+) -> str:
+    request = AWSRequest(method, f"{url}/pictures/{quote(key)}", headers or {})
+    signer = S3SigV4QueryAuth(Credentials("operator", secret, token), "s3", REGION, expires=seconds)
+    if monkeypatch:
+        then = datetime.now(UTC) - timedelta(seconds=ago)
+        monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: then)
+    signer.add_auth(request)
+    return str(request.url)
+
+
+def with_query(url: str, **changes: str | None) -> str:
+    query = dict(parse_qsl(urlsplit(url).query)) | {name.replace("_", "-"): value for name, value in changes.items()}
+    return f"{url.partition('?')[0]}?{urlencode({name: value for name, value in query.items() if value is not None})}"
+
+
+def error_code(answer: urllib3.BaseHTTPResponse) -> str:
+    return answer.data.decode().partition("<Code>")[2].partition("</Code>")[0]
+
+
+@pytest.mark.parametrize("key", ["images/a", "images/a b+c=ä~(d)", "images/a//b"])
+@pytest.mark.parametrize("token", [None, "a+token/of=a role"])
+def test_a_presigned_url_works_for_what_it_was_signed_for(
+    url: str, client: Client, key: str, token: str | None
+) -> None:
+    headers = {"Content-Type": "image/png", "If-None-Match": "*"}
+    client("s3").delete_object(Bucket="pictures", Key=key)
+
+    put = urllib3.request("PUT", signed(url, "PUT", key, headers=headers, token=token), body=b"a", headers=headers)
+    got = urllib3.request("GET", signed(url, "GET", key, token=token))
+
+    assert (put.status, got.status, got.data) == (200, 200, b"a")
+    if key != "images/a":
+        client("s3").delete_object(Bucket="pictures", Key=key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        pytest.param({"X_Amz_Signature": "0" * 64}, 403, "SignatureDoesNotMatch", id="signature"),
+        pytest.param({"X_Amz_Expires": "3600"}, 403, "SignatureDoesNotMatch", id="longer life"),
+        pytest.param({"X_Amz_SignedHeaders": "host;range"}, 403, "SignatureDoesNotMatch", id="another header"),
+        pytest.param({"versionId": "1"}, 403, "SignatureDoesNotMatch", id="more in the query"),
+        pytest.param({"X_Amz_Security_Token": None}, 403, "SignatureDoesNotMatch", id="token"),
+        pytest.param({"X_Amz_Date": "20200101T000000Z"}, 403, "AccessDenied", id="date"),
+        pytest.param({"X_Amz_Expires": None}, 400, "AuthorizationQueryParametersError", id="no life"),
+        pytest.param({"X_Amz_Date": "today"}, 400, "AuthorizationQueryParametersError", id="no date"),
+        pytest.param({"X_Amz_Algorithm": None}, 403, "AccessDenied", id="algorithm"),
+    ],
+)
+def test_a_presigned_url_that_was_changed_does_not_work(
+    url: str, changes: dict[str, str | None], status: int, code: str
+) -> None:
+    answer = urllib3.request("GET", with_query(signed(url, token="token"), **changes))
+
+    assert (answer.status, error_code(answer)) == (status, code)
+
+
+@pytest.mark.parametrize(("ago", "status"), [(59, 200), (61, 403)])
+def test_a_presigned_url_works_until_it_expires(
+    url: str, ago: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = urllib3.request("GET", signed(url, ago=ago - 0.5, monkeypatch=monkeypatch))
+
+    assert answer.status == status
+    if status == 403:
+        assert error_code(answer) == "AccessDenied"
+        assert b"<Message>Request has expired</Message>" in answer.data
+
+
+def test_a_url_signed_for_get_does_not_work_for_head_and_the_reverse(url: str) -> None:
+    assert urllib3.request("HEAD", signed(url)).status == 403
+    assert urllib3.request("HEAD", signed(url, "HEAD")).status == 200
+    answer = urllib3.request("GET", signed(url, "HEAD"))
+    assert (answer.status, error_code(answer)) == (403, "SignatureDoesNotMatch")
+
+
+def test_a_url_does_not_work_for_another_key(url: str) -> None:
+    answer = urllib3.request("GET", signed(url).replace("/images/a", "/images/b"))
+
+    assert (answer.status, error_code(answer)) == (403, "SignatureDoesNotMatch")
+
+
+def test_a_url_signed_with_another_secret_does_not_work(url: str) -> None:
+    answer = urllib3.request("GET", signed(url, secret="guessed"))
+
+    assert (answer.status, error_code(answer)) == (403, "SignatureDoesNotMatch")
+
+
+def test_a_put_without_a_header_that_was_signed_stores_nothing(url: str, client: Client) -> None:
+    target = signed(url, "PUT", "images/unsigned", headers={"If-None-Match": "*"})
+
+    answer = urllib3.request("PUT", target, body=b"a")
+
+    assert (answer.status, error_code(answer)) == (403, "SignatureDoesNotMatch")
+    assert client("s3").list_objects_v2(Bucket="pictures", Prefix="images/unsigned")["KeyCount"] == 0
+
+
+@pytest.mark.parametrize("authorization", ["Bearer ig_web_key", "AWS4-HMAC-SHA256 Credential=a/20260101/b/s3/d"])
+def test_a_request_with_two_signatures_is_refused(url: str, authorization: str) -> None:
+    answer = urllib3.request("GET", signed(url), headers={"Authorization": authorization})
+
+    assert (answer.status, error_code(answer)) == (400, "InvalidArgument")
+    assert b"Only one auth mechanism allowed" in answer.data
+
+
+def test_s3_gives_nothing_to_whoever_does_not_sign(url: str) -> None:
+    answer = urllib3.request("GET", f"{url}/pictures/images/a")
+
+    assert (answer.status, error_code(answer)) == (403, "AccessDenied")
+
+
+def test_a_header_signed_with_another_secret_is_refused(url: str) -> None:
+    s3 = boto3.client(
+        "s3", endpoint_url=url, region_name=REGION, aws_access_key_id="operator", aws_secret_access_key="guessed"
+    )
+    with pytest.raises(ClientError) as refused:
+        s3.put_object(Bucket="pictures", Key="images/forged", Body=b"a")
+    assert refused.value.response["Error"]["Code"] == "SignatureDoesNotMatch"
 
 
 @pytest.mark.parametrize("error", ["InternalServerError", "ThrottlingException", "hang-up"])
