@@ -35,6 +35,7 @@ WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 _S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
 _S3_OPERATIONS = _S3_ACTIONS | {"HEAD": "HeadObject"}  # by their names in the API, which differ from IAM's
+_S3_STATUSES = {"AccessDenied": "403 Forbidden", "ExpiredToken": "400 Bad Request", "RequestTimeout": "400 Bad Request"}
 _SERVICES = ("dynamodb", "events", "s3", "sqs", "ssm")  # those that the product calls
 _UNCOUNTED = "sqs:ReceiveMessage"  # comes at its own pace, whatever else happens
 _NOT_EMPTY = {"ExpressionAttributeNames", "ExpressionAttributeValues"}
@@ -58,7 +59,7 @@ class Fault:
 
     `before` or `after` its effect; of a call that fails after it, the repetitions fail before theirs. With `once` only
     the first try fails, so that the SDK's own repetition meets what the first has done. Errors are what AWS answers:
-    `InternalServerError`, `ThrottlingException` and the like; `hang-up` is no answer at all.
+    `InternalServerError`, `ThrottlingException`, S3's `ExpiredToken` and `RequestTimeout`; `hang-up` is no answer at all.
     """
 
     at: int
@@ -346,8 +347,8 @@ def _refusal(
     service: str, environ: Environ, start_response: Callable[..., Any], code: str, message: str
 ) -> Iterable[bytes]:
     if service == "s3":
-        status = "403 Forbidden" if code == "AccessDeniedException" else "500 Internal Server Error"
-        return _s3_error(environ, start_response, status, code.removesuffix("Exception"), message)
+        code = code.removesuffix("Exception")
+        return _s3_error(environ, start_response, _S3_STATUSES.get(code, "500 Internal Server Error"), code, message)
     if "HTTP_X_AMZ_TARGET" not in environ:
         start_response("403 Forbidden", [("Content-Type", "text/xml")])
         text = f"<Error><Code>{code.removesuffix('Exception')}</Code><Message>{message}</Message></Error>"

@@ -90,3 +90,16 @@ def test_a_deletion_that_fails_in_the_bucket_is_told_and_finished_when_asked_aga
     assert get(service, path, method="DELETE")[0] == 200
     assert f"images/{image['id']}" not in service.stored()
     assert get(service, path, method="DELETE")[0] == 200  # as long as its tombstone stays
+
+
+@pytest.mark.parametrize("error", ["ExpiredToken", "RequestTimeout"])
+def test_an_image_whose_upload_s3_cuts_or_refuses_as_too_late_is_stored_by_another_try(
+    service: Service, error: str
+) -> None:
+    service.upstream.calls.clear()
+    service.stack.door.fail(Fault(1, error=error, service="s3"))
+    generation = until_ended(service, asked_until_answered(service, "gpt-image-1", f"stored after {error}"))
+    assert generation["status"] == "completed"
+    assert len(service.upstream.calls) == 1
+    assert f"images/{generation['data'][0]['id']}" in service.stored()
+    assert service.stack.door.fail() > 1

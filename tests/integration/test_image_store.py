@@ -1,11 +1,13 @@
 """Images into S3 and out again: against moto, and against a server of our own for what moto does not do."""
 
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, urlsplit
@@ -17,8 +19,10 @@ import pytest
 from botocore.credentials import ReadOnlyCredentials
 from moto.server import ThreadedMotoServer
 
-from imagegen.aws.bucket import bucket_url
+from imagegen.aws.bucket import S3Bucket, bucket_url
+from imagegen.aws.inbox import S3Inbox, S3Outbox
 from imagegen.aws.s3 import S3ImageStore
+from imagegen.batches import InboxFile
 from imagegen.deadline import Deadline
 from imagegen.errors import (
     ImageDownloadInterruptedError,
@@ -236,11 +240,53 @@ def read_whole(store: S3ImageStore) -> bytes:
 
 # How the store asks, by name: the method, the path, and the asking itself.
 ASKING: dict[str, tuple[str, str, Callable[[S3ImageStore], object]]] = {
-    "find": ("HEAD", "/images/img_secret", lambda store: store.find("img_secret", soon())),
+    "find": ("GET", "/images/img_secret", lambda store: store.find("img_secret", soon())),
     "read": ("GET", "/images/img_secret", read_whole),
     "delete": ("DELETE", "/images/img_secret", lambda store: store.delete("img_secret", soon())),
     "delete_answer": ("DELETE", "/answers/gen_secret.json", lambda store: store.delete_answer("gen_secret", soon())),
 }
+
+
+def an_error(code: str, message: str = "Words.") -> bytes:
+    """S3's, as it is sent."""
+    declaration = b'<?xml version="1.0" encoding="UTF-8"?>\n'
+    told = f"<Error><Code>{code}</Code><Message>{message}</Message><RequestId>R</RequestId><HostId>H</HostId></Error>"
+    return declaration + told.encode()
+
+
+def a_bucket(url: str) -> S3Bucket:
+    return S3Bucket(HttpPool(), url=url, region=REGION, credentials=lambda: CREDENTIALS)
+
+
+FILE = InboxFile("inbox/alice/a.jsonl", "version", 10)
+# Every request that the product sends to S3, by name; each gets the address of a bucket.
+EVERY_CALL: dict[str, Callable[[str], object]] = {
+    **{name: partial(lambda ask, url: ask(a_store(url)), ask) for name, (_, _, ask) in ASKING.items()},
+    "save": lambda url: a_store(url).save("img_secret", a_body(), soon()),
+    "save_answer": lambda url: a_store(url).save_answer("gen_secret", 2, iter([b"{}"]), soon()),
+    "read from the inbox": lambda url: S3Inbox(a_bucket(url)).read(FILE, 0, 10, soon()),
+    "save to the outbox": lambda url: S3Outbox(a_bucket(url)).save("outbox/a.jsonl", 2, iter([b"{}"]), soon()),
+}
+PASSING = [
+    (400, "ExpiredToken", "The provided token has expired."),
+    (400, "IncompleteBody", "You did not provide the number of bytes."),
+    (400, "RequestTimeout", "Your socket connection to the server was not read from or written to in time."),
+    (400, "TokenRefreshRequired", "The provided token must be refreshed."),
+    (403, "AccessDenied", "Request has expired"),
+    (403, "RequestTimeTooSkewed", "The difference between the request time and the server's time is too large."),
+    (409, "ConditionalRequestConflict", "A conflicting operation is in progress."),
+    (409, "OperationAborted", "A conflicting operation is in progress."),
+    (500, "InternalError", "We encountered an internal error."),
+    (503, "ServiceUnavailable", "Reduce your request rate."),
+    (503, "SlowDown", "Please reduce your request rate for operations involving AWS KMS."),
+]
+FINAL = [
+    (400, "InvalidRequest"),
+    (400, "KMS.DisabledException"),
+    (403, "AccessDenied"),
+    (403, "SignatureDoesNotMatch"),
+    (405, "MethodNotAllowed"),
+]
 
 
 class TestRequests:
@@ -312,7 +358,8 @@ class TestRequests:
     @pytest.mark.parametrize("how", ASKING)
     def test_to_ask_is_one_signed_request_without_a_body(self, s3: Counter, how: str) -> None:
         method, path, ask = ASKING[how]
-        s3.reply = Reply(200, b"", {"Content-Type": "image/png"})
+        if how == "find":
+            s3.reply = Reply(206, b"x", {"Content-Type": "image/png", "Content-Range": "bytes 0-0/1000"})
 
         ask(a_store(s3.url))
 
@@ -388,7 +435,7 @@ class TestFailures:
     @pytest.mark.parametrize("how", ASKING)
     @pytest.mark.parametrize("status", [301, 307, 400, 405, 408, 429, 500, 502, 503, 504])
     def test_what_the_bucket_does_not_answer_is_told_without_a_secret(self, s3: Counter, status: int, how: str) -> None:
-        s3.reply = Reply(status, b"" if how == "find" else b"<Error/>", {"Location": s3.url})
+        s3.reply = Reply(status, b"<Error/>", {"Location": s3.url})
 
         with pytest.raises(ImageStorageError) as caught:
             ASKING[how][2](a_store(s3.url))
@@ -401,9 +448,46 @@ class TestFailures:
     def test_what_is_not_there_is_not_found_with_the_right_to_list_the_bucket_or_without(
         self, s3: Counter, status: int
     ) -> None:
-        s3.reply = Reply(status)
+        s3.reply = Reply(status, an_error("AccessDenied" if status == 403 else "NoSuchKey"))
 
         assert a_store(s3.url).find("img_secret", soon()) is None
+
+    @pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "InvalidAccessKeyId", ""])
+    def test_an_image_is_not_taken_for_missing_if_s3_refuses_the_request_for_another_reason(
+        self, s3: Counter, code: str
+    ) -> None:
+        s3.reply = Reply(403, an_error(code))
+
+        with pytest.raises(ImageStorageInterruptedError):
+            a_store(s3.url).find("img_secret", soon())
+
+    @pytest.mark.parametrize("how", EVERY_CALL)
+    @pytest.mark.parametrize(("status", "code", "message"), PASSING)
+    def test_what_may_pass_is_an_interruption(
+        self, s3: Counter, how: str, status: int, code: str, message: str
+    ) -> None:
+        s3.reply = Reply(status, an_error(code, message))
+
+        with pytest.raises(ImageStorageInterruptedError):
+            EVERY_CALL[how](s3.url)
+
+        assert len(s3.requests) == 1
+
+    @pytest.mark.parametrize("how", EVERY_CALL.keys() - {"find"})  # what it does not find may be bought again
+    @pytest.mark.parametrize(("status", "code"), FINAL)
+    def test_what_will_not_pass_is_final(self, s3: Counter, how: str, status: int, code: str) -> None:
+        s3.reply = Reply(status, an_error(code))
+
+        with pytest.raises(ImageStorageError) as caught:
+            EVERY_CALL[how](s3.url)
+
+        assert not isinstance(caught.value, ImageStorageInterruptedError)
+
+    def test_an_error_that_breaks_off_may_be_any(self, s3: Counter) -> None:
+        s3.reply = Reply(400, b"<Error><Co", declared_length=1000)
+
+        with pytest.raises(ImageStorageInterruptedError):
+            a_store(s3.url).save(new_image_id(), a_body(), soon())
 
     @pytest.mark.parametrize("status", [403, 404])
     def test_what_is_not_there_cannot_be_read(self, s3: Counter, status: int) -> None:
@@ -480,6 +564,7 @@ class RawS3:
     url: str
     answer: bytes
     received: bytearray = field(default_factory=bytearray)
+    answered: threading.Event = field(default_factory=threading.Event)
 
     @property
     def body(self) -> bytes:
@@ -487,7 +572,8 @@ class RawS3:
 
 
 @contextmanager
-def raw_s3(answer: bytes = b"", *, hang_up: bool = True) -> Iterator[RawS3]:
+def raw_s3(answer: bytes = b"", *, hang_up: bool = True, idle_seconds: float | None = None) -> Iterator[RawS3]:
+    """With `idle_seconds` the answer goes out once no byte has come for so long."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(AT_MOST_SECONDS)
     s3 = RawS3(f"http://127.0.0.1:{listener.getsockname()[1]}/a-bucket", answer)
@@ -497,14 +583,18 @@ def raw_s3(answer: bytes = b"", *, hang_up: bool = True) -> Iterator[RawS3]:
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(AT_MOST_SECONDS)
-                answered = False
-                while data := connection.recv(65_536):
-                    s3.received += data
-                    if not answered and s3.answer and b"\r\n\r\n" in s3.received:
+                data = b"a first look"
+                while data:
+                    idles = bool(idle_seconds) and not select.select([connection], [], [], idle_seconds)[0]
+                    if not idles:
+                        data = connection.recv(65_536)
+                        s3.received += data
+                    due = b"\r\n\r\n" in s3.received and (idles or not idle_seconds)
+                    if due and s3.answer and not s3.answered.is_set():
                         connection.sendall(s3.answer)
                         if hang_up:
                             connection.shutdown(socket.SHUT_WR)
-                        answered = True
+                        s3.answered.set()
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -568,6 +658,20 @@ class TestWithARawServer:
             a_store(s3.url).save(new_image_id(), a_body(), Deadline.after(0.4))
 
         assert time.monotonic() - begun < AT_MOST_SECONDS
+
+    def test_an_upload_whose_source_stalls_is_cut_and_may_be_made_again(self) -> None:
+        error = an_error("RequestTimeout")
+        answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(error), error)
+
+        with raw_s3(answer, idle_seconds=0.2) as s3:  # S3 waits for some 20
+
+            def blocks() -> Iterator[bytes]:
+                yield SMALL[:10]
+                assert s3.answered.wait(AT_MOST_SECONDS)
+                yield SMALL[10:]
+
+            with pytest.raises(ImageStorageInterruptedError):
+                a_store(s3.url).save(new_image_id(), ImageBody("image/png", len(SMALL), blocks()), soon())
 
 
 class TestBucketUrl:

@@ -4,7 +4,9 @@ A presigned PUT driven by urllib3 streams a body straight into S3. It costs neit
 botocore's request path, which together are most of what `put_object` costs, and presigning needs no S3 client.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
@@ -13,9 +15,53 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials
 
 from imagegen.deadline import Deadline
+from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
 from imagegen.outbound.pool import HttpPool
 
 CALL_SECONDS = 60.0
+_MOST_ERROR_BYTES = 16 * 1024  # S3's errors have some hundred
+_PASSING_STATUSES = {408, 409, 429}  # 409: another create-only write of the same key is under way
+# Those of https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html with another status that a request which
+# is sent and signed anew may not meet again. RequestTimeout: no byte of a PUT came for some 20 s.
+_PASSING_CODES = {"ExpiredToken", "IncompleteBody", "RequestTimeTooSkewed", "RequestTimeout", "TokenRefreshRequired"}
+_EXPIRED = "Request has expired"  # an AccessDenied: between signing and sending the process may have been frozen
+
+
+@dataclass(frozen=True, slots=True)
+class S3Answer:
+    """A status, and what S3 says of it if it is an error. `text` is XML with a code and a message."""
+
+    status: int
+    text: bytes = b""
+
+    @property
+    def code(self) -> str:
+        return self._element("Code")
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request, sent and signed anew, may be answered otherwise."""
+        return (
+            self.status >= 500
+            or self.status in _PASSING_STATUSES
+            or self.code in _PASSING_CODES
+            or self._element("Message") == _EXPIRED
+        )
+
+    def refusal(self, message: str) -> ImageStorageError:
+        """The failure that it is to whoever asked."""
+        return ImageStorageInterruptedError(message) if self.may_pass else ImageStorageError(message)
+
+    def _element(self, name: str) -> str:
+        found = re.search(rf"<{name}>([^<]*)</{name}>".encode(), self.text)
+        return found[1].decode(errors="replace") if found else ""
+
+
+def s3_answer(response: urllib3.BaseHTTPResponse) -> S3Answer:
+    """Reads an answer that carries no object. Raises urllib3's HTTPError."""
+    text = response.read(_MOST_ERROR_BYTES) if response.status >= 400 else b""
+    response.drain_conn()
+    return S3Answer(response.status, text)
 
 
 class S3Bucket:
@@ -34,15 +80,13 @@ class S3Bucket:
         self._region = region
         self._credentials = credentials
 
-    def put(self, key: str, blocks: Iterator[bytes], headers: Mapping[str, str], deadline: Deadline) -> int:
-        """The status of the answer. The headers tell type and length, and are signed with the rest."""
+    def put(self, key: str, blocks: Iterator[bytes], headers: Mapping[str, str], deadline: Deadline) -> S3Answer:
+        """The headers have type and length, and are signed with the rest."""
         url = self.presigned("PUT", key, int(CALL_SECONDS), headers)
         response = self._pool.request(
             "PUT", urlsplit(url), deadline.sooner(CALL_SECONDS), body=blocks, headers=headers, reuse=True
         )
-        status = response.status
-        response.drain_conn()
-        return status
+        return s3_answer(response)
 
     def ask(
         self,

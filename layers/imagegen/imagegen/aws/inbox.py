@@ -5,10 +5,10 @@ from contextlib import closing
 
 from urllib3.exceptions import HTTPError
 
-from imagegen.aws.bucket import S3Bucket
+from imagegen.aws.bucket import S3Answer, S3Bucket, s3_answer
 from imagegen.batches import InboxFile
 from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
+from imagegen.errors import ImageStorageInterruptedError
 from imagegen.outbound.reading import cut_off_at
 
 _NOT_READ = "A file in the inbox could not be read."
@@ -46,7 +46,7 @@ class S3Inbox:
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_READ) from None
         if response.status not in (200, 206) or len(content) != length:
-            raise ImageStorageError(f"{_NOT_READ} The bucket answered {response.status}.")
+            raise S3Answer(response.status, content).refusal(f"{_NOT_READ} The bucket answered {response.status}.")
         return content
 
 
@@ -59,17 +59,17 @@ class S3Outbox:
     def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
         headers = {"Content-Type": "application/jsonl", "Content-Length": str(length)}
         try:
-            status = self._bucket.put(key, blocks, headers, deadline)
+            answer = self._bucket.put(key, blocks, headers, deadline)
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_WRITTEN) from None
-        if status != 200:
-            raise ImageStorageError(f"{_NOT_WRITTEN} The bucket answered {status}.")
+        if answer.status != 200:
+            raise answer.refusal(f"{_NOT_WRITTEN} The bucket answered {answer.status}.")
 
     def delete(self, key: str, deadline: Deadline) -> None:
         try:
             with closing(self._bucket.ask("DELETE", key, deadline)) as response:
-                response.drain_conn()
+                answer = s3_answer(response)
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_WRITTEN) from None
-        if response.status not in (200, 204):
-            raise ImageStorageError(f"{_NOT_WRITTEN} The bucket answered {response.status}.")
+        if answer.status not in (200, 204):
+            raise answer.refusal(f"{_NOT_WRITTEN} The bucket answered {answer.status}.")

@@ -8,18 +8,18 @@ import urllib3
 from botocore.credentials import Credentials, ReadOnlyCredentials
 from urllib3.exceptions import HTTPError
 
-from imagegen.aws.bucket import S3Bucket
+from imagegen.aws.bucket import S3Answer, S3Bucket, s3_answer
 from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageError, ImageStorageInterruptedError, MoneySpentError
+from imagegen.errors import ImageStorageInterruptedError, MoneySpentError
 from imagegen.generations import StoredImage
 from imagegen.images import ImageBody, SignedUrl
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
 
 _STORED_ALREADY = 412
-_WORTH_ANOTHER_TRY = {408, 409, 429}  # 409: another create-only write of the same key is under way
 _NOT_STORED = "An image was made but could not be stored."
 _NOT_READ = "A stored image could not be read."
+_NOT_DELETED = "An image could not be deleted."
 
 
 class S3ImageStore:
@@ -55,13 +55,16 @@ class S3ImageStore:
         return self._signed(_answer_key(generation_id))
 
     def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:
-        with closing(self._ask("HEAD", _image_key(image_id), deadline)) as response:
-            # Without the right to list a bucket, S3 says 403 of what is not there.
-            if response.status in (403, 404):
+        # One byte, since an answer to HEAD has no body, and so does not say whether a 403 means that nothing is there.
+        with closing(self._ask("GET", _image_key(image_id), deadline, {"Range": "bytes=0-0"})) as response:
+            answer = _answer(response)
+            if answer.status == 206:
+                length = response.headers["Content-Range"].rpartition("/")[2]
+                return StoredImage(response.headers["Content-Type"], int(length))
+            # Without the right to list a bucket, S3 denies access to what is not there.
+            if answer.status == 404 or (answer.code == "AccessDenied" and not answer.may_pass):
                 return None
-            if response.status != 200:
-                raise ImageStorageInterruptedError(_NOT_READ)
-            return StoredImage(response.headers["Content-Type"], int(response.headers["Content-Length"]))
+            raise ImageStorageInterruptedError(_NOT_READ)
 
     @contextmanager
     def read(self, image_id: str, deadline: Deadline) -> Iterator[Iterator[bytes]]:
@@ -70,7 +73,7 @@ class S3ImageStore:
             cut_off_at(deadline, response.shutdown),
         ):
             if response.status != 200:
-                raise ImageStorageError(_NOT_READ)
+                raise _answer(response).refusal(_NOT_READ)
             yield _blocks(response, deadline)
 
     def delete(self, image_id: str, deadline: Deadline) -> None:
@@ -91,26 +94,26 @@ class S3ImageStore:
         """False where the condition did not hold."""
         headers = {"Content-Type": media_type, "Content-Length": str(length), **condition}
         try:
-            status = self._bucket.put(key, blocks, headers, deadline)
+            answer = self._bucket.put(key, blocks, headers, deadline)
         except MoneySpentError:  # from the blocks
             raise
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_STORED) from None
-        if status in (200, _STORED_ALREADY):
-            return status == 200
-        if status >= 500 or status in _WORTH_ANOTHER_TRY:
-            raise ImageStorageInterruptedError(_NOT_STORED)
-        raise ImageStorageError(f"{_NOT_STORED} The image bucket answered {status}.")
+        if answer.status in (200, _STORED_ALREADY):
+            return answer.status == 200
+        raise answer.refusal(f"{_NOT_STORED} The image bucket answered {answer.status}.")
 
     def _delete(self, key: str, deadline: Deadline) -> None:
         with closing(self._ask("DELETE", key, deadline)) as response:
-            if response.status not in (200, 204, 404):
-                raise ImageStorageError("An image could not be deleted.")
-            response.drain_conn()
+            answer = _answer(response)
+            if answer.status not in (200, 204, 404):
+                raise answer.refusal(_NOT_DELETED)
 
-    def _ask(self, method: str, key: str, deadline: Deadline) -> urllib3.BaseHTTPResponse:
+    def _ask(
+        self, method: str, key: str, deadline: Deadline, headers: Mapping[str, str] | None = None
+    ) -> urllib3.BaseHTTPResponse:
         try:
-            return self._bucket.ask(method, key, deadline)
+            return self._bucket.ask(method, key, deadline, headers=headers)
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_READ) from None
 
@@ -125,6 +128,13 @@ def _image_key(image_id: str) -> str:
 
 def _answer_key(generation_id: str) -> str:
     return f"answers/{generation_id}.json"
+
+
+def _answer(response: urllib3.BaseHTTPResponse) -> S3Answer:
+    try:
+        return s3_answer(response)
+    except (HTTPError, OSError):
+        raise ImageStorageInterruptedError(_NOT_READ) from None
 
 
 def _blocks(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> Iterator[bytes]:
