@@ -59,7 +59,7 @@ class Fault:
 
     `before` or `after` its effect; of a call that fails after it, the repetitions fail before theirs. With `once` only
     the first try fails, so that the SDK's own repetition meets what the first has done. Errors are what AWS answers:
-    `InternalServerError`, `ThrottlingException`, S3's `ExpiredToken` and `RequestTimeout`; `hang-up` is no answer at all.
+    `InternalServerError`, `ThrottlingException`, S3's `ExpiredToken` and `RequestTimeout`; `hang-up` is no answer.
     """
 
     at: int
