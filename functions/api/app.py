@@ -3,7 +3,7 @@
 import time
 from base64 import b64decode
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
 import msgspec
@@ -281,7 +281,8 @@ def _counts(batch: Batch) -> Counts:
 def redirect_to_image(image_id: str) -> Response[str]:
     if not is_image_id(image_id):
         raise UnknownImageError("There is no such image.", param="image_id")
-    return _redirect(302, api().workshop.images.signed_url(image_id).url, {"Cache-Control": "no-store"})
+    method: Literal["GET", "HEAD"] = "HEAD" if _method() == "HEAD" else "GET"
+    return _redirect(302, api().workshop.images.signed_url(image_id, method).url, {"Cache-Control": "no-store"})
 
 
 @app.get("/v1/models")

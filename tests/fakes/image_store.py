@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from imagegen.deadline import Deadline
 from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
@@ -50,7 +51,7 @@ class FakeImageStore:
         with self._lock:
             return self.saved.setdefault(image_id, content) is content
 
-    def signed_url(self, image_id: str) -> SignedUrl:
+    def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
         return _signed(f"images/{image_id}")
 
     def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:

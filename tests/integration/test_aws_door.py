@@ -21,6 +21,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+from imagegen.aws.bucket import bucket_url
+from imagegen.aws.s3 import S3ImageStore
+from imagegen.outbound.pool import HttpPool
 from local.aws_door import ACCOUNT, REGION, AwsCall, AwsDoor, DoorControl, Fault, read_delays
 
 SECRET = "a/secret+of=all"
@@ -274,6 +277,20 @@ def test_a_url_signed_for_get_does_not_work_for_head_and_the_reverse(url: str) -
     assert urllib3.request("HEAD", signed(url, "HEAD")).status == 200
     answer = urllib3.request("GET", signed(url, "HEAD"))
     assert (answer.status, error_code(answer)) == (403, "SignatureDoesNotMatch")
+
+
+def test_the_image_store_signs_for_head_what_works_for_head(url: str) -> None:
+    store = S3ImageStore(
+        HttpPool(),
+        bucket_url=bucket_url("pictures", REGION, url),
+        region=REGION,
+        credentials=lambda: Credentials("operator", SECRET, "token"),
+        link_seconds=60,
+    )
+
+    assert urllib3.request("HEAD", store.signed_url("a", "HEAD").url).status == 200
+    assert urllib3.request("HEAD", store.signed_url("a").url).status == 403
+    assert urllib3.request("GET", store.signed_url("a").url).data == b"a"
 
 
 def test_a_url_does_not_work_for_another_key(url: str) -> None:

@@ -11,7 +11,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -168,6 +169,19 @@ def test_a_permalink_redirects_to_a_fresh_url_without_asking_aws(
     location = urlsplit(headers["location"])
     assert location.path == f"/{deployed.bucket}/images/img_AAECAwQFBgcICQoLDA0ODw"
     assert "X-Amz-Expires=600" in location.query
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_permalink_redirects_to_a_url_signed_for_the_method_that_it_is_asked_by(
+    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch, method: Literal["GET", "HEAD"]
+) -> None:
+    now = datetime.now(UTC)
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now)  # signed in the same second, they are equal
+    status, headers, body = call(example_event("redirect-to-image") | {"httpMethod": method})
+
+    assert (status, body) == (302, None)
+    signed = api().workshop.images.signed_url("img_AAECAwQFBgcICQoLDA0ODw", method)
+    assert headers["location"] == signed.url
 
 
 @pytest.mark.parametrize(

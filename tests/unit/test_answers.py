@@ -1,6 +1,6 @@
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import openai.types
@@ -45,7 +45,7 @@ USAGE = {
 class SigningStore(FakeImageStore):
     """Signs for a time that does not move."""
 
-    def signed_url(self, image_id: str) -> SignedUrl:
+    def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
         return SignedUrl(f"https://bucket.example/images/{image_id}?signature=x", 1_767_229_200)
 
 

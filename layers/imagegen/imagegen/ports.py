@@ -5,7 +5,7 @@ Each has a real twin in `providers`, `outbound` or `aws`, and a fake in the test
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from imagegen.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.deadline import Deadline
@@ -43,8 +43,8 @@ class ImageStore(Protocol):
         """
         ...
 
-    def signed_url(self, image_id: str) -> SignedUrl:
-        """A fresh URL to fetch the image from, made without any call."""
+    def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
+        """A fresh URL to fetch the image from, made without any call. It works for this method alone."""
         ...
 
     def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:

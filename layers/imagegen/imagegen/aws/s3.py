@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from typing import Literal
 
 import urllib3
 from botocore.credentials import Credentials, ReadOnlyCredentials
@@ -48,8 +49,8 @@ class S3ImageStore:
     def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
         self._put(_answer_key(generation_id), "application/json", length, blocks, deadline, {})
 
-    def signed_url(self, image_id: str) -> SignedUrl:
-        return self._signed(_image_key(image_id))
+    def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
+        return self._signed(_image_key(image_id), method)
 
     def signed_answer_url(self, generation_id: str) -> SignedUrl:
         return self._signed(_answer_key(generation_id))
@@ -117,9 +118,9 @@ class S3ImageStore:
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_READ) from None
 
-    def _signed(self, key: str) -> SignedUrl:
+    def _signed(self, key: str, method: str = "GET") -> SignedUrl:
         now = int(time.time())
-        return SignedUrl(self._bucket.presigned("GET", key, self._link_seconds, {}), now + self._link_seconds)
+        return SignedUrl(self._bucket.presigned(method, key, self._link_seconds, {}), now + self._link_seconds)
 
 
 def _image_key(image_id: str) -> str:
