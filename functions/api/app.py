@@ -153,7 +153,7 @@ def _waited_for(generation_id: str, until: Deadline, preference: Preference, *, 
         return _result(generation, wired, preference, hop=hop)
     if preference.respond_async:
         headers = {"Location": _relative(f"generations/{generation_id}"), "Retry-After": str(POLL_SECONDS)}
-        return _json(202, generation_answer(generation, wired.workshop.images), headers | _applied(preference))
+        return _json(202, _generation_object(generation), headers | _applied(preference))
     if hop >= MOST_HOPS:
         raise GenerationStillRunningError(
             f"The image is still being made. Look for it at /v1/images/generations/{generation_id}."
@@ -197,7 +197,11 @@ def _images(generation: Generation, wired: Api, preference: Preference, *, hop: 
         if app.current_event.http_method == "GET":
             return _redirect(303, images.signed_answer_url(generation.id).url, {"Cache-Control": "no-store"})
     else:
-        body = _encoded(images_answer(generation, images, Deadline.after(READ_SECONDS)))
+        body = _encoded(
+            images_answer(
+                generation, images, Deadline.after(READ_SECONDS), durable_urls=wired.settings.store.durable_urls
+            )
+        )
         if _carried_bytes(body) <= LAMBDA_ANSWER_BYTES:
             return _answer(Response(200, "application/json", body, dict(_applied(preference))))
     error = AnswerTooLargeError(
@@ -214,21 +218,26 @@ def list_generations() -> Response[str]:
     page = read_page(app.current_event.query_string_parameters or {})
     found = wired.desk.records.newest(_caller(), page.limit + 1, after=page.after, status=page.status)
     more = len(found) > page.limit
-    return _json(200, generation_list_answer(found[: page.limit], wired.workshop.images, more=more))
+    durable = wired.settings.store.durable_urls
+    answer = generation_list_answer(found[: page.limit], wired.workshop.images, more=more, durable_urls=durable)
+    return _json(200, answer)
 
 
 @app.get("/v1/images/generations/<generation_id>")
 def get_generation(generation_id: str) -> Response[str]:
-    wired = api()
-    return _json(200, generation_answer(see(generation_id, _caller(), wired.desk.records), wired.workshop.images))
+    return _json(200, _generation_object(see(generation_id, _caller(), api().desk.records)))
 
 
 @app.post("/v1/images/generations/<generation_id>/cancel")
 def cancel_generation(generation_id: str) -> Response[str]:
-    wired = api()
-    shop = wired.workshop
+    shop = api().workshop
     cancelled = cancel(generation_id, _caller(), shop.records, shop.counters, shop.bus, shop.now, shop.settle)
-    return _json(200, generation_answer(cancelled, wired.workshop.images))
+    return _json(200, _generation_object(cancelled))
+
+
+def _generation_object(generation: Generation) -> dict[str, Any]:
+    wired = api()
+    return generation_answer(generation, wired.workshop.images, durable_urls=wired.settings.store.durable_urls)
 
 
 @app.delete("/v1/images/generations/<generation_id>")

@@ -89,6 +89,7 @@ def _set_environment(port: int) -> None:
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "API_IS_FIRST_WORKER": "true",
         "BATCH_GENERATION_QUEUE_URL": f"http://127.0.0.1:{port}/bench",
+        "DURABLE_URLS": "false",
         "EVENT_BUS": "bench",
         "GENERATION_QUEUE_URL": f"http://127.0.0.1:{port}/bench",
         "GENERATION_TABLE": "bench",

@@ -30,7 +30,7 @@ BAD_LINES = (
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    parameters = {"LeaseSeconds": str(LEASE), "UpstreamTimeoutSeconds": "20"}
+    parameters = {"LeaseSeconds": str(LEASE), "UpstreamTimeoutSeconds": "20", "DurableUrls": "true"}
     with serve("source", tmp_path_factory.mktemp("inbox"), parameters) as service:
         yield service
 
@@ -120,7 +120,8 @@ def test_an_output_line_leads_to_the_image_for_good(service: Service) -> None:
     (output,) = read(service, batch["output_file_id"])
     assert batch["error_file_id"] is None
     for image in output["response"]["body"]["data"]:
-        assert set(image) == {"id", "permalink"}
+        assert set(image) == {"id", "permalink", "url"}
+        assert image["url"] == image["permalink"]
         assert get(service, f"/images/{image['id']}")[0] == 302
     assert "otter in detail" not in json.dumps(output)
 

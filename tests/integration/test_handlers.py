@@ -213,6 +213,20 @@ def test_a_configured_public_base_url_is_the_one_in_links(
     assert image["permalink"] == f"https://cdn.example.com/img/v1/images/{image['id']}"
 
 
+def test_with_durable_urls_every_answer_has_the_permalink_as_url(
+    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DURABLE_URLS", "true")
+    _, _, answer = call(example_event("create-images"))
+    _, _, generation = call(about(example_event("get-generation"), answer["id"]))
+    _, _, listed = call(example_event("list-generations"))
+
+    for told in (answer, generation, listed["data"][0]):
+        (image,) = told["data"]
+        assert image["url"] == image["permalink"]
+        assert "expires_at" not in image
+
+
 def test_models_and_health_answer(deployed: Deployed, example_event: Example) -> None:
     status, _, models = call(example_event("list-models"))
     assert (status, models["object"]) == (200, "list")

@@ -25,6 +25,7 @@ from imagegen.openai_wire.answers import (
     generation_answer,
     generation_list_answer,
     images_answer,
+    links_answer,
     models_answer,
     streamed_images_answer,
 )
@@ -113,6 +114,26 @@ class TestImages:
                 }
             ],
         }
+
+    def test_with_durable_urls_the_url_is_the_permalink_and_does_not_end(self) -> None:
+        generation = a_generation(None)
+
+        told = images_answer(generation, SigningStore(), soon(), durable_urls=True)["data"]
+
+        link = "https://api.example/prod/v1/images/img_1"
+        assert told == [{"id": "img_1", "permalink": link, "url": link}]
+        assert links_answer(generation, durable_urls=True)["data"] == told
+        assert links_answer(generation)["data"] == [{"id": "img_1", "permalink": link}]
+        assert generation_answer(generation, SigningStore(), durable_urls=True)["data"] == told
+        listed = generation_list_answer([generation], SigningStore(), more=False, durable_urls=True)
+        assert listed["data"][0]["data"] == told
+
+    def test_with_durable_urls_base64_stays_base64(self) -> None:
+        generation = a_generation(None, response_format="b64_json")
+
+        assert images_answer(generation, a_store(generation), soon(), durable_urls=True) == images_answer(
+            generation, a_store(generation), soon()
+        )
 
     def test_an_image_asked_for_in_base64_carries_its_bytes_and_nothing_that_ends(self) -> None:
         assert answer(None, response_format="b64_json")["data"] == [

@@ -20,6 +20,7 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     for name, value in {
         "API_IS_FIRST_WORKER": "true",
         "AWS_REGION": "eu-central-1",
+        "DURABLE_URLS": "false",
         "EVENT_BUS": "images",
         "GENERATION_QUEUE_URL": "http://127.0.0.1:9/generations",
         "GENERATION_TABLE": "generations",

@@ -20,6 +20,7 @@ from imagegen.settings import (
 BATCH_QUEUE = "https://sqs.eu-central-1.amazonaws.com/123456789012/batch-generations"
 SHARED = {
     "AWS_REGION": "eu-central-1",
+    "DURABLE_URLS": "true",
     "EVENT_BUS": "images",
     "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
     "GENERATION_TABLE": "generations-123",
@@ -48,7 +49,7 @@ GOOD = SHARED | {
 }
 REQUIRED = sorted(GOOD.keys() - {"PUBLIC_BASE_URL"})
 URLS = ["PUBLIC_BASE_URL", "UPSTREAM_BASE_URL"]
-FLAGS = ["API_IS_FIRST_WORKER", "REPEAT_UNKNOWN_CALLS"]
+FLAGS = ["API_IS_FIRST_WORKER", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS"]
 BOUNDS = [
     ("LEASE_SECONDS", 1, 60),
     ("LINK_SECONDS", 60, 604_800),
@@ -64,6 +65,7 @@ BOUNDS = [
 RUNTIME = RuntimeSettings(region="eu-central-1", s3_endpoint_url=None)
 JOURNAL = JournalSettings(image_prices={}, stack_name="images-dev")
 STORE = StoreSettings(
+    durable_urls=True,
     event_bus="images",
     generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
     generation_table="generations-123",
@@ -126,6 +128,7 @@ INTAKE = {
     "BASE_URL": "https://images.example/prod/",
     "BATCH_GENERATION_QUEUE_URL": BATCH_QUEUE,
     "CLIENTS_PATH": "/imagegen/clients",
+    "DURABLE_URLS": "false",
     "EVENT_BUS": "images",
     "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
     "GENERATION_TABLE": "generations-123",
@@ -148,6 +151,7 @@ def test_an_intake_reads_no_more_than_it_works_with() -> None:
         base_url="https://images.example/prod",
         batch_generation_queue_url=BATCH_QUEUE,
         clients_path="/imagegen/clients",
+        durable_urls=False,
         event_bus="images",
         generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
         generation_table="generations-123",

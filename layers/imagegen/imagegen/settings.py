@@ -33,8 +33,12 @@ class JournalSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where generations and images are kept. `record_days` is how long a record is."""
+    """Where generations and images are kept. `record_days` is how long a record is.
 
+    With `durable_urls` the `url` of an image is its durable link, else a presigned URL.
+    """
+
+    durable_urls: bool
     event_bus: str
     generation_queue_url: str
     generation_table: str
@@ -134,6 +138,7 @@ class IntakeSettings:
     base_url: str
     batch_generation_queue_url: str
     clients_path: str
+    durable_urls: bool
     event_bus: str
     generation_queue_url: str
     generation_table: str
@@ -157,6 +162,7 @@ class IntakeSettings:
                 base_url=read("BASE_URL", _http_url),
                 batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
                 clients_path=read("CLIENTS_PATH", _path),
+                durable_urls=read("DURABLE_URLS", _flag),
                 event_bus=read("EVENT_BUS", _text),
                 generation_queue_url=read("GENERATION_QUEUE_URL", _text),
                 generation_table=read("GENERATION_TABLE", _text),
@@ -263,6 +269,7 @@ def _journal(read: _Reader) -> JournalSettings:
 
 def _store(read: _Reader) -> StoreSettings:
     return StoreSettings(
+        durable_urls=read("DURABLE_URLS", _flag),
         event_bus=read("EVENT_BUS", _text),
         generation_queue_url=read("GENERATION_QUEUE_URL", _text),
         generation_table=read("GENERATION_TABLE", _text),

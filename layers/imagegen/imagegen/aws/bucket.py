@@ -4,7 +4,6 @@ A presigned PUT driven by urllib3 streams a body straight into S3. It costs neit
 botocore's request path, which together are most of what `put_object` costs, and presigning needs no S3 client.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
@@ -53,8 +52,8 @@ class S3Answer:
         return ImageStorageInterruptedError(message) if self.may_pass else ImageStorageError(message)
 
     def _element(self, name: str) -> str:
-        found = re.search(rf"<{name}>([^<]*)</{name}>".encode(), self.text)
-        return found[1].decode(errors="replace") if found else ""
+        _, _, found = self.text.partition(f"<{name}>".encode())
+        return found.partition(b"<")[0].decode(errors="replace")
 
 
 def s3_answer(response: urllib3.BaseHTTPResponse) -> S3Answer:

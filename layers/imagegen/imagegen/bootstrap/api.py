@@ -7,7 +7,7 @@ from functools import cache
 from imagegen.allowance import Allowance
 from imagegen.aws.waiters import DynamoWaiters
 from imagegen.bootstrap import sdk
-from imagegen.bootstrap.workshop import journal, ledger, workshop
+from imagegen.bootstrap.workshop import journal, store_ledger, workshop
 from imagegen.settings import ApiSettings, SettingsError
 from imagegen.settle import Ledger
 from imagegen.submit import Desk
@@ -39,7 +39,7 @@ def api() -> Api:
             journal=shop.journal,
         ),
         workshop=shop,
-        ledger=ledger(settings.store.generation_table, settings.store.intake_queue_url, settings.store.record_days),
+        ledger=store_ledger(settings.store),
         waiters=DynamoWaiters(sdk.dynamodb, settings.store.generation_table, most=settings.most_waiters),
     )
 

@@ -68,7 +68,7 @@ def intake() -> Intake:
         credentials=sdk.credentials,
     )
     inbox = S3Inbox(bucket)
-    books = ledger(table, settings.intake_queue_url, settings.record_days)
+    books = ledger(table, settings.intake_queue_url, settings.record_days, durable_urls=settings.durable_urls)
     reader = Reader(
         # A queue of their own, so that ten thousand lines keep no client waiting.
         desk=replace(desk, queue=SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)),

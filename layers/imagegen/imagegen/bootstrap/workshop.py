@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
@@ -41,14 +42,18 @@ def event_bus(name: str, told: CloudWatchJournal) -> JournalledBus:
     return JournalledBus(EventBridgeBus(sdk.events, name, ended=generation_event, rejected=rejection_event), told)
 
 
-def ledger(table: str, intake_queue_url: str, record_days: int) -> Ledger:
+def ledger(table: str, intake_queue_url: str, record_days: int, *, durable_urls: bool) -> Ledger:
     retention_seconds = record_days * 24 * 3600
     return Ledger(
         batches=DynamoBatches(sdk.dynamodb, table, retention_seconds=retention_seconds),
         lines=DynamoBatchLines(sdk.dynamodb, table, retention_seconds=retention_seconds),
         messages=SqsBatches(sdk.sqs, intake_queue_url),
-        outcome=outcome_line,
+        outcome=partial(outcome_line, durable_urls=durable_urls),
     )
+
+
+def store_ledger(store: StoreSettings) -> Ledger:
+    return ledger(store.generation_table, store.intake_queue_url, store.record_days, durable_urls=store.durable_urls)
 
 
 def workshop(
@@ -92,6 +97,6 @@ def workshop(
         now=time.time,
         repeat_unknown=upstream.repeat_unknown_calls,
         lease=upstream.lease_seconds,
-        settle=ledger(store.generation_table, store.intake_queue_url, store.record_days).settle,
+        settle=store_ledger(store).settle,
         journal=told,
     )

@@ -22,23 +22,29 @@ MAX_ANSWER_BYTES = 6_291_556 - 128 * 1024
 _CATALOG_DATE = 1767225600  # 2026-01-01: OpenAI's model object wants a time, and the catalog knows none
 
 
-def images_answer(generation: Generation, images: ImageStore, deadline: Deadline) -> dict[str, Any]:
+def images_answer(
+    generation: Generation, images: ImageStore, deadline: Deadline, *, durable_urls: bool = False
+) -> dict[str, Any]:
     """OpenAI's ImagesResponse for a completed generation. An image has `url` or `b64_json`, and always `permalink`.
 
-    Raises ImageStorageError where base64 is asked for and an image cannot be read.
+    With `durable_urls` the `url` is the durable link, here and below. Raises ImageStorageError where base64 is asked
+    for and an image cannot be read.
     """
 
     def with_content(image_id: str) -> dict[str, Any]:
         with images.read(image_id, deadline) as blocks:
             return {"b64_json": b64encode(b"".join(blocks)).decode()}
 
+    def with_url(image_id: str) -> dict[str, Any]:
+        return _url(generation, image_id, None if durable_urls else images)
+
     wanted = generation.request.response_format
-    return _answer(generation, with_content if wanted == "b64_json" else lambda image_id: _url(image_id, images))
+    return _answer(generation, with_content if wanted == "b64_json" else with_url)
 
 
-def links_answer(generation: Generation) -> dict[str, Any]:
+def links_answer(generation: Generation, *, durable_urls: bool = False) -> dict[str, Any]:
     """The same with nothing of an image but its durable link."""
-    return _answer(generation, lambda _: {})
+    return _answer(generation, lambda image_id: _url(generation, image_id, None) if durable_urls else {})
 
 
 def base64_bytes(generation: Generation) -> int:
@@ -91,13 +97,17 @@ def _image(generation: Generation, image_id: str, content: dict[str, Any]) -> di
     return image if revised_prompt is None else image | {"revised_prompt": revised_prompt}
 
 
-def _url(image_id: str, images: ImageStore) -> dict[str, Any]:
-    signed = images.signed_url(image_id)
+def _url(generation: Generation, image_id: str, signer: ImageStore | None) -> dict[str, Any]:
+    """A signed URL and when it expires; without a signer the durable link, which does not."""
+    if signer is None:
+        return {"url": Links(generation.base_url).permalink(image_id)}
+    signed = signer.signed_url(image_id)
     return {"url": signed.url, "expires_at": signed.expires_at}
 
 
-def generation_answer(generation: Generation, images: ImageStore) -> dict[str, Any]:
+def generation_answer(generation: Generation, images: ImageStore, *, durable_urls: bool = False) -> dict[str, Any]:
     """The generation object: how it stands, and what is stored so far, links freshly signed."""
+    signer = None if durable_urls else images
     return {
         "id": generation.id,
         "object": "image.generation",
@@ -107,16 +117,20 @@ def generation_answer(generation: Generation, images: ImageStore) -> dict[str, A
         "model": generation.request.model,
         "n": generation.request.n,
         "repeated_calls": generation.repeated_calls,
-        "data": [_image(generation, image_id, _url(image_id, images)) for image_id in generation.stored_ids],
+        "data": [
+            _image(generation, image_id, _url(generation, image_id, signer)) for image_id in generation.stored_ids
+        ],
         "error": error_object(raised_again(generation.failure)) if generation.failure else None,
     }
 
 
-def generation_list_answer(generations: Sequence[Generation], images: ImageStore, *, more: bool) -> dict[str, Any]:
+def generation_list_answer(
+    generations: Sequence[Generation], images: ImageStore, *, more: bool, durable_urls: bool = False
+) -> dict[str, Any]:
     """OpenAI's list object, newest first."""
     return {
         "object": "list",
-        "data": [generation_answer(generation, images) for generation in generations],
+        "data": [generation_answer(generation, images, durable_urls=durable_urls) for generation in generations],
         "first_id": generations[0].id if generations else None,
         "last_id": generations[-1].id if generations else None,
         "has_more": more,

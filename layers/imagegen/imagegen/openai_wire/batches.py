@@ -54,12 +54,14 @@ def _invalid(name: str, expected: str) -> InvalidRequestError:
     return InvalidRequestError(f"Invalid '{name}': expected {expected}.", param=name, code="invalid_value")
 
 
-def outcome_line(generation: Generation) -> EndedLine:
+def outcome_line(generation: Generation, *, durable_urls: bool = False) -> EndedLine:
     """What the generation of a line came to."""
     origin = generation.origin
     batch_id, line = origin.batch_id or "", origin.line or 0
     if generation.status is Status.COMPLETED:
-        return _line(batch_id, line, origin.custom_id, 200, generation.id, links_answer(generation))
+        return _line(
+            batch_id, line, origin.custom_id, 200, generation.id, links_answer(generation, durable_urls=durable_urls)
+        )
     cancelled = GenerationCancelledError("The generation was cancelled.")
     error = raised_again(generation.failure) if generation.failure else cancelled
     if isinstance(error, MoneySpentError):

@@ -199,8 +199,12 @@ def _image() -> Schema:
             },
         },
         {
-            "url": {"type": "string", "format": "uri", "description": "Presigned; it works until `expires_at`."},
-            "expires_at": _time("Stands beside a `url`."),
+            "url": {
+                "type": "string",
+                "format": "uri",
+                "description": "Presigned, it works until `expires_at`; or the `permalink`, if the operator chose so.",
+            },
+            "expires_at": _time("Stands beside a presigned `url`."),
             "b64_json": {"type": "string", "contentEncoding": "base64", "description": "In place of a `url`."},
             "revised_prompt": {"type": "string"},
         },
