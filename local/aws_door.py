@@ -26,6 +26,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.session import Session
 
+from local.gateway import TokenBucket
+
 ACCOUNT = "123456789012"  # moto's
 REGION = "us-east-1"
 CONTROL_PATH = "/_door/"  # no bucket's name begins like that
@@ -37,6 +39,8 @@ _S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DEL
 _S3_OPERATIONS = _S3_ACTIONS | {"HEAD": "HeadObject"}  # by their names in the API, which differ from IAM's
 _S3_STATUSES = {"AccessDenied": "403 Forbidden", "ExpiredToken": "400 Bad Request", "RequestTimeout": "400 Bad Request"}
 _SERVICES = ("dynamodb", "events", "s3", "sqs", "ssm")  # those that the product calls
+_PARAMETER_READS = ("GetParameter", "GetParameters", "GetParametersByPath")
+_PARAMETER_READS_A_SECOND = 40  # an account's, unless it pays for more
 _UNCOUNTED = "sqs:ReceiveMessage"  # comes at its own pace, whatever else happens
 _NOT_EMPTY = {"ExpressionAttributeNames", "ExpressionAttributeValues"}
 _DATA = {"Item", "Key", "Keys", "ExclusiveStartKey", *_NOT_EMPTY}  # whose attributes may have any name
@@ -110,6 +114,7 @@ class AwsDoor:
         self._broken: dict[str, Fault] = {}
         self._transactions: dict[str, tuple[float, dict[str, Any]]] = {}  # by their tokens, with when they were made
         self._delays: dict[str, int] = {}
+        self._parameter_reads = TokenBucket(_PARAMETER_READS_A_SECOND, _PARAMETER_READS_A_SECOND)
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -121,6 +126,8 @@ class AwsDoor:
             return self._passed_on(environ, start_response)
         if service in ("s3", "") and (refusal := _signature_refusal(environ, self._secret)):
             return _s3_error(environ, start_response, *refusal)
+        if service == "ssm" and _operation(service, environ) in _PARAMETER_READS and not self._parameter_reads.take():
+            return _refusal(service, environ, start_response, "ThrottlingException", "Rate exceeded")
         if key in self._roles:
             return self._by_role(*self._roles[key], service, environ, start_response)
         return self._passed_on(environ, start_response)

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -31,8 +31,9 @@ TABLE = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/records"
 Client = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+@contextmanager
+def a_door() -> Iterator[str]:
+    """Gives its address."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     door = AwsDoor(DomainDispatcherApplication(create_backend_app), SECRET)
     server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
@@ -42,6 +43,12 @@ def url() -> Iterator[str]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with a_door() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

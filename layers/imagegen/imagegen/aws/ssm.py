@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from types_boto3_ssm import SSMClient
 
+# How long throttled calls are begun anew. The SDK's own tries take 3 s more at most, and the authorizer has 10 s.
+_THROTTLED_SECONDS = 5.0
 _MOST_CACHED = 1000  # names; a guesser must not fill the memory
 
 
@@ -44,8 +46,14 @@ class SsmParameters:
 
     def _fetch(self, name: str) -> str | None:
         client = self._client()
+        until = self._clock() + _THROTTLED_SECONDS
         try:
-            return client.get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
+            while True:
+                try:
+                    return client.get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
+                except client.exceptions.ThrottlingException:  # the SDK has paused between its tries
+                    if self._clock() >= until:
+                        raise
         except client.exceptions.ParameterNotFound:
             return None
         except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
