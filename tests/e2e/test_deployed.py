@@ -289,6 +289,12 @@ def test_openais_client_gets_an_image_by_its_url_and_by_a_link_that_does_not_exp
     assert durable.headers["cache-control"] == "no-store"
     assert fetch(told["permalink"]).content == fetch(durable.headers["location"]).content == signed.content
 
+    # What S3 makes of a URL that is signed for GET, as the local stack has it.
+    location = durable.headers["location"]
+    assert urllib3.request("HEAD", location).status == 403
+    with_key = urllib3.request("GET", location, headers={"Authorization": "Bearer any"})
+    assert (with_key.status, b"<Code>InvalidArgument</Code>" in with_key.data) == (400, True)
+
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(model="dall-e-3", prompt="x", size="512x512")
     assert (refused.value.param, refused.value.code) == ("size", "invalid_value")
