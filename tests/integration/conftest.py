@@ -34,7 +34,7 @@ MINISTACK = ROOT / ".venv-ministack/bin/python"
 
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
-    door = AwsDoor(DomainDispatcherApplication(create_backend_app))
+    door = AwsDoor(DomainDispatcherApplication(create_backend_app), "test")
     server = make_server("127.0.0.1", 0, door, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
