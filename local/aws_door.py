@@ -1,8 +1,8 @@
 """What stands between the functions and moto: records who calls what, enforces roles, breaks and delays calls.
 
 moto's own IAM enforcement knows no presigned URL and no resource, so the functions' roles are enforced here. A function
-is told by its access key. Whoever has another key is an operator, who may do everything and is not recorded. All keys
-have one secret, by which the signatures of S3's requests are checked.
+is told by its access key. Whoever has another key is an operator, who may do everything and is not recorded. The
+signatures of S3's requests are checked by the key's secret.
 """
 
 import io
@@ -100,7 +100,7 @@ def _operations(service: str) -> Iterable[str]:
 
 
 class AwsDoor:
-    """A WSGI application around moto's. Paths under `CONTROL_PATH` tell it what to do. `secret` is that of all keys."""
+    """A WSGI application around moto's. Paths under `CONTROL_PATH` tell it what to do. `secret` is the operators'."""
 
     def __init__(self, app: WsgiApp, secret: str) -> None:
         self._app = app
@@ -108,6 +108,7 @@ class AwsDoor:
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
         self._roles: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+        self._secrets: dict[str, str] = {}
         self._calls: set[AwsCall] = set()
         self._numbers: dict[str, int] = {}
         self._faults: list[Fault] = []
@@ -124,7 +125,7 @@ class AwsDoor:
         time.sleep(self._delay(service, environ))
         if environ["REQUEST_METHOD"] == "OPTIONS":  # a browser's preflight has neither signature nor role
             return self._passed_on(environ, start_response)
-        if service in ("s3", "") and (refusal := _signature_refusal(environ, self._secret)):
+        if service in ("s3", "") and (refusal := _signature_refusal(environ, self._secrets.get(key, self._secret))):
             return _s3_error(environ, start_response, *refusal)
         if service == "ssm" and _operation(service, environ) in _PARAMETER_READS and not self._parameter_reads.take():
             return _refusal(service, environ, start_response, "ThrottlingException", "Rate exceeded")
@@ -248,6 +249,7 @@ class AwsDoor:
         with self._lock:
             if what == "roles":
                 self._roles = {key: (role["function"], role["statements"]) for key, role in body.items()}
+                self._secrets = {key: role["secret"] for key, role in body.items() if "secret" in role}
             elif what == "calls":
                 answer = [asdict(call) for call in self._calls]
             elif what == "delays":
@@ -435,7 +437,10 @@ class DoorControl:
         self._url = f"{aws_url}{CONTROL_PATH}"
 
     def let_in(self, roles: Mapping[str, Mapping[str, Any]]) -> None:
-        """Binds each access key to `{"function": its name, "statements": of its role's policies}`."""
+        """Binds each access key to `{"function": its name, "statements": of its role's policies}`.
+
+        `secret` may be there too, if it is not the operators'.
+        """
         self._tell("roles", roles)
 
     def calls(self) -> set[AwsCall]:

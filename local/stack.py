@@ -115,7 +115,8 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             closing.callback(functions[name].close)
         door = DoorControl(aws_url)
         roles = _roles(template, deployed, aws_url)
-        door.let_in(roles)
+        secret = options.environment.get("AWS_SECRET_ACCESS_KEY", CREDENTIALS["AWS_SECRET_ACCESS_KEY"])
+        door.let_in({name: {**role, "secret": secret} for name, role in roles.items()})
         door.delay(options.delays)
         for name, event_source in _event_sources(template, functions, deployed, aws_url):
             closing.enter_context(polling(event_source, _client("sqs", aws_url, name)))

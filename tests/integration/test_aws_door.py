@@ -312,6 +312,14 @@ def test_a_url_signed_with_another_secret_does_not_work(url: str) -> None:
     assert (answer.status, error_code(answer)) == (403, "SignatureDoesNotMatch")
 
 
+def test_a_functions_secret_may_be_another_than_the_operators(url: str, door: DoorControl) -> None:
+    role = {"function": "Function", "statements": [], "secret": "of its own"}
+    door.let_in({"operator": role | {"statements": [{"Action": "s3:GetObject", "Resource": "*"}]}})
+
+    assert urllib3.request("GET", signed(url, secret="of its own")).status == 200
+    assert urllib3.request("GET", signed(url)).status == 403
+
+
 def test_a_put_without_a_header_that_was_signed_stores_nothing(url: str, client: Client) -> None:
     target = signed(url, "PUT", "images/unsigned", headers={"If-None-Match": "*"})
 
