@@ -20,7 +20,7 @@ from imagegen.errors import (
 from imagegen.failures import kept
 from imagegen.generations import Generation, LostClaimError, Status, Tombstone, admit
 from imagegen.images import ImageBody, ImageRequest
-from imagegen.manage import LEASE_SECONDS, UNFINISHED_SECONDS, cancel, delete, retry, see
+from imagegen.manage import LEASE_SECONDS, cancel, delete, retry, see
 from imagegen.submit import SAFETY_NET_LEASES
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.event_bus import FakeEventBus
@@ -244,7 +244,7 @@ def test_a_deletion_that_cannot_be_begun_leaves_the_generation_and_can_be_asked_
     desk.store(generation)
     with pytest.raises(RecordsUnavailableError):
         desk.delete(generation.id)
-    assert desk.see(generation.id).status is (Status.QUEUED if faulty == "queue" else Status.CANCELLED)
+    assert desk.see(generation.id).status is Status.CANCELLED
     assert sorted(desk.images.saved) == sorted(generation.image_ids)
     assert list(desk.images.answers) == [generation.id]
     desk.records.failing = False  # type: ignore[attr-defined]
@@ -273,7 +273,7 @@ def test_a_completed_generation_reads_as_deleted_if_its_deletion_dies_right_afte
     with pytest.raises(UnknownGenerationError):
         desk.see(generation.id)
     assert [each.status for each in desk.settled] == [Status.COMPLETED]
-    assert desk.queue.sent == [(generation.id, UNFINISHED_SECONDS)]  # whose receiver deletes the images
+    assert desk.queue.sent == [(generation.id, LEASE_SECONDS * SAFETY_NET_LEASES)]  # whose receiver deletes the images
     assert desk.queue.callers == {"alice"}
 
 
@@ -337,6 +337,18 @@ def test_an_unfinished_deletion_is_nobody_elses(unfinished: tuple[World, Generat
     assert list(world.images.saved) == [generation.image_ids[0]]
 
 
+def test_the_message_of_a_deletion_is_sent_when_nothing_slow_is_left_before_the_tombstone() -> None:
+    class SlowBus(FakeEventBus):
+        def generation_ended(self, generation: Generation) -> None:
+            assert desk.queue.sent == []  # it would be received before there is a tombstone
+            super().generation_ended(generation)
+
+    desk = World(bus=SlowBus())
+    generation = desk.created()
+    desk.delete(generation.id)
+    assert desk.queue.sent == [(generation.id, LEASE_SECONDS * SAFETY_NET_LEASES)]
+
+
 def test_a_message_goes_ahead_of_the_tombstone_so_that_no_crash_leaves_images() -> None:
     sent: list[list[tuple[str, float]]] = []
 
@@ -348,7 +360,7 @@ def test_a_message_goes_ahead_of_the_tombstone_so_that_no_crash_leaves_images() 
     desk = World(records=Records())
     generation = desk.created()
     desk.delete(generation.id)
-    assert sent == [[(generation.id, UNFINISHED_SECONDS)]]
+    assert sent == [[(generation.id, LEASE_SECONDS * SAFETY_NET_LEASES)]]
 
 
 # What was reserved.

@@ -23,7 +23,6 @@ from imagegen.ports import AllowanceCounters, EventBus, GenerationQueue, Generat
 from imagegen.submit import send_safety_net
 
 LEASE_SECONDS = 60.0  # a dead worker's generation is taken over after it
-UNFINISHED_SECONDS = 60.0  # by then the process that deletes has finished, or has died
 LONGEST_WRITER_SECONDS = 900.0  # Lambda's longest time-out, and SQS's longest delay
 
 
@@ -111,7 +110,7 @@ def delete(
 ) -> None:
     """Puts a tombstone in the record's place, then deletes the images.
 
-    A message goes ahead of both: should this process die, a worker deletes what is left. Raises UnknownGenerationError,
+    A message goes ahead of both. If this process dies, a worker deletes what is left. Raises UnknownGenerationError,
     RecordsUnavailableError, and DeletionUnfinishedError if images are left.
     """
     try:
@@ -121,8 +120,7 @@ def delete(
         if tombstone is None or tombstone.caller != caller:
             raise
     else:
-        queue.send(generation_id, caller, delay=UNFINISHED_SECONDS)
-        tombstone = _buried(generation_id, caller, records, counters, bus, now, settle)
+        tombstone = _buried(generation_id, caller, records, queue, counters, bus, now, settle)
     try:
         delete_images(tombstone.id, tombstone.image_ids, images, deadline)
     except ImageStorageError as error:
@@ -134,16 +132,21 @@ def _buried(
     generation_id: str,
     caller: str,
     records: GenerationStore,
+    queue: GenerationQueue,
     counters: AllowanceCounters,
     bus: EventBus,
     now: Callable[[], float],
     settle: Settle,
 ) -> Tombstone:
-    """Ends the generation and publishes the end first: afterwards there is no record to publish it from."""
+    """Ends the generation and publishes the end first: afterwards there is no record to publish it from.
+
+    The message still sleeps when the tombstone is written, so that who receives it finds the tombstone.
+    """
     while True:
         records.cancel(generation_id, now=now())  # what has ended stays as it is
         ended = see(generation_id, caller, records)
         announce(ended, records, counters, bus, settle)
+        send_safety_net(ended, queue, now, LEASE_SECONDS)
         with suppress(LostClaimError):  # an operator began a new attempt meanwhile
             tombstone = records.bury(ended, now=now())
             settle(_as_deleted(ended))
