@@ -5,8 +5,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from imagegen.batches import Counts
+from imagegen.catalog import MAX_IMAGES
 from imagegen.generate import MOST_SENT
-from imagegen.generations import Generation, Status
+from imagegen.generations import Call, Generation, Status
 from imagegen.openai_wire.batches import batch_answer
 from tests.explorer.world import BatchWorld, World
 
@@ -42,21 +43,28 @@ def _money(world: World) -> Iterator[str]:
     for each in world.upstream.asked:
         asked[each.generation_id, each.index].append(each)
     for record in (*_live(world), *world.buried.values()):
-        for index, call in enumerate(record.calls):
-            sent = asked.pop((record.id, index), [])
+        for call in record.calls:
+            wanted = _wanted(record, call)
+            sent = asked.pop((record.id, call.number), [])
             paid = [each for each in sent if each.paid]
             if len(sent) > call.sent:
                 yield f"{record.id}: {len(sent)} calls sent, {call.sent} noted"
-            if sum(each.n for each in sent) > len(call.image_ids) * max(1, call.sent):
+            if sum(each.n for each in sent) > wanted * max(1, call.sent):
                 yield f"{record.id}: more images asked for than wanted and counted as repeated"
-            if any(each.n + each.stored_before > len(call.image_ids) for each in sent):
+            if any(each.n + each.stored_before > wanted for each in sent):
                 yield f"{record.id}: an image that was stored is asked for again"
-            if len(paid) > MOST_SENT + record.retries:
+            if len(paid) > (1 if call.extra else MOST_SENT) + record.retries:
                 yield f"{record.id}: paid {len(paid)} times"
             if paid and not call.charged:
                 yield f"{record.id}: paid, and not noted as charged"
     for generation_id, _ in asked:
         yield f"{generation_id} has no record, but was sent"
+
+
+def _wanted(record: Generation, call: Call) -> int:
+    """The images that a call was for, those of its extra calls included."""
+    later = [each for each in record.calls if each.extra and each.number // MAX_IMAGES == call.number + 1]
+    return len(call.image_ids) + (0 if call.extra else len(later))
 
 
 def _one_generation(world: World) -> Iterator[str]:
@@ -111,9 +119,12 @@ def _quota(world: World) -> Iterator[str]:
     possibly: Counter[str] = Counter()
     for record in (*_live(world), *world.buried.values()):
         deleted_at = world.deletions.get(record.id, float("inf"))
-        for index, call in enumerate(record.calls):
-            sent = [each for each in world.upstream.asked if (each.generation_id, each.index) == (record.id, index)]
-            n = len(call.image_ids)
+        for call in record.calls:
+            if call.extra:  # paid for by the call before
+                continue
+            of_this = (record.id, call.number)
+            sent = [each for each in world.upstream.asked if (each.generation_id, each.index) == of_this]
+            n = _wanted(record, call)
             if any(each.paid for each in sent):
                 charged[record.caller] += n
             elif record.id in world.buried and any(each.refused_at >= deleted_at for each in sent):

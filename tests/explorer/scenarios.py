@@ -20,7 +20,8 @@ class Scenario:
     """Rates are probabilities. `before`, `after` and `repeat` count for each call of a store named in `faulty`.
 
     `refused`, `failed`, `unexpected` and `broken` count for each upstream call: nothing was spent; it was paid for and
-    gave nothing; it raised what nobody expects; one of its images is not usable. `kill` counts for each round, `kills`
+    gave nothing; it raised what nobody expects; one of its images is not usable; of several images some do not come
+    (`short`). `kill` counts for each round, `kills`
     is how many actors die at most. `jump` is the longest step of the clock, in seconds.
     """
 
@@ -28,6 +29,7 @@ class Scenario:
     failed: float = 0.1
     unexpected: float = 0.03
     broken: float = 0.05
+    short: float = 0.15
     before: float = 0.0
     after: float = 0.0
     repeat: float = 0.0
@@ -83,6 +85,7 @@ REQUESTS = {
     "operator, cancel, delete": but(_CALM, operator=True, cancel=True, delete=True, refused=0.4),
     "client that does not count": but(_CALM, counts=False, key=False, tries=1, before=0.04, after=0.04),
     "three calls": but(_KILLS, n=3, before=0.02, after=0.02, duplicate=False),
+    "one call for three, short": but(_KILLS, n=3, model="dall-e-2", short=0.7, refused=0.3),
     "one call for three": but(_KILLS, n=3, model="dall-e-2", before=0.02, after=0.02, duplicate=False),
     "two callers": but(_CALM, clients=("alice", "bob"), before=0.02, after=0.02),
     "the same request twice": but(_CALM, clients=("alice", "alice")),

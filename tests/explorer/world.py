@@ -25,6 +25,7 @@ from imagegen.errors import (
     RecordsUnavailableError,
     UpstreamFailedError,
     UpstreamKeyRefusedError,
+    UpstreamTooFewImagesError,
 )
 from imagegen.generate import UnfinishedError
 from imagegen.generations import Generation, LostClaimError, Status
@@ -221,7 +222,12 @@ class PaintingUpstream:
             raise RuntimeError("nobody expects this")
         broken = world.rng.randrange(n) if world.rng.random() < scenario.broken else -1
         by_url = world.rng.random() < 0.5
-        return UpstreamAnswer(tuple(self._image(asked, at, by_url=by_url, broken=at == broken) for at in range(n)))
+        images = [self._image(asked, at, by_url=by_url, broken=at == broken) for at in range(n)]
+        if n > 1 and broken < 0 and world.rng.random() < scenario.short:
+            came = world.rng.randrange(1, n)
+            world.log(f"upstream gives {came} of {n}")
+            images[came:] = [UpstreamImage(failure=UpstreamTooFewImagesError("Too few."))] * (n - came)
+        return UpstreamAnswer(tuple(images))
 
     def _image(self, asked: Asked, at: int, *, by_url: bool, broken: bool) -> UpstreamImage:
         if broken:
@@ -513,9 +519,14 @@ class World:
 
     def stored_before(self, actor: Actor) -> int:
         """How many images of the call that it sends were stored before it began, and still are."""
-        generation_id, index = actor.sending
+        generation_id, number = actor.sending
         record = self.store._records.get(generation_id)
-        return len(actor.stored_before & self.images.saved.keys() & {*record.calls[index].image_ids}) if record else 0
+        asked_for = (
+            {image_id for call in record.calls if call.number == number for image_id in call.image_ids}
+            if record
+            else ()
+        )
+        return len(actor.stored_before & self.images.saved.keys() & {*asked_for})
 
     def _kill(self, actor: Actor) -> Actor:
         self.killed += 1

@@ -20,6 +20,7 @@ from imagegen.generations import (
     Status,
     StoredImage,
     Tombstone,
+    with_extra_calls,
 )
 
 When = Literal["before", "after"]
@@ -56,6 +57,7 @@ class FakeGenerationStore:
         self.failures: deque[When | None] = deque()
         self._records: dict[str, Generation | None] = {}  # None is a tombstone
         self._refused: dict[tuple[str, int], set[int]] = {}
+        self._answers: dict[tuple[str, int], CallAnswer] = {}
         self._tombstones: dict[str, Tombstone] = {}
         self._keys: dict[tuple[str, str], KeyMarker] = {}
         self._retries: dict[tuple[str, str], list[RetryMarker]] = {}
@@ -158,10 +160,13 @@ class FakeGenerationStore:
             refused.add(sending)
             self._put_call(record, index, refused=len(refused))
 
-    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> None:
+    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> CallAnswer:
         with self._asked("save_answer"):
             record = self._live(generation_id)
-            self._put_call(record, index, answer=record.calls[index].answer or answer)
+            noted = self._answers.setdefault((generation_id, index), answer)
+            if _call(record, index).answer is None:
+                self._put_call(record, index, answer=noted)
+            return noted
 
     def save_image(self, generation_id: str, image_id: str, image: StoredImage) -> None:
         with self._asked("save_image"):
@@ -259,10 +264,16 @@ class FakeGenerationStore:
         return record
 
     def _put_call(self, record: Generation, index: int, **changes: object) -> None:
-        call: Call = msgspec.structs.replace(record.calls[index], **changes)
-        self._put(record, calls=(*record.calls[:index], call, *record.calls[index + 1 :]))
+        changed: Call = msgspec.structs.replace(_call(record, index), **changes)
+        others = {call.number: call for call in record.calls if call.number != index}
+        known = {call.number: call for call in with_extra_calls([changed])} | others
+        self._put(record, calls=tuple(known[number] for number in sorted(known)))
 
     def _put(self, record: Generation, **changes: object) -> Generation:
         changed = msgspec.structs.replace(record, **changes)
         self._records[record.id] = changed
         return changed
+
+
+def _call(record: Generation, number: int) -> Call:
+    return next(call for call in record.calls if call.number == number)

@@ -23,7 +23,8 @@ from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.sqs import SqsBatches, SqsGenerations
 from imagegen.aws.waiters import DynamoWaiters
 from imagegen.catalog import MAX_IMAGES
-from imagegen.errors import MoneySpentError, RecordsUnavailableError
+from imagegen.errors import MoneySpentError, RecordsUnavailableError, UpstreamTooFewImagesError
+from imagegen.failures import kept
 from imagegen.generations import (
     AnsweredImage,
     Call,
@@ -160,13 +161,43 @@ def test_all_that_becomes_known_is_read_back(records: GenerationStore) -> None:
         lease_until=NOW + 60,
         calls=(
             Call(generation.calls[0].image_ids, sent=1, answer=answer),
-            Call(generation.calls[1].image_ids, sent=3, refused=2),
+            Call(generation.calls[1].image_ids, sent=3, refused=2, number=1),
         ),
         stored={generation.image_ids[0]: IMAGE},
         failure=FAILURE,
         completed_at=NOW + 9.5,
     )
     assert records.get(generation.id) == ended
+
+
+def test_each_image_that_is_missing_from_an_answer_is_a_call_of_its_own(records: GenerationStore) -> None:
+    request = ImageRequest("a cat", "dall-e-2", "url", 3)
+    generation = created(records, admit(request, caller="alice", base_url="https://api.example", now=NOW))
+    records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60)
+    records.save_sending(generation.id, "me", 0, 1)
+    missing = AnsweredImage(failure=kept(UpstreamTooFewImagesError("1 of 3")))
+    came = AnsweredImage("https://i.example/1")
+    answer = CallAnswer((missing, came, missing), {"size": "1024x1024"})
+    assert records.save_answer(generation.id, 0, answer) == answer
+    assert records.save_answer(generation.id, 0, CallAnswer((came, came, came))) == answer
+
+    first, second, third = generation.image_ids
+    assert now_of(records, generation).calls == (
+        Call((second,), 1, 0, CallAnswer((came,), {"size": "1024x1024"})),
+        Call((first,), number=10, extra=True),
+        Call((third,), number=12, extra=True),
+    )
+
+    records.save_sending(generation.id, "me", 10, 1)
+    records.save_answer(generation.id, 10, CallAnswer((came,)))
+    records.save_sending(generation.id, "me", 12, 1)
+    records.save_refusal(generation.id, 12, 1)
+    after = now_of(records, generation)
+    assert after.calls[1:] == (
+        Call((first,), 1, 0, CallAnswer((came,)), 10, extra=True),
+        Call((third,), 1, 1, None, 12, extra=True),
+    )
+    assert (after.extra_calls, after.repeated_calls, after.unreturned) == (2, 0, 0)
 
 
 def test_an_image_that_is_not_usable_is_read_back_with_its_reason(records: GenerationStore) -> None:
@@ -217,12 +248,13 @@ def _largest_answer(images: int) -> UpstreamAnswer:
 
 
 @pytest.mark.parametrize("character", ["\x01", "\U0001d518", '"'], ids=["control", "emoji", "quote"])
-@pytest.mark.parametrize("calls", [1, 10])
+@pytest.mark.parametrize(("calls", "extra"), [(1, 0), (10, 0), (1, 9)], ids=["one", "ten", "one and extra ones"])
 def test_the_largest_that_all_limits_allow_fits_into_a_record(
-    records: GenerationStore, character: str, calls: int
+    records: GenerationStore, character: str, calls: int, extra: int
 ) -> None:
     n = MAX_IMAGES // calls
-    body = {"model": "gpt-image-2", "prompt": character * 32_000, "n": MAX_IMAGES, "user": character * LONGEST_USER}
+    users = dict.fromkeys(("user", "safety_identifier"), character * LONGEST_USER)
+    body = {"model": "gpt-image-2", "prompt": character * 32_000, "n": MAX_IMAGES, **users}
     request = read_image_fields(body, prompt_cap=32_000)
     generation = admit(
         request,
@@ -233,10 +265,10 @@ def test_the_largest_that_all_limits_allow_fits_into_a_record(
     )
     ids = generation.image_ids
     generation = msgspec.structs.replace(
-        generation, calls=tuple(Call(ids[index * n : (index + 1) * n]) for index in range(calls))
+        generation, calls=tuple(Call(ids[index * n : (index + 1) * n], number=index) for index in range(calls))
     )
-    answer = _largest_answer(n)
-    kept = CallAnswer(
+    answer = _largest_answer(n - extra)
+    whole = CallAnswer(
         tuple(
             AnsweredImage(image.source, image.revised_prompt)
             for image in answer.images
@@ -245,21 +277,26 @@ def test_the_largest_that_all_limits_allow_fits_into_a_record(
         answer.details,
         answer.usage,
     )
-    assert len(kept.images) == n
+    assert len(whole.images) == n - extra
+    missing = AnsweredImage(failure=kept(UpstreamTooFewImagesError("The image model answered with 1 of 10 images.")))
+    noted = msgspec.structs.replace(whole, images=whole.images + (missing,) * extra)
     created(records, generation)
     records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60)
-    for index in range(calls):
+    later = [MAX_IMAGES + place for place in range(1, extra + 1)]
+    for number in range(calls):
+        records.save_answer(generation.id, number, noted)
+    for number in (*range(calls), *later):
         for sending in range(1, 21):
-            records.save_sending(generation.id, "me", index, sending)
-            records.save_refusal(generation.id, index, sending)
-    for index in range(calls):
-        records.save_answer(generation.id, index, kept)
+            records.save_sending(generation.id, "me", number, sending)
+            records.save_refusal(generation.id, number, sending)
+    for number in later:
+        records.save_answer(generation.id, number, whole)
     for image_id in ids:
         records.save_image(generation.id, image_id, StoredImage("image/webp", 10**9))
     failure = Failure("X" * 50, character * 1_000, cause=Failure("X" * 50, character * 1_000))
     records.end(generation.id, "me", Status.FAILED, now=NOW, failure=failure)
     found = now_of(records, generation)
-    assert [call.answer for call in found.calls] == [kept] * calls
+    assert [call.answer for call in found.calls] == [whole] * (calls + extra)
     assert len(found.stored) == MAX_IMAGES
     assert found.failure == failure
 
@@ -781,8 +818,8 @@ def test_what_failed_waits_again_with_all_that_is_known(records: GenerationStore
             lease_until=0.0,
             calls=(
                 Call(generation.calls[0].image_ids, 1, answer=ANSWER),
-                Call(generation.calls[1].image_ids, 2, 1),
-                Call(generation.calls[2].image_ids),
+                Call(generation.calls[1].image_ids, 2, 1, number=1),
+                Call(generation.calls[2].image_ids, number=2),
             ),
             stored={generation.image_ids[0]: IMAGE},
             retries=retries,

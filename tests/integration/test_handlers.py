@@ -330,6 +330,27 @@ def about(example: Event, generation_id: str) -> Event:
     return event
 
 
+def test_images_that_an_upstream_leaves_out_are_asked_for_once_more(deployed: Deployed, example_event: Example) -> None:
+    serve_images(deployed, png(1_000))
+    status, headers, answer = call(example_event("create-images"), model="dall-e-2", n=3)
+    assert (status, len(answer["data"])) == (200, 3)
+    assert [sent["n"] for sent in deployed.upstream.stand_in.calls] == [3, 1, 1]
+    _, _, generation = call(about(example_event("get-generation"), headers["x-generation-id"]))
+    assert (generation["extra_calls"], generation["repeated_calls"]) == (2, 0)
+
+
+def test_images_that_stay_missing_are_a_424_that_lists_those_that_came(
+    deployed: Deployed, example_event: Example
+) -> None:
+    serve_images(deployed, png(1_000))
+    deployed.upstream.stand_in.script += [lambda _: Reply(200, b'{"created": 1, "data": []}')] * 2
+    status, headers, answer = call(example_event("create-images"), model="dall-e-2", n=3)
+    assert (status, answer["error"]["code"]) == (424, "upstream_too_few_images")
+    assert headers["x-should-retry"] == "false"
+    assert len(answer["error"]["images"]) == 1
+    assert len(deployed.upstream.stand_in.calls) == 3
+
+
 def test_base64_that_does_not_fit_one_answer_is_stored_whole_and_redirected_to(
     deployed: Deployed, example_event: Example
 ) -> None:

@@ -369,7 +369,7 @@ ROWS = (
                 state,
                 lambda s: s.generations.save_answer(ID, 0, ANSWER),
                 lambda s, r: (r, s.generation.calls[0].answer),
-                (None, ANSWER),
+                (ANSWER, ANSWER),
             ),
             Row(
                 G.save_image,

@@ -460,6 +460,7 @@ def test_a_completion_tells_what_was_made_for_whom_and_where_it_is() -> None:
             for image_id in generation.image_ids
         ],
         "repeated_calls": 2,
+        "extra_calls": 0,
         "created_at": int(NOW),
         "completed_at": int(NOW + 7),
         "error": None,

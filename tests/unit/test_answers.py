@@ -327,6 +327,7 @@ class TestGeneration:
             "model": "gpt-image-1",
             "n": 1,
             "repeated_calls": 0,
+            "extra_calls": 0,
             "data": [
                 {
                     "id": "img_1",

@@ -647,9 +647,9 @@ class WatchedRecords(FakeGenerationStore):
         super().__init__()
         self.before_noting: Callable[[int], object] = lambda _: None
 
-    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> None:
+    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> CallAnswer:
         self.before_noting(index)
-        super().save_answer(generation_id, index, answer)
+        return super().save_answer(generation_id, index, answer)
 
 
 class WatchedSource(FakeImageSource):
@@ -1034,6 +1034,135 @@ class TestOneBrokenImageAmongThree:
         answered = world.record(generation).calls[0].answer
         assert answered is not None
         assert [image.failure for image in answered.images] == [None, kept(INVALID), None]
+
+
+class Short(FakeProvider):
+    """Answers with so many images a call, in turn; then with none that was asked for."""
+
+    def __init__(self, *came: int) -> None:
+        super().__init__()
+        self._came = list(came)
+
+    def generate(self, request: ImageRequest, n: int, deadline: Deadline) -> UpstreamAnswer:
+        answer = super().generate(request, n, deadline)
+        came = self._came.pop(0) if self._came else 0
+        few = UpstreamTooFewImagesError(f"The image model answered with {came} of {n} images.")
+        if not came:
+            raise few
+        images = answer.images[:came] + (UpstreamImage(failure=few),) * (n - came)
+        return replace(answer, images=images)
+
+
+@pytest.mark.parametrize("response_format", FORMATS)
+class TestFewerImagesThanAskedFor:
+    def test_each_missing_image_is_asked_for_by_a_call_of_its_own(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        world = World(pool, Short(1, 1, 1))
+        record = world.generate(world.begun(3, "dall-e-2", response_format))
+
+        assert sorted(record.stored) == sorted(record.image_ids)
+        assert len({content for _, content in world.store.saved.values()}) == 3
+        assert [call.n for call in world.provider.calls] == [3, 1, 1]
+        assert (record.extra_calls, record.repeated_calls) == (2, 0)
+
+    def test_what_is_still_missing_is_not_asked_for_again(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        world = World(pool, Short(1, 1))
+        generation = world.begun(3, "dall-e-2", response_format)
+
+        for _ in range(3):  # and not by the next process either
+            error = world.failure(generation)
+            assert isinstance(error, PartialGenerationError)
+            assert len(error.images) == 2
+            generation = world.claimed(generation.id)
+
+        assert [call.n for call in world.provider.calls] == [3, 1, 1]
+        assert generation.extra_calls == 2
+        assert generation.unreturned == 0  # the first call may have been charged for all three
+
+    def test_why_the_rest_is_missing_is_what_its_own_call_came_to(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        world = World(pool, Short(1))
+        error = world.failure(world.begun(2, "dall-e-2", response_format))
+        assert isinstance(error.__cause__, UpstreamTooFewImagesError)
+
+        world = World(pool, Short(1))
+        world.provider.failures.extend([None, PromptRejectedError("No.")])
+        generation = world.begun(2, "dall-e-2", response_format)
+        error = world.failure(generation)
+        assert (type(error), type(error.__cause__)) == (PartialGenerationError, PromptRejectedError)
+        assert world.record(generation).unreturned == 0
+
+    def test_an_image_that_came_broken_is_not_asked_for_again(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        class Broken(FakeProvider):
+            def generate(self, request: ImageRequest, n: int, deadline: Deadline) -> UpstreamAnswer:
+                answer = super().generate(request, n, deadline)
+                broken = UpstreamImage(failure=NotAnImageError("No image."))
+                return replace(answer, images=(broken, *answer.images[1:]))
+
+        world = World(pool, Broken())
+        generation = world.begun(3, "dall-e-2", response_format)
+        assert len(world.failure(generation).images) == 2  # type: ignore[attr-defined]
+        assert (len(world.provider.calls), world.record(generation).extra_calls) == (1, 0)
+
+    def test_an_extra_call_whose_outcome_is_unknown_is_not_repeated(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        world = World(pool, Short(1, 1, 1))
+        generation = world.begun(2, "dall-e-2", response_format)
+        first = generation.image_ids[0]
+        missing = AnsweredImage(failure=kept(UpstreamTooFewImagesError("1 of 2")))
+        answered = replace_call(generation.calls[0], sent=1, answer=CallAnswer((AnsweredImage(), missing)))
+        left = world.left_behind(generation, answered, stored=[first], noted=[first])
+        assert left.owner
+        world.records.save_sending(left.id, left.owner, left.calls[1].number, 1)
+        left = world.claimed(left.id)
+
+        error = world.failure(left)
+
+        assert (type(error.__cause__), world.provider.calls) == (OutcomeUnknownError, [])
+
+    def test_dead_letters_ask_for_nothing_more(self, pool: ThreadPoolExecutor, response_format: ResponseFormat) -> None:
+        world = World(pool, Short(1), may_send=False)
+        generation = world.begun(2, "dall-e-2", response_format)
+        first = generation.image_ids[0]
+        missing = AnsweredImage(failure=kept(UpstreamTooFewImagesError("1 of 2")))
+        answered = replace_call(generation.calls[0], sent=1, answer=CallAnswer((AnsweredImage(), missing)))
+        left = world.left_behind(generation, answered, stored=[first], noted=[first])
+
+        error = world.failure(left)
+
+        assert (type(error.__cause__), world.provider.calls) == (UpstreamTooFewImagesError, [])
+
+    def test_what_a_late_answer_brought_is_not_asked_for(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        world = World(pool, Short(1, 1))
+        generation = world.begun(2, "dall-e-2", response_format)
+        first, second = generation.image_ids
+        missing = AnsweredImage(failure=kept(UpstreamTooFewImagesError("1 of 2")))
+        answered = replace_call(generation.calls[0], sent=2, answer=CallAnswer((AnsweredImage(), missing)))
+        left = world.left_behind(generation, answered, stored=[first, second], noted=[first])
+
+        assert world.generate(left).stored_ids == (first, second)
+        assert world.provider.calls == []
+
+    def test_an_answer_that_another_process_noted_first_counts(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        world = World(pool, Short(1))
+        generation = world.begun(2, "dall-e-2", response_format)
+        world.provider.files |= {"https://late.example/1": png("late 1"), "https://late.example/2": png("late 2")}
+        late = CallAnswer((AnsweredImage("https://late.example/1"), AnsweredImage("https://late.example/2")))
+        world.provider.during_call = lambda: world.records.save_answer(generation.id, 0, late)
+
+        assert world.generate(generation).stored_ids == generation.image_ids
+        assert len(world.provider.calls) == 1
 
 
 class TestSendingAgain:

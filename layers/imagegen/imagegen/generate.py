@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ from imagegen.errors import (
     OutcomeUnknownError,
     PartialGenerationError,
     RecordsUnavailableError,
+    UpstreamTooFewImagesError,
 )
 from imagegen.failures import kept, raised_again
-from imagegen.generations import AnsweredImage, Call, CallAnswer, Generation, StoredImage
+from imagegen.generations import AnsweredImage, Call, CallAnswer, Generation, StoredImage, with_extra_calls
 from imagegen.images import UpstreamAnswer
 from imagegen.ports import SILENT, GenerationStore, ImageProvider, ImageSource, ImageStore, Journal
 
@@ -66,6 +67,8 @@ class Tools:
 def generate(generation: Generation, owner: str, tools: Tools, deadline: Deadline) -> None:
     """Sends the calls that have no answer, and stores what is not stored, all side by side.
 
+    For each image that is missing from an answer a further call is sent, once.
+
     `generation` is the record as `owner` claimed it. Each step is on the record before the next. Raises what the
     upstream call raised where nothing was bought at all; once a call was or may have been paid for, a MoneySpentError
     that carries the ids of the images stored. Raises LostClaimError if the generation has ended or has another owner,
@@ -73,15 +76,21 @@ def generate(generation: Generation, owner: str, tools: Tools, deadline: Deadlin
     """
     keeper = _Keeper(generation, owner, tools, deadline)
     side_by_side = tools.pool if len(generation.image_ids) > 1 else _ThisThread()
-    asking = [side_by_side.submit(keeper.ask, index) for index in range(len(generation.calls))]
     storing: list[Future[None]] = []
     failures: list[BaseException] = []
-    for asked in as_completed(asking):
-        failure = asked.exception()
-        if failure:
-            failures.append(failure)
-        else:
-            storing += [side_by_side.submit(keeper.keep, image_id, url) for image_id, url in asked.result()]
+    calls: Sequence[Call] = generation.calls
+    while calls:
+        asking = [side_by_side.submit(keeper.ask, call) for call in calls]
+        extra: list[Call] = []
+        for asked in as_completed(asking):
+            failure = asked.exception()
+            if failure:
+                failures.append(failure)
+            else:
+                answered = asked.result()
+                storing += [side_by_side.submit(keeper.keep, image_id, url) for image_id, url in answered.wanted]
+                extra += answered.extra
+        calls = extra
     failures += [failure for stored in storing if (failure := stored.exception())]
     failures += keeper.broken
     if keeper.unwritten:
@@ -108,6 +117,14 @@ def tried(
     raise AssertionError("the last try returns or raises")
 
 
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What a call left to do: images to fetch, by id with their URLs, and calls for images that did not come."""
+
+    wanted: list[tuple[str, str]]
+    extra: tuple[Call, ...]
+
+
 class _Keeper:
     """One generation at work. Its methods run side by side, each on its own call or image."""
 
@@ -123,12 +140,13 @@ class _Keeper:
     def stored_ids(self) -> tuple[str, ...]:
         return tuple(image_id for image_id in self._generation.image_ids if image_id in self._stored)
 
-    def ask(self, index: int) -> list[tuple[str, str]]:
-        """Has the call answered; gives the ids and URLs of images that are still to be fetched."""
-        call = self._generation.calls[index]
-        if call.sent:
+    def ask(self, call: Call) -> _Answered:
+        """Has the call answered."""
+        if call.sent or call.extra:  # a late answer to the call before may have brought the image of an extra one
             self._find_stored(call)
-        answer = call.answer or self._answered(index, call)
+        answer = call.answer or self._answered(call)
+        call, *extra = with_extra_calls([msgspec.structs.replace(call, answer=answer)])
+        answer = call.answer or answer
         wanted: list[tuple[str, str]] = []
         for image_id, image in zip(call.image_ids, answer.images, strict=True):
             if image_id in self._stored:
@@ -139,7 +157,7 @@ class _Keeper:
                 wanted.append((image_id, image.url))
             else:
                 self.broken.append(ImageStorageError("An image was made but is not stored."))
-        return wanted
+        return _Answered(wanted, tuple(extra))
 
     def keep(self, image_id: str, source: str | bytes) -> None:
         """Fetches and stores one image; what breaks off is fetched again, never bought again.
@@ -192,32 +210,35 @@ class _Keeper:
         except RecordsUnavailableError as error:
             self.unwritten = error
 
-    def _answered(self, index: int, call: Call) -> CallAnswer:
+    def _answered(self, call: Call) -> CallAnswer:
         """What the call gave, noted on the record: found to be stored already, or asked for."""
         missing = [image_id for image_id in call.image_ids if image_id not in self._stored]
         images = dict.fromkeys(call.image_ids, AnsweredImage())
         answer = UpstreamAnswer(())
         if missing:
-            call = self._about_to_send(index, call)
-            answer = self._asked(index, call, len(missing))
+            call = self._about_to_send(call)
+            answer = self._asked(call, len(missing))
             images |= self._taken(missing, answer)
         noted = CallAnswer(tuple(images[image_id] for image_id in call.image_ids), answer.details, answer.usage)
         with self._going_on():
-            self._tools.records.save_answer(self._generation.id, index, noted)
-        return noted
+            noted = self._tools.records.save_answer(self._generation.id, call.number, noted)
+        return noted  # noqa: RET504  # if it could not be noted, it is what this call gave
 
-    def _about_to_send(self, index: int, call: Call) -> Call:
+    def _about_to_send(self, call: Call) -> Call:
         """The call, noted as sent once more. Raises a MoneySpentError if it must not be."""
+        if not self._tools.may_send and call.extra:
+            raise UpstreamTooFewImagesError("The image model answered with fewer images than it was asked for.")
         if not self._tools.may_send:
             raise AbandonedError("The image could not be made: every attempt at it died.")
-        most = (MOST_SENT if self._tools.repeat_unknown else 1) + self._generation.retries
+        repeats = self._tools.repeat_unknown and not call.extra
+        most = (MOST_SENT if repeats else 1) + self._generation.retries
         if call.sent - call.refused >= most:
             raise OutcomeUnknownError("The image model was asked, but what became of it is not known.")
         call = msgspec.structs.replace(call, sent=call.sent + 1)
-        self._tools.records.save_sending(self._generation.id, self._owner, index, call.sent)
+        self._tools.records.save_sending(self._generation.id, self._owner, call.number, call.sent)
         return call
 
-    def _asked(self, index: int, call: Call, n: int) -> UpstreamAnswer:
+    def _asked(self, call: Call, n: int) -> UpstreamAnswer:
         """What the upstream answers. Raises NothingSpentError if no sending of this call bought anything."""
         journal, started = self._tools.journal, time.perf_counter()
         journal.asked(self._generation, n)
@@ -227,7 +248,7 @@ class _Keeper:
         except NothingSpentError as refused:
             error = refused
             with self._going_on():
-                self._tools.records.save_refusal(self._generation.id, index, call.sent)
+                self._tools.records.save_refusal(self._generation.id, call.number, call.sent)
             if call.sent - call.refused == 1:
                 raise
             raise OutcomeUnknownError(

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from imagegen.catalog import CATALOG
+from imagegen.catalog import CATALOG, MAX_IMAGES
+from imagegen.errors import UpstreamTooFewImagesError
 from imagegen.images import ImageRequest, new_image_id
 
 
@@ -48,6 +49,11 @@ class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
     revised_prompt: str | None = None
     failure: Failure | None = None
 
+    @property
+    def missing(self) -> bool:
+        """Whether fewer images came than were asked for, and this is one that did not."""
+        return self.failure is not None and self.failure.kind == UpstreamTooFewImagesError.__name__
+
 
 class CallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an upstream call gave, kept before anything is fetched: it was paid for."""
@@ -58,22 +64,48 @@ class CallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One upstream call, for the images whose ids it names.
+    """One upstream call, for the images whose ids it names. `number` tells it from the others of its generation.
 
-    `sent` counts how often it was about to be sent; it is written before each time. `refused` counts how many of
-    these certainly bought nothing. The outcome of the others is unknown until there is an answer: each may have been
-    paid for.
+    An `extra` call asks once for an image that another call was asked for and did not answer. `sent` counts how often
+    it was about to be sent; it is written before each time. `refused` counts how many of these certainly bought
+    nothing. The outcome of the others is unknown until there is an answer: each may have been paid for.
     """
 
     image_ids: tuple[str, ...]
     sent: int = 0
     refused: int = 0
     answer: CallAnswer | None = None
+    number: int = 0
+    extra: bool = False
 
     @property
     def charged(self) -> bool:
         """Whether the upstream was paid for it, or may have been."""
         return self.answer is not None or self.sent > self.refused
+
+
+def with_extra_calls(calls: Iterable[Call]) -> tuple[Call, ...]:
+    """The calls, and an extra one for each image that is missing from an answer.
+
+    Their numbers follow from the call and the place of the image in it: they are the same for every process.
+    """
+    whole: list[Call] = []
+    extra: list[Call] = []
+    for call in calls:
+        images = call.answer.images if call.answer else ()
+        came = [place for place, image in enumerate(images) if not image.missing]
+        if call.answer is None or not came or len(came) == len(images):
+            whole.append(call)
+            continue
+        answer = msgspec.structs.replace(call.answer, images=tuple(images[place] for place in came))
+        image_ids = tuple(call.image_ids[place] for place in came)
+        whole.append(msgspec.structs.replace(call, image_ids=image_ids, answer=answer))
+        extra += [
+            Call((call.image_ids[place],), number=(call.number + 1) * MAX_IMAGES + place, extra=True)
+            for place, image in enumerate(images)
+            if image.missing
+        ]
+    return (*whole, *extra)
 
 
 class StoredImage(msgspec.Struct, frozen=True):
@@ -150,8 +182,14 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def unreturned(self) -> int:
         """How many images of the quota are still to be given back: those that certainly were not charged."""
-        uncharged = sum(len(call.image_ids) for call in self.calls if not call.charged)
+        # For what an extra call asks, the call before it may have been charged.
+        uncharged = sum(len(call.image_ids) for call in self.calls if not call.charged and not call.extra)
         return max(0, uncharged - self.returned)
+
+    @property
+    def extra_calls(self) -> int:
+        """How many calls were made for images that an upstream had been asked for and did not answer."""
+        return sum(call.sent for call in self.calls if call.extra)
 
     @property
     def repeated_calls(self) -> int:
@@ -200,7 +238,8 @@ def admit(
         created_at=now,
         base_url=base_url,
         calls=tuple(
-            Call(image_ids=tuple(new_image_id() for _ in range(n))) for n in CATALOG[request.model].calls(request.n)
+            Call(tuple(new_image_id() for _ in range(n)), number=number)
+            for number, n in enumerate(CATALOG[request.model].calls(request.n))
         ),
         origin=origin,
     )

@@ -151,8 +151,8 @@ class GenerationStore(Protocol):
         """Notes that the `sending`-th time bought nothing, also after the generation has ended."""
         ...
 
-    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> None:
-        """Notes what a call gave, also after the generation has ended. The first answer stays."""
+    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> CallAnswer:
+        """Notes what a call gave, also after the generation has ended. The first answer stays, and is given."""
         ...
 
     def save_image(self, generation_id: str, image_id: str, image: StoredImage) -> None:

@@ -44,6 +44,7 @@ from imagegen.generations import (
     Status,
     StoredImage,
     Tombstone,
+    with_extra_calls,
 )
 from imagegen.images import ImageRequest
 
@@ -227,10 +228,11 @@ class DynamoGenerations:
         values: Item = {":sending": {"NS": [str(sending)]}}
         self._update(generation_id, f"ADD refused_{int(index)} :sending", _LIVE, values)
 
-    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> None:
+    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> CallAnswer:
         name = f"answer_{int(index)}"
         values = {":answer": {"S": json_text(answer)}}
-        self._update(generation_id, f"SET {name} = if_not_exists({name}, :answer)", _LIVE, values)
+        item = self._update(generation_id, f"SET {name} = if_not_exists({name}, :answer)", _LIVE, values)
+        return msgspec.json.decode(item[name]["S"], type=CallAnswer)
 
     def save_image(self, generation_id: str, image_id: str, image: StoredImage) -> None:
         values = {":image": {"S": json_text(image)}}
@@ -390,8 +392,8 @@ class DynamoGenerations:
             item["origin"] = {"S": json_text(generation.origin)}
         if generation.owner is not None:
             item["owner"] = {"S": generation.owner}
-        for index, call in enumerate(generation.calls):
-            item[f"call_{index}"] = {"S": json_text(call.image_ids)}
+        for call in generation.calls:
+            item[f"call_{call.number}"] = {"S": json_text(call.image_ids)}
         return item
 
 
@@ -405,25 +407,17 @@ def _is_buried(item: Item) -> bool:
 
 
 def _generation(item: Item) -> Generation:
-    calls: list[Call] = []
-    while text := item.get(f"call_{len(calls)}"):
-        index = len(calls)
-        answer = item.get(f"answer_{index}")
-        calls.append(
-            Call(
-                image_ids=msgspec.json.decode(text["S"], type=tuple[str, ...]),
-                sent=int(item[f"sent_{index}"]["N"]) if f"sent_{index}" in item else 0,
-                refused=len(item[f"refused_{index}"]["NS"]) if f"refused_{index}" in item else 0,
-                answer=msgspec.json.decode(answer["S"], type=CallAnswer) if answer else None,
-            )
-        )
+    asked: list[Call] = []
+    while text := item.get(f"call_{len(asked)}"):
+        asked.append(_known(item, Call(msgspec.json.decode(text["S"], type=tuple[str, ...]), number=len(asked))))
+    calls = tuple(_known(item, call) if call.extra else call for call in with_extra_calls(asked))
     return Generation(
         id=item["pk"]["S"],
         caller=item["caller"]["S"],
         request=msgspec.json.decode(item["request"]["S"], type=ImageRequest),
         created_at=float(item["created_at"]["N"]),
         base_url=item["base_url"]["S"],
-        calls=tuple(calls),
+        calls=calls,
         status=Status(item["status"]["S"]),
         owner=item["owner"]["S"] if "owner" in item else None,
         lease_until=float(item["lease_until"]["N"]),
@@ -440,6 +434,17 @@ def _generation(item: Item) -> Generation:
         retries=int(item["retries"]["N"]) if "retries" in item else 0,
         reserved_at=float(item["reserved_at"]["N"]) if "reserved_at" in item else None,
         returned=int(item["returned"]["N"]),
+    )
+
+
+def _known(item: Item, call: Call) -> Call:
+    """The call, with what the record knows of it."""
+    sent, refused, answer = (item.get(f"{name}_{call.number}") for name in ("sent", "refused", "answer"))
+    return msgspec.structs.replace(
+        call,
+        sent=int(sent["N"]) if sent else 0,
+        refused=len(refused["NS"]) if refused else 0,
+        answer=msgspec.json.decode(answer["S"], type=CallAnswer) if answer else None,
     )
 
 

@@ -117,6 +117,7 @@ def generation_answer(generation: Generation, images: ImageStore, *, durable_url
         "model": generation.request.model,
         "n": generation.request.n,
         "repeated_calls": generation.repeated_calls,
+        "extra_calls": generation.extra_calls,
         "data": [
             _image(generation, image_id, _url(generation, image_id, signer)) for image_id in generation.stored_ids
         ],

@@ -35,6 +35,7 @@ def generation_event(generation: Generation) -> tuple[str, dict[str, Any]]:
             for image_id in generation.stored_ids
         ],
         "repeated_calls": generation.repeated_calls,
+        "extra_calls": generation.extra_calls,
         "created_at": int(generation.created_at),
         "completed_at": None if generation.completed_at is None else int(generation.completed_at),
         "error": _told(generation.failure) if generation.failure else None,

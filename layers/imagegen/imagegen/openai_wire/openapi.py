@@ -100,6 +100,7 @@ _GENERATION_EXAMPLE = {
     "model": "dall-e-3",
     "n": 1,
     "repeated_calls": 0,
+    "extra_calls": 0,
     "data": [],
     "error": None,
 }

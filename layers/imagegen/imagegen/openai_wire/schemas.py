@@ -223,6 +223,7 @@ def _generation() -> Schema:
             "model": {"type": "string"},
             "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES},
             "repeated_calls": _count("Upstream calls of unknown outcome that were sent again: each may be paid twice."),
+            "extra_calls": _count("Upstream calls for images that were missing from an answer."),
             "data": {
                 "type": "array",
                 "items": ref("Image"),
