@@ -35,6 +35,7 @@ def main() -> int:
         port, stage = _port(os.environ.get("PORT") or "8000"), _stage(os.environ.get("STAGE") or "")
         base_url, key = _upstream(os.environ)
         delays = read_delays(os.environ.get("AWS_DELAYS") or "")
+        concurrency = _concurrency(os.environ.get("LAMBDA_CONCURRENCY") or "")
     except ValueError as error:
         return _refused(error)
 
@@ -54,6 +55,7 @@ def main() -> int:
             built=arguments.built,
             throttle=os.environ.get("GATEWAY_THROTTLE") == "1",
             delays=delays,
+            concurrency=concurrency,
             on_answer=_print_answer,
         )
         try:
@@ -81,6 +83,12 @@ def _stage(text: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_]{0,64}", text):
         raise ValueError(f"STAGE={text} is no stage: give 1 to 64 letters, digits and _")
     return text
+
+
+def _concurrency(text: str) -> int | None:
+    if not re.fullmatch("([1-9][0-9]{0,4})?", text):
+        raise ValueError(f"LAMBDA_CONCURRENCY={text} is no limit: give a number from 1 to 99999")
+    return int(text) if text else None
 
 
 def _upstream(environ: Mapping[str, str]) -> tuple[str | None, str | None]:

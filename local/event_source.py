@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from local.lambda_host import FunctionError, FunctionHost
+from local.lambda_host import FunctionError, FunctionHost, ThrottledError
 
 _LONG_POLL_SECONDS = 2
 _PAUSE_SECONDS = 0.1  # after a look that failed
@@ -68,7 +68,7 @@ def _invoke(source: EventSource, sqs: Any, messages: list[dict[str, Any]], free:
     try:
         event = {"Records": [_record(message, source.queue_arn) for message in messages]}
         try:
-            answer = json.loads(source.function.invoke(event).result())
+            answer = json.loads(_invoked(source.function, event))
             again = {failure["itemIdentifier"] for failure in (answer or {}).get("batchItemFailures", [])}
         except (FunctionError, AttributeError, KeyError, TypeError, ValueError):
             return  # all of them come again when their visibility time-out has run out
@@ -79,6 +79,15 @@ def _invoke(source: EventSource, sqs: Any, messages: list[dict[str, Any]], free:
         pass
     finally:
         free.release()
+
+
+def _invoked(function: FunctionHost, event: object) -> bytes:
+    """The function's answer. As long as the account has no execution for it, Lambda tries again."""
+    while True:
+        try:
+            return function.invoke(event).result()
+        except ThrottledError:
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _record(message: dict[str, Any], queue_arn: str) -> dict[str, Any]:

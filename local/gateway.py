@@ -17,10 +17,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from local.lambda_host import FunctionError, FunctionHost, PayloadTooLargeError
+from local.lambda_host import FunctionError, FunctionHost, PayloadTooLargeError, ThrottledError
 from local.serving import Reply, Request
 
 INTEGRATION_SECONDS = 29.0
+_NOT_CALLED = (PayloadTooLargeError, ThrottledError)  # Lambda's own refusals, which reach a client as any failure does
 MOST_BODY_BYTES = 10 * 1024 * 1024
 _ANY = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})  # what a route for ANY method takes
 _ACCOUNT, _API_ID, _REGION = "123456789012", "local", "us-east-1"
@@ -145,11 +146,9 @@ class Gateway:
             future = self._functions[route.function].invoke(event)
             answer = json.loads(future.result(timeout=self._integration_seconds))
             return _reply(answer)
-        except PayloadTooLargeError:
-            raise _RefusedError("REQUEST_TOO_LARGE") from None
         except WaitedTooLongError:  # the function goes on
             raise _RefusedError("INTEGRATION_TIMEOUT") from None
-        except (FunctionError, AttributeError, ValueError, TypeError, KeyError):
+        except (*_NOT_CALLED, FunctionError, AttributeError, ValueError, TypeError, KeyError):
             raise _RefusedError("INTEGRATION_FAILURE") from None
 
     def _bucket(self, route: _Route, rate: float, burst: int) -> TokenBucket:
@@ -197,7 +196,7 @@ class Gateway:
             _handed_on(policy)
         except FunctionError as error:
             raise _RefusedError("UNAUTHORIZED" if '"Unauthorized"' in str(error) else "AUTHORIZER_FAILURE") from None
-        except WaitedTooLongError:
+        except (*_NOT_CALLED, WaitedTooLongError):
             raise _RefusedError("AUTHORIZER_FAILURE") from None
         except (ValueError, TypeError, KeyError):
             raise _RefusedError("AUTHORIZER_CONFIGURATION_ERROR") from None

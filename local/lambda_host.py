@@ -30,6 +30,30 @@ class PayloadTooLargeError(Exception):
     """The event is over Lambda's limit, so the function was not called."""
 
 
+class ThrottledError(Exception):
+    """The account has as many executions as it may have, so the function was not called."""
+
+
+class Account:
+    """Bounds how many executions all functions together have at once. None is no bound."""
+
+    def __init__(self, most_executions: int | None = None) -> None:
+        self._most = most_executions
+        self._executions = 0
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Raises ThrottledError."""
+        with self._lock:
+            if self._most is not None and self._executions >= self._most:
+                raise ThrottledError
+            self._executions += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._executions -= 1
+
+
 @dataclass(frozen=True)
 class Function:
     """What Lambda is told about a function. `layers` go on the import path."""
@@ -147,8 +171,15 @@ class _Process:
 class FunctionHost:
     """Every process of one function; starts another when all are busy."""
 
-    def __init__(self, function: Function, log: Path, most_processes: int = MOST_PROCESSES) -> None:
+    def __init__(
+        self,
+        function: Function,
+        log: Path,
+        most_processes: int = MOST_PROCESSES,
+        account: Account | None = None,
+    ) -> None:
         self.function = function
+        self._account = account or Account()
         self._log = log
         self._most_processes = most_processes
         self._idle: list[_Process] = []
@@ -171,10 +202,14 @@ class FunctionHost:
             self._idle.append(process)
 
     def invoke(self, event: object) -> "Future[bytes]":
-        """The function's answer to come, or its FunctionError. Raises PayloadTooLargeError at once."""
+        """The function's answer to come, or its FunctionError.
+
+        Raises PayloadTooLargeError and ThrottledError at once.
+        """
         payload = json.dumps(event).encode()
         if len(payload) > MOST_PAYLOAD_BYTES:
             raise PayloadTooLargeError
+        self._account.begin()
         future: Future[bytes] = Future()
         threading.Thread(target=self._run, args=(payload, future), daemon=True).start()
         return future
@@ -199,16 +234,21 @@ class FunctionHost:
     def _run(self, payload: bytes, future: "Future[bytes]") -> None:
         process = self._take()
         if process is None:
+            self._account.end()
             future.set_exception(FunctionError("the stack is closing"))
             return
         try:
             answer = process.invoke(payload)
         except FunctionError as error:
-            self._give_back(process)
+            self._ended(process)
             future.set_exception(error)
         else:
-            self._give_back(process)
+            self._ended(process)
             future.set_result(answer)
+
+    def _ended(self, process: _Process) -> None:
+        self._give_back(process)
+        self._account.end()
 
     def _take(self) -> _Process | None:
         with self._changed:

@@ -20,7 +20,7 @@ from imagegen.credentials import BearerKey
 from local.aws_door import REGION, DoorControl
 from local.event_source import EventSource, polling
 from local.gateway import INTEGRATION_SECONDS, Gateway
-from local.lambda_host import MOST_PROCESSES, Function, FunctionHost
+from local.lambda_host import MOST_PROCESSES, Account, Function, FunctionHost
 from local.serving import Reply, Request, serving
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ CREDENTIALS = {
 class Options:
     """`parameters` are the template's; `environment` is added to every function's; `most_processes` are each one's.
 
+    `concurrency` is how many executions all functions together may have at once, None for any number.
     `throttle` has the gateway hold the template's rate and burst. `delays` are those of `DoorControl.delay`, from when
     the stack is deployed. `built` runs what `sam build` made, under the runtime's own Python.
     """
@@ -58,6 +59,7 @@ class Options:
     environment: Mapping[str, str] = field(default_factory=dict)
     delays: Mapping[str, int] = field(default_factory=dict)
     most_processes: int = MOST_PROCESSES
+    concurrency: int | None = None
     integration_seconds: float = INTEGRATION_SECONDS
     throttle: bool = False
     on_answer: Callable[[str, str, int, float], None] = lambda *_: None
@@ -108,10 +110,10 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
         keys = {client: BearerKey.new(client) for client in options.clients}
         _configure_buckets(template, deployed, aws_url)
         _put_secrets(aws_url, options.upstream_api_key, keys.values())
-        functions = {}
+        functions, account = {}, Account(options.concurrency)
         for name in template.of_type("AWS::Lambda::Function"):
             function = _function(template, name, deployed, aws_url, options)
-            functions[name] = FunctionHost(function, logs / f"{name}.log", options.most_processes)
+            functions[name] = FunctionHost(function, logs / f"{name}.log", options.most_processes, account)
             closing.callback(functions[name].close)
         door = DoorControl(aws_url)
         roles = _roles(template, deployed, aws_url)

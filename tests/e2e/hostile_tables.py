@@ -379,7 +379,7 @@ BODIES: dict[str, tuple[bytes, int, str | None]] = {
     "a prompt of half a megabyte": (json.dumps({"prompt": "a" * 500_000}).encode(), 400, "prompt"),
     "a prompt of a megabyte": (json.dumps({"prompt": "a" * 1_000_000}).encode(), 413, None),
     "600 KB": (b"a" * 600_000, 413, None),
-    "over the function's limit": (b"a" * 7_000_000, 413, None),
+    "over the function's limit": (b"a" * 7_000_000, 424, None),
     "over the gateway's limit": (b"a" * 11_000_000, 413, None),
     # A record of DynamoDB holds 400 KB, and our limit for a body is 512 KiB.
     "a user larger than a record": (json.dumps({**GOOD, "user": "u" * 450_000}).encode(), 400, "user"),

@@ -47,7 +47,7 @@ def post(
         ({"prompt": "x", "n": 0}, "n"),
         ({"prompt": "x", "n": 11}, "n"),
         ({"prompt": "x", "n": "2"}, "n"),
-        ({"prompt": "x", "size": "512x512"}, "size"),
+        ({"prompt": "x", "size": "500x500"}, "size"),
         ({"prompt": "x", "model": "dall-e-4"}, "model"),
         ({"prompt": "x", "quality": "best"}, "quality"),
         ({"prompt": "x", "style": "noir"}, "style"),
@@ -66,7 +66,7 @@ def test_a_bad_field_is_400_with_its_name_and_costs_nothing(
     assert service.upstream.calls == []
 
 
-@pytest.mark.parametrize("body", [b"[]", b'"text"', b"{", b"", b"\xff\xfe", b'{"prompt": "\\ud800"}'])
+@pytest.mark.parametrize("body", [b"[]", b'"text"', b"{", b"", b"\xff\xfe"])
 def test_a_body_that_is_no_json_object_is_400(service: Service, body: bytes) -> None:
     status, _, answer = post(service, body)
     assert status == 400
@@ -78,11 +78,11 @@ def test_a_body_that_is_no_json_object_is_400(service: Service, body: bytes) -> 
     ("body", "headers", "path", "method", "status"),
     [
         (b"a" * 11_000_000, {}, "/images/generations", "POST", 413),
-        (b"a" * 7_000_000, {}, "/images/generations", "POST", 413),
+        (b"a" * 7_000_000, {}, "/images/generations", "POST", 424),  # Lambda takes 6 MB
         (b"a" * 600_000, {}, "/images/generations", "POST", 413),
         (b'{"prompt":"x"}', {"Content_Type": "text/plain"}, "/images/generations", "POST", 415),
         (b"", {}, "/images/edits", "POST", 404),
-        (b"", {}, "/images/generations", "PUT", 404),
+        (b"", {}, "/images/generations", "PUT", 405),
         (b"", {}, "/images/img_short", "GET", 404),
     ],
 )
@@ -249,7 +249,9 @@ def test_behind_the_gateways_504_the_work_goes_on_and_ends_stored(service: Servi
     assert len(service.upstream.calls) == 1
 
 
-def test_a_function_that_is_killed_at_work_is_424_since_the_upstream_may_be_paid(service: Service) -> None:
+def test_a_function_that_is_killed_at_work_is_424_and_only_clients_whose_retries_attach_are_asked_to_retry(
+    service: Service,
+) -> None:
     def kill(_: Request) -> Reply:
         for pid in service.stack.functions["ApiFunction"].pids():
             os.kill(pid, 9)
@@ -257,7 +259,7 @@ def test_a_function_that_is_killed_at_work_is_424_since_the_upstream_may_be_paid
 
     service.upstream.script.append(kill)
     status, headers, told = post(service, b'{"prompt":"x"}')
-    assert (status, headers["x-should-retry"]) == (424, "false")
+    assert (status, headers["x-should-retry"], headers["retry-after"]) == (424, "true", "2")
     assert set(told["error"]) == FOUR_KEYS
     assert len(service.upstream.calls) == 1
 

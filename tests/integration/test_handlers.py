@@ -177,7 +177,9 @@ def test_a_permalink_redirects_to_a_url_signed_for_the_method_that_it_is_asked_b
 ) -> None:
     now = datetime.now(UTC)
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now)  # signed in the same second, they are equal
-    status, headers, body = call(example_event("redirect-to-image") | {"httpMethod": method})
+    event = example_event("redirect-to-image")
+    event["httpMethod"] = event["requestContext"]["httpMethod"] = method
+    status, headers, body = call(event)
 
     assert (status, body) == (302, None)
     signed = api().workshop.images.signed_url("img_AAECAwQFBgcICQoLDA0ODw", method)

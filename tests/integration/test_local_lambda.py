@@ -13,7 +13,15 @@ from urllib.request import urlopen
 import pytest
 
 from local.gateway import MOST_BODY_BYTES, Gateway
-from local.lambda_host import MOST_PAYLOAD_BYTES, Function, FunctionError, FunctionHost, PayloadTooLargeError
+from local.lambda_host import (
+    MOST_PAYLOAD_BYTES,
+    Account,
+    Function,
+    FunctionError,
+    FunctionHost,
+    PayloadTooLargeError,
+    ThrottledError,
+)
 from local.serving import Reply, Request
 
 HANDLERS = """
@@ -42,6 +50,8 @@ def environment(event, context):
 def proxy(event, context):
     wanted = json.loads(event["body"] or "{}")
     time.sleep(wanted.get("sleep", 0))
+    while "wait" in wanted and not os.path.exists(wanted["wait"]):
+        time.sleep(0.01)
     if wanted.get("die"):
         os._exit(1)
     if "answer" in wanted:
@@ -76,9 +86,9 @@ def start(tmp_path: Path, mark: Path) -> Iterator[Start]:
     (tmp_path / "app.py").write_text(HANDLERS)
     hosts = []
 
-    def start(handler: str, *, timeout: int = 20) -> FunctionHost:
+    def start(handler: str, account: Account | None = None, *, timeout: int = 20) -> FunctionHost:
         function = Function(handler, f"app.{handler}", tmp_path, (), timeout, 128, {"MARK": str(mark), "MINE": "yes"})
-        hosts.append(FunctionHost(function, tmp_path / "log"))
+        hosts.append(FunctionHost(function, tmp_path / "log", account=account))
         return hosts[-1]
 
     yield start
@@ -347,10 +357,32 @@ def test_the_gateway_hangs_up_and_the_function_goes_on(gateway: Callable[..., Ga
     assert served._functions["Proxy"].pids() == [pid]
 
 
-def test_a_body_over_10_mb_is_413_and_one_that_lambda_does_not_take_too(gateway: Callable[..., Gateway]) -> None:
+def test_a_body_over_10_mb_is_413_and_one_that_lambda_does_not_take_fails(gateway: Callable[..., Gateway]) -> None:
     served = gateway()
-    for content in (b"a" * (MOST_BODY_BYTES + 1), b"a" * MOST_PAYLOAD_BYTES):
-        assert ask(served, "POST", "/open", content).status == 413
+    assert ask(served, "POST", "/open", b"a" * (MOST_BODY_BYTES + 1)).status == 413
+    reply = ask(served, "POST", "/open", b"a" * MOST_PAYLOAD_BYTES)
+    assert (reply.status, json.loads(reply.body)["kind"]) == (502, "INTEGRATION_FAILURE")
+
+
+def test_beyond_the_accounts_executions_a_function_is_not_called(start: Start, mark: Path) -> None:
+    account = Account(2)
+    functions = {"Proxy": start("proxy", account), "Authorizer": start("authorizer", account)}
+    served = Gateway(body(), functions, stage="")
+    release = mark.parent / "release"
+    waiting = [functions["Proxy"].invoke({"body": json.dumps({"wait": str(release)})}) for _ in range(2)]
+
+    reply = ask(served, "POST", "/open", b"{}")
+    assert (reply.status, json.loads(reply.body)["kind"]) == (502, "INTEGRATION_FAILURE")
+    assert ask(served, "GET", "/closed", token="good").headers["x-amzn-ErrorType"] == "AUTHORIZER_FAILURE"
+    with pytest.raises(ThrottledError):
+        functions["Proxy"].invoke({})
+
+    release.touch()
+    for future in waiting:
+        future.result(timeout=20)
+    deadline = time.monotonic() + 20
+    while ask(served, "POST", "/open", b"{}").status != 200:  # an execution ends a moment after its answer
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -179,7 +179,7 @@ class _Keeper:
         try:
             stored = self._tried(fetched, _INTERRUPTED if by_url else (ImageStorageInterruptedError,))
         except Exception as fault:
-            found = self._stored_all_the_same(image_id) if saving else None
+            found = self._stored_all_the_same(image_id, by_url=by_url) if saving else None
             if found is None:
                 if by_url and isinstance(fault, _INTERRUPTED) and self._deadline.remaining() < _OUT_OF_TIME_SECONDS:
                     raise UnfinishedError from fault
@@ -190,11 +190,17 @@ class _Keeper:
             stored = found
         self._note_stored(image_id, stored)
 
-    def _stored_all_the_same(self, image_id: str) -> StoredImage | None:
-        """The image, if a save stored it and only its answer was lost."""
-        with suppress(ImageStorageError):
+    def _stored_all_the_same(self, image_id: str, *, by_url: bool) -> StoredImage | None:
+        """The image, if a save stored it and only its answer was lost.
+
+        Raises UnfinishedError if that is not known, and the image can be fetched again.
+        """
+        try:
             return self._tools.images.find(image_id, self._deadline)
-        return None
+        except ImageStorageError as unknown:
+            if by_url:
+                raise UnfinishedError from unknown
+            return None
 
     def _note_stored(self, image_id: str, stored: StoredImage) -> None:
         self._stored[image_id] = stored

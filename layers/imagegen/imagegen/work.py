@@ -10,10 +10,16 @@ from functools import partial
 from imagegen.announce import Settle, announce
 from imagegen.catalog import CATALOG
 from imagegen.deadline import Deadline
-from imagegen.errors import AbandonedError, ImagegenError, OutcomeUnknownError, RecordsUnavailableError
+from imagegen.errors import (
+    AbandonedError,
+    ImagegenError,
+    ImageStorageInterruptedError,
+    OutcomeUnknownError,
+    RecordsUnavailableError,
+)
 from imagegen.failures import kept, raised_again
 from imagegen.generate import Tools, generate, tried
-from imagegen.generations import Generation, LostClaimError, Status, new_owner
+from imagegen.generations import Call, Generation, LostClaimError, Status, new_owner
 from imagegen.heartbeat import heartbeat
 from imagegen.manage import LEASE_SECONDS, LONGEST_WRITER_SECONDS, delete_images, sweep
 from imagegen.ports import (
@@ -96,15 +102,25 @@ def _until_nobody_stores(ended: Generation, now: float) -> float | None:
     """Seconds until every process that may still store an image has ended; None if there is none.
 
     A call that more than one process sent, or that ended without its sender, may leave one behind. If that process dies
-    after it has stored an image, nobody else lists it.
+    after it has stored an image, nobody else lists it. Nor does anybody list one whose storing seemed to break off.
     """
-    unanswered = [call for call in ended.calls if call.answer is None and call.sent > call.refused]
-    failure = ended.failure and (ended.failure.cause or ended.failure)
-    by_another = failure is not None and isinstance(raised_again(failure), OutcomeUnknownError | AbandonedError)
-    if not unanswered or not (by_another or any(call.sent - call.refused > 1 for call in unanswered)):
+    if not any(_may_be_stored_later(call, ended) for call in ended.calls):
         return None
     left = (ended.completed_at or now) + LONGEST_WRITER_SECONDS - now
     return max(1.0, left) if left > 0 else None
+
+
+def _may_be_stored_later(call: Call, ended: Generation) -> bool:
+    if call.answer is None:
+        failure = ended.failure and (ended.failure.cause or ended.failure)
+        by_another = failure is not None and isinstance(raised_again(failure), OutcomeUnknownError | AbandonedError)
+        return call.sent - call.refused > (0 if by_another else 1)
+    return any(
+        image.failure is not None
+        and image.failure.kind == ImageStorageInterruptedError.__name__
+        and image_id not in ended.stored
+        for image_id, image in zip(call.image_ids, call.answer.images, strict=True)
+    )
 
 
 def _publish(generation: Generation, workshop: Workshop) -> None:

@@ -23,6 +23,7 @@ GATEWAY: tuple[Told, ...] = (
     (400, "invalid_request_error", "bad_request"),
     (413, "invalid_request_error", "request_too_large"),
     (424, "server_error", "internal_error"),
+    (424, "server_error", "request_not_answered"),
     (429, "rate_limit_error", "rate_limit_exceeded"),
     (504, "server_error", "gateway_timeout"),
 )
