@@ -195,7 +195,8 @@ def _images(generation: Generation, wired: Api, preference: Preference, *, hop: 
         if hop == 0:
             return _redirect(303, _next_result(generation.id, hop), {})
         if app.current_event.http_method == "GET":
-            return _redirect(303, images.signed_answer_url(generation.id).url, {"Cache-Control": "no-store"})
+            signed = images.signed_answer_url(generation.id, _method_to_sign_for())
+            return _redirect(303, signed.url, {"Cache-Control": "no-store"})
     else:
         body = _encoded(
             images_answer(
@@ -290,8 +291,8 @@ def _counts(batch: Batch) -> Counts:
 def redirect_to_image(image_id: str) -> Response[str]:
     if not is_image_id(image_id):
         raise UnknownImageError("There is no such image.", param="image_id")
-    method: Literal["GET", "HEAD"] = "HEAD" if _method() == "HEAD" else "GET"
-    return _redirect(302, api().workshop.images.signed_url(image_id, method).url, {"Cache-Control": "no-store"})
+    signed = api().workshop.images.signed_url(image_id, _method_to_sign_for())
+    return _redirect(302, signed.url, {"Cache-Control": "no-store"})
 
 
 @app.get("/v1/models")
@@ -429,6 +430,11 @@ def _log(status: int) -> None:
         logger.info("answered", extra=line | {"code": app.context["code"]})
     else:
         logger.error("answered", extra=line | {"code": app.context["code"], "trace": silent_trace(error)})
+
+
+def _method_to_sign_for() -> Literal["GET", "HEAD"]:
+    """S3 refuses HEAD for a URL that is signed for GET."""
+    return "HEAD" if _method() == "HEAD" else "GET"
 
 
 def _route() -> str:

@@ -79,7 +79,7 @@ class FakeImageStore:
         _in_time(deadline)
         self.answers[generation_id] = _whole(blocks, length)
 
-    def signed_answer_url(self, generation_id: str) -> SignedUrl:
+    def signed_answer_url(self, generation_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
         return _signed(f"answers/{generation_id}.json")
 
     def delete_answer(self, generation_id: str, deadline: Deadline) -> None:

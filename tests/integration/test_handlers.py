@@ -354,18 +354,25 @@ def test_images_that_stay_missing_are_a_424_that_lists_those_that_came(
 
 
 def test_base64_that_does_not_fit_one_answer_is_stored_whole_and_redirected_to(
-    deployed: Deployed, example_event: Example
+    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [png(2_400_000), png(2_400_000)]  # 6.4 MB as base64
     serve_images(deployed, *images)
     status, headers, _ = call(example_event("create-images"), model="dall-e-2", n=2, response_format="b64_json")
     assert (status, headers["location"]) == (303, f"generations/{headers['x-generation-id']}/result")
 
-    status, headers, _ = call(about(example_event("get-result"), headers["x-generation-id"]))
+    event = about(example_event("get-result"), headers["x-generation-id"])
+    status, headers, _ = call(event)
     assert status == 303
     with urlopen(headers["location"]) as response:
         answer = json.loads(response.read())
     assert [b64decode(image["b64_json"]) for image in answer["data"]] == images
+
+    now = datetime.now(UTC)
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now)
+    event["httpMethod"] = event["requestContext"]["httpMethod"] = "HEAD"
+    signed = api().workshop.images.signed_answer_url(headers["x-generation-id"], "HEAD")
+    assert call(event)[1]["location"] == signed.url
 
 
 def test_who_insists_on_post_gets_the_permalinks_of_an_answer_that_does_not_fit(

@@ -63,8 +63,8 @@ class ImageStore(Protocol):
         """Stores an answer too large to be given directly, `length` bytes of JSON. Raises ImageStorageError."""
         ...
 
-    def signed_answer_url(self, generation_id: str) -> SignedUrl:
-        """A fresh URL to fetch the stored answer from, made without any call."""
+    def signed_answer_url(self, generation_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
+        """A fresh URL to fetch the stored answer from, made without any call. It works for this method alone."""
         ...
 
     def delete_answer(self, generation_id: str, deadline: Deadline) -> None:

@@ -52,8 +52,8 @@ class S3ImageStore:
     def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
         return self._signed(_image_key(image_id), method)
 
-    def signed_answer_url(self, generation_id: str) -> SignedUrl:
-        return self._signed(_answer_key(generation_id))
+    def signed_answer_url(self, generation_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
+        return self._signed(_answer_key(generation_id), method)
 
     def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:
         # One byte, since an answer to HEAD has no body, and so does not say whether a 403 means that nothing is there.
