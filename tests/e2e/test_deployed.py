@@ -199,6 +199,18 @@ def test_models_are_listed_the_one_that_is_verified_by_among_them(deployment: De
 
 
 @pytest.mark.deployed
+def test_the_gateway_leaves_what_is_unknown_to_the_functions(deployment: Deployment) -> None:
+    """With a key it would otherwise answer by itself, about a missing AWS signature."""
+    unknown = deployment.ask("GET", "/nothing")
+    assert (unknown.status, unknown.error["code"]) == (404, "unknown_url")
+    other_method = deployment.ask("DELETE", "/models")
+    assert (other_method.status, other_method.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+    assert deployment.ask("GET", "/nothing", key="").status == 401
+    assert deployment.ask("GET", "/models/").body == deployment.ask("GET", "/models").body
+    assert deployment.ask("HEAD", "/models").status == 200
+
+
+@pytest.mark.deployed
 @pytest.mark.parametrize("key", ["", "nonsense", "ig_nobody_" + "x" * 43, "sk-other"])
 def test_nobody_gets_in_without_a_good_key(deployment: Deployment, key: str) -> None:
     for method, path in (("POST", "/images/generations"), ("GET", "/images/generations"), ("GET", "/models")):
