@@ -319,7 +319,7 @@ def not_supported() -> Response[str]:
 
 @app.not_found
 def unknown_route(_: Exception) -> Response[str]:
-    return _error(no_route(_method(), app.current_event.path, _routes()))
+    return _error(no_route(app.current_event.path, _routes()))
 
 
 @app.exception_handler(Exception)

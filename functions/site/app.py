@@ -104,9 +104,8 @@ def _description(prefix: str) -> str:
 
 @app.not_found
 def unknown_route(_: Exception) -> Response[str]:
-    event = app.current_event
     routes = app._static_routes + app._dynamic_routes  # noqa: SLF001  # the resolver has no public name for them
-    return _error(no_route(event["requestContext"]["httpMethod"], event.path, routes))
+    return _error(no_route(app.current_event.path, routes))
 
 
 @app.exception_handler(Exception)

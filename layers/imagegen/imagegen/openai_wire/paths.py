@@ -6,9 +6,6 @@ from typing import Any, Protocol
 
 from imagegen.errors import MethodNotAllowedError, UnknownRouteError
 
-# Of what the caller sent, so much is shown.
-_MOST_METHOD, _MOST_PATH = 20, 100
-
 
 class Route(Protocol):
     """A route as a resolver keeps it."""
@@ -45,17 +42,18 @@ def as_get(event: Mapping[str, Any]) -> dict[str, Any]:
     return {**event, "httpMethod": "GET"} if event["httpMethod"] == "HEAD" else dict(event)
 
 
-def no_route(method: str, path: str, routes: Iterable[Route]) -> UnknownRouteError | MethodNotAllowedError:
-    """Why none of the routes is that of a request: its path is unknown, or has other methods."""
+def no_route(path: str, routes: Iterable[Route]) -> UnknownRouteError | MethodNotAllowedError:
+    """Why none of the routes is that of a request: its path is unknown, or has other methods.
+
+    The message does not repeat the path: a key or a signed URL may have got into it.
+    """
     methods = {route.method for route in routes if route.rule.match(path)}
     if not methods:
-        return UnknownRouteError(f"Invalid URL ({method[:_MOST_METHOD]} {path[:_MOST_PATH]}).")
+        return UnknownRouteError("Invalid URL: there is no such path.")
     methods.add("OPTIONS")  # which the gateway itself answers
     if "GET" in methods:
         methods.add("HEAD")
     allowed = sorted(methods)
-    error = MethodNotAllowedError(
-        f"Method {method[:_MOST_METHOD]} is not allowed for {path[:_MOST_PATH]}. Use {', '.join(allowed)}."
-    )
+    error = MethodNotAllowedError(f"This path has other methods: {', '.join(allowed)}.")
     error.allowed = allowed
     return error
