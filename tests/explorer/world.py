@@ -173,7 +173,8 @@ class Faulty:
     def _call(self, name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         world = self._world
         actor = world.step(name, args, kwargs)
-        fault = world.fault(self._label, name)
+        in_memory = self._label == "source" and isinstance(args[0], bytes)
+        fault = None if in_memory else world.fault(self._label, name)
         if fault == "before":
             world.note_failure(f"{name} FAILS before its effect", name, args, kwargs)
             raise self._error("It could not be reached.")
