@@ -28,7 +28,7 @@ endef
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-run: .venv/ready $(if $(BUILT),build) ## serve the whole stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; GATEWAY_THROTTLE=1; BUILT=1 for what `make build` made
+run: .venv/ready $(if $(BUILT),build) ## serve the whole stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: local/README.md; BUILT=1 for what `make build` made
 	@exec .venv/bin/python -m local $(if $(BUILT),--built)
 
 # Whole stacks run side by side, with leases of seconds: on a busy machine one may miss its moment. So what fails is run

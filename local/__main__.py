@@ -35,6 +35,7 @@ def main() -> int:
         port, stage = _port(os.environ.get("PORT") or "8000"), _stage(os.environ.get("STAGE") or "")
         base_url, key = _upstream(os.environ)
         delays = read_delays(os.environ.get("AWS_DELAYS") or "")
+        throttle = _flag("GATEWAY_THROTTLE", os.environ.get("GATEWAY_THROTTLE") or "0")
         concurrency = _concurrency(os.environ.get("LAMBDA_CONCURRENCY") or "")
     except ValueError as error:
         return _refused(error)
@@ -53,7 +54,7 @@ def main() -> int:
             port=port,
             stage=stage,
             built=arguments.built,
-            throttle=os.environ.get("GATEWAY_THROTTLE") == "1",
+            throttle=throttle,
             delays=delays,
             concurrency=concurrency,
             on_answer=_print_answer,
@@ -83,6 +84,12 @@ def _stage(text: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_]{0,64}", text):
         raise ValueError(f"STAGE={text} is no stage: give 1 to 64 letters, digits and _")
     return text
+
+
+def _flag(name: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(f"{name}={text} is neither 0 nor 1")
+    return text == "1"
 
 
 def _concurrency(text: str) -> int | None:

@@ -50,7 +50,8 @@ def _retry(session: Session, stack: str, generation_id: str) -> int:
     generation = retry(generation_id, records, counters, queue, time.time)
     if generation is None:
         return _refused(
-            f"{generation_id} has not failed, is not there, or its end is not published yet; try again in a minute"
+            f"{generation_id} cannot be tried again: it is not there, or it has not failed. "
+            "If it failed within the last minute, its end is not published yet: wait for a minute"
         )
     unanswered = sum(call.answer is None for call in generation.calls)
     print(f"{generation.id} waits again; upstream calls to send: {unanswered} of {len(generation.calls)}")

@@ -311,6 +311,8 @@ def health() -> Response[str]:
     return _json(200, {"status": "ok"})
 
 
+@app.get("/v1/images/edits")
+@app.get("/v1/images/variations")
 @app.post("/v1/images/edits")
 @app.post("/v1/images/variations")
 def not_supported() -> Response[str]:

@@ -165,6 +165,7 @@ TOGETHER = "give UPSTREAM_BASE_URL and UPSTREAM_API_KEY together"
         ({"PORT": "70000"}, "PORT=70000 is no port: give a number from 1 to 65535"),
         ({"PORT": "-1"}, "PORT=-1 is no port: give a number from 1 to 65535"),
         ({"AWS_DELAYS": "dynamodb=soon"}, "AWS_DELAYS has 'dynamodb=soon', which has no whole number"),
+        ({"GATEWAY_THROTTLE": "yes"}, "GATEWAY_THROTTLE=yes is neither 0 nor 1"),
         ({"LAMBDA_CONCURRENCY": "0"}, "LAMBDA_CONCURRENCY=0 is no limit: give a number from 1 to 99999"),
         ({"STAGE": "a/b"}, "STAGE=a/b is no stage: give 1 to 64 letters, digits and _"),
     ],

@@ -54,7 +54,7 @@ OPEN_OPERATIONS = {
     ("get", "/playground.js"),
     ("get", "/v1/images/{image_id}"),
 }
-NOT_SUPPORTED = {("post", "/v1/images/edits"), ("post", "/v1/images/variations")}
+NOT_SUPPORTED = {(method, path) for method in ("get", "post") for path in ("/v1/images/edits", "/v1/images/variations")}
 POLICY_BYTES = 20_480  # Lambda's limit for a function's resource policy
 
 

@@ -249,6 +249,9 @@ def test_one_model_is_openais_object_also_by_an_alias(
         answer = call(event | {"requestContext": event["requestContext"] | {"path": path}})
         assert answer[0] == status
         assert answer[2] == model if status == 200 else answer[2]["error"]["code"] == "model_not_found"
+    path = event["requestContext"]["path"].replace("gpt-image-1", "Flux%2DPro")
+    _, _, answer = call(event | {"requestContext": event["requestContext"] | {"path": path}})
+    assert "Did you mean 'flux-pro'?" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -475,9 +475,8 @@ def test_a_size_is_written_in_ascii_digits(size: str) -> None:
 
 def test_the_bounds_of_free_sizes_are_told() -> None:
     message = refused(model="gpt-image-2", size="1000x1000").message
-    assert message.endswith(
-        "'auto', and any WIDTHxHEIGHT in multiples of 16, at most 3840 long and 3:1, of 655360 to 8294400 pixels."
-    )
+    bounds = "and any WIDTHxHEIGHT in multiples of 16, at most 3840 long and 3:1, of 655360 to 8294400 pixels"
+    assert message.endswith(f"'auto', {bounds}. GET /v1/models lists all models' sizes.")
 
 
 # quality, style, response_format, user

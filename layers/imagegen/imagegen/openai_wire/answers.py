@@ -15,6 +15,7 @@ from imagegen.failures import raised_again
 from imagegen.generations import Generation
 from imagegen.openai_wire.errors import error_object
 from imagegen.openai_wire.links import Links
+from imagegen.openai_wire.requests import unknown_model
 from imagegen.ports import ImageStore
 
 # Lambda takes 6 MB (6,291,556 bytes) of the JSON that carries an answer; the rest is for headers, prompts and links.
@@ -147,7 +148,7 @@ def model_answer(name: str, aliases: Mapping[str, str], prompt_cap: int) -> dict
     """OpenAI's model object, for a model or an alias of one. Raises UnknownModelError."""
     model = CATALOG.get(aliases.get(name, name))
     if model is None:
-        raise UnknownModelError(f"The model '{name[:64]}' does not exist.", param="model")
+        raise UnknownModelError(unknown_model(name), param="model")
     return _model(model, prompt_cap)
 
 

@@ -97,17 +97,18 @@ def _model(fields: dict[str, Any], aliases: Mapping[str, str]) -> ImageModel:
         return model_for(size) if isinstance(size, str) else CATALOG[DEFAULT_MODEL]
     model = CATALOG.get(name) or CATALOG.get(aliases.get(name, ""))
     if model is None:
-        closest = closest_model(name)
-        hint = f" Did you mean '{closest}'?" if closest else ""
-        raise InvalidRequestError(
-            f"The model '{_shown(name)}' does not exist.{hint} Supported models are: {_listed(CATALOG)}.",
-            param="model",
-            code="model_not_found",
-        )
+        raise InvalidRequestError(unknown_model(name), param="model", code="model_not_found")
     return model
 
 
-def closest_model(name: str) -> str | None:
+def unknown_model(name: str) -> str:
+    """What to answer to a model's name that is not known."""
+    closest = _closest_model(name)
+    hint = f" Did you mean '{closest}'?" if closest else ""
+    return f"The model '{_shown(name)}' does not exist.{hint} Supported models are: {_listed(CATALOG)}."
+
+
+def _closest_model(name: str) -> str | None:
     """The model that a name probably means: without a vendor ahead or a date behind, or with another spelling."""
     from difflib import get_close_matches  # noqa: PLC0415  # only a refusal needs it
 
@@ -168,8 +169,8 @@ def _size(fields: dict[str, Any], model: ImageModel) -> str | None:
         else ""
     )
     others = [other.id for other in CATALOG.values() if size in other.sizes]
-    elsewhere = f". Models with this size are: {_listed(others)}" if others else ""
-    raise _invalid_value("size", size, f"{_listed(model.sizes)}{also}{elsewhere}")
+    elsewhere = f"Models with this size are: {_listed(others)}" if others else "GET /v1/models lists all models' sizes"
+    raise _invalid_value("size", size, f"{_listed(model.sizes)}{also}. {elsewhere}")
 
 
 def _text(fields: dict[str, Any], name: str) -> str | None:
