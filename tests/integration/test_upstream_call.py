@@ -551,6 +551,23 @@ REFUSALS = {
         UpstreamKeyRefusedError,
     ),
     "an account flagged": Refusal(refuses(403, message="Your account was flagged."), UpstreamKeyRefusedError),
+    **{
+        f"an operator's fault: {message}": Refusal(refuses(403, code, message=message), UpstreamKeyRefusedError)
+        for code, message in (
+            (None, "Your account violates the usage policy."),
+            (None, "This API key does not comply with our usage policies."),
+            (None, "Your IP address was flagged."),
+            ("model_not_found", "You have no access to this model, see our usage policy."),
+        )
+    },
+    "credit, in policy words": Refusal(
+        refuses(403, "insufficient_quota", message="The request was flagged."), UpstreamOutOfCreditError
+    ),
+    "a team named": Refusal(
+        refuses(403, message="Content violates usage guidelines. Team: 7f, API key ID: 8a, Model: grok."),
+        PromptRejectedError,
+        param="prompt",
+    ),
     "policy words under 500": Refusal(refuses(500, message="content policy"), UpstreamFailedError),
     "a firewall's page": Refusal(says(403, "<h1>Our safety system says no</h1>"), UpstreamKeyRefusedError),
     "a field": Refusal(

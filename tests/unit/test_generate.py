@@ -90,6 +90,7 @@ class World:
     records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
     repeat_unknown: bool = True
     may_send: bool = True
+    call_seconds: float = 0.0
     now: float = 1_700_000_000
 
     def __post_init__(self) -> None:
@@ -134,7 +135,10 @@ class World:
     def generate(self, generation: Generation, *, deadline: Deadline | None = None) -> Generation:
         """Gives the record afterwards."""
         tools = Tools(
-            self.provider, self.source, self.store, self.records, self.pool, self.repeat_unknown, self.may_send
+            *(self.provider, self.source, self.store, self.records, self.pool),
+            repeat_unknown=self.repeat_unknown,
+            may_send=self.may_send,
+            call_seconds=self.call_seconds,
         )
         assert generation.owner
         generate(generation, generation.owner, tools, deadline or Deadline.after(30))
@@ -1151,6 +1155,34 @@ class TestFewerImagesThanAskedFor:
 
         assert world.generate(left).stored_ids == (first, second)
         assert world.provider.calls == []
+
+    def test_an_extra_call_is_not_sent_if_it_could_be_cut_off(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        world = World(pool, Short(1, 1), call_seconds=100)
+        generation = world.begun(2, "dall-e-2", response_format)
+
+        with pytest.raises(UnfinishedError):
+            world.generate(generation, deadline=Deadline.after(99))
+
+        assert [call.n for call in world.provider.calls] == [2]
+        record = world.generate(world.claimed(generation.id), deadline=Deadline.after(101))
+        assert (len(record.stored), [call.n for call in world.provider.calls]) == (2, [2, 1])
+
+    def test_what_only_a_later_answer_has_is_kept_and_not_asked_for(
+        self, pool: ThreadPoolExecutor, response_format: ResponseFormat
+    ) -> None:
+        world = World(pool)
+        generation = world.begun(2, "dall-e-2", response_format)
+        missing = AnsweredImage(failure=kept(UpstreamTooFewImagesError("1 of 2")))
+        world.provider.files["https://late.example/1"] = png("late 1")
+        short = CallAnswer((AnsweredImage("https://late.example/1"), missing))
+        world.provider.during_call = lambda: world.records.save_answer(generation.id, 0, short)
+
+        record = world.generate(generation)
+
+        assert record.stored_ids == generation.image_ids
+        assert (len(world.provider.calls), record.extra_calls) == (1, 0)
 
     def test_an_answer_that_another_process_noted_first_counts(
         self, pool: ThreadPoolExecutor, response_format: ResponseFormat

@@ -31,6 +31,7 @@ PLAIN = {
         "catalog",
         "deadline",
         "image_format",
+        "lone_surrogates",
         "redaction",
         "version",
         "web_address",

@@ -327,6 +327,7 @@ JSON = msgspec.json.encode({"created": 1, "data": [{"b64_json": B64}]})
         pytest.param(b'{"created":1,"data":[]}\n\n' + ONE, id="JSON without the image, and an event with it"),
         pytest.param(b'{"created":1}\n\n' + ONE, id="JSON without a list, and an event with the image"),
         pytest.param(msgspec.json.encode(completed()), id="an event that is no stream"),
+        pytest.param(b"\xef\xbb\xbf" + JSON, id="JSON behind a byte order mark"),
     ],
 )
 def test_an_image_that_comes_as_an_event_is_kept(body: bytes) -> None:
@@ -335,6 +336,19 @@ def test_an_image_that_comes_as_an_event_is_kept(body: bytes) -> None:
 
 def test_each_completed_event_is_an_image() -> None:
     assert sources(stream(partial(0), completed(), partial(0), completed(OTHER)), 2) == [PNG, OTHER]
+
+
+def test_an_image_that_a_stream_lists_again_is_one_image() -> None:
+    whole = {"created": 1, "data": [{"b64_json": completed()["b64_json"]}, {"b64_json": completed(OTHER)["b64_json"]}]}
+    assert sources(stream(completed(), completed(OTHER), whole), 2) == [PNG, OTHER]
+    assert sources(stream({"created": 1, "data": whole["data"][:1]}, whole), 2) == [PNG, OTHER]  # type: ignore[index]
+    first, second = read_answer(stream(completed(), {"created": 1, "data": [whole["data"][0]]}), 2).images  # type: ignore[index]
+    assert (first.source, type(second.failure)) == (PNG, UpstreamTooFewImagesError)
+
+
+def test_a_stream_without_blank_lines_has_an_event_a_line() -> None:
+    lines = b"".join(b"data: " + msgspec.json.encode(event) + b"\n" for event in (completed(), completed(OTHER)))
+    assert sources(lines, 2) == [PNG, OTHER]
 
 
 def test_an_event_behind_an_answer_with_images_adds_none() -> None:

@@ -217,7 +217,16 @@ def test_aliases_are_names_of_models() -> None:
     aliases = {"openai/gpt-image-1": "gpt-image-1", "dalle": "dall-e-3"}
     assert ApiSettings.from_env(GOOD | {"MODEL_ALIASES": text}).model_aliases == aliases
     assert IntakeSettings.from_env(INTAKE | {"MODEL_ALIASES": text}).model_aliases == aliases
-    for wrong in ("x", "x=", "x=dall-e-9", "=dall-e-3", "a b=dall-e-3", f"{'x' * 65}=dall-e-3", "x=dall-e-3,"):
+    for wrong in (
+        "x",
+        "x=",
+        "x=dall-e-9",
+        "=dall-e-3",
+        "a b=dall-e-3",
+        f"{'x' * 65}=dall-e-3",
+        "x=dall-e-3,",
+        "dall-e-2=dall-e-3",
+    ):
         assert what_is_wrong(GOOD | {"MODEL_ALIASES": wrong}).startswith("MODEL_ALIASES has '")
 
 

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -50,6 +50,7 @@ class Tools:
 
     `executor` makes a pool of so many threads, to store the images that one answer brings along. With `repeat_unknown`
     a call whose outcome is unknown is sent once more, else its generation fails. Without `may_send` no call is sent.
+    `call_seconds` is how long an upstream call may take.
     """
 
     provider: ImageProvider
@@ -59,6 +60,7 @@ class Tools:
     pool: Executor
     repeat_unknown: bool = True
     may_send: bool = True
+    call_seconds: float = 0.0
     journal: Journal = SILENT
     executor: Callable[[int], Executor] = ThreadPoolExecutor
     sleep: Callable[[float], None] = time.sleep
@@ -227,8 +229,17 @@ class _Keeper:
             images |= self._taken(missing, answer)
         noted = CallAnswer(tuple(images[image_id] for image_id in call.image_ids), answer.details, answer.usage)
         with self._going_on():
-            noted = self._tools.records.save_answer(self._generation.id, call.number, noted)
-        return noted  # noqa: RET504  # if it could not be noted, it is what this call gave
+            first = self._tools.records.save_answer(self._generation.id, call.number, noted)
+            self._keep_what_it_lacks(call, first, noted)
+            return first
+        return noted
+
+    def _keep_what_it_lacks(self, call: Call, first: CallAnswer, later: CallAnswer) -> None:
+        """Stores the images that a later answer has and the one on the record has not: then no extra call is sent."""
+        for image_id, known, image in zip(call.image_ids, first.images, later.images, strict=True):
+            if known.missing and image.url and image_id not in self._stored:
+                with suppress(MoneySpentError):
+                    self.keep(image_id, image.url)
 
     def _about_to_send(self, call: Call) -> Call:
         """The call, noted as sent once more. Raises a MoneySpentError if it must not be."""
@@ -240,6 +251,8 @@ class _Keeper:
         most = (MOST_SENT if repeats else 1) + self._generation.retries
         if call.sent - call.refused >= most:
             raise OutcomeUnknownError("The image model was asked, but what became of it is not known.")
+        if call.extra and self._deadline.remaining() < self._tools.call_seconds:
+            raise UnfinishedError  # it could be cut off after it is paid for; the next process has its whole time
         call = msgspec.structs.replace(call, sent=call.sent + 1)
         self._tools.records.save_sending(self._generation.id, self._owner, call.number, call.sent)
         return call

@@ -313,8 +313,8 @@ def _aliases(text: str) -> Mapping[str, str]:
     aliases = {}
     for each in text.split(",") if text else ():
         alias, _, model = each.partition("=")
-        if model not in CATALOG or not re.fullmatch(r"[\x21-\x7e]{1,64}", alias):
-            raise ValueError(f"has {each[:64]!r}, which is not an alias, an equals sign and a known model")
+        if model not in CATALOG or alias in CATALOG or not re.fullmatch(r"[\x21-\x7e]{1,64}", alias):
+            raise ValueError(f"has {each[:64]!r}, which is not a name of no model, an equals sign and a known model")
         aliases[alias] = model
     return aliases
 

@@ -54,6 +54,7 @@ class Workshop:
     large_answer: LargeAnswer
     now: Callable[[], float]
     repeat_unknown: bool = True
+    call_seconds: float = 0.0
     lease: float = LEASE_SECONDS
     settle: Settle = lambda _: None
     journal: Journal = SILENT
@@ -181,6 +182,7 @@ def _work(
         pool=workshop.pool,
         repeat_unknown=workshop.repeat_unknown,
         may_send=may_send,
+        call_seconds=workshop.call_seconds,
         executor=workshop.executor,
         sleep=workshop.sleep,
         journal=workshop.journal,

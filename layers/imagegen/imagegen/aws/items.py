@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Item = dict[str, Any]
 _PAGE = 100  # the most that one BatchGetItem takes
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0  # between looks for keys that were left out under load
 
 
 def key(pk: str, sk: str) -> Item:
@@ -162,10 +164,14 @@ def _read(client: DynamoDBClient, table: str, keys: Sequence[Item]) -> list[Item
     """The items that are there, in the order of their keys."""
     found: dict[str, Item] = {}
     left: Any = {table: {"Keys": keys, "ConsistentRead": True}}
+    pause = _FIRST_PAUSE_SECONDS
     while left:  # one answer has at most 16 MB, and at least one item: if none can be read, DynamoDB raises an error
         answer = client.batch_get_item(RequestItems=left)
         found |= {item["pk"]["S"]: item for item in answer["Responses"].get(table, [])}
         left = answer["UnprocessedKeys"]
+        if left:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     return [found[each["pk"]["S"]] for each in keys if each["pk"]["S"] in found]
 
 

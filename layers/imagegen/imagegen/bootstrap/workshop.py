@@ -96,6 +96,7 @@ def workshop(
         large_answer=large_answer,
         now=time.time,
         repeat_unknown=upstream.repeat_unknown_calls,
+        call_seconds=upstream.upstream_timeout_seconds,
         lease=upstream.lease_seconds,
         settle=store_ledger(store).settle,
         journal=told,

@@ -146,7 +146,7 @@ def models_answer(prompt_cap: int) -> dict[str, Any]:
 
 def model_answer(name: str, aliases: Mapping[str, str], prompt_cap: int) -> dict[str, Any]:
     """OpenAI's model object, for a model or an alias of one. Raises UnknownModelError."""
-    model = CATALOG.get(aliases.get(name, name))
+    model = CATALOG.get(name) or CATALOG.get(aliases.get(name, ""))
     if model is None:
         raise UnknownModelError(unknown_model(name), param="model")
     return _model(model, prompt_cap)

@@ -3,8 +3,8 @@
 import re
 from base64 import b64decode
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice, pairwise
 from math import ceil
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ _MOST_DETAIL = 100
 _MOST_TOKENS = 10**9
 _URL_SAFE = str.maketrans("-_", "+/")
 _NULL = msgspec.Raw(b"null")
+_MOST_EVENTS = 10_000  # an image has a few, and each takes some 20 microseconds to look at
 _BLANK_LINES = re.compile(rb"\n(?:\r?\n)+")
 _FIELD = re.compile(rb"(?m)^(data|event): ?([^\r\n]*)")
 
@@ -67,7 +68,7 @@ def read_answer(body: bytes | bytearray, n: int, lost: MoneySpentError | None = 
     documents = _documents(body)
     images: list[UpstreamImage] = []
     usable = 0
-    for entry in chain.from_iterable(map(_entries, documents)):
+    for entry in _once(documents):
         images.append(_image(entry))
         usable += images[-1].failure is None
         if usable == n:
@@ -101,13 +102,37 @@ def _documents(body: bytes | bytearray) -> list[_Document]:
 def _events(stream: bytes | bytearray) -> Iterator[_Document]:
     """The events but those of unfinished images. Of a stream that was cut each event whose JSON is whole is certain."""
     view = memoryview(stream)
-    for start, end in pairwise(chain([0], (blank.end() for blank in _BLANK_LINES.finditer(stream)), [len(stream)])):
+    ends = (blank.end() for blank in _BLANK_LINES.finditer(stream))
+    for start, end in islice(pairwise(chain([0], ends, [len(stream)])), _MOST_EVENTS):
         fields = list(_FIELD.finditer(stream, start, end))
         lines = [view[slice(*field.span(2))] for field in fields if field[1] == b"data"]
-        event = decoded(lines[0] if len(lines) == 1 else b"\n".join(lines), _Document) if lines else None
         kinds = [field[2] for field in fields if field[1] == b"event"]
-        if event is not None and not any(b"partial_image" in kind for kind in (*kinds, bytes(event.type))):
-            yield event
+        for event in _data(lines):
+            if not any(b"partial_image" in kind for kind in (*kinds, bytes(event.type))):
+                yield event
+
+
+def _data(lines: Sequence[memoryview]) -> Iterator[_Document]:
+    """The value of an event's lines; its values, if each line is one by itself, as a stream without blank lines has."""
+    by_line = [event for line in lines if (event := decoded(line, _Document)) is not None]
+    if len(by_line) == len(lines):
+        yield from by_line
+    elif (event := decoded(b"\n".join(lines), _Document)) is not None:
+        yield event
+
+
+def _once(documents: Sequence[_Document]) -> Iterator[_Image]:
+    """The entries of all documents. Some streams list an image in its own event and again in the last one."""
+    seen: set[int] = set()
+    for document in documents:
+        known = frozenset(seen)
+        for entry in _entries(document):
+            if len(documents) > 1 and (entry.url != _NULL or entry.b64_json != _NULL):
+                source = hash((bytes(entry.url), bytes(entry.b64_json)))
+                if source in known:
+                    continue
+                seen.add(source)
+            yield entry
 
 
 def _entries(document: _Document) -> Iterator[_Image]:

@@ -31,7 +31,10 @@ _POLICY_WORDS = re.compile(
     r"(?i)safety (?:system|policy|check|filter)|content (?:policy|filter|moderation|violat)"
     r"|usage (?:guideline|polic)|flagged"
 )
-_ACCOUNT_WORDS = re.compile(r"(?i)\b(?:resource|account|organization|key|access) (?:has been|have been|is|was) ")
+_ACCOUNT_WORDS = re.compile(
+    r"(?i)\b(?:resource|account|organization|key|access) (?:has been|have been|is|was) "
+    r"|\b(?:your|this|the) (?:\w+ ){0,2}(?:resource|account|organization|project|key|access|address)\b"
+)
 # one-api's and new-api's names for a balance that is used up, and OpenAI's.
 _CREDIT_CODES = {
     "insufficient_quota",
@@ -63,21 +66,21 @@ def read_refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes | byt
 
 def _by_code(status: int, told: dict[str, str]) -> ImagegenError | None:
     code = told.get("code")
+    if status == 404 and code == "model_not_found":
+        return UpstreamRefusedRequestError("The image model's provider does not have this model.", param="model")
+    if status == 402 or code in _CREDIT_CODES:
+        return UpstreamOutOfCreditError("This service has no credit left with the image model's provider.")
     if (
         code in _POLICY_CODES | _AZURE_POLICY_CODES
         or told.get("inner_code") in _AZURE_POLICY_CODES
         or (status in (400, 422) and told.get("type") == "image_generation_user_error")
-        or (status == 403 and _blames_the_prompt(told.get("message", "")))
+        or (status == 403 and code != "model_not_found" and _blames_the_prompt(told.get("message", "")))
     ):
         return PromptRejectedError(
             "Your request was rejected by the image model's safety system.",
             param="prompt",
             code=code if code in _POLICY_CODES else None,
         )
-    if status == 404 and code == "model_not_found":
-        return UpstreamRefusedRequestError("The image model's provider does not have this model.", param="model")
-    if status == 402 or code in _CREDIT_CODES:
-        return UpstreamOutOfCreditError("This service has no credit left with the image model's provider.")
     return None
 
 
