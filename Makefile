@@ -49,7 +49,7 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 
-format: .venv/ready ## format and mend what can be mended
+format: .venv/ready ## format, and fix what can be fixed
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
@@ -67,7 +67,7 @@ $(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(shell find fun
 	PATH="$(PYTHON313_BIN):$$PATH" .venv-sam/bin/sam build
 	@touch $@
 
-preflight: .venv/ready .venv-sam/ready ## what a deployment would miss, each with what mends it: ENV=dev, staging or prod
+preflight: .venv/ready .venv-sam/ready ## what a deployment would miss, each with the command for it: ENV=dev, staging or prod
 	@.venv/bin/python -m tools.preflight "$(ENV)" --sam=.venv-sam/bin/sam --python="$(PYTHON313_BIN)"
 
 deploy: preflight build ## build and deploy, where nothing is missing: ENV=dev, staging or prod
