@@ -17,6 +17,7 @@ from imagegen.batches import (
     BatchStatus,
     Checkpoint,
     Counts,
+    EndedLine,
     InboxFile,
     batch_id_of,
     is_batch_id,
@@ -299,6 +300,29 @@ def test_the_output_is_not_written_before_the_whole_file_is_read(world: World) -
     world.make_all()
     assert world.messages.sent == [batch.id]  # to read on, and none to finish
     assert world.files.saved == []
+
+
+def test_who_lost_the_claim_while_it_read_the_outcomes_writes_no_file(world: World) -> None:
+    """What it has read may have changed since, and another process has written the files."""
+    batch = world.drop(line("a"))
+    world.carry_on(batch)
+    world.make_all()
+    ended = world.lines.ended
+
+    def taken_over(batch_id: str) -> Iterator[EndedLine]:
+        read = list(ended(batch_id))
+        if not world.files.saved:
+            world.lines.ended = ended  # type: ignore[method-assign]
+            world.now += 2 * LEASE
+            delete_line(world, line_generation_id(batch.id, 1))
+            world.carry_on(batch)
+            assert custom_ids(world.written()[1]) == ["a"]
+        return iter(read)
+
+    world.lines.ended = taken_over  # type: ignore[method-assign]
+    world.carry_on_all()
+    assert custom_ids(world.written()[0]) == []
+    assert world.batch(batch).counts == Counts(0, 1)
 
 
 def test_a_turn_that_meets_no_line_moves_on(world: World) -> None:

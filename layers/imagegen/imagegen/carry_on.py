@@ -90,7 +90,10 @@ def _carried_on(batch: Batch, owner: str, shop: BatchShop, until: Deadline) -> B
         if ledger.lines.any_pending(batch.id):
             return batch  # whoever settles the last of them sends a message
         batch = ledger.batches.begin_finalizing(batch.id, owner, now=shop.reader.desk.now())
-    counts = write_output(batch, ledger.lines, shop.outbox)
+    desk = shop.reader.desk
+    counts = write_output(
+        batch, ledger.lines, shop.outbox, lambda: ledger.batches.renew(batch.id, owner, desk.now() + desk.lease)
+    )
     return ledger.batches.end(batch.id, owner, counts, now=shop.reader.desk.now())
 
 

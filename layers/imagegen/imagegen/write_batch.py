@@ -1,7 +1,7 @@
 """Writes the files that tell what became of the lines of a batch: the output, and the errors."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import IO
 
@@ -14,11 +14,13 @@ _BLOCK_BYTES = 128 * 1024
 _STORING_SECONDS = 120.0
 
 
-def write_output(batch: Batch, lines: BatchLines, outbox: Outbox) -> Counts:
-    """Writes each file that has a line, the same however often it is done, and counts what they hold.
+def write_output(batch: Batch, lines: BatchLines, outbox: Outbox, keep_claim: Callable[[], None]) -> Counts:
+    """Writes each file that has a line, and counts what they hold.
 
-    A file without a line is deleted: one of that name is from a batch before, or from a process that died meanwhile.
-    Raises RecordsUnavailableError, ImageStorageError.
+    A line may change until the batch has ended, if its generation is deleted or tried again. So nothing is written
+    without the claim: `keep_claim` is called before each file, and raises LostClaimError if it is lost. A file without
+    a line is deleted: one of that name is from a batch before, or from a process that died meanwhile. Raises
+    RecordsUnavailableError, ImageStorageError.
     """
     completed = failed = 0
     with ExitStack() as closing:
@@ -27,6 +29,7 @@ def write_output(batch: Batch, lines: BatchLines, outbox: Outbox) -> Counts:
             (output if line.completed else errors).write(line.text.encode() + b"\n")
             completed, failed = completed + line.completed, failed + (not line.completed)
         for key, file in ((batch.output_key, output), (batch.errors_key, errors)):
+            keep_claim()
             length, until = file.tell(), Deadline.after(_STORING_SECONDS)
             if length:
                 file.seek(0)
