@@ -378,4 +378,4 @@ def test_an_operator_has_a_failed_generation_tried_again_on_the_same_record(quic
     assert {image["id"] for image in failed["data"]} < {image["id"] for image in completed["data"]}
     assert len(quick_lease.upstream.calls) == 3
     again = retry()
-    assert (again.returncode, "has not failed" in again.stderr) == (1, True)
+    assert (again.returncode, "cannot be tried again" in again.stderr) == (1, True)

@@ -283,7 +283,7 @@ def test_a_deployment_that_cannot_be_verified_is_refused(base_url: str, key: str
 
 
 def test_a_generation_that_is_not_there_and_a_stack_without_any_are_refused(service: Service) -> None:
-    assert refused(make("retry", operator(service), ID=GENERATION)).startswith(f"{GENERATION} has not failed")
+    assert refused(make("retry", operator(service), ID=GENERATION)).startswith(f"{GENERATION} cannot be tried again")
     stack = stack_of_another_name(service, "without-generations")
     assert refused(make("retry", operator(service), STACK=stack, ID=GENERATION)).startswith(
         f"{stack} has no generations"
