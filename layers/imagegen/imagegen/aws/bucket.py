@@ -48,7 +48,7 @@ class S3Answer:
         )
 
     def refusal(self, message: str) -> ImageStorageError:
-        """The failure that it is to whoever asked."""
+        """The error to raise for this answer."""
         return ImageStorageInterruptedError(message) if self.may_pass else ImageStorageError(message)
 
     def _element(self, name: str) -> str:

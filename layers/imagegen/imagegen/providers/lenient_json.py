@@ -10,6 +10,7 @@ from imagegen.lone_surrogates import without_lone_surrogates
 
 T = TypeVar("T")
 
+_HALF_OF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 # msgspec's words. It counts bytes from one.
 _SOMETHING_BEHIND = re.compile(r"trailing characters \(byte (\d+)\)")
 
@@ -26,6 +27,8 @@ def decoded(text: bytes | bytearray | memoryview, type_: type[T]) -> T | None:
     except msgspec.ValidationError:
         return None
     except Exception:  # noqa: BLE001  # an answer is paid for: no text may end the reading
+        if not _HALF_OF_A_PAIR.search(text):  # as in most event streams, which are large and no JSON
+            return None
         whole = without_lone_surrogates(bytes(text))
     try:
         return _first_value(whole, type_)

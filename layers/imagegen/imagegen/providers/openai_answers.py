@@ -198,18 +198,20 @@ def _usage(raw: msgspec.Raw) -> dict[str, Any] | None:
 
     new-api sends both names of a count, and zero for the one that it does not use.
     """
-    told = _members(raw)
-    of_input = _members(told.get("input_tokens_details", _NULL)) or _members(told.get("prompt_tokens_details", _NULL))
-    of_output = _members(told.get("output_tokens_details", _NULL))
-    input_tokens = _tokens(told, "input_tokens", "prompt_tokens")
-    output_tokens = _tokens(told, "output_tokens", "completion_tokens")
+    counted = _members(raw)
+    of_input = _members(counted.get("input_tokens_details", _NULL)) or _members(
+        counted.get("prompt_tokens_details", _NULL)
+    )
+    of_output = _members(counted.get("output_tokens_details", _NULL))
+    input_tokens = _tokens(counted, "input_tokens", "prompt_tokens")
+    output_tokens = _tokens(counted, "output_tokens", "completion_tokens")
     if input_tokens is None or output_tokens is None:
         return None
     image_tokens = _tokens(of_input, "image_tokens") or 0
     usage: dict[str, Any] = {
         "input_tokens": input_tokens,
         "output_tokens": output_tokens,
-        "total_tokens": _tokens(told, "total_tokens") or input_tokens + output_tokens,
+        "total_tokens": _tokens(counted, "total_tokens") or input_tokens + output_tokens,
         "input_tokens_details": {
             "text_tokens": _tokens(of_input, "text_tokens") or max(0, input_tokens - image_tokens),
             "image_tokens": image_tokens,
@@ -223,9 +225,9 @@ def _members(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
     return _decoded(raw, dict[str, msgspec.Raw]) or {}
 
 
-def _tokens(told: dict[str, msgspec.Raw], *names: str) -> int | None:
+def _tokens(counted: dict[str, msgspec.Raw], *names: str) -> int | None:
     """A count by any of its names, a fraction rounded up. None if there is none within reason."""
-    counts = [_decoded(told.get(name, _NULL), float) for name in names]
+    counts = [_decoded(counted.get(name, _NULL), float) for name in names]
     return max((ceil(count) for count in counts if count is not None and 0 <= count <= _MOST_TOKENS), default=None)
 
 
