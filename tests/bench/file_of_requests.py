@@ -40,8 +40,8 @@ class _Queue(FakeGenerationQueue):
 class _Lines(FakeBatchLines):
     """None is pending, and each has ended with as many bytes as it began with."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__()
+    def __init__(self, batches: FakeBatchStore, count: int) -> None:
+        super().__init__(batches)
         self._count = count
 
     def begin(self, batch_id: str, line: int, custom_id: str) -> None:
@@ -69,8 +69,8 @@ class _Files:
 
 def carry(count: int) -> None:
     """Carries a file of so many lines on until it has ended."""
-    lines, files = _Lines(count), _Files()
-    ledger = Ledger(FakeBatchStore(), lines, FakeBatchQueue(), outcome_line)
+    batches, files = FakeBatchStore(), _Files()
+    ledger = Ledger(batches, _Lines(batches, count), FakeBatchQueue(), outcome_line)
     allowance = Allowance(FakeAllowanceCounters(), count, count)
     with ThreadPoolExecutor(CHUNK_THREADS) as pool:
         reader = Reader(

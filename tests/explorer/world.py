@@ -683,7 +683,8 @@ class BatchWorld(World):
     def __init__(self, scenario: Scenario, seed: int) -> None:
         super().__init__(scenario, seed)
         self.clients = []
-        self.batches, self.batch_lines = FakeBatchStore(), FakeBatchLines()
+        self.batches = FakeBatchStore()
+        self.batch_lines = FakeBatchLines(self.batches)
         self.batch_bus, self.box = FakeBatchBus(), FakeFiles()
         self.batch_mailbox = Mailbox(self)
         self.ledger = Ledger(

@@ -113,6 +113,10 @@ class FakeBatchStore(_Failing):
             if batch := self._records.get(batch_id):
                 self._put(batch, announced=True)
 
+    def may_change(self, batch_id: str) -> bool:
+        batch = self._records.get(batch_id)
+        return batch is not None and batch.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
+
     def _ours(self, batch_id: str, owner: str) -> Batch:
         batch = self._records.get(batch_id)
         if batch is None or batch.owner != owner or batch.ended:
@@ -126,10 +130,11 @@ class FakeBatchStore(_Failing):
 
 
 class FakeBatchLines(_Failing):
-    """Passes the contract of `ports.BatchLines`."""
+    """Passes the contract of `ports.BatchLines`. `batches` has the records that the lines belong to."""
 
-    def __init__(self) -> None:
+    def __init__(self, batches: FakeBatchStore) -> None:
         super().__init__()
+        self._batches = batches
         self._pending: dict[tuple[str, int], str] = {}
         self._ended: dict[tuple[str, int], EndedLine] = {}
 
@@ -139,7 +144,8 @@ class FakeBatchLines(_Failing):
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
         with self._asked():
-            self._ended[batch_id, line] = ended
+            if (batch_id, line) not in self._ended or self._batches.may_change(batch_id):
+                self._ended[batch_id, line] = ended
             self._pending.pop((batch_id, line), None)
 
     def forget_pending(self, batch_id: str, line: int) -> None:

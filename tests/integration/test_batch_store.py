@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 NOW = 1_760_000_000.5
+FAILED = EndedLine(completed=False, text="{}")
 LINE = EndedLine(completed=True, text='{"custom_id": "ü"}')
 
 
@@ -43,21 +44,26 @@ def client(service: str, url: str) -> Any:
 
 
 @pytest.fixture(params=["fake", *JUDGES])
-def batches(request: pytest.FixtureRequest) -> Iterator[BatchStore]:
+def stores(request: pytest.FixtureRequest) -> Iterator[tuple[BatchStore, BatchLines]]:
     if request.param == "fake":
-        yield FakeBatchStore()
+        fake = FakeBatchStore()
+        yield fake, FakeBatchLines(fake)
         return
     with judged(request) as (dynamodb, name):
-        yield DynamoBatches(lambda: dynamodb, name, retention_seconds=1000)
+        yield (
+            DynamoBatches(lambda: dynamodb, name, retention_seconds=1000),
+            DynamoBatchLines(lambda: dynamodb, name, retention_seconds=1000),
+        )
 
 
-@pytest.fixture(params=["fake", *JUDGES])
-def lines(request: pytest.FixtureRequest) -> Iterator[BatchLines]:
-    if request.param == "fake":
-        yield FakeBatchLines()
-        return
-    with judged(request) as (dynamodb, name):
-        yield DynamoBatchLines(lambda: dynamodb, name, retention_seconds=1000)
+@pytest.fixture
+def batches(stores: tuple[BatchStore, BatchLines]) -> BatchStore:
+    return stores[0]
+
+
+@pytest.fixture
+def lines(stores: tuple[BatchStore, BatchLines]) -> BatchLines:
+    return stores[1]
 
 
 def new(version: str = "v", *, caller: str = "alice", at: float = NOW) -> Batch:
@@ -160,23 +166,42 @@ def test_work_on_a_batch_is_not_written_to_the_index(dynamodb: "DynamoDBClient",
         assert in_index(dynamodb, table) == before
 
 
-def test_a_line_is_pending_until_it_ends_and_counted_once(lines: BatchLines) -> None:
+def test_a_line_is_pending_until_it_ends_and_counted_once(batches: BatchStore, lines: BatchLines) -> None:
+    batch = claimed(batches).id
     for number in (2, 11, 1):
-        lines.begin("batch_a", number, f"c{number}")
+        lines.begin(batch, number, f"c{number}")
     lines.begin("batch_b", 1, "other")
-    assert list(lines.pending("batch_a")) == [(1, "c1"), (2, "c2"), (11, "c11")]
-    for ended in (EndedLine(completed=False, text="{}"), LINE, LINE):
-        lines.end("batch_a", 11, ended)
-    lines.end("batch_a", 2, EndedLine(completed=False, text="{}"))
-    assert lines.any_pending("batch_a")
-    lines.forget_pending("batch_a", 1)
-    lines.forget_pending("batch_a", 1)
-    assert not lines.any_pending("batch_a")
-    assert list(lines.ended("batch_a")) == [EndedLine(completed=False, text="{}"), LINE]
-    assert lines.counts("batch_a") == Counts(1, 1)
-    assert lines.ended_among("batch_a", 1, 10) == {2}
-    assert lines.ended_among("batch_a", 3, 11) == {11}
+    assert list(lines.pending(batch)) == [(1, "c1"), (2, "c2"), (11, "c11")]
+    for ended in (FAILED, LINE, LINE):
+        lines.end(batch, 11, ended)
+    lines.end(batch, 2, FAILED)
+    assert lines.any_pending(batch)
+    lines.forget_pending(batch, 1)
+    lines.forget_pending(batch, 1)
+    assert not lines.any_pending(batch)
+    assert list(lines.ended(batch)) == [FAILED, LINE]
+    assert lines.counts(batch) == Counts(1, 1)
+    assert lines.ended_among(batch, 1, 10) == {2}
+    assert lines.ended_among(batch, 3, 11) == {11}
     assert lines.counts("batch_b") == Counts(0, 0)
+
+
+def test_what_became_of_a_line_changes_until_the_batch_is_finalizing(batches: BatchStore, lines: BatchLines) -> None:
+    batch = claimed(batches).id
+    lines.end(batch, 1, FAILED)
+    lines.end(batch, 1, LINE)
+    batches.begin_cancelling(batch, now=NOW)
+    lines.end(batch, 2, LINE)
+    lines.end(batch, 2, FAILED)
+    batches.begin_finalizing(batch, "me", now=NOW)
+    for _ in range(2):
+        for number, late in ((1, FAILED), (2, LINE)):
+            lines.begin(batch, number, "c")
+            lines.end(batch, number, late)
+        assert not lines.any_pending(batch)
+        assert list(lines.ended(batch)) == [LINE, FAILED]
+        assert lines.counts(batch) == Counts(1, 1)
+        batches.end(batch, "me", Counts(1, 1), now=NOW)
 
 
 def test_more_lines_than_a_page_holds_come_in_order(dynamodb: "DynamoDBClient", table: str) -> None:

@@ -282,7 +282,10 @@ class BatchLines(Protocol):
         ...
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
-        """Notes what became of a line, which is pending no longer."""
+        """Notes what became of a line, which is pending no longer.
+
+        What became of a line that ended before changes only until the batch is finalizing.
+        """
         ...
 
     def forget_pending(self, batch_id: str, line: int) -> None:

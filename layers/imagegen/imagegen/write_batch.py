@@ -17,9 +17,9 @@ _STORING_SECONDS = 120.0
 def write_output(batch: Batch, lines: BatchLines, outbox: Outbox, keep_claim: Callable[[], None]) -> Counts:
     """Writes each file that has a line, and counts what they hold.
 
-    A line may change until the batch has ended, if its generation is deleted or tried again. So nothing is written
-    without the claim: `keep_claim` is called before each file, and raises LostClaimError if it is lost. A file without
-    a line is deleted: one of that name is from a batch before, or from a process that died meanwhile. Raises
+    The batch is finalizing: its lines no longer change. Nothing is written without the claim, since a later batch may
+    have files of the same name: `keep_claim` is called before each file, and raises LostClaimError if it is lost. A
+    file without a line is deleted: one of that name is from an earlier batch, or from a process that died. Raises
     RecordsUnavailableError, ImageStorageError.
     """
     completed = failed = 0

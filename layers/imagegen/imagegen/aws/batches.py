@@ -8,7 +8,9 @@
 | `<batch id>#outcomes` | `<line>` | the same, and its line of an output file |
 
 Nothing is counted in one item, since hundreds of lines may end at once: counting is a query, of items that are small,
-ten thousand a page. A line that ended stands in one place whatever became of it, so none is counted twice.
+ten thousand a page. A line that ended stands in one place whatever became of it, so none is counted twice. It changes
+if its generation is deleted or tried again, until the batch is finalizing: from then on each process that writes the
+files reads the same lines.
 """
 
 from __future__ import annotations
@@ -188,15 +190,47 @@ class DynamoBatchLines:
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
         completed: Item = {"completed": {"BOOL": ended.completed}}
-        outcome = self._item(_outcomes(batch_id), line, {**completed, "text": {"S": ended.text}})
+        outcome = self._put(self._item(_outcomes(batch_id), line, {**completed, "text": {"S": ended.text}}))
+        counted = self._put(self._item(_ended(batch_id), line, completed))
+        first = {"Put": counted["Put"] | {"ConditionExpression": "attribute_not_exists(pk)"}}
+        pending: Item = {"Delete": {"TableName": self._table, "Key": key(_pending(batch_id), _sort_key(line))}}
         with asking():
-            self._client().transact_write_items(
-                TransactItems=[
-                    {"Put": {"TableName": self._table, "Item": outcome}},
-                    {"Put": {"TableName": self._table, "Item": self._item(_ended(batch_id), line, completed)}},
-                    {"Delete": {"TableName": self._table, "Key": key(_pending(batch_id), _sort_key(line))}},
-                ]
-            )
+            if self._written(outcome, first, pending):
+                return
+            # Hundreds of lines that end at once would conflict over the record: only a change asks for it.
+            if not self._written(outcome, counted, pending, self._not_finalizing(batch_id)):
+                self._client().delete_item(**pending["Delete"])
+
+    def _written(self, *writes: Any) -> bool:
+        """Whether the writes were made, which are made together. False if a condition does not hold."""
+        client = self._client()
+        try:
+            client.transact_write_items(TransactItems=writes)
+        except client.exceptions.TransactionCanceledException as cancelled:
+            reasons = cancelled.response["CancellationReasons"]
+            if any(reason.get("Code") == "ConditionalCheckFailed" for reason in reasons):
+                return False
+            raise
+        return True
+
+    def _not_finalizing(self, batch_id: str) -> Item:
+        """A write that changes nothing. It needs no permission that the other writes do not need."""
+        return {
+            "Update": {
+                "TableName": self._table,
+                "Key": key(batch_id, _RECORD),
+                "UpdateExpression": "SET #status = #status",
+                "ConditionExpression": "#status IN (:in_progress, :cancelling)",
+                "ExpressionAttributeNames": {"#status": "status"},
+                "ExpressionAttributeValues": {
+                    ":in_progress": {"S": BatchStatus.IN_PROGRESS.value},
+                    ":cancelling": {"S": BatchStatus.CANCELLING.value},
+                },
+            }
+        }
+
+    def _put(self, item: Item) -> Item:
+        return {"Put": {"TableName": self._table, "Item": item}}
 
     def forget_pending(self, batch_id: str, line: int) -> None:
         with asking():
