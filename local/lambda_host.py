@@ -218,6 +218,11 @@ class FunctionHost:
         with self._changed:
             return [process.pid for process in (*self._idle, *self._busy)]
 
+    def living_pids(self) -> list[int]:
+        """Without those of processes that have ended and are not yet replaced."""
+        with self._changed:
+            return [process.pid for process in (*self._idle, *self._busy) if process.alive]
+
     def close(self) -> None:
         with self._changed:
             self._closed = True

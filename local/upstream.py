@@ -8,8 +8,8 @@ import threading
 import time
 import uuid
 from base64 import b64encode
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -32,7 +32,9 @@ class StandInUpstream:
     """Answers as OpenAI and its resellers do, and refuses what they refuse.
 
     `calls` are the bodies of the paid requests, `downloads` the requests for images. `script` holds what to answer in
-    place of an image: each entry is used once, in order, and may give None to go on as usual. `delay` is in seconds.
+    place of an image: each entry is used once, in order, and may give None to go on as usual. `by_prompt` holds the
+    same for the calls with a prompt, and goes first; `downloads_by_prompt` for the images that were painted for it.
+    `pages` answer every request for a path under /files/. `delay` is in seconds.
     """
 
     def __init__(self, key: str) -> None:
@@ -42,7 +44,11 @@ class StandInUpstream:
         self.downloads: list[Request] = []
         self.script: deque[Script] = deque()
         self.download_script: deque[Script] = deque()
+        self.by_prompt: defaultdict[str, deque[Script]] = defaultdict(deque)
+        self.downloads_by_prompt: defaultdict[str, deque[Script]] = defaultdict(deque)
+        self.pages: dict[str, Script] = {}
         self.files: dict[str, tuple[str, bytes]] = {}
+        self._prompts: dict[str, str] = {}  # by the name of a painted file
         self._painted: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -61,7 +67,7 @@ class StandInUpstream:
         asked = json.loads(request.body)
         with self._lock:
             self.calls.append(asked)
-            scripted = self.script.popleft() if self.script else None
+            scripted = self._next(self.by_prompt, asked.get("prompt"), self.script)
         time.sleep(self.delay)
         if scripted and (reply := scripted(request)):
             return reply
@@ -90,16 +96,25 @@ class StandInUpstream:
             return image | {"b64_json": b64encode(content).decode()}
         name = f"{uuid.uuid4().hex}.{kind}"
         self.files[name] = (f"image/{kind}", content)
+        self._prompts[name] = asked["prompt"]
         return image | {"url": f"http://{request.header('Host')}/files/{name}"}
 
     def _file(self, request: Request) -> Reply:
         with self._lock:
             self.downloads.append(request)
-            scripted = self.download_script.popleft() if self.download_script else None
+            scripted = self.pages.get(request.target)
+            if scripted is None:
+                prompt = self._prompts.get(request.target.removeprefix("/files/"))
+                scripted = self._next(self.downloads_by_prompt, prompt, self.download_script)
         if scripted and (reply := scripted(request)):
             return reply
         kind, content = self.files.get(request.target.removeprefix("/files/"), ("", b""))
         return Reply(200, content, {"Content-Type": kind}) if content else Reply(404, b"gone")
+
+    @staticmethod
+    def _next(by_prompt: Mapping[str, deque[Script]], prompt: object, script: deque[Script]) -> Script | None:
+        own = by_prompt.get(prompt) if isinstance(prompt, str) else None
+        return own.popleft() if own else script.popleft() if script else None
 
 
 def paint(prompt: str, index: int, size: str, kind: str = "png") -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -15,12 +16,38 @@ from local.serving import serving
 from local.stack import BUILT, RUNTIME_PYTHON, LocalStack, Options, running
 from local.upstream import StandInUpstream
 from tests.conftest import UPSTREAM_KEY
+from tests.support.client import Client
+from tests.support.world import World, running_world
 
 _KINDS = {
     "source": {},
     "stage": {"stage": "prod"},
     "built": {"built": True},
 }
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """From source, with short waits and leases. All tests of a worker process share it."""
+    with running_world(tmp_path_factory.mktemp("world")) as world:
+        yield world
+
+
+@pytest.fixture
+def caller(world: World) -> Client:
+    """A client that no other test has."""
+    return world.caller()
+
+
+@pytest.fixture(scope="session", params=["stage", "built"])
+def any_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """From source under a stage, and as `make build` made it without one. With the template's own parameters."""
+    built = request.param == "built"
+    if built and not (BUILT.is_dir() and RUNTIME_PYTHON.exists()):
+        pytest.skip("nothing is built: `make build` needs python3.13, which is not there")
+    options: dict[str, Any] = {"built": True} if built else {"stage": "prod"}
+    with running_world(tmp_path_factory.mktemp(request.param), {}, **options) as world:
+        yield world
 
 
 @dataclass(frozen=True)

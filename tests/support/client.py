@@ -1,0 +1,151 @@
+"""A client of the API: asks byte for byte, follows redirects only if the test says so, and waits as real clients do."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+import urllib3
+
+from tests.support.waiting import until
+
+Json = dict[str, Any]
+GENERATIONS = "/images/generations"
+ENDED = ("completed", "failed", "cancelled")
+MOST_REDIRECTS = 20  # as many as OpenAI's Python client follows
+_ERROR = {"message", "type", "param", "code"}
+# As OpenAI's clients send it, so that the api function itself makes images of quick models.
+INLINE = {"x_stainless_retry_count": "0"}
+QUEUED = {"Prefer": "respond-async"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The names of `headers` are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    content: bytes = field(repr=False)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+    @property
+    def error(self) -> Json:
+        """The error, which must be shaped as OpenAI's."""
+        assert set(self.json) == {"error"}, self.content
+        error: Json = self.json["error"]
+        assert set(error) - {"images"} == _ERROR
+        assert isinstance(error["message"], str)
+        assert error["message"]
+        assert self.headers["x-request-id"]
+        return error
+
+    @property
+    def failed(self) -> tuple[int, str]:
+        """Its status and the code of its error."""
+        return self.status, self.error["code"]
+
+    @property
+    def generation_id(self) -> str:
+        return self.headers["x-generation-id"]
+
+
+@dataclass(frozen=True)
+class Client:
+    """`base_url` ends in /v1; `name` is the client that the key belongs to."""
+
+    base_url: str
+    key: str = field(repr=False)
+    name: str = ""
+
+    def ask(self, method: str, path: str, body: Json | bytes | None = None, **headers: str) -> Answer:
+        """One request. `path` goes behind /v1, or is a whole URL; a header's `_` is sent as `-`, and "" not at all."""
+        sent = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        sent |= {} if body is None else {"Content-Type": "application/json"}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        response = urllib3.request(
+            method,
+            path if path.startswith("http") else self.base_url + path,
+            body=body if body is None or isinstance(body, bytes) else json.dumps(body).encode(),
+            headers={name: value for name, value in sent.items() if value},
+            redirect=False,
+            retries=False,
+            timeout=120,
+        )
+        return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, response.data)
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, None, **headers)
+
+    def post(self, body: Json | bytes, **headers: str) -> Answer:
+        """Asks for images, and follows no redirect."""
+        return self.ask("POST", GENERATIONS, body, **headers)
+
+    def make(self, body: Json | bytes, **headers: str) -> Answer:
+        """Asks for images, and follows redirects until they are there."""
+        return self.follow(self.post(body, **headers))
+
+    def follow(self, answer: Answer) -> Answer:
+        for _ in range(MOST_REDIRECTS):
+            if answer.status != 303 or "/answers/" in answer.headers["location"]:
+                break
+            answer = self.result(answer.generation_id)
+        return answer
+
+    def begin(self, **fields: Any) -> str:
+        """The id of a generation that is not waited for."""
+        answer = self.post({"prompt": "later", **fields}, **QUEUED)
+        assert answer.status == 202, answer.content
+        return str(answer.json["id"])
+
+    def see(self, generation_id: str) -> Answer:
+        return self.get(f"{GENERATIONS}/{generation_id}")
+
+    def result(self, generation_id: str) -> Answer:
+        return self.get(f"{GENERATIONS}/{generation_id}/result")
+
+    def cancel(self, generation_id: str) -> Answer:
+        return self.ask("POST", f"{GENERATIONS}/{generation_id}/cancel", b"")
+
+    def delete(self, generation_id: str) -> Answer:
+        return self.ask("DELETE", f"{GENERATIONS}/{generation_id}")
+
+    def until_ended(self, generation_id: str, seconds: float = 60) -> Json:
+        """The generation, once it has ended."""
+
+        def ended() -> Json | None:
+            generation: Json = self.see(generation_id).json
+            return generation if generation["status"] in ENDED else None
+
+        found = until(ended, seconds, what=f"the end of {generation_id}")
+        assert found
+        return found
+
+    def newest(self, limit: int = 100) -> list[Json]:
+        return list(self.get(f"{GENERATIONS}?limit={limit}").json["data"])
+
+    def batches(self) -> list[Json]:
+        return list(self.get("/batches?limit=100").json["data"])
+
+    def until_batch_ended(self, key: str, seconds: float = 60) -> Json:
+        """The batch of a file, by its key in the inbox."""
+
+        def ended() -> Json | None:
+            found = [each for each in self.batches() if each["input_file_id"] == key]
+            return found[0] if found and found[0]["status"] in ("completed", "cancelled") else None
+
+        batch = until(ended, seconds, what=f"the end of the batch of {key}")
+        assert batch
+        return batch
+
+    def openai(self, *, max_retries: int = 0) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.base_url, api_key=self.key, max_retries=max_retries)
+
+
+def fetched(url: str | None) -> Answer:
+    """What a browser gets: redirects are followed, and no key is sent."""
+    assert url
+    response = urllib3.request("GET", url, retries=3, timeout=60)
+    return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, response.data)
