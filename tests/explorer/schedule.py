@@ -1,12 +1,13 @@
-"""Actors that take turns. Each runs in a thread of its own, and only one at a time: who holds the baton runs."""
+"""Actors that take turns, each in a greenlet of its own: one runs until its next point, and then another may."""
 
 import math
-import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from itertools import count
 from typing import Any, TypeVar
+
+from greenlet import getcurrent, greenlet
 
 T = TypeVar("T")
 
@@ -32,8 +33,6 @@ class Actor:
         self.beat: Callable[[], None] | None = None
         self.beaten_at = 0.0
         self.sending: tuple[str, int] = ("", 0)  # the call that it noted last as about to be sent
-        self.turn = threading.Lock()
-        self.turn.acquire()
 
 
 class Schedule:
@@ -45,28 +44,24 @@ class Schedule:
         self.crashes: list[str] = []
         self._next_actor = next_actor
         self._died = died
-        self._threads: list[threading.Thread] = []
-        self._over = threading.Lock()
-        self._over.acquire()
+        self._greenlets: dict[Actor, greenlet] = {}
+        self._scheduler: greenlet | None = None
         self._stopped = False
-        self._error: BaseException | None = None
 
     def run(self) -> None:
-        self._pass_on(self._over)
-        self._stopped = True
-        for actor in list(self.live):
-            actor.turn.release()
-        for thread in self._threads:
-            thread.join()
-        if self._error is not None:
-            raise self._error
+        self._scheduler = getcurrent()
+        try:
+            while actor := self._next_actor():
+                self._turn(actor)
+        finally:
+            self._stopped = True
+            for actor in list(self.live):
+                self._turn(actor)
 
     def spawn(self, name: str, kind: str, work: Callable[[], object]) -> Actor:
         actor = Actor(name, kind)
-        thread = threading.Thread(target=self._act, args=(actor, work), name=name, daemon=True)
         self.live.append(actor)
-        self._threads.append(thread)
-        thread.start()
+        self._greenlets[actor] = greenlet(lambda: self._act(actor, work), self._scheduler)
         return actor
 
     def point(self) -> None:
@@ -75,12 +70,17 @@ class Schedule:
         if actor is None:
             return
         if not self._stopped and not actor.doomed:
-            self._pass_on(actor.turn)
+            assert self._scheduler is not None
+            self._scheduler.switch()
         if self._stopped or actor.doomed:
             raise Death
 
+    def _turn(self, actor: Actor) -> None:
+        self.running = actor
+        self._greenlets[actor].switch()
+        self.running = None
+
     def _act(self, actor: Actor, work: Callable[[], object]) -> None:
-        actor.turn.acquire()
         try:
             if not self._stopped and not actor.doomed:
                 work()
@@ -91,22 +91,6 @@ class Schedule:
         self.live.remove(actor)
         if actor.doomed:
             self._died(actor)
-        if not self._stopped:
-            self._pass_on(None)
-
-    def _pass_on(self, own: "threading.Lock | None") -> None:
-        self.running = None
-        try:
-            chosen = self._next_actor()
-        except BaseException as error:  # noqa: BLE001  # the thread that runs the schedule raises it
-            self._error, chosen = error, None
-        self.running = chosen
-        turn = self._over if chosen is None else chosen.turn
-        if turn is own:
-            return
-        turn.release()
-        if own is not None:
-            own.acquire()
 
 
 class _OrderedFuture(Future[T]):
