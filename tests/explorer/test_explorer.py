@@ -1,11 +1,7 @@
 """The use cases keep their promises, in whatever order their steps come and whatever fails between them.
 
-A failing run names its scenario and its seed, and prints its steps. To run it alone, name the scenario as the tables
-do, and give one seed:
-
-    EXPLORER_SEEDS=62:63 .venv/bin/pytest tests/explorer -m "not soak" -k "SCENARIO"
-
-EXPLORER_SEEDS is a number of seeds, or FIRST:LAST without the last.
+A failing run prints its steps, and the command that repeats it alone. EXPLORER_SEEDS is a number of seeds, or
+FIRST:LAST without the last.
 """
 
 import os
@@ -41,7 +37,7 @@ def seeds(count: int) -> range:
 
 def explore(playing: Playing, kind: str, name: str, scenario: Scenario, count: int) -> None:
     for seed in seeds(count):
-        if kind == "request":
+        if kind == "requests":
             playing.world = world = World(scenario, seed)
             world.run()
             wrong = broken(world)
@@ -49,31 +45,32 @@ def explore(playing: Playing, kind: str, name: str, scenario: Scenario, count: i
             playing.world = batch_world = BatchWorld(scenario, seed)
             batch_world.run()
             wrong = broken_in_batch(batch_world)
-        assert not wrong, report(playing.world, f"{kind}: {name}", wrong)
+        assert not wrong, report(playing.world, f"test_{kind}_keep_the_invariants[{name}]", wrong)
 
 
-def report(world: World, name: str, wrong: list[str]) -> str:
+def report(world: World, test: str, wrong: list[str]) -> str:
+    again = f"EXPLORER_SEEDS={world.seed}:{world.seed + 1} .venv/bin/pytest '{__file__}::{test}'"
     steps = [f"{at:9.3f} s  {actor:<16} {what}" for at, actor, what in world.lines]
-    return "\n".join([f"scenario {name!r}, seed {world.seed}", *wrong, *steps])
+    return "\n".join([again, *wrong, *steps])
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_keep_the_invariants(name: str, playing: Playing) -> None:
-    explore(playing, "request", name, REQUESTS[name], SHORT)
+    explore(playing, "requests", name, REQUESTS[name], SHORT)
 
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_batches_keep_the_invariants(name: str, playing: Playing) -> None:
-    explore(playing, "batch", name, BATCHES[name], SHORT)
+    explore(playing, "batches", name, BATCHES[name], SHORT)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_keep_the_invariants_for_long(name: str, playing: Playing) -> None:
-    explore(playing, "request", name, REQUESTS[name], LONG)
+    explore(playing, "requests", name, REQUESTS[name], LONG)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", BATCHES)
 def test_batches_keep_the_invariants_for_long(name: str, playing: Playing) -> None:
-    explore(playing, "batch", name, BATCHES[name], LONG)
+    explore(playing, "batches", name, BATCHES[name], LONG)
