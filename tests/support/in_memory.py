@@ -28,6 +28,7 @@ from imagegen.generations import (
 from imagegen.images import ImageBody, ImageRequest
 from imagegen.manage import LEASE_SECONDS, cancel, delete, retry, see
 from imagegen.openai_wire.batches import outcome_line, read_batch_line, refused_line
+from imagegen.ports import SILENT, Journal
 from imagegen.read_batch import Reader
 from imagegen.settle import Ledger
 from imagegen.submit import Attempt, Desk, Submitted, submit
@@ -72,6 +73,7 @@ class InMemoryService:
     may_send: bool = True
     call_seconds: float = 0.0
     large_answer: LargeAnswer = lambda _: None
+    journal: Journal = SILENT
     held: list[float] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
     settled: list[Generation] = field(default_factory=list)
@@ -108,7 +110,7 @@ class InMemoryService:
 
     @property
     def desk(self) -> Desk:
-        return Desk(self.records, self.queue, self.allowance, self.clock, self.lease, self.slept.append)
+        return Desk(self.records, self.queue, self.allowance, self.clock, self.lease, self.slept.append, self.journal)
 
     def submit(
         self,
@@ -167,6 +169,7 @@ class InMemoryService:
             lease=self.lease,
             settle=self.settle,
             sleep=self.slept.append,
+            journal=self.journal,
         )
 
     def deliver(self, generation_id: str, *, seconds: float = DEADLINE_SECONDS) -> float | None:
