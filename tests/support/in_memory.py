@@ -57,9 +57,6 @@ class StillDeadline(Deadline):
     def remaining(self) -> float:
         return self.at
 
-    def pass_by(self) -> None:
-        object.__setattr__(self, "at", 0.0)
-
 
 @dataclass
 class InMemoryService:

@@ -8,21 +8,10 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 from msgspec.structs import replace
 
-from imagegen import errors
+from imagegen import errors, generations
 from imagegen.errors import ImagegenError
 from imagegen.failures import kept
-from imagegen.generations import (
-    AnsweredImage,
-    Call,
-    CallAnswer,
-    Failure,
-    Generation,
-    Origin,
-    Rejection,
-    Status,
-    StoredImage,
-    admit,
-)
+from imagegen.generations import Call, CallAnswer, Failure, Generation, Origin, Rejection, Status, StoredImage, admit
 from imagegen.images import ImageRequest
 from imagegen.openai_wire.errors import ROWS
 from imagegen.openai_wire.events import generation_event, rejection_event
@@ -167,7 +156,7 @@ def full(status: Status, error: ImagegenError | None = None, *, stored: int = 2,
     request = ImageRequest(PROMPT, "dall-e-3", "url", 2, size="1024x1024", user=USER)
     origin = Origin(CUSTOM_ID)
     generation = admit(request, caller="shop", base_url="https://x.example/prod", now=NOW, origin=origin)
-    answer = CallAnswer((AnsweredImage(SIGNED, REVISED),), {"size": "canary"}, {"canary": 1})
+    answer = CallAnswer((generations.AnsweredImage(SIGNED, REVISED),), {"size": "canary"}, {"canary": 1})
     ended = {
         "owner": "canary-owner",
         "calls": tuple(Call(call.image_ids, 2, 0, answer) for call in generation.calls),

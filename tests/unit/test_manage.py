@@ -250,11 +250,6 @@ def test_what_ends_gives_its_images_back_once_but_for_those_that_were_sent(
         assert service.used == {sent}
 
 
-def test_what_is_completed_stays_taken_when_it_is_deleted(service: InMemoryService) -> None:
-    service.delete(ended(service, Status.COMPLETED).id)
-    assert service.used == {N}
-
-
 def test_counters_that_cannot_be_reached_hinder_no_cancelling(service: InMemoryService) -> None:
     generation = created(service)
     service.counters.failures += ["before", "before"]
