@@ -104,7 +104,7 @@ def test_the_batch_knows_before_the_bus_and_the_quota_is_returned_before_both(se
     assert steps[4:] == ["settled", "published"]
 
 
-def test_quota_is_returned_too_for_a_call_that_is_refused_after_the_end_was_published(
+def test_quota_is_returned_too_for_a_call_that_is_refused_after_the_end_is_published(
     service: InMemoryService,
 ) -> None:
     generation = ended(service, Status.CANCELLED)

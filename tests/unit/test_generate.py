@@ -162,7 +162,7 @@ def test_an_image_is_stored_while_another_call_is_still_under_way(service: InMem
     assert is_stored.is_set()
 
 
-def test_details_and_usage_are_on_the_record_and_the_usage_of_several_calls_is_summed(
+def test_details_and_usage_are_on_the_record_and_the_usage_of_all_calls_is_summed(
     service: InMemoryService,
 ) -> None:
     service.provider.details = {"background": "opaque", "size": "1024x1024"}

@@ -120,9 +120,7 @@ def test_what_was_completed_or_has_failed_cannot_be_cancelled(service: InMemoryS
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_bus_that_fails_hinders_no_cancelling_and_the_message_publishes_it(
-    service: InMemoryService, when: Any
-) -> None:
+def test_a_bus_that_fails_hinders_no_cancelling_and_a_message_publishes_it(service: InMemoryService, when: Any) -> None:
     generation = created(service)
     service.bus.failures.append(when)
     assert service.cancel(generation.id).status is Status.CANCELLED

@@ -50,6 +50,8 @@ def failure_of(service: InMemoryService, generation: Generation) -> Failure:
 
 @pytest.mark.parametrize(("n", "response_format"), [(1, "url"), (3, "b64_json")])
 def test_a_message_has_its_generation_made(service: InMemoryService, n: int, response_format: ResponseFormat) -> None:
+    if response_format == "url":
+        service.large_answer = large  # which an answer of links never is
     generation = service.admitted(n=n, response_format=response_format)
     service.now += 7
     assert service.deliver(generation.id) is None
@@ -116,9 +118,7 @@ def test_a_message_for_what_is_cancelled_comes_again_while_a_worker_may_still_st
 
 @EACH_MESSAGE
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
-def test_images_of_an_ended_generation_that_nobody_listed_are_listed(
-    service: InMemoryService, status: Status, by: By
-) -> None:
+def test_unlisted_images_of_an_ended_generation_are_listed(service: InMemoryService, status: Status, by: By) -> None:
     generation = service.admitted(n=3)
     first, second, _ = generation.image_ids
     service.left_behind(generation, Call((), sent=1), Call((), sent=1), stored=[first])
@@ -128,7 +128,7 @@ def test_images_of_an_ended_generation_that_nobody_listed_are_listed(
     assert service.images.looked_for == [first, second]  # the third was never asked for
 
 
-def test_while_it_is_unknown_what_is_stored_of_an_ended_generation_its_message_comes_again(
+def test_while_it_is_unknown_what_is_stored_of_what_has_ended_its_message_comes_again(
     service: InMemoryService,
 ) -> None:
     generation = service.admitted()
@@ -393,21 +393,22 @@ def test_a_fault_outside_of_the_upstream_call_leaves_the_generation_to_the_next(
     assert (service.record(generation).status, len(service.provider.calls)) == (Status.COMPLETED, 1)
 
 
-@pytest.mark.parametrize(
-    ("fails", "status"), [(before, Status.IN_PROGRESS), (after, Status.COMPLETED)], ids=["before", "after"]
-)
+@EACH_MESSAGE
+@pytest.mark.parametrize("fails", [before, after])
 def test_an_end_that_cannot_be_written_is_raised_and_left_to_the_next(
-    service: InMemoryService, fails: Callable[..., None], status: Status
+    service: InMemoryService, fails: Callable[..., None], by: By
 ) -> None:
+    end = Status.FAILED if by is InMemoryService.give_up else Status.COMPLETED
     fails(service.records, "end", raising(errors.RecordsUnavailableError("no")))
     generation = service.admitted()
     with pytest.raises(errors.RecordsUnavailableError):
-        service.deliver(generation.id)
-    assert (service.record(generation).status, service.published) == (status, [])
+        by(service, generation.id)
+    assert service.record(generation).status is (end if fails is after else Status.IN_PROGRESS)
+    assert service.published == []
     service.now += LEASE + 1
-    assert service.deliver(generation.id) is None
-    assert service.published == [(generation.id, Status.COMPLETED)]
-    assert (len(service.images.saved), len(service.provider.calls)) == (1, 1)
+    assert by(service, generation.id) is None
+    assert service.published == [(generation.id, end)]
+    assert len(service.images.saved) == len(service.provider.calls) == (end is Status.COMPLETED)
 
 
 @pytest.mark.parametrize("by", [*BY_MESSAGE, by_first_worker], ids=["deliver", "give_up", "first worker"])
@@ -492,9 +493,7 @@ def test_who_lost_the_claim_to_another_worker_lists_its_image_and_leaves_the_lea
 
 
 @pytest.mark.parametrize("meanwhile", [cancelled, given_up])
-def test_a_refusal_that_comes_after_the_end_returns_the_quota_once(
-    service: InMemoryService, meanwhile: Meanwhile
-) -> None:
+def test_a_refusal_that_comes_after_the_end_returns_quota_once(service: InMemoryService, meanwhile: Meanwhile) -> None:
     generation = service.admitted()
     used: list[set[int]] = []
 
@@ -536,33 +535,23 @@ def large(_: Generation) -> tuple[int, Iterator[bytes]]:
     return 8, iter([b'{"a": ', b"1}"])
 
 
-def test_a_large_answer_is_judged_by_the_whole_record_and_stored_before_the_record_ends(
+def test_a_large_answer_is_judged_by_the_whole_record_and_stored_before_its_end(
     service: InMemoryService,
 ) -> None:
-    judged: list[Generation] = []
-    before(service, "large_answer", judged.append)
-    generation = service.admitted(n=3, response_format="b64_json")
-    service.deliver(generation.id)
-    assert [(each.id, each.stored_ids) for each in judged] == [(generation.id, generation.image_ids)]
-    assert service.images.answers == {}
-
     service.large_answer = large
-    generation = service.admitted(n=3, response_format="b64_json")
+    judged: list[Generation] = []
     at_that_time: list[Status] = []
+    generation = service.admitted(n=3, response_format="b64_json")
+    before(service, "large_answer", judged.append)
     before(service.images, "save_answer", lambda *_: at_that_time.append(service.record(generation).status))
     assert service.deliver(generation.id) is None
+    assert [(each.id, each.stored_ids) for each in judged] == [(generation.id, generation.image_ids)]
     assert at_that_time == [Status.IN_PROGRESS]
     assert service.images.answers == {generation.id: b'{"a": 1}'}
     assert service.record(generation).status is Status.COMPLETED
 
 
-def test_an_answer_of_links_is_never_large(service: InMemoryService) -> None:
-    service.large_answer = large
-    service.deliver(service.admitted().id)
-    assert service.images.answers == {}
-
-
-def test_a_large_answer_that_cannot_be_stored_fails_the_generation_and_keeps_its_images(
+def test_a_large_answer_that_cannot_be_stored_fails_the_work_and_keeps_its_images(
     service: InMemoryService,
 ) -> None:
     service.large_answer = large
@@ -599,9 +588,7 @@ def test_no_large_answer_is_stored_for_what_is_cancelled_or_deleted(
 
 
 @pytest.mark.parametrize(("sent", "used"), [(None, 0), (0, 0), (1, 1), (2, 1)])
-def test_what_every_attempt_died_on_is_failed_and_not_bought(
-    service: InMemoryService, sent: int | None, used: int
-) -> None:
+def test_what_every_attempt_died_on_fails_unbought(service: InMemoryService, sent: int | None, used: int) -> None:
     """Its quota is returned only if nothing was sent. None: nobody ever claimed it."""
     generation = service.admitted()
     if sent is not None:
@@ -635,6 +622,18 @@ def test_what_can_be_fetched_in_part_is_given_up_with_this_part(service: InMemor
     assert failure.cause is not None
     assert (failure.kind, failure.cause.kind) == ("PartialGenerationError", "AbandonedError")
     assert (service.provider.calls, service.used) == ([], {2})  # the third was never sent
+
+
+@pytest.mark.parametrize("failure", [None, INTERRUPTED], ids=["fetched", "no time"])
+def test_what_is_cancelled_while_given_up_is_looked_at_again(
+    service: InMemoryService, failure: Exception | None
+) -> None:
+    generation = service.admitted()
+    service.left_behind(generation, Call((), 1, 0, service.answer("known")))
+    service.source.failures.extend([failure] * KEEP_TRIES)
+    before(service.source, "open", lambda *_: service.cancel(generation.id))
+    assert service.give_up(generation.id, seconds=0.9) == 1.0
+    assert service.published == [(generation.id, Status.CANCELLED)]
 
 
 # What was reserved.
