@@ -221,8 +221,9 @@ def test_an_unfinished_deletion_can_be_asked_for_again_by_its_caller_alone(servi
     first = list(generation.image_ids[:1])
     before(service.images, "delete", raising(NOT_DELETED, None, NOT_DELETED))
     for _ in range(2):
-        with pytest.raises(errors.DeletionUnfinishedError):
+        with pytest.raises(errors.DeletionUnfinishedError) as unfinished:
             service.delete(generation.id)
+        assert unfinished.value.param == "id"
         assert (list(service.images.saved), service.images.answers) == (first, {})
     with pytest.raises(errors.UnknownGenerationError):
         service.delete(generation.id, "bob")
