@@ -24,7 +24,7 @@ from imagegen.settings import (
 )
 from local.template import Template
 from tests.conftest import ROOT
-from tests.unit.test_come_again import MOST_RECEIPTS
+from tests.support.limits import MOST_RECEIPTS
 
 SETTINGS: dict[str, type[ApiSettings | AuthorizerSettings | IntakeSettings | SiteSettings | WorkerSettings]] = {
     "ApiFunction": ApiSettings,

@@ -1,10 +1,10 @@
 """The use cases over stores in memory, on a clock that the test moves: one service, with its clients and workers."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -28,10 +28,11 @@ from imagegen.generations import (
 from imagegen.images import ImageBody, ImageRequest
 from imagegen.manage import LEASE_SECONDS, cancel, delete, retry, see
 from imagegen.openai_wire.batches import outcome_line, read_batch_line, refused_line
+from imagegen.ports import SILENT, Journal
 from imagegen.read_batch import Reader
 from imagegen.settle import Ledger
 from imagegen.submit import Attempt, Desk, Submitted, submit
-from imagegen.work import LargeAnswer, Workshop, give_up, work_on_message
+from imagegen.work import LargeAnswer, Workshop, give_up, work, work_on_message
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore, FakeFiles
 from tests.fakes.event_bus import FakeEventBus
@@ -45,12 +46,24 @@ NOW = 1_760_000_000.5
 LEASE = LEASE_SECONDS
 REQUEST = ImageRequest("a cat", "dall-e-3", "url")
 BASE_URL = "https://x.example/v1"
-DEADLINE_SECONDS = 10.0  # only ever waited for in full if a test fails
+DEADLINE_SECONDS = 10.0
+
+Beat = Callable[[], None]
+
+
+class StillDeadline(Deadline):
+    """Comes no nearer by itself, however slow the machine is: `at` is how many seconds remain."""
+
+    def remaining(self) -> float:
+        return self.at
 
 
 @dataclass
 class InMemoryService:
-    """All stores, the upstream and the clock of a service. A test reads and replaces them, or has them fail."""
+    """All stores, the upstream and the clock of a service. A test reads and replaces them, or has them fail.
+
+    No heart beats by itself: while a worker works, `beat` is what its heartbeat does.
+    """
 
     pool: Executor
     records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
@@ -72,6 +85,7 @@ class InMemoryService:
     may_send: bool = True
     call_seconds: float = 0.0
     large_answer: LargeAnswer = lambda _: None
+    journal: Journal = SILENT
     held: list[float] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
     settled: list[Generation] = field(default_factory=list)
@@ -81,13 +95,26 @@ class InMemoryService:
         self.lines = FakeBatchLines(self.batches)
         self.ledger = Ledger(self.batches, self.lines, self.batch_queue, outcome_line)
         self.settle: Settle = self._settle
+        self.beat: Beat | None = None
+        self.heartbeat: Callable[[float, Beat], AbstractContextManager[None]] = self._heartbeat
 
     def _settle(self, generation: Generation) -> None:
         self.settled.append(generation)
         self.ledger.settle(generation)
 
+    @contextmanager
+    def _heartbeat(self, _: float, beat: Beat) -> Iterator[None]:
+        self.beat = beat
+        try:
+            yield
+        finally:
+            self.beat = None
+
     def clock(self) -> float:
         return self.now
+
+    def deadline(self, seconds: float = DEADLINE_SECONDS) -> Deadline:
+        return StillDeadline(seconds)
 
     @property
     def allowance(self) -> Allowance:
@@ -97,6 +124,11 @@ class InMemoryService:
     def used(self) -> set[int]:
         """How many images of the quota are taken: by the caller and by the stack, which must agree."""
         return set(self.counters.used.values())
+
+    @property
+    def published(self) -> list[tuple[str, Status]]:
+        """The ends that are on the bus, in order."""
+        return [(generation.id, generation.status) for generation in self.bus.ended]
 
     def record(self, generation: Generation | str) -> Generation:
         """As it is now."""
@@ -108,7 +140,7 @@ class InMemoryService:
 
     @property
     def desk(self) -> Desk:
-        return Desk(self.records, self.queue, self.allowance, self.clock, self.lease, self.slept.append)
+        return Desk(self.records, self.queue, self.allowance, self.clock, self.lease, self.slept.append, self.journal)
 
     def submit(
         self,
@@ -140,7 +172,7 @@ class InMemoryService:
 
     def delete(self, generation_id: str, caller: str = "alice", *, seconds: float = DEADLINE_SECONDS) -> None:
         stores = (self.records, self.queue, self.counters, self.bus, self.images)
-        delete(generation_id, caller, *stores, self.clock, Deadline.after(seconds), self.settle)
+        delete(generation_id, caller, *stores, self.clock, StillDeadline(seconds), self.settle)
 
     # What the operator does.
 
@@ -167,15 +199,22 @@ class InMemoryService:
             lease=self.lease,
             settle=self.settle,
             sleep=self.slept.append,
+            journal=self.journal,
+            heartbeat=self.heartbeat,
         )
 
     def deliver(self, generation_id: str, *, seconds: float = DEADLINE_SECONDS) -> float | None:
         """A worker receives a message. Gives what `work_on_message` gives."""
-        return work_on_message(generation_id, self.workshop, Deadline.after(seconds), hold=self.held.append)
+        return work_on_message(generation_id, self.workshop, StillDeadline(seconds), hold=self.held.append)
+
+    def work(self, generation: Generation, *, seconds: float = DEADLINE_SECONDS) -> Generation | None:
+        """A process that received no message works on a generation that it claimed."""
+        assert generation.owner
+        return work(generation, generation.owner, self.workshop, StillDeadline(seconds))
 
     def give_up(self, generation_id: str, *, seconds: float = DEADLINE_SECONDS) -> float | None:
         """The message is a dead letter."""
-        return give_up(generation_id, self.workshop, Deadline.after(seconds))
+        return give_up(generation_id, self.workshop, StillDeadline(seconds))
 
     def generate(self, generation: Generation, *, deadline: Deadline | None = None) -> Generation:
         """Makes the images of a claimed generation, without its end. Gives the record afterwards."""
@@ -187,7 +226,7 @@ class InMemoryService:
             sleep=self.slept.append,
         )
         assert generation.owner
-        generate(generation, generation.owner, tools, deadline or Deadline.after(DEADLINE_SECONDS))
+        generate(generation, generation.owner, tools, deadline or StillDeadline(DEADLINE_SECONDS))
         return self.record(generation)
 
     def announce(self, generation: Generation) -> None:
@@ -195,15 +234,20 @@ class InMemoryService:
 
     # How a generation may stand.
 
-    def admitted(self, request: ImageRequest = REQUEST, *, caller: str = "alice") -> Generation:
-        """With its images taken from the quota, as it is when its message comes."""
+    def admitted(self, request: ImageRequest = REQUEST, *, caller: str = "alice", **fields: Any) -> Generation:
+        """With its images taken from the quota, as it is when its message comes. `fields` change the request."""
+        request = replace(request, **fields)
         generation = admit(request, caller=caller, base_url=BASE_URL, now=self.now)
         self.allowance.reserve(caller, request.n, now=self.now, token=generation.id, may_undo=lambda: True)
         self.records.create(generation)
         return generation
 
+    def begun(self, **fields: Any) -> Generation:
+        """A new one, claimed."""
+        return self.claimed(self.admitted(**fields))
+
     def claimed(self, generation: Generation) -> Generation:
-        """As its next owner finds it, once the lease of the one before has ended."""
+        """As its next owner finds it, once the lease of the one before has ended. Its own begins now."""
         self.now += 2 * self.lease
         claimed = self.records.claim(generation.id, new_owner(), now=self.now, lease_until=self.now + self.lease)
         assert claimed is not None
@@ -234,11 +278,13 @@ class InMemoryService:
         self.now += 2 * self.lease
 
     def ended(self, generation: Generation, status: Status = Status.COMPLETED, **end: Any) -> Generation:
-        """Its owner ends it, claimed or not before."""
+        """Its owner ends it, claimed or not before, and is gone."""
         if self.record(generation).owner is None:
             generation = self.claimed(generation)
         owner = cast("str", self.record(generation).owner)
-        return self.records.end(generation.id, owner, status, now=self.now, **end)
+        self.records.end(generation.id, owner, status, now=self.now, **end)
+        self.records.let_go(generation.id, owner)
+        return self.record(generation)
 
     def buried(self, generation: Generation) -> Tombstone:
         """The process that deletes it dies right after it has put the tombstone."""
@@ -248,7 +294,7 @@ class InMemoryService:
     def store(self, *image_ids: str) -> None:
         for image_id in image_ids:
             content = png(image_id)
-            self.images.save(image_id, ImageBody("image/png", len(content), iter([content])), Deadline.after(9))
+            self.images.save(image_id, ImageBody("image/png", len(content), iter([content])), StillDeadline(9))
 
     def answer(self, name: str) -> CallAnswer:
         """An upstream's answer that names one image by URL, which is there."""

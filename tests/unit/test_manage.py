@@ -1,489 +1,313 @@
 """What a caller may do with its own generations, and that another's are as if they were not there."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
-from imagegen.allowance import Allowance
-from imagegen.announce import announce
-from imagegen.deadline import Deadline
-from imagegen.errors import (
-    DeletionUnfinishedError,
-    GenerationEndedError,
-    ImageStorageError,
-    PromptRejectedError,
-    RecordsUnavailableError,
-    UnknownGenerationError,
-)
+from imagegen import errors
 from imagegen.failures import kept
-from imagegen.generations import Generation, LostClaimError, Status, Tombstone, admit
-from imagegen.images import ImageBody, ImageRequest
-from imagegen.manage import LEASE_SECONDS, cancel, delete, retry, see
+from imagegen.generations import Call, Generation, LostClaimError, Status
+from imagegen.manage import LEASE_SECONDS
 from imagegen.submit import SAFETY_NET_LEASES
-from tests.fakes.allowance_counters import FakeAllowanceCounters
-from tests.fakes.event_bus import FakeEventBus
-from tests.fakes.generation_queue import FakeGenerationQueue
-from tests.fakes.generation_store import FakeGenerationStore
-from tests.fakes.image_store import FakeImageStore
-from tests.fakes.provider import png
+from tests.support.hooks import before
+from tests.support.in_memory import InMemoryService
+from tests.support.outcomes import after, raising
 
-NOW = 1_760_000_000.0
-REQUEST = ImageRequest("a cat", "dall-e-3", "b64_json", n=2)
+N = 2  # images of each generation, in a call each
+SAFETY_NET = LEASE_SECONDS * SAFETY_NET_LEASES
+NO_RECORDS, NOT_DELETED = errors.RecordsUnavailableError("no"), errors.ImageStorageError("no")
 
-
-@dataclass
-class World:
-    records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
-    images: FakeImageStore = field(default_factory=FakeImageStore)
-    queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
-    counters: FakeAllowanceCounters = field(default_factory=FakeAllowanceCounters)
-    bus: FakeEventBus = field(default_factory=FakeEventBus)
-    now: float = NOW + 5
-    settled: list[Generation] = field(default_factory=list)
-
-    def created(self) -> Generation:
-        generation = admit(REQUEST, caller="alice", base_url="https://x.example", now=NOW)
-        allowance = Allowance(self.counters, 10, 10)
-        allowance.reserve("alice", REQUEST.n, now=NOW, token=generation.id, may_undo=lambda: True)
-        self.records.create(generation)
-        return generation
-
-    def sent(self, generation: Generation) -> None:
-        """A worker has asked the upstream for the first image."""
-        self.records.claim(generation.id, "worker", now=NOW, lease_until=NOW + 60)
-        self.records.save_sending(generation.id, "worker", 0, 1)
-
-    def ended(self, status: Status, *, announced: bool = False) -> Generation:
-        """All of its images were made, unless it has failed; then the first was."""
-        generation = self.created()
-        self.sent(generation)
-        if status is Status.COMPLETED:
-            self.records.save_sending(generation.id, "worker", 1, 1)
-        failure = kept(PromptRejectedError("no")) if status is Status.FAILED else None
-        ended = self.records.end(generation.id, "worker", status, now=NOW, failure=failure)
-        if announced:
-            announce(ended, self.records, self.counters, self.bus, self.settled.append)
-        return self.see(generation.id)
-
-    def store(self, generation: Generation) -> None:
-        for image_id in generation.image_ids:
-            content = png(image_id)
-            self.images.save(image_id, ImageBody("image/png", len(content), iter([content])), Deadline.after(9))
-        self.images.save_answer(generation.id, 2, iter([b"{}"]), Deadline.after(9))
-
-    def see(self, generation_id: str, caller: str = "alice") -> Generation:
-        return see(generation_id, caller, self.records)
-
-    def cancel(self, generation_id: str, caller: str = "alice") -> Generation:
-        now = lambda: self.now  # noqa: E731
-        return cancel(generation_id, caller, self.records, self.counters, self.bus, now, self.settled.append)
-
-    def delete(self, generation_id: str, caller: str = "alice") -> None:
-        now, until = lambda: self.now, Deadline.after(9)
-        records, images, settle = self.records, self.images, self.settled.append
-        delete(generation_id, caller, records, self.queue, self.counters, self.bus, images, now, until, settle)
-
-    def retry(self, generation_id: str) -> Generation | None:
-        return retry(generation_id, self.records, self.counters, self.queue, lambda: self.now)
+Act = Callable[[InMemoryService, str, str], object]
+SEE, CANCEL, DELETE = InMemoryService.see, InMemoryService.cancel, InMemoryService.delete
 
 
-Act = Callable[[World, str, str], object]
-ACTS: Sequence[Act] = (World.see, World.cancel, World.delete)
-EACH_ACT = pytest.mark.parametrize("act", ACTS, ids=["see", "cancel", "delete"])
+def each(*acts: Act) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("act", acts, ids=[act.__name__ for act in acts])
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
+def created(service: InMemoryService, *, stored: bool = False) -> Generation:
+    generation = service.admitted(n=N, response_format="b64_json")
+    if stored:
+        store(service, generation)
+    return generation
 
 
-def test_a_caller_sees_its_own(world: World) -> None:
-    generation = world.created()
-    assert world.see(generation.id) == generation
+def store(service: InMemoryService, generation: Generation) -> None:
+    service.store(*generation.image_ids)
+    service.images.save_answer(generation.id, 2, iter([b"{}"]), service.deadline())
 
 
-@EACH_ACT
-def test_anothers_is_as_if_it_were_not_there(world: World, act: Act) -> None:
-    generation = world.created()
-    world.store(generation)
-    with pytest.raises(UnknownGenerationError) as anothers:
-        act(world, generation.id, "bob")
-    with pytest.raises(UnknownGenerationError) as absent:
-        act(world, "gen_AAAAAAAAAAAAAAAAAAAAAA", "bob")
+def ended(service: InMemoryService, status: Status, *, announced: bool = False) -> Generation:
+    """All of its images were made, unless it has failed; then the first was."""
+    generation = created(service)
+    service.left_behind(generation, *[Call((), sent=1)] * (N if status is Status.COMPLETED else 1))
+    failure = kept(errors.PromptRejectedError("no")) if status is Status.FAILED else None
+    generation = service.ended(generation, status, failure=failure)
+    if announced:
+        service.announce(generation)
+    return service.record(generation)
+
+
+def test_a_caller_sees_its_own(service: InMemoryService) -> None:
+    generation = created(service)
+    assert service.see(generation.id) == generation
+
+
+@each(SEE, CANCEL, DELETE)
+def test_anothers_is_as_if_it_were_not_there(service: InMemoryService, act: Act) -> None:
+    generation = created(service, stored=True)
+    with pytest.raises(errors.UnknownGenerationError) as anothers:
+        act(service, generation.id, "bob")
+    with pytest.raises(errors.UnknownGenerationError) as absent:
+        act(service, "gen_AAAAAAAAAAAAAAAAAAAAAA", "bob")
     assert (anothers.value.message, anothers.value.param) == (absent.value.message, absent.value.param)
-    assert world.records.get(generation.id) == generation
-    assert sorted(world.images.saved) == sorted(generation.image_ids)
+    assert service.record(generation) == generation
+    assert sorted(service.images.saved) == sorted(generation.image_ids)
 
 
-@EACH_ACT
+@each(SEE, CANCEL, DELETE)
 @pytest.mark.parametrize(
     "generation_id", ["", "gen_", "key#alice#x", "gen_" + "A" * 21, "gen_" + "A" * 23, "gen_" + "Ä" * 22]
 )
-def test_what_is_no_id_is_never_looked_up(world: World, act: Act, generation_id: str) -> None:
-    with pytest.raises(UnknownGenerationError):
-        act(world, generation_id, "alice")
-    assert world.records.asked == []
+def test_what_is_no_id_is_never_looked_up(service: InMemoryService, act: Act, generation_id: str) -> None:
+    with pytest.raises(errors.UnknownGenerationError):
+        act(service, generation_id, "alice")
+    assert service.records.asked == []
 
 
-@pytest.mark.parametrize("act", [World.see, World.cancel], ids=["see", "cancel"])
-def test_what_was_deleted_is_unknown(world: World, act: Act) -> None:
-    generation = world.created()
-    world.delete(generation.id)
-    with pytest.raises(UnknownGenerationError):
-        act(world, generation.id, "alice")
+@each(SEE, CANCEL)
+def test_what_was_deleted_is_unknown(service: InMemoryService, act: Act) -> None:
+    generation = created(service)  # and nothing of it was ever stored
+    service.delete(generation.id)
+    with pytest.raises(errors.UnknownGenerationError):
+        act(service, generation.id, "alice")
 
 
-def test_what_waits_is_cancelled(world: World) -> None:
-    generation = world.created()
-    cancelled = world.cancel(generation.id)
-    assert (cancelled.status, cancelled.completed_at) == (Status.CANCELLED, NOW + 5)
-    assert world.see(generation.id) == msgspec.structs.replace(cancelled, announced=True, returned=REQUEST.n)
+# Cancelling.
 
 
-def test_a_second_cancellation_answers_the_same(world: World) -> None:
-    generation = world.created()
-    world.sent(generation)
-    first = world.cancel(generation.id)
-    world.now += 100
-    second = world.cancel(generation.id)
-    assert msgspec.structs.replace(second, announced=first.announced, returned=first.returned) == first
-    assert len(world.bus.ended) == 1
+def test_what_waits_is_cancelled_and_published_at_once_and_keeps_what_is_stored(service: InMemoryService) -> None:
+    generation = created(service, stored=True)
+    service.now += 5
+    cancelled = service.cancel(generation.id)
+    assert (cancelled.status, cancelled.completed_at) == (Status.CANCELLED, service.now)
+    assert service.bus.ended == [cancelled]  # as the caller is answered
+    assert service.see(generation.id) == replace(cancelled, announced=True, returned=N)
+    assert sorted(service.images.saved) == sorted(generation.image_ids)
 
 
-def test_what_is_in_progress_is_cancelled_and_its_worker_sends_no_further_call(world: World) -> None:
-    generation = world.created()
-    world.sent(generation)
-    assert world.cancel(generation.id).status is Status.CANCELLED
+def test_what_is_in_progress_is_cancelled_once_and_its_worker_sends_no_further_call(service: InMemoryService) -> None:
+    claimed = service.claimed(created(service))
+    service.noted(claimed, Call((), sent=1))
+    first = service.cancel(claimed.id)
+    assert first.status is Status.CANCELLED
     with pytest.raises(LostClaimError):
-        world.records.save_sending(generation.id, "worker", 1, 1)
+        service.noted(claimed, Call((), sent=2))
+    service.now += 100
+    second = service.cancel(claimed.id)
+    assert replace(second, announced=first.announced, returned=first.returned) == first
+    assert len(service.published) == 1
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED])
-def test_what_was_completed_or_has_failed_cannot_be_cancelled(world: World, status: Status) -> None:
-    generation = world.ended(status)
-    with pytest.raises(GenerationEndedError):
-        world.cancel(generation.id)
-    assert world.see(generation.id) == generation
+def test_what_was_completed_or_has_failed_cannot_be_cancelled(service: InMemoryService, status: Status) -> None:
+    generation = ended(service, status)
+    with pytest.raises(errors.GenerationEndedError):
+        service.cancel(generation.id)
+    assert service.see(generation.id) == generation
 
 
-def test_cancelling_leaves_what_is_stored(world: World) -> None:
-    generation = world.created()
-    world.store(generation)
-    world.cancel(generation.id)
-    assert sorted(world.images.saved) == sorted(generation.image_ids)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_bus_that_fails_hinders_no_cancelling_and_a_message_publishes_it(service: InMemoryService, when: Any) -> None:
+    generation = created(service)
+    service.bus.failures.append(when)
+    assert service.cancel(generation.id).status is Status.CANCELLED
+    assert service.deliver(generation.id) is None
+    assert service.published[-1] == (generation.id, Status.CANCELLED)
+    assert service.record(generation).announced
 
 
-def test_deleting_takes_the_record_the_images_and_the_answer(world: World) -> None:
-    generation, other = world.created(), world.created()
-    world.store(generation)
-    world.store(other)
-    world.delete(generation.id)
-    assert world.records.get(generation.id) is None
-    assert sorted(world.images.saved) == sorted(other.image_ids)
-    assert list(world.images.answers) == [other.id]
-    assert list(world.records.newest("alice", 10)) == [other]
+# Deleting.
 
 
-def test_what_was_never_stored_is_deleted_all_the_same(world: World) -> None:
-    generation = world.created()
-    world.delete(generation.id)
-    assert world.records.get(generation.id) is None
+def test_deleting_takes_the_record_the_images_and_the_answer(service: InMemoryService) -> None:
+    generation, other = created(service, stored=True), created(service, stored=True)
+    service.delete(generation.id)
+    assert service.records.get(generation.id) is None
+    assert sorted(service.images.saved) == sorted(other.image_ids)
+    assert list(service.images.answers) == [other.id]
+    assert list(service.records.newest("alice", 10)) == [other]
 
 
-def test_the_tombstone_comes_before_the_images_go() -> None:
-    seen: list[Generation | None] = []
-
-    class Images(FakeImageStore):
-        def delete(self, image_id: str, deadline: Deadline) -> None:
-            seen.append(desk.records.get(generation.id))
-            super().delete(image_id, deadline)
-
-    desk = World(images=Images())
-    generation = desk.created()
-    desk.store(generation)
-    desk.delete(generation.id)
-    assert seen == [None, None]
-
-
+@pytest.mark.parametrize("announced", [False, True])
 @pytest.mark.parametrize("status", [None, Status.COMPLETED, Status.FAILED, Status.CANCELLED])
-def test_the_end_is_published_before_the_tombstone(status: Status | None) -> None:
-    """Afterwards there is no record to publish it from."""
-    at_that_time: list[Generation] = []
+def test_a_deletion_publishes_the_end_once_sends_a_message_puts_the_tombstone_and_deletes_the_images(
+    service: InMemoryService, status: Status | None, announced: bool
+) -> None:
+    """After the tombstone there is no record to publish from. The message would be received before it if it came
+    before something slow, and a crash would leave images if it came after.
+    """
+    generation = ended(service, status, announced=announced) if status else created(service)
+    store(service, generation)
+    steps: list[str] = []
+    before(service.bus, "generation_ended", lambda _: steps.append(f"end of {service.see(generation.id).status}"))
+    before(service.queue, "send", lambda *_, **__: steps.append("message"))
+    before(service.records, "bury", lambda *_, **__: steps.append("tombstone"))
+    before(service.images, "delete", lambda *_: steps.append("image"))
+    service.delete(generation.id)
+    end = f"end of {status or Status.CANCELLED}"
+    assert steps == [*([] if status and announced else [end]), "message", "tombstone", "image", "image"]
+    assert service.published == [(generation.id, status or Status.CANCELLED)]
+    assert service.queue.sent == [(generation.id, SAFETY_NET)]
+    assert service.records.tombstone(generation.id) is not None
 
-    class Bus(FakeEventBus):
-        def generation_ended(self, generation: Generation) -> None:
-            super().generation_ended(generation)
-            at_that_time.append(desk.see(generation.id))
 
-    desk = World(bus=Bus())
-    generation = desk.created() if status is None else desk.ended(status)
-    desk.delete(generation.id)
-    assert [each.status for each in desk.bus.ended] == [status or Status.CANCELLED]
-    assert [each.status for each in at_that_time] == [status or Status.CANCELLED]
-    assert desk.records.tombstone(generation.id) is not None
-
-
-@pytest.mark.parametrize("faulty", ["queue", "bus", "bury"])
-def test_a_deletion_that_cannot_be_begun_leaves_the_generation_and_can_be_asked_for_again(faulty: str) -> None:
-    class Records(FakeGenerationStore):
-        failing = faulty == "bury"
-
-        def bury(self, generation: Generation, *, now: float) -> Tombstone:
-            if self.failing:
-                raise RecordsUnavailableError("no")
-            return super().bury(generation, now=now)
-
-    desk = World(records=Records())
-    if faulty == "queue":
-        desk.queue.failures.append("before")
-    if faulty == "bus":
-        desk.bus.failures.append("before")
-    generation = desk.created()
-    desk.store(generation)
-    with pytest.raises(RecordsUnavailableError):
-        desk.delete(generation.id)
-    assert desk.see(generation.id).status is Status.CANCELLED
-    assert sorted(desk.images.saved) == sorted(generation.image_ids)
-    assert list(desk.images.answers) == [generation.id]
-    desk.records.failing = False  # type: ignore[attr-defined]
-    desk.delete(generation.id)
-    assert (desk.images.saved, desk.images.answers) == ({}, {})
-    assert [each.id for each in desk.bus.ended] == [generation.id]
+@pytest.mark.parametrize(("port", "method"), [("queue", "send"), ("bus", "generation_ended"), ("records", "bury")])
+def test_a_deletion_that_cannot_be_begun_leaves_the_generation_and_can_be_asked_for_again(
+    service: InMemoryService, port: str, method: str
+) -> None:
+    before(getattr(service, port), method, raising(NO_RECORDS))
+    generation = created(service, stored=True)
+    with pytest.raises(errors.RecordsUnavailableError):
+        service.delete(generation.id)
+    assert service.see(generation.id).status is Status.CANCELLED
+    assert sorted(service.images.saved) == sorted(generation.image_ids)
+    assert list(service.images.answers) == [generation.id]
+    service.delete(generation.id)
+    assert (service.images.saved, service.images.answers) == ({}, {})
+    assert service.published == [(generation.id, Status.CANCELLED)]
 
 
 @pytest.mark.parametrize("announced", [False, True])
 def test_a_completed_generation_reads_as_deleted_if_its_deletion_dies_right_after_the_tombstone(
-    announced: bool,
+    service: InMemoryService, announced: bool
 ) -> None:
-    desk = World()
-    generation = desk.ended(Status.COMPLETED, announced=announced)
-    desk.store(generation)
-
-    class Dying(list[Generation]):
-        def append(self, generation: Generation) -> None:
-            if desk.records.tombstone(generation.id):
-                raise RecordsUnavailableError("no")
-            super().append(generation)
-
-    desk.settled = Dying(desk.settled)
-    with pytest.raises(RecordsUnavailableError):
-        desk.delete(generation.id)
-    with pytest.raises(UnknownGenerationError):
-        desk.see(generation.id)
-    assert [each.status for each in desk.settled] == [Status.COMPLETED]
-    assert desk.queue.sent == [(generation.id, LEASE_SECONDS * SAFETY_NET_LEASES)]  # whose receiver deletes the images
-    assert desk.queue.callers == {"alice"}
+    generation = ended(service, Status.COMPLETED, announced=announced)
+    after(service.records, "bury", raising(NO_RECORDS))
+    with pytest.raises(errors.RecordsUnavailableError):
+        service.delete(generation.id)
+    with pytest.raises(errors.UnknownGenerationError):
+        service.see(generation.id)
+    assert [settled.status for settled in service.settled] == [Status.COMPLETED]
+    assert service.queue.sent == [(generation.id, SAFETY_NET)]  # whose receiver deletes the images
+    assert service.queue.callers == {"alice"}
 
 
-def test_a_new_attempt_that_begins_during_a_deletion_is_cancelled_and_deleted_too() -> None:
-    class Bus(FakeEventBus):
-        def generation_ended(self, generation: Generation) -> None:
-            super().generation_ended(generation)
-            if len(self.ended) == 1:
-                desk.records.mark_announced(generation)
-                assert desk.retry(generation.id) is not None
-
-    desk = World(bus=Bus())
-    generation = desk.ended(Status.FAILED)
-    desk.delete(generation.id)
-    assert desk.records.get(generation.id) is None
-    assert [each.status for each in desk.bus.ended] == [Status.FAILED, Status.CANCELLED]
+def test_a_deleted_generation_settles_as_cancelled(service: InMemoryService) -> None:
+    service.delete(ended(service, Status.COMPLETED, announced=True).id)
+    settled = service.settled[-1]
+    assert settled.failure is not None
+    assert (settled.status, settled.failure.kind) == (Status.CANCELLED, "GenerationCancelledError")
 
 
-class Stubborn(FakeImageStore):
-    """Refuses to delete one image."""
+def test_a_new_attempt_that_begins_during_a_deletion_is_cancelled_and_deleted_too(service: InMemoryService) -> None:
+    generation = ended(service, Status.FAILED)
 
-    kept = ""
+    def retried(published: Generation) -> None:
+        if len(service.published) == 1:
+            service.records.mark_announced(published)
+            assert service.retry(generation.id) is not None
 
-    def delete(self, image_id: str, deadline: Deadline) -> None:
-        if image_id == self.kept:
-            raise ImageStorageError("no")
-        super().delete(image_id, deadline)
-
-
-@pytest.fixture
-def unfinished() -> tuple[World, Generation]:
-    """A generation that is deleted but for its first image."""
-    images = Stubborn()
-    world = World(images=images)
-    generation = world.created()
-    world.store(generation)
-    images.kept = generation.image_ids[0]
-    with pytest.raises(DeletionUnfinishedError):
-        world.delete(generation.id)
-    assert list(images.saved) == [generation.image_ids[0]]
-    assert images.answers == {}
-    return world, generation
+    after(service.bus, "generation_ended", retried)
+    service.delete(generation.id)
+    assert service.records.get(generation.id) is None
+    assert service.published == [(generation.id, Status.FAILED), (generation.id, Status.CANCELLED)]
 
 
-def test_a_deletion_that_is_unfinished_can_be_asked_for_again(unfinished: tuple[World, Generation]) -> None:
-    world, generation = unfinished
-    with pytest.raises(DeletionUnfinishedError):
-        world.delete(generation.id)
-    world.images.kept = ""  # type: ignore[attr-defined]
+def test_an_unfinished_deletion_can_be_asked_for_again_by_its_caller_alone(service: InMemoryService) -> None:
+    generation = created(service, stored=True)
+    first = list(generation.image_ids[:1])
+    before(service.images, "delete", raising(NOT_DELETED, None, NOT_DELETED))
     for _ in range(2):
-        world.delete(generation.id)
-        assert world.images.saved == {}
-    assert len(world.queue.sent) == 1
-
-
-def test_an_unfinished_deletion_is_nobody_elses(unfinished: tuple[World, Generation]) -> None:
-    world, generation = unfinished
-    world.images.kept = ""  # type: ignore[attr-defined]
-    with pytest.raises(UnknownGenerationError):
-        world.delete(generation.id, "bob")
-    assert list(world.images.saved) == [generation.image_ids[0]]
-
-
-def test_the_message_of_a_deletion_is_sent_when_nothing_slow_is_left_before_the_tombstone() -> None:
-    class SlowBus(FakeEventBus):
-        def generation_ended(self, generation: Generation) -> None:
-            assert desk.queue.sent == []  # it would be received before there is a tombstone
-            super().generation_ended(generation)
-
-    desk = World(bus=SlowBus())
-    generation = desk.created()
-    desk.delete(generation.id)
-    assert desk.queue.sent == [(generation.id, LEASE_SECONDS * SAFETY_NET_LEASES)]
-
-
-def test_a_message_goes_ahead_of_the_tombstone_so_that_no_crash_leaves_images() -> None:
-    sent: list[list[tuple[str, float]]] = []
-
-    class Records(FakeGenerationStore):
-        def bury(self, generation: Generation, *, now: float) -> Tombstone:
-            sent.append(list(desk.queue.sent))
-            return super().bury(generation, now=now)
-
-    desk = World(records=Records())
-    generation = desk.created()
-    desk.delete(generation.id)
-    assert sent == [[(generation.id, LEASE_SECONDS * SAFETY_NET_LEASES)]]
+        with pytest.raises(errors.DeletionUnfinishedError) as unfinished:
+            service.delete(generation.id)
+        assert unfinished.value.param == "id"
+        assert (list(service.images.saved), service.images.answers) == (first, {})
+    with pytest.raises(errors.UnknownGenerationError):
+        service.delete(generation.id, "bob")
+    assert list(service.images.saved) == first
+    for _ in range(2):
+        service.delete(generation.id)
+        assert service.images.saved == {}
+    assert len(service.queue.sent) == 1
 
 
 # What was reserved.
 
 
-def used(world: World) -> set[int]:
-    return set(world.counters.used.values())
-
-
-ENDINGS = pytest.mark.parametrize("act", [World.cancel, World.delete], ids=["cancel", "delete"])
-
-
-@ENDINGS
-def test_what_ends_before_anything_was_sent_gives_its_images_back_once(world: World, act: Act) -> None:
-    generation = world.created()
+@each(CANCEL, DELETE)
+@pytest.mark.parametrize("sent", [0, 1, 2])
+def test_what_ends_gives_its_images_back_once_but_for_those_that_were_sent(
+    service: InMemoryService, act: Act, sent: int
+) -> None:
+    generation = created(service)
+    service.left_behind(generation, *[Call((), sent=1)] * sent)
     for _ in range(2):
-        act(world, generation.id, "alice")
-        assert used(world) == {0}
+        act(service, generation.id, "alice")
+        assert service.used == {sent}
 
 
-@ENDINGS
-def test_only_what_was_sent_stays_taken(world: World, act: Act) -> None:
-    generation = world.created()
-    world.sent(generation)
-    act(world, generation.id, "alice")
-    assert used(world) == {1}
-
-
-def test_what_is_completed_stays_taken_when_it_is_deleted(world: World) -> None:
-    world.delete(world.ended(Status.COMPLETED).id)
-    assert used(world) == {REQUEST.n}
-
-
-def test_counters_that_cannot_be_reached_hinder_no_cancelling(world: World) -> None:
-    generation = world.created()
-    world.counters.failures += ["before", "before"]
-    assert world.cancel(generation.id).status is Status.CANCELLED
-    assert used(world) == {REQUEST.n}
+def test_counters_that_cannot_be_reached_hinder_no_cancelling(service: InMemoryService) -> None:
+    generation = created(service)
+    service.counters.failures += ["before", "before"]
+    assert service.cancel(generation.id).status is Status.CANCELLED
+    assert service.used == {N}
 
 
 # An operator's retry. What becomes of it is in test_work.
 
 
-class Recorded(World):
-    """`steps` are what a retry does, in order; the step that `failing` names fails before its effect."""
+def steps_of_a_retry(service: InMemoryService, failing: str | None = None) -> list[str]:
+    """What it does, in order. The step that `failing` names fails before its effect."""
+    steps: list[str] = []
 
-    def __init__(self, failing: str | None = None) -> None:
-        super().__init__()
-        self.steps: list[str] = []
-        self.failed = self.ended(Status.FAILED, announced=True)
-        self.record_of_steps(failing)
+    def step(name: str) -> None:
+        steps.append(name)
+        if name == failing:
+            raise NO_RECORDS
 
-    def record_of_steps(self, failing: str | None) -> None:
-        world, records, queue, counters = self, self.records, self.queue, self.counters
-
-        def step(name: str) -> None:
-            world.steps.append(name)
-            if name == failing:
-                raise RecordsUnavailableError("no")
-
-        class Records(FakeGenerationStore):
-            def get(self, generation_id: str) -> Generation | None:
-                return records.get(generation_id)
-
-            def requeue(self, generation: Generation, *, now: float) -> Generation | None:
-                step("requeue")
-                return records.requeue(generation, now=now)
-
-        class Queue(FakeGenerationQueue):
-            def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
-                step("safety net" if delay else "work message")
-                queue.send(generation_id, caller, delay=delay)
-                self.callers.add(caller)
-
-        class Counters(FakeAllowanceCounters):
-            def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
-                step(f"quota of {who}")
-                return counters.take(who, day, images, limit, token=token)
-
-            def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
-                counters.give_back(who, day, images, token=token)
-
-        self.records, self.queue, self.counters = Records(), Queue(), Counters()
-        self.queue.sent, self.counters.used = queue.sent, counters.used
+    before(service.queue, "send", lambda *_, delay=0: step("safety net" if delay else "work message"))
+    before(service.counters, "take", lambda who, *_, **__: step(f"quota of {who}"))
+    before(service.records, "requeue", lambda *_, **__: step("requeue"))
+    return steps
 
 
-def test_a_retry_sends_the_safety_net_then_takes_quota_requeues_and_sends_the_work_message() -> None:
-    world = Recorded()
-    assert used(world) == {1}
-    waiting = world.retry(world.failed.id)
+def test_a_retry_sends_the_safety_net_then_takes_quota_requeues_and_sends_the_work_message(
+    service: InMemoryService,
+) -> None:
+    failed = ended(service, Status.FAILED, announced=True)
+    assert service.used == {1}
+    steps = steps_of_a_retry(service)
+    waiting = service.retry(failed.id)
     assert waiting is not None
-    assert world.steps == ["safety net", "quota of alice", "quota of *", "requeue", "work message"]
-    assert world.queue.sent == [(waiting.id, LEASE_SECONDS * SAFETY_NET_LEASES), (waiting.id, 0)]
-    assert world.queue.callers == {"alice"}
-    assert (waiting.status, waiting.retries, waiting.reserved_at) == (Status.QUEUED, 1, world.now)
-    assert used(world) == {REQUEST.n}
+    assert steps == ["safety net", "quota of alice", "quota of *", "requeue", "work message"]
+    assert service.queue.sent == [(failed.id, SAFETY_NET), (failed.id, 0)]
+    assert service.queue.callers == {"alice"}
+    assert (waiting.status, waiting.retries, waiting.reserved_at) == (Status.QUEUED, 1, service.now)
+    assert service.used == {N}
 
 
 @pytest.mark.parametrize("failing", ["safety net", "quota of alice", "quota of *", "requeue"])
-def test_a_retry_that_cannot_be_begun_is_refused_and_leaves_the_failure(failing: str) -> None:
-    world = Recorded(failing)
-    with pytest.raises(RecordsUnavailableError):
-        world.retry(world.failed.id)
-    assert world.steps[-1] == failing
-    assert world.see(world.failed.id) == world.failed
+def test_a_retry_that_cannot_be_begun_is_refused_and_leaves_the_failure(service: InMemoryService, failing: str) -> None:
+    failed = ended(service, Status.FAILED, announced=True)
+    steps = steps_of_a_retry(service, failing)
+    with pytest.raises(errors.RecordsUnavailableError):
+        service.retry(failed.id)
+    assert steps[-1] == failing
+    assert service.see(failed.id) == failed
 
 
-def test_of_two_retries_at_once_one_counts_and_takes_quota_once() -> None:
+def test_of_two_retries_at_once_one_counts_and_takes_quota_once(service: InMemoryService) -> None:
+    failed = ended(service, Status.FAILED, announced=True)
     second: list[Generation | None] = []
-
-    class Queue(FakeGenerationQueue):
-        def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
-            super().send(generation_id, caller, delay=delay)
-            if len(self.sent) == 1:
-                second.append(desk.retry(generation_id))
-
-    desk = World(queue=Queue())
-    generation = desk.ended(Status.FAILED, announced=True)
-    assert desk.retry(generation.id) is None
-    assert [each.retries for each in second if each] == [1]
-    assert used(desk) == {REQUEST.n}
+    before(service.queue, "send", lambda *_, **__: second.append(service.retry(failed.id)), once=True)
+    assert service.retry(failed.id) is None
+    assert [waiting.retries for waiting in second if waiting] == [1]
+    assert service.used == {N}
 
 
-def test_what_is_not_there_is_not_retried(world: World) -> None:
-    assert world.retry("gen_AAAAAAAAAAAAAAAAAAAAAA") is None
-    assert world.queue.sent == []
+def test_what_is_not_there_is_not_retried(service: InMemoryService) -> None:
+    assert service.retry("gen_AAAAAAAAAAAAAAAAAAAAAA") is None
+    assert service.queue.sent == []

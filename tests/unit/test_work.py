@@ -1,741 +1,531 @@
 """Work on a generation: who may, for how long, what is published of its end, and what its messages become."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from imagegen.allowance import Allowance
-from imagegen.deadline import Deadline
-from imagegen.errors import (
-    AbandonedError,
-    ImageDownloadInterruptedError,
-    ImageStorageError,
-    ImageStorageInterruptedError,
-    InternalError,
-    OutcomeUnknownError,
-    PartialGenerationError,
-    PromptRejectedError,
-    RecordsUnavailableError,
-    UpstreamFailedError,
-    UpstreamRateLimitedError,
-)
+from imagegen import errors
 from imagegen.failures import cost_money
 from imagegen.generate import KEEP_TRIES, MOST_SENT, UnfinishedError
-from imagegen.generations import (
-    AnsweredImage,
-    Call,
-    CallAnswer,
-    Generation,
-    Status,
-    StoredImage,
-    Tombstone,
-    admit,
-)
-from imagegen.images import ImageBody, ImageRequest, ResponseFormat
-from imagegen.manage import LEASE_SECONDS, LONGEST_WRITER_SECONDS, cancel, delete, retry
+from imagegen.generations import Call, Failure, Generation, LostClaimError, Status, StoredImage
+from imagegen.heartbeat import heartbeat
+from imagegen.images import ResponseFormat
+from imagegen.manage import LONGEST_WRITER_SECONDS
 from imagegen.submit import SAFETY_NET_LEASES
-from imagegen.work import LargeAnswer, Workshop, give_up, work, work_on_message
-from tests.fakes.allowance_counters import FakeAllowanceCounters
-from tests.fakes.event_bus import FakeEventBus
-from tests.fakes.generation_queue import FakeGenerationQueue
-from tests.fakes.generation_store import FakeGenerationStore
-from tests.fakes.image_source import FakeImageSource
-from tests.fakes.image_store import FakeImageStore
-from tests.fakes.provider import FakeProvider, png
+from tests.fakes.provider import png
+from tests.support.hooks import before
+from tests.support.in_memory import LEASE, NOW, InMemoryService
+from tests.support.outcomes import after, raising
+from tests.support.waiting import SECONDS, until
 
-NOW = 1_760_000_000.0
-LEASE = LEASE_SECONDS
 NO_ID = "gen_AAAAAAAAAAAAAAAAAAAAAA"
-AT_MOST_SECONDS = 10  # only ever waited for in full where a test fails
+ENDS = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+REJECTED, RATE_LIMITED = errors.PromptRejectedError("no"), errors.UpstreamRateLimitedError("later")
+FAILED, FAULT = errors.UpstreamFailedError("no"), KeyError("a fault")
+INTERRUPTED, NOT_STORED = errors.ImageDownloadInterruptedError("no time"), errors.ImageStorageError("no")
 BEAT_SECONDS = 0.02
 
-
-@dataclass
-class World:
-    pool: ThreadPoolExecutor
-    records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
-    images: FakeImageStore = field(default_factory=FakeImageStore)
-    provider: FakeProvider = field(default_factory=FakeProvider)
-    queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
-    counters: FakeAllowanceCounters = field(default_factory=FakeAllowanceCounters)
-    bus: FakeEventBus = field(default_factory=FakeEventBus)
-    held: list[float] = field(default_factory=list)
-    now: float = NOW
-    lease: float = LEASE
-    repeat_unknown: bool = True
-    large_answer: LargeAnswer = lambda _: None
-
-    def __post_init__(self) -> None:
-        self.source = FakeImageSource(self.provider.files)
-
-    @property
-    def workshop(self) -> Workshop:
-        return Workshop(
-            records=self.records,
-            queue=self.queue,
-            counters=self.counters,
-            bus=self.bus,
-            images=self.images,
-            source=self.source,
-            providers={"openai_compatible": self.provider},
-            pool=self.pool,
-            large_answer=self.large_answer,
-            now=lambda: self.now,
-            repeat_unknown=self.repeat_unknown,
-            lease=self.lease,
-            sleep=lambda _: None,
-        )
-
-    def admitted(self, *, n: int = 1, response_format: ResponseFormat = "url", model: str = "dall-e-3") -> Generation:
-        """With its images taken from the quota, as it is when its message comes."""
-        request = ImageRequest("a cat", model, response_format, n)
-        generation = admit(request, caller="alice", base_url="https://x.example", now=NOW)
-        allowance = Allowance(self.counters, 100, 100)
-        allowance.reserve("alice", n, now=NOW, token=generation.id, may_undo=lambda: True)
-        self.records.create(generation)
-        return generation
-
-    def left(self, generation: Generation, *calls: Call) -> None:
-        """A worker claimed it, noted these calls, and died long ago."""
-        self.records.claim(generation.id, "dead", now=NOW - 100, lease_until=NOW - 1)
-        for index, call in enumerate(calls):
-            if call.sent:
-                self.records.save_sending(generation.id, "dead", index, call.sent)
-            for sending in range(1, call.refused + 1):
-                self.records.save_refusal(generation.id, index, sending)
-            if call.answer:
-                self.records.save_answer(generation.id, index, call.answer)
-
-    def store(self, *image_ids: str) -> None:
-        for image_id in image_ids:
-            content = png(image_id)
-            self.images.save(image_id, ImageBody("image/png", len(content), iter([content])), Deadline.after(9))
-
-    def answer(self, name: str) -> CallAnswer:
-        """An answer that names one image by URL, which is there."""
-        url = f"https://images.example/{name}.png"
-        self.provider.files[url] = png(name)
-        return CallAnswer((AnsweredImage(url, f"a nicer {name}"),))
-
-    def deliver(self, generation_id: str, *, seconds: float = AT_MOST_SECONDS) -> float | None:
-        return work_on_message(generation_id, self.workshop, Deadline.after(seconds), hold=self.held.append)
-
-    def give_up(self, generation_id: str, *, seconds: float = AT_MOST_SECONDS) -> float | None:
-        return give_up(generation_id, self.workshop, Deadline.after(seconds))
-
-    def cancel(self, generation: Generation) -> None:
-        now = lambda: self.now  # noqa: E731
-        cancel(generation.id, "alice", self.records, self.counters, self.bus, now, lambda _: None)
-
-    def delete(self, generation: Generation) -> None:
-        delete(
-            generation.id,
-            "alice",
-            self.records,
-            self.queue,
-            self.counters,
-            self.bus,
-            self.images,
-            lambda: self.now,
-            Deadline.after(AT_MOST_SECONDS),
-            lambda _: None,
-        )
-
-    def buried(self, generation: Generation) -> Tombstone:
-        """The process that deletes it died right after it had put the tombstone."""
-        self.records.cancel(generation.id, now=self.now)
-        return self.records.bury(self.record(generation), now=self.now)
-
-    def retry(self, generation: Generation) -> Generation | None:
-        return retry(generation.id, self.records, self.counters, self.queue, lambda: self.now)
-
-    @property
-    def used(self) -> set[int]:
-        """How many images of the quota are taken: by the caller and by the stack, which must agree."""
-        return set(self.counters.used.values())
-
-    def record(self, generation: Generation) -> Generation:
-        found = self.records.get(generation.id)
-        assert found is not None
-        return found
+By = Callable[[InMemoryService, str], float | None]
+BY_MESSAGE = (InMemoryService.deliver, InMemoryService.give_up)
+EACH_MESSAGE = pytest.mark.parametrize("by", BY_MESSAGE, ids=["deliver", "give_up"])
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(10) as executor:
-        yield executor
+def by_first_worker(service: InMemoryService, generation_id: str) -> None:
+    service.work(service.claimed(service.record(generation_id)))
 
 
-@pytest.fixture
-def world(pool: ThreadPoolExecutor) -> World:
-    return World(pool)
+def failure_of(service: InMemoryService, generation: Generation) -> Failure:
+    failure = service.record(generation).failure
+    assert failure is not None
+    return failure
 
 
 # Messages.
 
 
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("response_format", ["url", "b64_json"])
-def test_a_message_has_its_generation_made(world: World, n: int, response_format: ResponseFormat) -> None:
-    generation = world.admitted(n=n, response_format=response_format)
-    world.now += 7
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
+@pytest.mark.parametrize(("n", "response_format"), [(1, "url"), (3, "b64_json")])
+def test_a_message_has_its_generation_made(service: InMemoryService, n: int, response_format: ResponseFormat) -> None:
+    if response_format == "url":
+        service.large_answer = large  # which an answer of links never is
+    generation = service.admitted(n=n, response_format=response_format)
+    service.now += 7
+    assert service.deliver(generation.id) is None
+    record = service.record(generation)
     assert (record.status, record.completed_at, record.failure) == (Status.COMPLETED, NOW + 7, None)
     assert record.stored_ids == generation.image_ids
-    assert sorted(world.images.saved) == sorted(generation.image_ids)
-    assert [call.n for call in world.provider.calls] == [1] * n
-    assert record.repeated_calls == 0
+    assert sorted(service.images.saved) == sorted(generation.image_ids)
+    assert [call.n for call in service.provider.calls] == [1] * n
+    assert (record.repeated_calls, service.used, record.announced) == (0, {n}, True)
+    assert service.bus.ended == [replace(record, announced=False)]
+    assert service.images.answers == {}
 
 
-@pytest.mark.parametrize(("left", "again"), [(60.0, 60.0), (12.5, 12.5), (0.2, 1.0), (0.0, 1.0)])
+@EACH_MESSAGE
+@pytest.mark.parametrize(("left", "again"), [(60.0, 60.0), (12.5, 12.5), (0.25, 1.0), (0.0, 1.0)])
 def test_a_message_that_meets_a_live_lease_comes_again_when_the_lease_ends(
-    world: World, left: float, again: float
+    service: InMemoryService, left: float, again: float, by: By
 ) -> None:
-    generation = world.admitted()
-    world.records.claim(generation.id, "other", now=NOW, lease_until=NOW + left)
-    assert world.deliver(generation.id) == pytest.approx(again)
-    assert world.provider.calls == []
-    assert world.record(generation).owner == "other"
+    claimed = service.begun()
+    service.now += LEASE - left
+    assert by(service, claimed.id) == again
+    assert service.record(claimed) == claimed
+    assert (service.provider.calls, service.published) == ([], [])
 
 
-def test_a_message_that_comes_twice_at_once_is_worked_on_once(world: World) -> None:
-    generation = world.admitted()
+def test_a_message_that_comes_twice_at_once_is_worked_on_once(service: InMemoryService) -> None:
+    generation = service.admitted()
     again: list[float | None] = []
-    world.provider.during_call = lambda: again.append(world.deliver(generation.id))
-    assert world.deliver(generation.id) is None
+    service.provider.during_call = lambda: again.append(service.deliver(generation.id))
+    assert service.deliver(generation.id) is None
     assert again == [LEASE]
-    assert len(world.provider.calls) == 1
-    assert world.record(generation).status is Status.COMPLETED
+    assert (len(service.provider.calls), service.record(generation).status) == (1, Status.COMPLETED)
 
 
-@pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])
-def test_a_message_for_what_has_ended_is_done_with(world: World, status: Status) -> None:
-    generation = world.admitted()
-    world.records.claim(generation.id, "other", now=NOW, lease_until=NOW + LEASE)
-    world.records.end(generation.id, "other", status, now=NOW)
-    world.records.let_go(generation.id, "other")
-    assert world.deliver(generation.id) is None
-    assert (world.provider.calls, world.record(generation).status) == ([], status)
+@EACH_MESSAGE
+@pytest.mark.parametrize("status", ENDS)
+def test_a_message_for_what_has_ended_publishes_the_end_once_and_does_no_more(
+    service: InMemoryService, status: Status, by: By
+) -> None:
+    """The process that ended it died right after."""
+    generation = service.admitted()
+    service.left_behind(generation, Call((), sent=1))
+    ended = service.ended(generation, status)
+    for _ in range(2):
+        assert by(service, generation.id) is None
+        assert service.published == [(generation.id, status)]
+    assert service.record(generation) == replace(ended, announced=True)
+    assert service.provider.calls == []
 
 
-def test_a_message_for_what_is_cancelled_comes_again_while_a_worker_may_still_store_its_images(world: World) -> None:
-    generation = world.admitted()
-    world.records.claim(generation.id, "other", now=NOW, lease_until=NOW + LEASE)
-    world.records.save_sending(generation.id, "other", 0, 1)
-    world.cancel(generation)
-    world.now += 20
-    assert world.deliver(generation.id) == LEASE - 20
-    world.store(*generation.image_ids)  # and dies before it can note it
-    world.now += LEASE
-    assert world.deliver(generation.id) is None
-    assert world.record(generation).stored_ids == generation.image_ids
+def test_a_message_for_what_is_cancelled_comes_again_while_a_worker_may_still_store_its_images(
+    service: InMemoryService,
+) -> None:
+    claimed = service.begun()
+    service.noted(claimed, Call((), sent=1))
+    service.cancel(claimed.id)
+    service.now += 20
+    assert service.deliver(claimed.id) == LEASE - 20
+    service.store(*claimed.image_ids)  # and the worker dies before it can note it
+    service.now += LEASE
+    assert service.deliver(claimed.id) is None
+    assert service.record(claimed).stored_ids == claimed.image_ids
 
 
+@EACH_MESSAGE
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
-@pytest.mark.parametrize("by", [World.deliver, World.give_up])
-def test_images_of_an_ended_generation_that_nobody_listed_are_listed(
-    world: World, status: Status, by: Callable[[World, str], float | None]
+def test_unlisted_images_of_an_ended_generation_are_listed(service: InMemoryService, status: Status, by: By) -> None:
+    generation = service.admitted(n=3)
+    first, second, _ = generation.image_ids
+    service.left_behind(generation, Call((), sent=1), Call((), sent=1), stored=[first])
+    service.ended(generation, status)
+    assert by(service, generation.id) is None
+    assert service.record(generation).stored_ids == (first,)
+    assert service.images.looked_for == [first, second]  # the third was never asked for
+
+
+def test_while_it_is_unknown_what_is_stored_of_what_has_ended_its_message_comes_again(
+    service: InMemoryService,
 ) -> None:
-    generation = world.admitted(n=3)
-    world.left(generation, *(Call(call.image_ids, sent=1) for call in generation.calls[:2]))
-    world.records.end(generation.id, "dead", status, now=NOW)
-    world.store(generation.image_ids[0])
-    assert by(world, generation.id) is None
-    assert world.record(generation).stored_ids == generation.image_ids[:1]
-    assert world.images.looked_for == list(generation.image_ids[:2])  # the third was never asked for
+    generation = service.admitted()
+    service.left_behind(generation, Call((), sent=1), stored=generation.image_ids)
+    service.ended(generation, Status.FAILED)
+    service.images.failures_to_find.append(NOT_STORED)
+    with pytest.raises(errors.ImageStorageError):
+        service.deliver(generation.id)
+    assert service.deliver(generation.id) is None
+    assert service.record(generation).stored_ids == generation.image_ids
 
 
-def test_where_it_is_unknown_what_is_stored_of_an_ended_generation_the_message_comes_again(world: World) -> None:
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, sent=1))
-    world.records.end(generation.id, "dead", Status.FAILED, now=NOW)
-    world.store(*generation.image_ids)
-    world.images.failures_to_find.append(ImageStorageError("no"))
-    with pytest.raises(ImageStorageError):
-        world.deliver(generation.id)
-    assert world.deliver(generation.id) is None
-    assert world.record(generation).stored_ids == generation.image_ids
+@EACH_MESSAGE
+def test_a_message_without_a_record_is_dropped_at_its_first_receipt(service: InMemoryService, by: By) -> None:
+    assert by(service, NO_ID) is None
+    assert service.queue.sent == []
 
 
-@pytest.mark.parametrize("by", [World.deliver, World.give_up])
-def test_a_message_without_a_record_is_dropped_at_its_first_receipt(
-    world: World, by: Callable[[World, str], float | None]
+@EACH_MESSAGE
+def test_a_message_for_what_was_deleted_deletes_what_is_left_and_comes_again_if_s3_refuses(
+    service: InMemoryService, by: By
 ) -> None:
-    assert by(world, NO_ID) is None
-    assert world.queue.sent == []
-
-
-@pytest.mark.parametrize("by", [World.deliver, World.give_up])
-def test_a_message_for_what_was_deleted_deletes_what_is_left(
-    world: World, by: Callable[[World, str], float | None]
-) -> None:
-    generation = world.admitted(n=2)
-    tombstone = world.buried(generation)
-    world.store(*generation.image_ids)
-    assert by(world, generation.id) is None
-    assert world.images.saved == {}
-    assert world.provider.calls == []
-    assert world.records.tombstone(generation.id) == tombstone
-
-
-@pytest.mark.parametrize("by", [World.deliver, World.give_up])
-def test_a_deletion_that_s3_refuses_is_finished_by_the_next_receipt(
-    pool: ThreadPoolExecutor, by: Callable[[World, str], float | None]
-) -> None:
-    class Images(FakeImageStore):
-        refusing = True
-
-        def delete(self, image_id: str, deadline: Deadline) -> None:
-            if self.refusing:
-                raise ImageStorageError("no")
-            super().delete(image_id, deadline)
-
-    images = Images()
-    world = World(pool, images=images)
-    generation = world.admitted()
-    world.buried(generation)
-    world.store(*generation.image_ids)
-    with pytest.raises(ImageStorageError):
-        by(world, generation.id)
-    assert list(images.saved) == list(generation.image_ids)
-    images.refusing = False
-    assert by(world, generation.id) is None
-    assert images.saved == {}
+    generation = service.admitted(n=2)
+    tombstone = service.buried(generation)
+    service.store(*generation.image_ids)
+    before(service.images, "delete", raising(NOT_STORED, NOT_STORED))
+    with pytest.raises(errors.ImageStorageError):
+        by(service, generation.id)
+    assert sorted(service.images.saved) == sorted(generation.image_ids)
+    assert by(service, generation.id) is None
+    assert (service.images.saved, service.provider.calls) == ({}, [])
+    assert service.records.tombstone(generation.id) == tombstone
 
 
 @pytest.mark.parametrize("age", [0.0, LONGEST_WRITER_SECONDS - 1, LONGEST_WRITER_SECONDS])
-def test_a_deleted_generation_is_swept_again_while_a_writer_may_live(world: World, age: float) -> None:
-    generation = world.admitted()
-    world.buried(generation)
-    world.now += age
-    assert world.deliver(generation.id) is None
+def test_a_deleted_generation_is_swept_again_while_a_writer_may_live(service: InMemoryService, age: float) -> None:
+    generation = service.admitted()
+    service.buried(generation)
+    service.now += age
+    assert service.deliver(generation.id) is None
     again = [(generation.id, LONGEST_WRITER_SECONDS)] if age < LONGEST_WRITER_SECONDS else []
-    assert world.queue.sent == again
+    assert service.queue.sent == again
 
 
-def test_an_image_that_a_writer_stores_after_the_deletion_before_it_dies_is_swept(world: World) -> None:
-    generation = world.admitted()
-    world.delete(generation)
-    ((_, delay),) = world.queue.sent
-    world.now += delay
-    assert world.deliver(generation.id) is None
-    world.store(*generation.image_ids)
-    _, (_, delay) = world.queue.sent
-    world.now += delay
-    assert world.deliver(generation.id) is None
-    assert world.images.saved == {}
-    assert len(world.queue.sent) == 2
-    assert world.queue.callers == {generation.caller}
+def test_an_image_that_a_writer_stores_after_the_deletion_before_it_dies_is_swept(service: InMemoryService) -> None:
+    generation = service.admitted()
+    service.delete(generation.id)
+    service.now += service.queue.sent[-1][1]
+    assert service.deliver(generation.id) is None
+    service.store(*generation.image_ids)
+    service.now += service.queue.sent[-1][1]
+    assert service.deliver(generation.id) is None
+    assert service.images.saved == {}
+    assert (len(service.queue.sent), service.queue.callers) == (2, {"alice"})
 
 
 @pytest.mark.parametrize("asked_before", [0, 1])
-def test_where_records_cannot_be_asked_the_message_comes_again(world: World, asked_before: int) -> None:
-    generation = world.admitted()
-    world.records.claim(generation.id, "other", now=NOW, lease_until=NOW + LEASE)
-    world.records.failures.extend([None] * asked_before + ["before"])
-    with pytest.raises(RecordsUnavailableError):
-        world.deliver(generation.id)
+def test_if_records_cannot_be_asked_the_message_comes_again(service: InMemoryService, asked_before: int) -> None:
+    claimed = service.begun()
+    service.records.failures.extend([None] * asked_before + ["before"])
+    with pytest.raises(errors.RecordsUnavailableError):
+        service.deliver(claimed.id)
 
 
-# Taking over.
-
-
-def test_what_nobody_had_begun_is_begun_after_the_lease(world: World) -> None:
-    generation = world.admitted()
-    world.left(generation)
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert (record.status, record.repeated_calls) == (Status.COMPLETED, 0)
-    assert record.owner != "dead"
-
-
-def test_what_was_answered_is_fetched_and_not_bought_again(world: World) -> None:
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, 1, 0, world.answer("cat")))
-    assert world.deliver(generation.id) is None
-    assert world.provider.calls == []
-    assert world.images.saved[generation.image_ids[0]] == ("image/png", png("cat"))
-    assert world.record(generation).revised_prompt(generation.image_ids[0]) == "a nicer cat"
+# A worker takes over.
 
 
 @pytest.mark.parametrize(
-    "interruption", [ImageDownloadInterruptedError("no time"), ImageStorageInterruptedError("no time")]
+    ("sent", "answered", "stored", "bought"),
+    [(0, False, False, 1), (1, True, False, 0), (1, False, True, 0), (1, False, False, 1)],
+    ids=["not begun", "answered", "stored", "unknown"],
 )
-@pytest.mark.parametrize("by", [World.deliver, World.give_up])
-def test_a_url_that_there_was_no_time_to_fetch_is_fetched_by_the_next_message_and_not_bought_again(
-    world: World, interruption: Exception, by: Callable[[World, str], float | None]
+def test_what_a_dead_worker_left_is_finished_and_only_what_is_not_there_is_bought(
+    service: InMemoryService, sent: int, answered: bool, stored: bool, bought: int
 ) -> None:
-    generation = world.admitted()
-    claimed = world.records.claim(generation.id, "api", now=NOW, lease_until=NOW + LEASE)
-    assert claimed is not None
-    failures = (
-        world.source.failures if isinstance(interruption, ImageDownloadInterruptedError) else world.images.failures
-    )
-    failures.extend([interruption] * KEEP_TRIES)
-    with pytest.raises(UnfinishedError):
-        work(claimed, "api", world.workshop, Deadline.after(0.9))  # under the second that a download is given
-    failures.clear()
-    assert (world.record(generation).status, world.bus.ended) == (Status.IN_PROGRESS, [])
-    world.now += LEASE + 1
-    assert by(world, generation.id) is None
-    record = world.record(generation)
-    assert (record.status, record.stored_ids) == (Status.COMPLETED, generation.image_ids)
-    assert (len(world.provider.calls), record.repeated_calls, world.used) == (1, 0, {1})
-
-
-def test_what_was_stored_is_found_and_not_bought_again(world: World) -> None:
-    generation = world.admitted(response_format="b64_json")
-    world.left(generation, Call(generation.image_ids, 1))
+    generation = service.admitted()
     (image_id,) = generation.image_ids
-    world.store(image_id)
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert (world.provider.calls, record.status) == ([], Status.COMPLETED)
-    assert record.stored == {image_id: StoredImage("image/png", len(png(image_id)))}
+    call = Call((), sent, answer=service.answer("cat") if answered else None)
+    service.left_behind(generation, call, stored=[image_id] if stored else [])
+    dead = service.record(generation).owner
+    assert service.deliver(generation.id) is None
+    record = service.record(generation)
+    assert (record.status, record.repeated_calls) == (Status.COMPLETED, int(sent and bought))
+    assert record.owner != dead
+    assert len(service.provider.calls) == bought
+    content = png("cat" if answered else image_id if stored else "1-1")
+    assert service.images.saved == {image_id: ("image/png", content)}
+    assert record.stored == {image_id: StoredImage("image/png", len(content))}
+    if answered:
+        assert record.revised_prompt(image_id) == "a nicer cat"
 
 
-def test_a_call_of_unknown_outcome_is_sent_once_more_and_counted(world: World) -> None:
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, 1))
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert (len(world.provider.calls), record.repeated_calls, record.status) == (1, 1, Status.COMPLETED)
-
-
-@pytest.mark.parametrize(("sent", "repeat_unknown"), [(2, True), (1, False)])
-def test_a_call_of_unknown_outcome_that_is_not_to_be_repeated_fails_its_generation(
-    world: World, sent: int, repeat_unknown: bool
+@EACH_MESSAGE
+def test_a_url_that_there_was_no_time_to_fetch_is_fetched_by_the_next_message_and_not_bought_again(
+    service: InMemoryService, by: By
 ) -> None:
-    world.repeat_unknown = repeat_unknown
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, sent))
-    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
-    record = world.record(generation)
-    assert record.failure is not None
-    assert (record.status, record.failure.kind) == (Status.FAILED, OutcomeUnknownError.__name__)
-    assert world.provider.calls == []
+    claimed = service.begun()
+    service.source.failures.extend([INTERRUPTED] * KEEP_TRIES)
+    with pytest.raises(UnfinishedError):
+        service.work(claimed, seconds=0.9)  # under the second that a download is given
+    assert (service.record(claimed).status, service.published) == (Status.IN_PROGRESS, [])
+    service.now += LEASE + 1
+    assert by(service, claimed.id) is None
+    record = service.record(claimed)
+    assert (record.status, record.stored_ids) == (Status.COMPLETED, claimed.image_ids)
+    assert (len(service.provider.calls), record.repeated_calls, service.used) == (1, 0, {1})
 
 
-def test_a_repeated_call_that_is_refused_leaves_it_unknown_whether_the_first_was_paid(world: World) -> None:
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, 1))
-    world.provider.failures.append(UpstreamRateLimitedError("Later."))
-    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
-    record = world.record(generation)
-    assert record.failure is not None
-    assert cost_money(record.failure)
+@pytest.mark.parametrize(("sent", "repeat_unknown"), [(MOST_SENT, True), (1, False)])
+def test_a_call_of_unknown_outcome_that_is_not_to_be_repeated_fails_and_a_late_image_is_listed(
+    service: InMemoryService, sent: int, repeat_unknown: bool
+) -> None:
+    service.repeat_unknown = repeat_unknown
+    generation = service.admitted()
+    service.left_behind(generation, Call((), sent))
+    assert service.deliver(generation.id) == LONGEST_WRITER_SECONDS
+    service.now += 100
+    assert service.deliver(generation.id) == LONGEST_WRITER_SECONDS - 100
+    service.store(*generation.image_ids)  # and its writer dies before it can note it
+    service.now += LONGEST_WRITER_SECONDS - 100
+    assert service.deliver(generation.id) is None
+    record = service.record(generation)
+    assert (record.status, record.stored_ids) == (Status.FAILED, generation.image_ids)
+    assert (failure_of(service, generation).kind, service.provider.calls) == ("OutcomeUnknownError", [])
+
+
+def test_a_repeated_call_that_is_refused_leaves_it_unknown_whether_the_first_was_paid(service: InMemoryService) -> None:
+    generation = service.admitted()
+    service.left_behind(generation, Call((), sent=1))
+    service.provider.failures.append(RATE_LIMITED)
+    assert service.deliver(generation.id) == LONGEST_WRITER_SECONDS
+    assert (service.record(generation).calls[0].refused, service.used) == (1, {1})
+    assert cost_money(failure_of(service, generation))
 
 
 # The heartbeat.
 
 
-def beating(world: World, beats: int = 3) -> Generation:
-    """A generation whose upstream answers only after so many beats."""
-    world.lease = 3 * BEAT_SECONDS
-    enough = threading.Event()
-
-    class Hold(list[float]):
-        def append(self, seconds: float) -> None:
-            super().append(seconds)
-            if len(self) == beats:
-                enough.set()
-
-    world.held = Hold()
-
-    def call() -> None:
-        world.now += 1000
-        assert enough.wait(AT_MOST_SECONDS)
-
-    world.provider.during_call = call
-    return world.admitted()
+def hearts() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "heartbeat"]
 
 
-def test_a_heartbeat_renews_the_lease_and_holds_the_message(world: World) -> None:
-    generation = beating(world)
-    assert world.deliver(generation.id) is None
-    assert world.record(generation).lease_until == world.now + world.lease
-    assert world.records.asked.count("renew") >= 3
-    assert set(world.held) == {world.lease}
+@pytest.mark.parametrize("failure", [OSError("no"), errors.RecordsUnavailableError("no")])
+def test_a_heart_beats_on_after_failures_and_stops_with_the_block(failure: Exception) -> None:
+    beats: list[str] = []
+    fail, enough = raising(failure, failure), threading.Event()
+
+    def beat() -> None:
+        beats.append("beat")
+        fail()
+        enough.set()
+
+    with suppress(KeyError), heartbeat(3 * BEAT_SECONDS, beat):
+        assert enough.wait(SECONDS)
+        raise FAULT
+    assert len(beats) >= 3
+    assert hearts() == []
 
 
-def test_a_heartbeat_that_finds_no_records_beats_on(pool: ThreadPoolExecutor) -> None:
-    class Flaky(FakeGenerationStore):
-        def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
-            tries.append(lease_until)
-            if len(tries) <= 2:
-                raise RecordsUnavailableError("no")
-            super().renew(generation_id, owner, lease_until)
+def test_a_heart_stops_if_the_claim_is_lost() -> None:
+    beats: list[str] = []
 
-    tries: list[float] = []
-    world = World(pool, records=Flaky())
-    generation = beating(world, beats=1)
-    assert world.deliver(generation.id) is None
-    assert len(tries) >= 3
-    assert world.record(generation).status is Status.COMPLETED
+    def beat() -> None:
+        beats.append("beat")
+        raise LostClaimError
+
+    with heartbeat(3 * BEAT_SECONDS, beat):
+        until(lambda: not hearts(), what="the end of the heartbeat")
+    assert beats == ["beat"]
 
 
-def test_a_message_that_cannot_be_held_hinders_nothing(world: World) -> None:
-    generation = world.admitted()
-    world.lease = 3 * BEAT_SECONDS
-    tried = threading.Event()
-
-    def hold(_: float) -> None:
-        tried.set()
-        raise OSError("no")
+def test_a_heartbeat_renews_the_lease_and_holds_the_message_while_the_upstream_works(service: InMemoryService) -> None:
+    service.heartbeat, service.lease = heartbeat, 3 * BEAT_SECONDS
+    generation = service.admitted()
 
     def call() -> None:
-        assert tried.wait(AT_MOST_SECONDS)
+        service.now += 1000
+        beats = len(service.held)
+        until(lambda: len(service.held) >= beats + 3, what="three beats")  # one may be of the time before
 
-    world.provider.during_call = call
-    deadline = Deadline.after(AT_MOST_SECONDS)
-    assert work_on_message(generation.id, world.workshop, deadline, hold=hold) is None
-    assert world.record(generation).status is Status.COMPLETED
+    service.provider.during_call = call
+    assert service.deliver(generation.id) is None
+    assert service.record(generation).lease_until == service.now + service.lease
+    assert set(service.held) == {service.lease}
+    assert hearts() == []
 
 
-def test_a_heartbeat_stops_when_the_claim_is_lost(world: World) -> None:
-    world.lease = 3 * BEAT_SECONDS
-    generation = world.admitted()
+def test_a_beat_holds_no_message_if_the_claim_is_lost(service: InMemoryService) -> None:
+    generation = service.admitted()
 
     def call() -> None:
-        world.records.claim(generation.id, "other", now=NOW + 2 * LEASE, lease_until=NOW + 3 * LEASE)
-        until = time.monotonic() + AT_MOST_SECONDS
-        while "renew" not in world.records.asked and time.monotonic() < until:
-            time.sleep(0.001)
-        time.sleep(6 * BEAT_SECONDS)
+        service.claimed(generation)
+        assert service.beat
+        with pytest.raises(LostClaimError):
+            service.beat()
 
-    world.provider.during_call = call
-    world.deliver(generation.id)
-    assert world.records.asked.count("renew") == 1
-    assert world.held == []
+    service.provider.during_call = call
+    assert service.deliver(generation.id) is None
+    assert (len(service.provider.calls), service.held) == (1, [])
 
 
-def test_a_heartbeat_holds_a_cancelled_generation_while_its_upstream_call_runs(world: World) -> None:
+def test_a_beat_holds_the_message_of_what_is_cancelled_while_its_upstream_call_runs(service: InMemoryService) -> None:
     """Its message comes again only when the image is stored, or its writer is dead."""
-    generation = beating(world)
-    call = world.provider.during_call
+    generation = service.admitted()
 
-    def cancelled() -> None:
-        world.cancel(generation)
-        call()
+    def call() -> None:
+        service.cancel(generation.id)
+        assert service.beat
+        service.beat()
 
-    world.provider.during_call = cancelled
-    assert world.deliver(generation.id) is None
-    assert len(world.held) >= 3
-    assert world.record(generation).lease_until == 0  # ended with the work
-
-
-@pytest.mark.parametrize("failure", [None, UpstreamFailedError("no"), KeyError("a fault")])
-def test_a_heartbeat_ends_with_the_work(world: World, failure: Exception | None) -> None:
-    world.lease = 3 * BEAT_SECONDS
-    generation = world.admitted()
-    world.provider.failures.append(failure)
-    world.deliver(generation.id)
-    assert [thread.name for thread in threading.enumerate() if thread.name == "heartbeat"] == []
+    service.provider.during_call = call
+    assert service.deliver(generation.id) is None
+    assert service.held == [LEASE]
+    assert service.record(generation).lease_until == 0  # ended with the work
 
 
-def test_work_that_is_done_here_holds_no_message(world: World) -> None:
-    generation = world.admitted()
-    claimed = world.records.claim(generation.id, "api", now=NOW, lease_until=NOW + LEASE)
-    assert claimed is not None
-    work(claimed, "api", world.workshop, Deadline.after(AT_MOST_SECONDS))
-    assert world.record(generation).status is Status.COMPLETED
-    assert (world.queue.held, world.held) == ([], [])
+def test_work_without_a_message_holds_none(service: InMemoryService) -> None:
+    claimed = service.begun()
+    service.provider.during_call = lambda: service.beat and service.beat()
+    assert service.work(claimed)
+    assert service.record(claimed).status is Status.COMPLETED
+    assert "renew" in service.records.asked
+    assert (service.queue.held, service.held) == ([], [])
 
 
 # Ends.
 
 
 @pytest.mark.parametrize(
-    ("failure", "kind"),
+    ("failures", "kinds"),
     [
-        (PromptRejectedError("no", code="content_policy_violation"), PromptRejectedError),
-        (UpstreamFailedError("no"), UpstreamFailedError),
-        (KeyError("a fault"), InternalError),  # it may have come after the request was sent
+        ([errors.PromptRejectedError("no", code="content_policy_violation")], ["PromptRejectedError"]),
+        ([FAILED], ["UpstreamFailedError"]),
+        ([FAULT], ["InternalError"]),  # it may have come after the request was sent
+        ([None, RATE_LIMITED, None], ["PartialGenerationError", "UpstreamRateLimitedError"]),
     ],
+    ids=["refused", "failed", "fault", "part"],
 )
-def test_a_failure_ends_the_record(world: World, failure: Exception, kind: type[Exception]) -> None:
-    generation = world.admitted()
-    world.provider.failures.append(failure)
-    world.now += 3
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert record.failure is not None
+def test_a_failure_ends_the_record_with_its_cause_and_is_published(
+    service: InMemoryService, failures: list[Exception | None], kinds: list[str]
+) -> None:
+    generation = service.admitted(n=len(failures))
+    service.provider.failures.extend(failures)
+    service.now += 3
+    assert service.deliver(generation.id) is None
+    record, failure = service.record(generation), failure_of(service, generation)
     assert (record.status, record.completed_at) == (Status.FAILED, NOW + 3)
-    assert (record.failure.kind, record.failure.code) == (kind.__name__, getattr(failure, "code", None))
+    assert len(record.stored_ids) == failures.count(None)
+    assert [each.kind for each in (failure, failure.cause) if each] == kinds
+    assert failure.code == getattr(failures[0], "code", None)
+    assert [(each.id, each.failure) for each in service.bus.ended] == [(generation.id, failure)]
 
 
-def test_a_part_that_is_missing_is_named_with_its_cause(world: World) -> None:
-    generation = world.admitted(n=3)
-    world.provider.failures += [None, UpstreamRateLimitedError("Later."), None]
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert record.failure is not None
-    assert record.failure.cause is not None
-    assert record.failure.kind == PartialGenerationError.__name__
-    assert record.failure.cause.kind == "UpstreamRateLimitedError"
-    assert (record.status, len(record.stored_ids)) == (Status.FAILED, 2)
-
-
-def test_a_fault_outside_of_the_upstream_call_leaves_the_generation_to_the_next(world: World) -> None:
-    def broken(_: Generation) -> None:
-        raise KeyError("a fault")
-
-    world.large_answer = broken
-    generation = world.admitted(response_format="b64_json")
+def test_a_fault_outside_of_the_upstream_call_leaves_the_generation_to_the_next(service: InMemoryService) -> None:
+    before(service, "large_answer", raising(FAULT))
+    generation = service.admitted(response_format="b64_json")
     with pytest.raises(KeyError):
-        world.deliver(generation.id)
-    assert (world.record(generation).status, world.record(generation).failure) == (Status.IN_PROGRESS, None)
-    world.large_answer = lambda _: None
-    world.now += LEASE + 1
-    assert world.deliver(generation.id) is None
-    assert (world.record(generation).status, len(world.provider.calls)) == (Status.COMPLETED, 1)
+        service.deliver(generation.id)
+    assert (service.record(generation).status, service.record(generation).failure) == (Status.IN_PROGRESS, None)
+    service.now += LEASE + 1
+    assert service.deliver(generation.id) is None
+    assert (service.record(generation).status, len(service.provider.calls)) == (Status.COMPLETED, 1)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_an_end_that_cannot_be_written_is_raised(world: World, when: str) -> None:
-    class Endless(FakeGenerationStore):
-        def end(self, *arguments: object, **more: object) -> Generation:
-            if when == "after":
-                super().end(*arguments, **more)  # type: ignore[arg-type]
-            raise RecordsUnavailableError("no")
+@EACH_MESSAGE
+@pytest.mark.parametrize("fails", [before, after])
+def test_an_end_that_cannot_be_written_is_raised_and_left_to_the_next(
+    service: InMemoryService, fails: Callable[..., None], by: By
+) -> None:
+    end = Status.FAILED if by is InMemoryService.give_up else Status.COMPLETED
+    fails(service.records, "end", raising(errors.RecordsUnavailableError("no")))
+    generation = service.admitted()
+    with pytest.raises(errors.RecordsUnavailableError):
+        by(service, generation.id)
+    assert service.record(generation).status is (end if fails is after else Status.IN_PROGRESS)
+    assert service.published == []
+    service.now += LEASE + 1
+    assert by(service, generation.id) is None
+    assert service.published == [(generation.id, end)]
+    assert len(service.images.saved) == len(service.provider.calls) == (end is Status.COMPLETED)
 
-    world.records = Endless()
-    generation = world.admitted()
-    with pytest.raises(RecordsUnavailableError):
-        world.deliver(generation.id)
-    assert len(world.images.saved) == 1
-    assert world.record(generation).status is (Status.COMPLETED if when == "after" else Status.IN_PROGRESS)
-    assert len(world.provider.calls) == 1
+
+@pytest.mark.parametrize("by", [*BY_MESSAGE, by_first_worker], ids=["deliver", "give_up", "first worker"])
+@pytest.mark.parametrize(("when", "published"), [("before", 1), ("after", 2)])
+def test_an_end_that_could_not_be_published_is_published_by_the_next_message(
+    service: InMemoryService, by: By, when: Any, published: int
+) -> None:
+    generation = service.admitted()
+    service.bus.failures.append(when)
+    with pytest.raises(errors.RecordsUnavailableError):
+        by(service, generation.id)
+    status = Status.FAILED if by is InMemoryService.give_up else Status.COMPLETED
+    assert (service.record(generation).status, service.record(generation).announced) == (status, False)
+    assert service.deliver(generation.id) is None
+    assert service.published == [(generation.id, status)] * published
+    assert len(service.provider.calls) == (status is Status.COMPLETED)
 
 
-# Cancelled and deleted while the upstream works.
+# Cancelled, taken over or deleted while the upstream works.
 
 
 def test_cancelling_while_the_upstream_works_sends_no_further_call_and_keeps_the_image_that_comes(
-    world: World,
+    service: InMemoryService,
 ) -> None:
-    generation = world.admitted(n=3)
-    world.provider.during_call = lambda: world.cancel(generation)
-    with ThreadPoolExecutor(1) as one_by_one:
-        world.pool = one_by_one
+    generation = service.admitted(n=3)
+    service.provider.during_call = lambda: service.cancel(generation.id)
+    with ThreadPoolExecutor(1) as service.pool:
         for _ in range(2):
-            assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert (len(world.provider.calls), record.status, world.used) == (1, Status.CANCELLED, {1})
+            assert service.deliver(generation.id) is None
+    record = service.record(generation)
+    assert (len(service.provider.calls), record.status, service.used) == (1, Status.CANCELLED, {1})
     assert record.stored_ids == generation.image_ids[:1]
 
 
-def meanwhile_cancelled(world: World, generation: Generation) -> None:
-    world.cancel(generation)
+def cancelled(service: InMemoryService, generation: Generation) -> None:
+    service.cancel(generation.id)
 
 
-def meanwhile_taken_over(world: World, generation: Generation) -> None:
-    world.records.claim(generation.id, "other", now=NOW + LEASE + 1, lease_until=NOW + 200)
+def cancelled_unpublished(service: InMemoryService, generation: Generation) -> None:
+    service.records.cancel(generation.id, now=service.now)
 
 
-def meanwhile_given_up(world: World, generation: Generation) -> None:
-    world.now += LEASE + 1
-    assert world.give_up(generation.id) == LONGEST_WRITER_SECONDS
+def given_up(service: InMemoryService, generation: Generation) -> None:
+    service.now += LEASE + 1
+    assert service.give_up(generation.id) == LONGEST_WRITER_SECONDS
 
 
-MEANWHILE = pytest.mark.parametrize(
-    ("meanwhile", "status"),
-    [
-        (meanwhile_cancelled, Status.CANCELLED),
-        (meanwhile_taken_over, Status.IN_PROGRESS),
-        (meanwhile_given_up, Status.FAILED),
-    ],
-)
+Meanwhile = Callable[[InMemoryService, Generation], None]
 
 
-@MEANWHILE
 @pytest.mark.parametrize("response_format", ["url", "b64_json"])
-def test_an_image_that_still_comes_is_kept_and_listed(
-    world: World,
-    meanwhile: Callable[[World, Generation], None],
-    status: Status,
-    response_format: ResponseFormat,
+@pytest.mark.parametrize(
+    ("meanwhile", "status"),
+    [(cancelled, Status.CANCELLED), (cancelled_unpublished, Status.CANCELLED), (given_up, Status.FAILED)],
+)
+def test_an_image_that_still_comes_is_kept_and_listed_and_the_end_is_published_once(
+    service: InMemoryService, meanwhile: Meanwhile, status: Status, response_format: ResponseFormat
 ) -> None:
-    generation = world.admitted(response_format=response_format)
-    world.provider.during_call = lambda: meanwhile(world, generation)
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
+    generation = service.admitted(response_format=response_format)
+    service.provider.during_call = lambda: meanwhile(service, generation)
+    assert service.deliver(generation.id) is None
+    record = service.record(generation)
     assert (record.status, record.stored_ids) == (status, generation.image_ids)
-    assert list(world.images.saved) == list(generation.image_ids)
+    assert list(service.images.saved) == list(generation.image_ids)
     assert record.calls[0].answer is not None
-    assert (len(world.provider.calls), world.used) == (1, {1})
+    assert (len(service.provider.calls), service.used) == (1, {1})
+    assert service.published == [(generation.id, status)]
 
 
-def test_who_lost_the_claim_to_another_worker_leaves_the_lease_to_it(world: World) -> None:
-    generation = world.admitted()
-    world.provider.during_call = lambda: meanwhile_taken_over(world, generation)
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert (record.owner, record.lease_until, world.bus.ended) == ("other", NOW + 200, [])
-
-
-def test_an_image_is_listed_whose_writer_died_after_the_generation_had_ended(world: World) -> None:
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, MOST_SENT))
-    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
-    world.now += 100
-    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS - 100
-    world.images.save(generation.image_ids[0], ImageBody("image/png", 3, iter([b"abc"])), Deadline.after(9))
-    world.now += LONGEST_WRITER_SECONDS - 100
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert (record.status, record.stored_ids) == (Status.FAILED, generation.image_ids)
-
-
-@pytest.mark.parametrize("meanwhile", [meanwhile_cancelled, meanwhile_given_up])
-def test_a_refusal_that_comes_after_the_end_returns_the_quota_once(
-    world: World, meanwhile: Callable[[World, Generation], None]
+@pytest.mark.parametrize("response_format", ["url", "b64_json"])
+def test_who_lost_the_claim_to_another_worker_lists_its_image_and_leaves_the_lease_and_the_end_to_it(
+    service: InMemoryService, response_format: ResponseFormat
 ) -> None:
-    generation = world.admitted()
+    generation = service.admitted(response_format=response_format)
+    claims: list[Generation] = []
+    service.provider.during_call = lambda: claims.append(service.claimed(generation))
+    assert service.deliver(generation.id) is None
+    record = service.record(generation)
+    assert (record.owner, record.lease_until) == (claims[0].owner, service.now + LEASE)
+    assert (record.status, record.stored_ids) == (Status.IN_PROGRESS, generation.image_ids)
+    assert (len(service.provider.calls), service.used, service.published) == (1, {1}, [])
+
+
+@pytest.mark.parametrize("meanwhile", [cancelled, given_up])
+def test_a_refusal_that_comes_after_the_end_returns_quota_once(service: InMemoryService, meanwhile: Meanwhile) -> None:
+    generation = service.admitted()
     used: list[set[int]] = []
 
     def call() -> None:
-        meanwhile(world, generation)
-        used.append(world.used)
+        meanwhile(service, generation)
+        used.append(service.used)
 
-    world.provider.during_call = call
-    world.provider.failures.append(UpstreamRateLimitedError("Later."))
+    service.provider.during_call = call
+    service.provider.failures.append(RATE_LIMITED)
     for _ in range(3):
-        assert world.deliver(generation.id) is None
-    assert (used, world.used) == ([{1}], {0})
-    assert len(world.bus.ended) == 1
+        assert service.deliver(generation.id) is None
+    assert (used, service.used) == ([{1}], {0})
+    assert len(service.published) == 1
 
 
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("response_format", ["url", "b64_json"])
+@pytest.mark.parametrize(("n", "response_format"), [(1, "url"), (3, "b64_json")])
 def test_what_is_stored_after_a_deletion_is_deleted_by_its_writer(
-    world: World, n: int, response_format: ResponseFormat
+    service: InMemoryService, n: int, response_format: ResponseFormat
 ) -> None:
-    generation = world.admitted(n=n, response_format=response_format)
-    once = threading.Lock()
-
-    def deleted() -> None:
-        if once.acquire(blocking=False):
-            world.delete(generation)
-
-    world.images.during_save = deleted
-    assert world.deliver(generation.id) is None
-    assert world.images.tries
-    assert world.images.saved == {}
-    assert world.records.get(generation.id) is None
+    generation = service.admitted(n=n, response_format=response_format)
+    before(service.images, "save", lambda *_: service.delete(generation.id), once=True)
+    assert service.deliver(generation.id) is None
+    assert service.images.tries
+    assert service.images.saved == {}
+    assert service.records.get(generation.id) is None
 
 
-def test_nothing_is_fetched_for_what_was_deleted_while_the_upstream_worked(world: World) -> None:
-    generation = world.admitted()
-    world.provider.during_call = lambda: world.delete(generation)
-    assert world.deliver(generation.id) is None
-    assert (world.source.opened, world.images.saved) == ([], {})
+def test_nothing_is_fetched_for_what_was_deleted_while_the_upstream_worked(service: InMemoryService) -> None:
+    generation = service.admitted()
+    service.provider.during_call = lambda: service.delete(generation.id)
+    assert service.deliver(generation.id) is None
+    assert (service.source.opened, service.images.saved) == ([], {})
 
 
 # Large answers.
@@ -745,164 +535,105 @@ def large(_: Generation) -> tuple[int, Iterator[bytes]]:
     return 8, iter([b'{"a": ', b"1}"])
 
 
-def test_a_large_answer_is_stored_before_the_record_ends(pool: ThreadPoolExecutor) -> None:
-    at_that_time: list[Generation] = []
-
-    class Images(FakeImageStore):
-        def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
-            at_that_time.append(world.record(generation))
-            super().save_answer(generation_id, length, blocks, deadline)
-
-    world = World(pool, images=Images(), large_answer=large)
-    generation = world.admitted(n=3, response_format="b64_json")
-    assert world.deliver(generation.id) is None
-    (record,) = at_that_time
-    assert (record.status, record.stored_ids) == (Status.IN_PROGRESS, generation.image_ids)
-    assert world.images.answers == {generation.id: b'{"a": 1}'}
-    assert world.record(generation).status is Status.COMPLETED
-
-
-def test_whether_an_answer_is_large_is_judged_by_the_whole_record(world: World) -> None:
-    judged: list[Generation] = []
-
-    def judge(generation: Generation) -> None:
-        judged.append(generation)
-
-    world.large_answer = judge
-    generation = world.admitted(n=3, response_format="b64_json")
-    world.deliver(generation.id)
-    assert [(each.id, each.stored_ids) for each in judged] == [(generation.id, generation.image_ids)]
-    assert world.images.answers == {}
-
-
-def test_an_answer_of_links_is_never_large(world: World) -> None:
-    world.large_answer = large
-    generation = world.admitted()
-    world.deliver(generation.id)
-    assert world.images.answers == {}
-
-
-def test_a_large_answer_that_cannot_be_stored_fails_the_generation_and_keeps_its_images(
-    pool: ThreadPoolExecutor,
+def test_a_large_answer_is_judged_by_the_whole_record_and_stored_before_its_end(
+    service: InMemoryService,
 ) -> None:
-    class Images(FakeImageStore):
-        def save_answer(self, *arguments: object) -> None:
-            raise ImageStorageError("no")
+    service.large_answer = large
+    judged: list[Generation] = []
+    at_that_time: list[Status] = []
+    generation = service.admitted(n=3, response_format="b64_json")
+    before(service, "large_answer", judged.append)
+    before(service.images, "save_answer", lambda *_: at_that_time.append(service.record(generation).status))
+    assert service.deliver(generation.id) is None
+    assert [(each.id, each.stored_ids) for each in judged] == [(generation.id, generation.image_ids)]
+    assert at_that_time == [Status.IN_PROGRESS]
+    assert service.images.answers == {generation.id: b'{"a": 1}'}
+    assert service.record(generation).status is Status.COMPLETED
 
-    world = World(pool, images=Images(), large_answer=large)
-    generation = world.admitted(response_format="b64_json")
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
-    assert record.failure is not None
-    assert cost_money(record.failure)
+
+def test_a_large_answer_that_cannot_be_stored_fails_the_work_and_keeps_its_images(
+    service: InMemoryService,
+) -> None:
+    service.large_answer = large
+    before(service.images, "save_answer", raising(NOT_STORED))
+    generation = service.admitted(response_format="b64_json")
+    assert service.deliver(generation.id) is None
+    record = service.record(generation)
+    assert cost_money(failure_of(service, generation))
     assert (record.status, record.stored_ids) == (Status.FAILED, generation.image_ids)
 
 
-def test_a_large_answer_that_is_stored_after_a_deletion_is_deleted_again(pool: ThreadPoolExecutor) -> None:
-    class Images(FakeImageStore):
-        def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
-            world.delete(generation)
-            super().save_answer(generation_id, length, blocks, deadline)
-
-    world = World(pool, images=Images(), large_answer=large)
-    generation = world.admitted(response_format="b64_json")
-    assert world.deliver(generation.id) is None
-    assert world.images.saved == {}
-    assert world.images.answers == {}
+def test_a_large_answer_that_is_stored_after_a_deletion_is_deleted_again(service: InMemoryService) -> None:
+    service.large_answer = large
+    generation = service.admitted(response_format="b64_json")
+    before(service.images, "save_answer", lambda *_: service.delete(generation.id))
+    assert service.deliver(generation.id) is None
+    assert (service.images.saved, service.images.answers) == ({}, {})
 
 
-@pytest.mark.parametrize("gone", ["cancelled", "deleted"])
-def test_no_large_answer_is_stored_for_what_is_cancelled_or_deleted(pool: ThreadPoolExecutor, gone: str) -> None:
-    class Records(FakeGenerationStore):
-        """The caller is faster than the look at the whole record."""
-
-        def get(self, generation_id: str) -> Generation | None:
-            if generation_id in taken:
-                return super().get(generation_id)
-            taken.append(generation_id)
-            self.cancel(generation_id, now=NOW)
-            if gone == "deleted":
-                world.delete(generation)
-            return super().get(generation_id)
-
-    taken: list[str] = []
-    world = World(pool, records=Records(), large_answer=large)
-    generation = world.admitted(response_format="b64_json")
-    assert world.deliver(generation.id) is None
-    assert taken == [generation.id]
-    assert world.images.answers == {}
-    assert bool(world.images.saved) is (gone == "cancelled")
+@pytest.mark.parametrize("gone", [InMemoryService.cancel, InMemoryService.delete], ids=["cancelled", "deleted"])
+def test_no_large_answer_is_stored_for_what_is_cancelled_or_deleted(
+    service: InMemoryService, gone: Callable[[InMemoryService, str], object]
+) -> None:
+    """The caller is faster than the look at the whole record."""
+    service.large_answer = large
+    generation = service.admitted(response_format="b64_json")
+    before(service.records, "get", lambda _: gone(service, generation.id), once=True)
+    assert service.deliver(generation.id) is None
+    assert service.images.answers == {}
+    assert bool(service.images.saved) is (gone is InMemoryService.cancel)
 
 
 # Dead letters.
 
 
-@pytest.mark.parametrize(("sent", "used"), [(0, 0), (1, 1), (2, 1)])
-def test_what_every_attempt_died_on_is_failed_and_not_bought(world: World, sent: int, used: int) -> None:
-    """Its quota is returned only if nothing was sent."""
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, sent))
-    assert world.give_up(generation.id) == (LONGEST_WRITER_SECONDS if sent else None)
-    record = world.record(generation)
-    assert record.failure is not None
-    assert (record.status, record.failure.kind) == (Status.FAILED, AbandonedError.__name__)
-    assert (record.completed_at, world.provider.calls, world.used) == (NOW, [], {used})
-    assert cost_money(record.failure)
+@pytest.mark.parametrize(("sent", "used"), [(None, 0), (0, 0), (1, 1), (2, 1)])
+def test_what_every_attempt_died_on_fails_unbought(service: InMemoryService, sent: int | None, used: int) -> None:
+    """Its quota is returned only if nothing was sent. None: nobody ever claimed it."""
+    generation = service.admitted()
+    if sent is not None:
+        service.left_behind(generation, Call((), sent))
+    assert service.give_up(generation.id) == (LONGEST_WRITER_SECONDS if sent else None)
+    record, failure = service.record(generation), failure_of(service, generation)
+    assert (record.status, failure.kind) == (Status.FAILED, "AbandonedError")
+    assert (record.completed_at, service.provider.calls, service.used) == (service.now, [], {used})
+    assert cost_money(failure)
 
 
-def test_what_nobody_ever_claimed_is_failed(world: World) -> None:
-    generation = world.admitted()
-    assert world.give_up(generation.id) is None
-    assert (world.record(generation).status, world.used) == (Status.FAILED, {0})
-
-
-def test_what_is_known_to_be_paid_for_is_fetched_and_listed_and_nothing_is_bought(world: World) -> None:
-    generation = world.admitted(n=3)
-    first, second, third = generation.calls
-    world.left(
-        generation,
-        Call(first.image_ids, 1, 0, world.answer("known")),
-        Call(second.image_ids, 1),
-        Call(third.image_ids, 1, 0, world.answer("other")),
-    )
-    world.store(*second.image_ids)
-    assert world.give_up(generation.id) is None
-    record = world.record(generation)
+def test_what_is_known_to_be_paid_for_is_fetched_and_listed_and_nothing_is_bought(service: InMemoryService) -> None:
+    generation = service.admitted(n=3)
+    first, second, _ = generation.image_ids
+    known, stored, other = Call((), 1, 0, service.answer("known")), Call((), 1), Call((), 1, 0, service.answer("other"))
+    service.left_behind(generation, known, stored, other, stored=[second])
+    assert service.give_up(generation.id) is None
+    record = service.record(generation)
     assert (record.status, record.failure) == (Status.COMPLETED, None)
     assert record.stored_ids == generation.image_ids
-    assert world.images.saved[first.image_ids[0]] == ("image/png", png("known"))
-    assert (world.provider.calls, record.repeated_calls) == ([], 0)
+    assert service.images.saved[first] == ("image/png", png("known"))
+    assert (service.provider.calls, record.repeated_calls) == ([], 0)
 
 
-def test_what_can_be_fetched_in_part_is_given_up_with_this_part(world: World) -> None:
-    generation = world.admitted(n=3)
-    first, second, _ = generation.calls
-    world.left(generation, Call(first.image_ids, 1, 0, world.answer("known")), Call(second.image_ids, 1))
-    assert world.give_up(generation.id) == LONGEST_WRITER_SECONDS
-    record = world.record(generation)
-    assert record.failure is not None
-    assert record.failure.cause is not None
-    assert (record.status, record.stored_ids) == (Status.FAILED, first.image_ids)
-    assert (record.failure.kind, record.failure.cause.kind) == ("PartialGenerationError", "AbandonedError")
-    assert (world.provider.calls, world.used) == ([], {2})  # the third was never sent
+def test_what_can_be_fetched_in_part_is_given_up_with_this_part(service: InMemoryService) -> None:
+    generation = service.admitted(n=3)
+    service.left_behind(generation, Call((), 1, 0, service.answer("known")), Call((), 1))
+    assert service.give_up(generation.id) == LONGEST_WRITER_SECONDS
+    record, failure = service.record(generation), failure_of(service, generation)
+    assert (record.status, record.stored_ids) == (Status.FAILED, generation.image_ids[:1])
+    assert failure.cause is not None
+    assert (failure.kind, failure.cause.kind) == ("PartialGenerationError", "AbandonedError")
+    assert (service.provider.calls, service.used) == ([], {2})  # the third was never sent
 
 
-@pytest.mark.parametrize(("left", "again"), [(60.0, 60.0), (0.5, 1.0)])
-def test_what_somebody_works_on_is_not_given_up(world: World, left: float, again: float) -> None:
-    generation = world.admitted()
-    world.records.claim(generation.id, "other", now=NOW, lease_until=NOW + left)
-    assert world.give_up(generation.id) == pytest.approx(again)
-    assert world.record(generation).status is Status.IN_PROGRESS
-
-
-@pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])
-def test_what_has_ended_is_not_given_up(world: World, status: Status) -> None:
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, 1))
-    world.records.end(generation.id, "dead", status, now=NOW)
-    before = world.record(generation)
-    assert world.give_up(generation.id) is None
-    assert world.record(generation) == replace(before, announced=True)
+@pytest.mark.parametrize("failure", [None, INTERRUPTED], ids=["fetched", "no time"])
+def test_what_is_cancelled_while_given_up_is_looked_at_again(
+    service: InMemoryService, failure: Exception | None
+) -> None:
+    generation = service.admitted()
+    service.left_behind(generation, Call((), 1, 0, service.answer("known")))
+    service.source.failures.extend([failure] * KEEP_TRIES)
+    before(service.source, "open", lambda *_: service.cancel(generation.id))
+    assert service.give_up(generation.id, seconds=0.9) == 1.0
+    assert service.published == [(generation.id, Status.CANCELLED)]
 
 
 # What was reserved.
@@ -912,141 +643,120 @@ def test_what_has_ended_is_not_given_up(world: World, status: Status) -> None:
     ("failures", "used"),
     [
         ([None, None, None], 3),
-        ([None, PromptRejectedError("no"), None], 2),
-        ([UpstreamRateLimitedError("later"), None, PromptRejectedError("no")], 1),
-        ([PromptRejectedError("no"), UpstreamFailedError("broken"), None], 2),
-        ([PromptRejectedError("no")] * 3, 0),
-        ([UpstreamFailedError("broken")] * 3, 3),
-        ([KeyError("a fault"), PromptRejectedError("no"), None], 2),
+        ([None, REJECTED, None], 2),
+        ([RATE_LIMITED, None, REJECTED], 1),
+        ([REJECTED, FAILED, None], 2),
+        ([REJECTED] * 3, 0),
+        ([FAILED] * 3, 3),
+        ([FAULT, REJECTED, None], 2),
     ],
 )
 def test_what_certainly_was_not_charged_is_returned_once_and_nothing_else(
-    world: World, failures: list[Exception | None], used: int
+    service: InMemoryService, failures: list[Exception | None], used: int
 ) -> None:
-    world.provider.failures.extend(failures)
-    generation = world.admitted(n=3)
+    service.provider.failures.extend(failures)
+    generation = service.admitted(n=3)
     for _ in range(3):
-        assert world.deliver(generation.id) is None
-    assert world.used == {used}
-
-
-def test_a_refusal_after_a_call_of_unknown_outcome_returns_nothing(world: World) -> None:
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, 1))
-    world.provider.failures.append(UpstreamRateLimitedError("Later."))
-    assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
-    assert (world.record(generation).calls[0].refused, world.used) == (1, {1})
+        assert service.deliver(generation.id) is None
+    assert service.used == {used}
 
 
 # An operator's retry.
 
 
-def test_a_retry_buys_only_what_is_missing(world: World) -> None:
-    generation = world.admitted(n=3)
-    world.provider.failures += [None, UpstreamRateLimitedError("Later."), UpstreamFailedError("no")]
-    world.deliver(generation.id)
-    assert world.used == {2}
-    waiting = world.retry(generation)
+def test_a_retry_buys_only_what_is_missing(service: InMemoryService) -> None:
+    generation = service.admitted(n=3)
+    service.provider.failures += [None, RATE_LIMITED, FAILED]
+    service.deliver(generation.id)
+    assert service.used == {2}
+    waiting = service.retry(generation.id)
     assert waiting is not None
-    assert (waiting.status, waiting.failure, world.used) == (Status.QUEUED, None, {3})
-    assert world.deliver(generation.id) is None
-    record = world.record(generation)
+    assert (waiting.status, waiting.failure, service.used) == (Status.QUEUED, None, {3})
+    assert service.deliver(generation.id) is None
+    record = service.record(generation)
     assert (record.status, record.stored_ids) == (Status.COMPLETED, generation.image_ids)
-    assert (len(world.provider.calls), sum(call.sent for call in record.calls)) == (5, 5)
-    assert (world.used, [each.status for each in world.bus.ended]) == ({3}, [Status.FAILED, Status.COMPLETED])
+    assert (len(service.provider.calls), sum(call.sent for call in record.calls)) == (5, 5)
+    assert service.used == {3}
+    assert service.published == [(generation.id, Status.FAILED), (generation.id, Status.COMPLETED)]
 
 
-def test_each_retry_allows_one_more_sending_and_all_are_counted(world: World) -> None:
-    generation = world.admitted()
+def test_each_retry_allows_one_more_sending_and_all_are_counted(service: InMemoryService) -> None:
+    generation = service.admitted()
     for retries, sent in enumerate((2, 3, 4)):
-        if retries:
-            assert world.retry(generation) is not None
-        for _ in range(3):  # as often as workers die in it
-            claimed = world.records.claim(generation.id, "dying", now=world.now, lease_until=world.now)
-            world.now += 1
-            if claimed and claimed.calls[0].sent < sent:
-                world.records.save_sending(generation.id, "dying", 0, claimed.calls[0].sent + 1)
-        assert world.deliver(generation.id) == LONGEST_WRITER_SECONDS
-        record = world.record(generation)
-        assert record.failure is not None
-        assert (record.failure.kind, record.calls[0].sent) == ("OutcomeUnknownError", sent)
+        assert not retries or service.retry(generation.id)
+        while (claimed := service.claimed(generation)).calls[0].sent < sent:  # as often as workers die in it
+            assert claimed.owner
+            service.records.save_sending(claimed.id, claimed.owner, 0, claimed.calls[0].sent + 1)
+        service.now += LEASE + 1
+        assert service.deliver(generation.id) == LONGEST_WRITER_SECONDS
+        record = service.record(generation)
+        assert (failure_of(service, generation).kind, record.calls[0].sent) == ("OutcomeUnknownError", sent)
         assert (record.retries, record.repeated_calls) == (retries, sent - 1)
-    assert world.provider.calls == []
-    assert world.retry(generation) is not None
-    assert world.deliver(generation.id) is None
-    assert (world.record(generation).status, world.record(generation).repeated_calls) == (Status.COMPLETED, 4)
-    assert (len(world.provider.calls), world.used) == (1, {1})
+    assert service.provider.calls == []
+    assert service.retry(generation.id) is not None
+    assert service.deliver(generation.id) is None
+    assert (service.record(generation).status, service.record(generation).repeated_calls) == (Status.COMPLETED, 4)
+    assert (len(service.provider.calls), service.used) == (1, {1})
 
 
-def test_quota_is_taken_again_by_each_retry_and_returned_by_each_refusal(world: World) -> None:
-    generation = world.admitted()
-    for _ in range(3):
-        world.provider.failures.append(PromptRejectedError("no"))
+def test_each_retry_takes_quota_of_its_day_again_and_each_refusal_returns_it_once(service: InMemoryService) -> None:
+    generation = service.admitted()
+    for day in (1, 2, 3):
+        service.provider.failures.append(REJECTED)
         for _ in range(2):
-            world.deliver(generation.id)
-        assert world.used == {0}
-        world.retry(generation)
-        assert world.used == {1}
-    assert world.deliver(generation.id) is None
-    assert (world.record(generation).status, world.used) == (Status.COMPLETED, {1})
+            service.deliver(generation.id)
+        assert service.used == {0}
+        service.now += 24 * 3600
+        service.retry(generation.id)
+        assert list(service.counters.used.values()) == [0, 0] * day + [1, 1]
+    assert service.deliver(generation.id) is None
+    assert service.record(generation).status is Status.COMPLETED
+    assert list(service.counters.used.values()) == [0, 0] * 3 + [1, 1]
 
 
-def test_what_is_returned_after_a_retry_goes_to_the_day_on_which_it_was_taken_again(world: World) -> None:
-    generation = world.admitted()
-    world.provider.failures += [PromptRejectedError("no")] * 2
-    world.deliver(generation.id)
-    world.now += 24 * 3600
-    world.retry(generation)
-    assert sorted(world.counters.used.values()) == [0, 0, 1, 1]
-    world.deliver(generation.id)
-    assert world.used == {0}
+def test_a_retry_whose_message_is_lost_is_brought_by_the_safety_net(service: InMemoryService) -> None:
+    generation = service.admitted()
+    service.provider.failures.append(FAILED)
+    service.deliver(generation.id)
+    service.queue.failures += [None, "before"]
+    assert service.retry(generation.id) is not None
+    assert service.queue.sent == [(generation.id, LEASE * SAFETY_NET_LEASES)]
+    assert service.deliver(generation.id) is None
+    assert service.record(generation).status is Status.COMPLETED
 
 
-def test_a_retry_whose_message_is_lost_is_brought_by_the_safety_net(world: World) -> None:
-    generation = world.admitted()
-    world.provider.failures.append(UpstreamFailedError("no"))
-    world.deliver(generation.id)
-    world.queue.failures += [None, "before"]
-    assert world.retry(generation) is not None
-    assert world.queue.sent == [(generation.id, LEASE * SAFETY_NET_LEASES)]
-    assert world.deliver(generation.id) is None
-    assert world.record(generation).status is Status.COMPLETED
+def test_a_retry_fetches_what_the_dead_letters_had_no_time_to_fetch(service: InMemoryService) -> None:
+    generation = service.admitted()
+    service.left_behind(generation, Call((), 1, 0, service.answer("cat")))
+    service.source.failures.extend([INTERRUPTED] * KEEP_TRIES)
+    assert service.give_up(generation.id, seconds=0.9) is None
+    assert service.record(generation).status is Status.FAILED
+    assert failure_of(service, generation).kind == "AbandonedError"
+    assert service.retry(generation.id) is not None
+    assert service.deliver(generation.id) is None
+    assert (service.record(generation).status, service.provider.calls) == (Status.COMPLETED, [])
 
 
-def test_a_retry_fetches_what_the_dead_letters_had_no_time_to_fetch(world: World) -> None:
-    generation = world.admitted()
-    world.left(generation, Call(generation.image_ids, 1, 0, world.answer("cat")))
-    world.source.failures.extend([ImageDownloadInterruptedError("no time")] * KEEP_TRIES)
-    assert world.give_up(generation.id, seconds=0.9) is None
-    world.source.failures.clear()
-    record = world.record(generation)
-    assert record.failure is not None
-    assert (record.status, record.failure.kind) == (Status.FAILED, AbandonedError.__name__)
-    assert world.retry(generation) is not None
-    assert world.deliver(generation.id) is None
-    assert (world.record(generation).status, world.provider.calls) == (Status.COMPLETED, [])
-
-
-def test_a_failure_is_not_retried_before_it_is_published(world: World) -> None:
-    generation = world.admitted()
-    world.provider.failures.append(PromptRejectedError("no"))
-    world.bus.failures.append("before")
-    with pytest.raises(RecordsUnavailableError):
-        world.deliver(generation.id)
-    assert world.retry(generation) is None
-    assert (world.queue.sent, world.record(generation).status) == ([], Status.FAILED)
-    assert world.deliver(generation.id) is None
-    assert world.retry(generation) is not None
+def test_a_failure_is_not_retried_before_it_is_published(service: InMemoryService) -> None:
+    generation = service.admitted()
+    service.provider.failures.append(REJECTED)
+    service.bus.failures.append("before")
+    with pytest.raises(errors.RecordsUnavailableError):
+        service.deliver(generation.id)
+    assert service.retry(generation.id) is None
+    assert (service.queue.sent, service.record(generation).status) == ([], Status.FAILED)
+    assert service.deliver(generation.id) is None
+    assert service.retry(generation.id) is not None
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.IN_PROGRESS, Status.COMPLETED, Status.CANCELLED])
-def test_only_what_has_failed_is_retried(world: World, status: Status) -> None:
-    generation = world.admitted()
-    if status is not Status.QUEUED:
-        world.records.claim(generation.id, "other", now=NOW, lease_until=NOW + LEASE)
-    if status not in (Status.QUEUED, Status.IN_PROGRESS):
-        world.records.end(generation.id, "other", status, now=NOW)
-        world.deliver(generation.id)
-    before, used = world.record(generation), world.used
-    assert world.retry(generation) is None
-    assert (world.record(generation), world.queue.sent, world.used) == (before, [], used)
+def test_only_what_has_failed_is_retried(service: InMemoryService, status: Status) -> None:
+    generation = service.admitted()
+    if status is Status.IN_PROGRESS:
+        service.claimed(generation)
+    elif status is not Status.QUEUED:
+        service.ended(generation, status)
+        service.deliver(generation.id)
+    record, used = service.record(generation), service.used
+    assert service.retry(generation.id) is None
+    assert (service.record(generation), service.queue.sent, service.used) == (record, [], used)
