@@ -75,7 +75,7 @@ FUNCTIONS: dict[str, tuple[FromEnv, dict[str, str]]] = {
     "site": (SiteSettings.from_env, SITE),
 }
 EACH_FUNCTION = pytest.mark.parametrize(("from_env", "environ"), FUNCTIONS.values(), ids=FUNCTIONS)
-OPTIONAL = {"image_prices": {}, "model_aliases": {}, "s3_endpoint_url": None}
+OPTIONAL: dict[str, Any] = {"image_prices": {}, "model_aliases": {}, "s3_endpoint_url": None}
 URLS = ("PUBLIC_BASE_URL", "UPSTREAM_BASE_URL")
 FLAGS = ("API_IS_FIRST_WORKER", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS")
 BOUNDS = [
