@@ -12,19 +12,12 @@ class AlreadyExistsError(Exception):
     pass
 
 
-class NotFoundError(Exception):
-    pass
-
-
-class Errors:
-    ParameterAlreadyExists = AlreadyExistsError
-    ParameterNotFound = NotFoundError
-
-
-class Parameters:
+class FakeSsm:
     """Writes each new parameter, loses the answer, and refuses the repetition of that write."""
 
-    exceptions = Errors
+    class exceptions:  # noqa: N801  # the SDK's name
+        ParameterAlreadyExists = AlreadyExistsError
+        ParameterNotFound = KeyError
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
@@ -37,12 +30,11 @@ class Parameters:
         return {"Parameter": {"Value": self.values[asked["Name"]]}}
 
 
-def test_a_key_whose_write_was_repeated_is_shown_and_another_client_s_is_not_replaced(
+def test_a_key_whose_write_was_repeated_is_shown_and_another_is_not_replaced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ssm: Any = Parameters()
+    ssm: Any = FakeSsm()
     asked = argparse.Namespace(stack="imagegen", client="alice", replace=False, images_per_day=None)
-
     assert make(ssm, asked) == 0
     assert capsys.readouterr().out.startswith("ig_alice_")
 
