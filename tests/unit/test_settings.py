@@ -15,42 +15,28 @@ from imagegen.settings import (
     WorkerSettings,
 )
 
-EVERY = {
-    "API_IS_FIRST_WORKER": "false",
-    "AWS_REGION": "eu-central-1",
-    "BASE_URL": "https://images.example/prod",
-    "BATCH_GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/batch-generations",
-    "CLIENTS_PATH": "/imagegen/prod/clients",
-    "CORS_ORIGIN": "*",
-    "DURABLE_URLS": "true",
-    "EVENT_BUS": "images",
-    "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
-    "GENERATION_TABLE": "generations-123",
-    "IMAGES_PER_CLIENT_PER_DAY": "200",
-    "IMAGES_PER_DAY": "1000",
-    "IMAGE_BUCKET": "images-123",
-    "IMAGE_ORIGIN": "https://images-123.s3.eu-central-1.amazonaws.com",
-    "INBOX_BUCKET": "inbox-123",
-    "INTAKE_DEAD_LETTERS_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
-    "INTAKE_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
-    "LEASE_SECONDS": "45",
-    "LINK_SECONDS": "3600",
-    "MAX_IMAGE_BYTES": "26214400",
-    "MOST_WAITERS": "50",
-    "PROMPT_MAX_CHARACTERS": "2000",
-    "PUBLIC_BASE_URL": "https://images.example/public",
-    "RECORD_DAYS": "90",
-    "REPEAT_UNKNOWN_CALLS": "true",
-    "STACK_NAME": "images-dev",
-    "UPSTREAM_API_KEY_PARAMETER": "/imagegen/upstream/key",
-    "UPSTREAM_BASE_URL": "https://upstream.example/v1",
-    "UPSTREAM_TIMEOUT_SECONDS": "100",
-    "WAIT_SECONDS": "20",
-}
+URLS = ("PUBLIC_BASE_URL", "UPSTREAM_BASE_URL")
+FLAGS = ("API_IS_FIRST_WORKER", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS")
+BOUNDS = [
+    ("LEASE_SECONDS", 1, 60),
+    ("LINK_SECONDS", 60, 604_800),
+    ("MAX_IMAGE_BYTES", 1, 104_857_600),
+    ("IMAGES_PER_CLIENT_PER_DAY", 0, 1_000_000_000),
+    ("IMAGES_PER_DAY", 0, 1_000_000_000),
+    ("MOST_WAITERS", 0, 10_000),
+    ("PROMPT_MAX_CHARACTERS", 1, 32_000),
+    ("RECORD_DAYS", 1, 36_500),
+    ("UPSTREAM_TIMEOUT_SECONDS", 1, 800),
+    ("WAIT_SECONDS", 0, 25),
+]
 
 
 def only(names: str) -> dict[str, str]:
-    return {name: EVERY[name] for name in names.upper().split()}
+    """Variables with good values."""
+    numbers = {name: str(most) for name, _, most in BOUNDS}
+    urls = {name: f"https://{name.partition('_')[0].lower()}.example" for name in (*URLS, "BASE_URL", "IMAGE_ORIGIN")}
+    special = numbers | urls | dict.fromkeys(FLAGS, "true")
+    return {name: special.get(name, f"/{name.lower()}") for name in names.upper().split()}
 
 
 STORED = "aws_region durable_urls event_bus generation_queue_url generation_table lease_seconds record_days stack_name"
@@ -76,20 +62,6 @@ FUNCTIONS: dict[str, tuple[FromEnv, dict[str, str]]] = {
 }
 EACH_FUNCTION = pytest.mark.parametrize(("from_env", "environ"), FUNCTIONS.values(), ids=FUNCTIONS)
 OPTIONAL: dict[str, Any] = {"image_prices": {}, "model_aliases": {}, "s3_endpoint_url": None}
-URLS = ("PUBLIC_BASE_URL", "UPSTREAM_BASE_URL")
-FLAGS = ("API_IS_FIRST_WORKER", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS")
-BOUNDS = [
-    ("LEASE_SECONDS", 1, 60),
-    ("LINK_SECONDS", 60, 604_800),
-    ("MAX_IMAGE_BYTES", 1, 104_857_600),
-    ("IMAGES_PER_CLIENT_PER_DAY", 0, 1_000_000_000),
-    ("IMAGES_PER_DAY", 0, 1_000_000_000),
-    ("MOST_WAITERS", 0, 10_000),
-    ("PROMPT_MAX_CHARACTERS", 1, 32_000),
-    ("RECORD_DAYS", 1, 36_500),
-    ("UPSTREAM_TIMEOUT_SECONDS", 1, 800),
-    ("WAIT_SECONDS", 0, 25),
-]
 
 
 def what_is_wrong(environ: Mapping[str, str], from_env: FromEnv = ApiSettings.from_env) -> str:
@@ -240,7 +212,7 @@ def test_prices_are_by_model() -> None:
 def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(environ: dict[str, str], endpoint: str | None) -> None:
     assert ApiSettings.from_env(API | environ).runtime.s3_endpoint_url == endpoint
     assert WorkerSettings.from_env(WORKER | environ).runtime.s3_endpoint_url == endpoint
-    assert SiteSettings.from_env(SITE | environ).image_origin == (endpoint or EVERY["IMAGE_ORIGIN"])
+    assert SiteSettings.from_env(SITE | environ).image_origin == (endpoint or SITE["IMAGE_ORIGIN"])
 
 
 def test_a_site_takes_only_the_origin_of_an_address_and_none_that_would_loosen_its_policy() -> None:

@@ -9,15 +9,7 @@ from typing import Any
 
 import pytest
 
-from imagegen.errors import (
-    AllowanceSpentError,
-    GenerationCancelledError,
-    IdempotencyKeyReusedError,
-    PromptRejectedError,
-    RecordsUnavailableError,
-    SubmissionUncertainError,
-    UpstreamFailedError,
-)
+from imagegen import errors
 from imagegen.failures import kept
 from imagegen.generations import IdTakenError, Status, admit, fingerprint, is_generation_id
 from imagegen.images import ImageRequest
@@ -131,7 +123,7 @@ def test_a_work_message_that_cannot_be_sent_does_not_fail_the_request(service: I
 @pytest.mark.parametrize("work_here", [False, True])
 def test_if_no_record_was_written_none_ever_will_be(service: InMemoryService, work_here: bool) -> None:
     service.records.failures.append("before")
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(work_here=work_here)
     assert service.records.newest("alice", 10) == []
     (generation_id,) = messages(service)
@@ -144,7 +136,7 @@ def test_if_no_message_can_be_sent_no_record_is_written(
     service: InMemoryService,
 ) -> None:
     service.queue.failures.append("before")
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(KEYED)
     assert service.records.asked == ["hold_key", "void"]
     assert service.used == {0}
@@ -153,14 +145,14 @@ def test_if_no_message_can_be_sent_no_record_is_written(
 @pytest.mark.parametrize("attempt", [KEYED, SECOND])
 def test_if_the_records_cannot_be_asked_nothing_is_sent(service: InMemoryService, attempt: Attempt) -> None:
     service.records.failures.append("before")
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(attempt)
     assert service.queue.sent == []
 
 
 def test_if_nobody_knows_whether_a_record_was_written_the_reservation_stays(service: InMemoryService) -> None:
     service.records.failures += [None, "after", "before"]  # the marker, the record, `void`
-    with pytest.raises(SubmissionUncertainError) as uncertain:
+    with pytest.raises(errors.SubmissionUncertainError) as uncertain:
         service.submit(FIRST)
     assert service.used == {1}
     again = service.submit(SECOND)
@@ -193,8 +185,8 @@ def test_a_repeated_request_attaches_to_the_first(service: InMemoryService, atte
     ("end", "anew"),
     [
         (Status.CANCELLED, False),
-        (UpstreamFailedError("Money may be spent."), False),
-        (PromptRejectedError("Nothing is spent."), True),
+        (errors.UpstreamFailedError("Money may be spent."), False),
+        (errors.PromptRejectedError("Nothing is spent."), True),
         ("deleted", True),
     ],
     ids=["cancelled", "spent", "nothing spent", "deleted"],
@@ -218,7 +210,7 @@ def test_a_repeated_request_begins_anew_only_if_nothing_was_spent_or_kept(
 @REPEATED
 def test_a_marker_of_a_void_record_is_replaced(service: InMemoryService, attempts: list[Attempt]) -> None:
     service.records.failures += [None, "before"]  # the marker, the record
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(attempts[0])
     (void,) = messages(service)
     anew = service.submit(attempts[1])
@@ -263,7 +255,7 @@ def test_a_key_holds_whatever_the_count_of_retries_says(service: InMemoryService
 
 def test_the_same_key_with_another_body_is_refused(service: InMemoryService) -> None:
     first = id_of(service, KEYED)
-    with pytest.raises(IdempotencyKeyReusedError) as refused:
+    with pytest.raises(errors.IdempotencyKeyReusedError) as refused:
         service.submit(KEYED, OTHER)
     assert refused.value.param == "Idempotency-Key"
     assert messages(service) == {first}
@@ -316,7 +308,7 @@ def test_races_that_are_always_lost_end(service: InMemoryService) -> None:
         raise IdTakenError
 
     before(service.records, "create", lost)
-    with pytest.raises(RecordsUnavailableError):  # nothing is spent, so it may be retried
+    with pytest.raises(errors.RecordsUnavailableError):  # nothing is spent, so it may be retried
         service.submit(KEYED)
 
 
@@ -388,7 +380,7 @@ def test_a_new_generation_takes_its_images_from_both_allowances(service: InMemor
 @pytest.mark.parametrize(("each_caller", "whole_stack"), [(4, 1000), (1000, 4), (0, 0)])
 def test_over_an_allowance_nothing_is_begun(service: InMemoryService, each_caller: int, whole_stack: int) -> None:
     service.each_caller, service.whole_stack = each_caller, whole_stack
-    with pytest.raises(AllowanceSpentError) as spent:
+    with pytest.raises(errors.AllowanceSpentError) as spent:
         service.submit(request=replace(REQUEST, n=5))
     assert spent.value.remaining == min(each_caller, whole_stack)
     assert service.used <= {0}
@@ -399,20 +391,20 @@ def test_over_an_allowance_nothing_is_begun(service: InMemoryService, each_calle
 def test_one_callers_allowance_is_not_anothers_but_the_stacks_is(service: InMemoryService) -> None:
     service.each_caller, service.whole_stack = 2, 3
     service.submit(request=replace(REQUEST, n=2))
-    with pytest.raises(AllowanceSpentError):
+    with pytest.raises(errors.AllowanceSpentError):
         service.submit()
     service.submit(caller="bob")
-    with pytest.raises(AllowanceSpentError):
+    with pytest.raises(errors.AllowanceSpentError):
         service.submit(caller="bob")
 
 
 def test_the_allowance_begins_anew_with_the_day(service: InMemoryService) -> None:
     service.each_caller = 1
     service.submit()
-    with pytest.raises(AllowanceSpentError) as spent:
+    with pytest.raises(errors.AllowanceSpentError) as spent:
         service.submit()
     service.now += spent.value.reset - 1
-    with pytest.raises(AllowanceSpentError):
+    with pytest.raises(errors.AllowanceSpentError):
         service.submit()
     service.now += 1
     service.submit()
@@ -427,7 +419,7 @@ def test_a_callers_own_allowance_goes_before_everybodys(service: InMemoryService
 
     for _ in range(own):
         one()
-    with pytest.raises(AllowanceSpentError):
+    with pytest.raises(errors.AllowanceSpentError):
         one()
 
 
@@ -445,7 +437,7 @@ def test_with_many_at_once_exactly_the_allowance_is_begun(service: InMemoryServi
     def one() -> bool:
         try:
             service.submit()
-        except AllowanceSpentError:
+        except errors.AllowanceSpentError:
             return False
         return True
 
@@ -457,7 +449,7 @@ def test_with_many_at_once_exactly_the_allowance_is_begun(service: InMemoryServi
 @pytest.mark.parametrize("answers", [0, 1])
 def test_if_an_allowance_cannot_be_asked_nothing_is_begun(service: InMemoryService, answers: int) -> None:
     service.counters.failures += [*[None] * answers, "before"]
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit()
     assert service.used <= {0}
     assert service.records.newest("alice", 10) == []
@@ -480,7 +472,7 @@ def test_a_reader_whose_counter_loses_its_answer_leaves_anothers_reservation(ser
         service.submit(generation_id=GIVEN)
 
     before(service.counters, "take", read_by_another_meanwhile, once=True)
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(generation_id=GIVEN)
     assert service.submit(generation_id=GIVEN).attached
     assert service.used == {1}
@@ -489,7 +481,7 @@ def test_a_reader_whose_counter_loses_its_answer_leaves_anothers_reservation(ser
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_next_try_begins_or_finds_a_given_id_that_could_not_be_written(service: InMemoryService, when: Any) -> None:
     service.records.failures += [None, when]  # the first is the look whether it is there
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(generation_id=GIVEN)
     assert service.submit(generation_id=GIVEN).attached == (when == "after")
     assert service.record(GIVEN).status is Status.QUEUED
@@ -502,6 +494,6 @@ def test_a_given_id_that_is_void_is_cancelled_and_costs_no_quota(service: InMemo
     else:
         service.records.void(GIVEN, now=NOW)
     used = service.used
-    with pytest.raises(GenerationCancelledError):
+    with pytest.raises(errors.GenerationCancelledError):
         service.submit(generation_id=GIVEN)
     assert service.used == (used or {0})
