@@ -23,7 +23,7 @@ from imagegen.batches import (
     line_generation_id,
 )
 from imagegen.file_lines import Line, lines_of
-from imagegen.generations import Generation, Status
+from imagegen.generations import Generation
 from imagegen.manage_batch import cancel_batch, see_batch
 from imagegen.openai_wire.batches import batch_answer, batch_event
 from imagegen.openai_wire.inbox_messages import DroppedFile, read_inbox_message
@@ -32,6 +32,7 @@ from tests.conftest import ROOT
 from tests.support.hooks import before
 from tests.support.in_memory import LEASE, NOW, InMemoryService, batch_line, in_memory_service
 
+PORTS = ("records", "queue", "counters", "batches", "lines", "batch_queue", "batch_bus", "files")
 BLOCK, MOST = 32, 16  # bytes, in place of a megabyte and half of it
 OUTPUT, ERRORS = "outbox/alice/a.output.jsonl", "outbox/alice/a.errors.jsonl"
 
@@ -268,9 +269,7 @@ def test_after_a_fault_at_one_line_no_thread_is_at_work_on_another(service: InMe
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(
-    "port", ["records", "queue", "counters", "batches", "lines", "batch_queue", "batch_bus", "files"]
-)
+@pytest.mark.parametrize("port", PORTS)
 def test_a_fault_at_any_one_call_leaves_each_line_made_and_answered_once(port: str, when: Any) -> None:
     at, passed = 0, False
     while not passed:
@@ -314,7 +313,8 @@ def test_a_cancelled_batch_is_read_no_further_and_its_lines_are_cancelled(servic
     assert (ended.status, ended.counts) == (BatchStatus.CANCELLED, Counts(1, CHUNK_LINES - 1))
     output, failed = service.written()
     assert custom_ids(output) == ["c0"]
-    assert {error_of(error)["code"] for error in failed} == {"generation_cancelled"}
+    answers = {(error["response"]["status_code"], error_of(error)["code"]) for error in failed}
+    assert answers == {(424, "generation_cancelled")}
     assert service.used == {1}  # nothing was sent for the others
     with pytest.raises(errors.BatchEndedError):
         cancel(service, batch)
@@ -421,15 +421,6 @@ def test_the_object_and_the_event_name_only_a_file_that_has_a_line(
     schema = json.loads((ROOT / "events/schemas/image-batch-completed.json").read_text())
     Draft202012Validator(schema).validate(schema["examples"][0] | {"detail-type": detail_type, "detail": detail})
     assert detail == {"client": batch.caller, **{name: answer[name] for name in detail if name != "client"}}
-
-
-def test_a_cancelled_generation_is_an_error_line(service: InMemoryService) -> None:
-    batch = service.drop(batch_line("a"))
-    service.carry_on(batch)
-    service.make(line_generation_id(batch.id, 1), Status.CANCELLED)
-    service.carry_on_all()
-    (_, (error,)) = service.written()
-    assert error["response"]["status_code"] == 424
 
 
 # What a caller does meanwhile.

@@ -6,14 +6,7 @@ from typing import Any
 
 import pytest
 
-from imagegen.aws.cloudwatch import (
-    CALLERS_OWN,
-    NAMESPACE,
-    UNITS,
-    CloudWatchJournal,
-    JournalledBatchBus,
-    JournalledBus,
-)
+from imagegen.aws.cloudwatch import CALLERS_OWN, NAMESPACE, UNITS, CloudWatchJournal, JournalledBatchBus, JournalledBus
 from imagegen.batches import Counts
 from imagegen.catalog import CATALOG
 from imagegen.errors import RecordsUnavailableError, UpstreamTimeoutError
@@ -71,11 +64,8 @@ def test_a_completed_generation_is_counted_by_the_stack_and_by_its_model(
     assert (line["client"], line["batch_id"], line["status"]) == ("alice", "batch_1", "completed")
     values = {"Generations": 1.0, "Images": 2.0, "Faults": 0.0, "GenerationSeconds": 12.5, "EstimatedCost": 0.08}
     assert metrics([line]) == {(name, by): [value] for name, value in values.items() for by in (STACK, BY_MODEL)}
-
-
-def test_without_a_price_there_is_no_cost(journal: CloudWatchJournal, lines: Lines) -> None:
     journal.ended(ended(request=ImageRequest("canary prompt", "dall-e-2", "url", n=2)))
-    assert not any(name == "EstimatedCost" for name, _ in metrics(lines()))
+    assert not any(name == "EstimatedCost" for name, _ in metrics(lines()))  # without a price
 
 
 def test_tokens_and_calls_that_are_sent_again_are_counted(journal: CloudWatchJournal, lines: Lines) -> None:
@@ -141,29 +131,24 @@ def test_a_call_has_its_seconds_and_how_it_failed(journal: CloudWatchJournal, li
     assert metrics(written) == {("UpstreamSeconds", STACK): [1.5, 30], ("UpstreamSeconds", BY_MODEL): [1.5, 30]}
 
 
-def test_a_batch_is_counted_with_its_lines_once_its_event_is_sent(journal: CloudWatchJournal, lines: Lines) -> None:
-    bus = FakeBatchBus()
+def test_an_end_is_counted_once_its_event_is_sent(journal: CloudWatchJournal, lines: Lines) -> None:
+    bus, batch_bus = FakeEventBus(), FakeBatchBus()
+    journalled, journalled_batches = JournalledBus(bus, journal), JournalledBatchBus(batch_bus, journal)
     bus.failures.append("before")
-    journalled = JournalledBatchBus(bus, journal)
+    batch_bus.failures.append("before")
     with pytest.raises(RecordsUnavailableError):
-        journalled.batch_ended(batch(Counts(completed=8, failed=2)))
+        journalled.generation_ended(ended())
+    with pytest.raises(RecordsUnavailableError):
+        journalled_batches.batch_ended(batch(Counts(completed=8, failed=2)))
     assert lines() == []
-    journalled.batch_ended(batch(Counts(completed=8, failed=2)))
+
+    journalled.generation_ended(ended())
+    assert metrics(lines())["Generations", STACK] == [1]
+    journalled_batches.batch_ended(batch(Counts(completed=8, failed=2)))
     (line,) = lines()
     assert (line["batch_id"], line["client"]) == ("batch_1", "alice")
     assert metrics([line]) == {("Batches", STACK): [1], ("BatchLines", STACK): [10], ("BatchLinesFailed", STACK): [2]}
-    assert len(bus.ended) == 1
-
-
-def test_a_generation_is_counted_once_its_event_is_sent(journal: CloudWatchJournal, lines: Lines) -> None:
-    bus = FakeEventBus()
-    bus.failures.append("before")
-    journalled = JournalledBus(bus, journal)
-    with pytest.raises(RecordsUnavailableError):
-        journalled.generation_ended(ended())
-    assert lines() == []
-    journalled.generation_ended(ended())
-    assert metrics(lines())["Generations", STACK] == [1]
+    assert (len(bus.ended), len(batch_bus.ended)) == (1, 1)
 
 
 def test_a_rejection_is_passed_on(journal: CloudWatchJournal) -> None:

@@ -73,16 +73,10 @@ def test_what_is_not_exactly_a_key_is_none(text: str) -> None:
     assert BearerKey.parse(text) is None
 
 
-def test_a_key_is_not_printed() -> None:
+def test_a_key_is_not_printed_and_only_its_hash_is_stored_which_it_alone_opens() -> None:
     assert ALICE.key.removeprefix("ig_alice_") not in repr(ALICE) + str(ALICE)
     assert "alice" in repr(ALICE)
-
-
-def test_a_record_is_the_hash_of_the_whole_key_and_nothing_of_the_key_itself() -> None:
     assert json.loads(stored(ALICE)) == {"key_sha256": hashlib.sha256(ALICE.key.encode()).hexdigest()}
-
-
-def test_a_key_opens_its_own_record_and_no_other() -> None:
     assert ALICE.opens(ALICE.record())
     assert not ALICE.opens(BearerKey.new("alice").record())
     assert not ALICE.opens(ClientRecord(key_sha256=hashlib.sha256(b"").hexdigest()))

@@ -82,19 +82,15 @@ def refuse(
     reject(error, "the body", dead_letters, bus, event_id=event_id, client="shop", custom_id="7")
 
 
-def test_a_refused_event_is_a_dead_letter_with_its_reason_and_an_event() -> None:
+def test_a_refused_event_is_a_dead_letter_and_an_event_and_what_is_no_event_is_the_former_alone() -> None:
     dead_letters, bus = DeadLetters(), FakeEventBus()
     refuse(dead_letters, bus)
     assert dead_letters.put_aside == [("the body", "InvalidRequestError (size): Bad size.")]
     (rejection,) = bus.rejected
     assert (rejection.event_id, rejection.client, rejection.custom_id) == ("e-1", "shop", "7")
     assert (rejection.failure.kind, rejection.failure.param) == ("InvalidRequestError", "size")
-
-
-def test_what_is_no_event_is_a_dead_letter_alone() -> None:
-    dead_letters, bus = DeadLetters(), FakeEventBus()
     refuse(dead_letters, bus, event_id=None)
-    assert (len(dead_letters.put_aside), bus.rejected) == (1, [])
+    assert (len(dead_letters.put_aside), bus.rejected) == (2, [rejection])
 
 
 def test_a_long_reason_is_cut_to_what_sqs_takes() -> None:

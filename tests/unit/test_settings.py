@@ -17,6 +17,7 @@ from imagegen.settings import (
 
 URLS = ("PUBLIC_BASE_URL", "UPSTREAM_BASE_URL")
 FLAGS = ("API_IS_FIRST_WORKER", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS")
+HERE = "http://[::1]"
 BOUNDS = [
     ("LEASE_SECONDS", 1, 60),
     ("LINK_SECONDS", 60, 604_800),
@@ -200,19 +201,15 @@ def test_prices_are_by_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "endpoint"),
-    [
-        ({}, None),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000"}, "http://127.0.0.1:5000"),
-        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:5001"}, "http://127.0.0.1:5001"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000", "AWS_ENDPOINT_URL_S3": "http://[::1]"}, "http://[::1]"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000", "AWS_ENDPOINT_URL_S3": ""}, "http://127.0.0.1:5000"),
-    ],
+    ("for_all", "for_s3", "endpoint"),
+    [("", "", None), (HERE, "", HERE), ("", f"{HERE}:1", f"{HERE}:1"), (HERE, f"{HERE}:1", f"{HERE}:1")],
 )
-def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(environ: dict[str, str], endpoint: str | None) -> None:
-    assert ApiSettings.from_env(API | environ).runtime.s3_endpoint_url == endpoint
-    assert WorkerSettings.from_env(WORKER | environ).runtime.s3_endpoint_url == endpoint
-    assert SiteSettings.from_env(SITE | environ).image_origin == (endpoint or SITE["IMAGE_ORIGIN"])
+def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(for_all: str, for_s3: str, endpoint: str | None) -> None:
+    set_ones = {"AWS_ENDPOINT_URL": for_all, "AWS_ENDPOINT_URL_S3": for_s3}
+    for environ in (set_ones, {name: url for name, url in set_ones.items() if url}):
+        assert ApiSettings.from_env(API | environ).runtime.s3_endpoint_url == endpoint
+        assert WorkerSettings.from_env(WORKER | environ).runtime.s3_endpoint_url == endpoint
+        assert SiteSettings.from_env(SITE | environ).image_origin == (endpoint or SITE["IMAGE_ORIGIN"])
 
 
 def test_a_site_takes_only_the_origin_of_an_address_and_none_that_would_loosen_its_policy() -> None:

@@ -14,60 +14,44 @@ def fails() -> None:
     raise ValueError(SECRET)
 
 
-def fails_with_a_cause() -> None:
+def fails_again(error: Exception, chained: str) -> None:
     try:
         fails()
-    except ValueError as error:
-        raise UpstreamFailedError(SECRET) from error
+    except ValueError as first:
+        if chained == "by its cause":
+            raise error from first
+        if chained == "hidden":
+            raise error from None
+        raise error  # noqa: B904 - the context is what is tested
 
 
-def fails_while_handling() -> None:
-    try:
-        fails()
-    except ValueError:
-        raise KeyError(SECRET)  # noqa: B904 - the context is what is tested
-
-
-def fails_and_hides_why() -> None:
-    try:
-        fails()
-    except ValueError:
-        raise UpstreamFailedError(SECRET) from None
-
-
-def fails_with_a_note() -> None:
-    error = OSError(2, SECRET, SECRET)
+def with_a_note(error: Exception) -> Exception:
     error.add_note(SECRET)
-    raise error
+    return error
 
 
-def fails_in_a_group() -> None:
-    raise ExceptionGroup(SECRET, [ValueError(SECRET)])
-
-
-def trace_of(call: Callable[[], None]) -> list[str]:
+def trace_of(call: Callable[..., None], *arguments: object) -> list[str]:
     with pytest.raises(Exception) as error:  # noqa: PT011 - whatever it is
-        call()
+        call(*arguments)
     return silent_trace(error.value)
 
 
 @pytest.mark.parametrize(
-    ("call", "chain"),
+    ("error", "chained", "chain"),
     [
-        (fails, ["builtins.ValueError"]),
-        (fails_with_a_cause, ["imagegen.errors.UpstreamFailedError", "builtins.ValueError"]),
-        (fails_while_handling, ["builtins.KeyError", "builtins.ValueError"]),
-        (fails_and_hides_why, ["imagegen.errors.UpstreamFailedError"]),
-        (fails_with_a_note, ["builtins.FileNotFoundError"]),
-        (fails_in_a_group, ["builtins.ExceptionGroup"]),
+        (UpstreamFailedError(SECRET), "by its cause", ["imagegen.errors.UpstreamFailedError", "builtins.ValueError"]),
+        (KeyError(SECRET), "by its context", ["builtins.KeyError", "builtins.ValueError"]),
+        (UpstreamFailedError(SECRET), "hidden", ["imagegen.errors.UpstreamFailedError"]),
+        (with_a_note(OSError(2, SECRET, SECRET)), "hidden", ["builtins.FileNotFoundError"]),
+        (ExceptionGroup(SECRET, [ValueError(SECRET)]), "hidden", ["builtins.ExceptionGroup"]),
     ],
 )
 def test_a_trace_has_classes_from_the_outermost_to_the_first_cause_and_no_words(
-    call: Callable[[], None], chain: list[str]
+    error: Exception, chained: str, chain: list[str]
 ) -> None:
-    trace = trace_of(call)
+    trace = trace_of(fails_again, error, chained)
     assert [line.partition(": ")[0] for line in trace] == chain
-    assert trace[0].endswith(f" {call.__name__}")
+    assert trace[0].endswith(" fails_again")
     text = "\n".join(trace)
     assert SECRET not in text
     assert "SECRET" not in text  # nor the line of source that raised it
@@ -75,10 +59,10 @@ def test_a_trace_has_classes_from_the_outermost_to_the_first_cause_and_no_words(
 
 
 def test_a_line_has_the_calls_that_led_to_the_error() -> None:
-    _, line = trace_of(fails_with_a_cause)
-    first, last = fails_with_a_cause.__code__.co_firstlineno + 2, fails.__code__.co_firstlineno + 1
+    _, line = trace_of(fails_again, UpstreamFailedError(SECRET), "by its cause")
+    first, last = fails_again.__code__.co_firstlineno + 2, fails.__code__.co_firstlineno + 1
     file = "test_silent_trace.py"
-    assert line == f"builtins.ValueError: {file}:{first} fails_with_a_cause > {file}:{last} fails"
+    assert line == f"builtins.ValueError: {file}:{first} fails_again > {file}:{last} fails"
 
 
 def test_a_chain_that_bites_its_own_tail_ends_and_what_was_never_raised_has_no_calls() -> None:
