@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from tests.fakes.parameters import FakeParameters
 
 SECRET = "Ab0_-" * 8 + "xyz"
 PATH = "/imagegen/prod/clients"
-ALICE, BOB = BearerKey.new("alice"), BearerKey.new("bob")
+ALICE, BOB = BearerKey("alice", f"ig_alice_{SECRET}"), BearerKey("bob", f"ig_bob_{SECRET[::-1]}")
 
 
 def stored(key: BearerKey) -> str:
@@ -69,7 +70,7 @@ BAD_SECRETS = ["", *(SECRET[:-1] + end for end in ("", "yx", "y\n", "=", "é"))]
     ["", "ig_", "ig_alice", *(f"ig_alice_{bad}" for bad in BAD_SECRETS), *(f"{bad}{SECRET}" for bad in BAD_PREFIXES)],
 )
 def test_what_is_not_exactly_a_key_is_none(text: str) -> None:
-    assert BearerKey.parse(f"ig_alice_{SECRET}") == BearerKey("alice", f"ig_alice_{SECRET}")
+    assert BearerKey.parse(ALICE.key) == ALICE
     assert BearerKey.parse(text) is None
 
 
@@ -145,21 +146,20 @@ ISSUER = "https://login.example/"
 TOKEN = "eyJh.eyJz.c2ln"
 
 
+@dataclass
 class FakeTokens:
     """`asked` are the tokens that were asked about."""
 
-    issuer = ISSUER
-
-    def __init__(self, subjects: Mapping[str, str], failure: Exception | None = None) -> None:
-        self._subjects = subjects
-        self._failure = failure
-        self.asked: list[str] = []
+    subjects: Mapping[str, str]
+    failure: Exception | None = None
+    asked: list[str] = field(default_factory=list)
+    issuer: str = ISSUER
 
     def subject(self, token: str) -> str | None:
         self.asked.append(token)
-        if self._failure:
-            raise self._failure
-        return self._subjects.get(token)
+        if self.failure:
+            raise self.failure
+        return self.subjects.get(token)
 
 
 def caller_of_token(authorization: str, tokens: FakeTokens | None) -> Caller | None:

@@ -17,14 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from imagegen.errors import IssuerUnavailableError
 from imagegen.outbound import issuer_keys
-from imagegen.outbound.issuer_keys import (
-    FRESH_SECONDS,
-    MOST_BYTES,
-    PAUSE_SECONDS,
-    PAUSE_WITHOUT_KEYS_SECONDS,
-    STALE_SECONDS,
-    IssuerKeys,
-)
+from imagegen.outbound.issuer_keys import IssuerKeys
 from imagegen.outbound.oidc import MOST_TOKEN_CHARACTERS, OidcTokens
 from imagegen.outbound.pool import HttpPool
 from local.serving import HungUpError, Reply, Request
@@ -251,16 +244,14 @@ def test_a_key_counts_whatever_else_is_listed_and_a_name_has_the_first_key_of_ea
     assert issuer.asked == [issuer.discovery_path, KEYS]
 
 
-def test_the_issuer_is_asked_once_an_hour_for_new_keys_under_old_names(
-    issuer: FakeIssuer, tokens: OidcTokens, clock: Clock
-) -> None:
+def test_the_issuer_is_asked_once_an_hour(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
     for _ in range(5):
         assert tokens.subject(issuer.token()) == ANN
-    clock.now += FRESH_SECONDS - 1
+    clock.now += issuer_keys.FRESH_SECONDS - 1
     assert tokens.subject(issuer.token("ec-1")) == ANN
     assert issuer.asked == [issuer.discovery_path, KEYS]
     clock.now += 1
-    issuer.keys = {"rsa-1": rsa_key("2")}
+    issuer.keys = {"rsa-1": rsa_key("2")}  # a new key under an old name
     assert tokens.subject(issuer.token()) == ANN
     assert issuer.asked == [issuer.discovery_path, KEYS] * 2
 
@@ -268,7 +259,7 @@ def test_the_issuer_is_asked_once_an_hour_for_new_keys_under_old_names(
 def test_a_new_key_is_found_at_once_and_the_old_one_goes(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
     old = issuer.token()
     assert tokens.subject(old) == ANN
-    clock.now += PAUSE_SECONDS
+    clock.now += issuer_keys.PAUSE_SECONDS
     issuer.keys = {"rsa-2": rsa_key("2")}
     assert tokens.subject(old) == ANN  # known, so nobody is asked
     assert tokens.subject(issuer.token("rsa-2")) == ANN
@@ -298,19 +289,19 @@ def test_an_issuer_that_is_down_at_first_is_an_error(issuer: FakeIssuer, tokens:
             tokens.subject(issuer.token())
     assert issuer.asked == [issuer.discovery_path]  # and is left alone for a while
     issuer.instead.clear()
-    clock.now += PAUSE_WITHOUT_KEYS_SECONDS
+    clock.now += issuer_keys.PAUSE_WITHOUT_KEYS_SECONDS
     assert tokens.subject(issuer.token()) == ANN
 
 
 def test_known_keys_serve_on_for_a_day_without_the_issuer(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
     assert tokens.subject(issuer.token()) == ANN
     issuer.instead[KEYS] = down
-    clock.now += FRESH_SECONDS
+    clock.now += issuer_keys.FRESH_SECONDS
     for _ in range(3):
         assert tokens.subject(issuer.token()) == ANN
     assert issuer.asked.count(KEYS) == 2
     assert tokens.subject(forged(issuer, "rsa-1")) is None
-    clock.now += STALE_SECONDS - FRESH_SECONDS - 1
+    clock.now += issuer_keys.STALE_SECONDS - issuer_keys.FRESH_SECONDS - 1
     assert tokens.subject(issuer.token()) == ANN
     clock.now += 1
     with pytest.raises(IssuerUnavailableError):
@@ -321,13 +312,13 @@ def test_an_unknown_key_is_no_denial_without_the_issuer(issuer: FakeIssuer, toke
     assert tokens.subject(issuer.token()) == ANN
     issuer.instead[issuer.discovery_path] = down
     issuer.keys["rsa-2"] = rsa_key("2")
-    clock.now += PAUSE_SECONDS
+    clock.now += issuer_keys.PAUSE_SECONDS
     for _ in range(3):
         with pytest.raises(IssuerUnavailableError):
             tokens.subject(issuer.token("rsa-2"))
     assert issuer.asked.count(issuer.discovery_path) == 2
     issuer.instead.clear()
-    clock.now += PAUSE_SECONDS
+    clock.now += issuer_keys.PAUSE_SECONDS
     assert tokens.subject(issuer.token("rsa-2")) == ANN
     assert tokens.subject(forged(issuer, "evil")) is None  # now it is known that there is none
 
@@ -377,8 +368,8 @@ AMISS: dict[str, Answer] = SLOW | {
     "an empty object": lambda *_: json_reply({}),
     "null": lambda *_: json_reply(None),
     "deep JSON": lambda *_: Reply(200, b'{"keys":' + b"[" * 100_000),
-    "too much": lambda *_: Reply(200, b" " * (MOST_BYTES + 1)),
-    "too much behind a good document": lambda _, good: Reply(200, good + b" " * MOST_BYTES),
+    "too much": lambda *_: Reply(200, b" " * (issuer_keys.MOST_BYTES + 1)),
+    "too much behind a good document": lambda _, good: Reply(200, good + b" " * issuer_keys.MOST_BYTES),
     "without end": lambda request, _: sent_for_ever(request, UNLIMITED, b" " * 65536, 0),
     "in part": lambda _, good: Reply(206, good),
     "cut short": lambda _, good: Reply(200, good, declared_length=1000),
@@ -404,7 +395,7 @@ def test_an_issuer_that_answers_amiss_is_an_error_and_no_denial(
     assert "/evil" not in issuer.asked
     monkeypatch.undo()
     issuer.instead.clear()
-    clock.now += PAUSE_WITHOUT_KEYS_SECONDS
+    clock.now += issuer_keys.PAUSE_WITHOUT_KEYS_SECONDS
     assert tokens.subject(issuer.token()) == ANN
 
 
@@ -419,7 +410,7 @@ def test_an_issuer_without_a_usable_key_is_an_error_and_does_not_replace_what_is
     issuer.instead.clear()
     assert good.subject(issuer.token()) == ANN
     issuer.instead[KEYS] = lambda _: json_reply({"keys": keys})
-    clock.now += FRESH_SECONDS
+    clock.now += issuer_keys.FRESH_SECONDS
     assert good.subject(issuer.token()) == ANN
 
 
@@ -434,30 +425,23 @@ def test_a_discovery_document_that_lies_is_an_error_and_is_not_followed(issuer: 
     lies += [{"jwks_uri": uri} for uri in (*plain, *schemes, *https, *spaces, "", None)]
     for lie in lies:
         issuer.asked.clear()
-        issuer.instead[issuer.discovery_path] = partial(
-            lambda document, _: json_reply(document), {**issuer.discovery, **lie}
-        )
+        reply = json_reply({**issuer.discovery, **lie})
+        issuer.instead[issuer.discovery_path] = partial(lambda reply, _: reply, reply)
         with pytest.raises(IssuerUnavailableError):
             verifier(issuer).subject(issuer.token())
         assert issuer.asked == [issuer.discovery_path], lie
 
 
-class PoolOfAnswers(HttpPool):
-    """Gives the same answer to each request. `asked` are the URLs."""
-
-    def __init__(self, answer: object) -> None:
-        self._answer = json.dumps(answer).encode()
-        self.asked: list[str] = []
-
-    def request(self, method: str, url: Any, *_: Any, **__: Any) -> urllib3.BaseHTTPResponse:
-        self.asked.append(url.geturl())
-        return urllib3.HTTPResponse(io.BytesIO(self._answer), status=200, preload_content=False)
-
-
-def test_an_issuer_elsewhere_cannot_send_us_to_this_machine() -> None:
+def test_an_issuer_elsewhere_cannot_send_us_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lambda's own API listens there."""
-    url = "https://login.example"
-    pool = PoolOfAnswers({"issuer": url, "jwks_uri": "http://127.0.0.1:9001/2018-06-01/runtime/invocation/next"})
+    url, asked = "https://login.example", []
+    document = {"issuer": url, "jwks_uri": "http://127.0.0.1:9001/2018-06-01/runtime/invocation/next"}
+
+    def answer(_: HttpPool, method: str, address: Any, *args: Any, **kwargs: Any) -> urllib3.BaseHTTPResponse:
+        asked.append(address.geturl())
+        return urllib3.HTTPResponse(io.BytesIO(json.dumps(document).encode()), status=200, preload_content=False)
+
+    monkeypatch.setattr(HttpPool, "request", answer)
     with pytest.raises(IssuerUnavailableError):
-        IssuerKeys(pool, url).find("rsa-1", "RS256")
-    assert pool.asked == [f"{url}/.well-known/openid-configuration"]
+        IssuerKeys(HttpPool(), url).find("rsa-1", "RS256")
+    assert asked == [f"{url}/.well-known/openid-configuration"]

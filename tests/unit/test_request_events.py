@@ -1,6 +1,7 @@
 """What is read of an event that asks for images, and how one is refused."""
 
 import json
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -60,21 +61,21 @@ def test_what_is_no_event_is_refused(text: str) -> None:
         read_event(text)
 
 
-class DeadLetters:
+@dataclass
+class FakeDeadLetters:
     """`put_aside` are the messages with their reasons."""
 
-    def __init__(self, *, down: bool = False) -> None:
-        self.put_aside: list[tuple[str, str]] = []
-        self._down = down
+    down: bool = False
+    put_aside: list[tuple[str, str]] = field(default_factory=list)
 
     def put(self, text: str, reason: str) -> None:
-        if self._down:
+        if self.down:
             raise RecordsUnavailableError("down")
         self.put_aside.append((text, reason))
 
 
 def refuse(
-    dead_letters: DeadLetters,
+    dead_letters: FakeDeadLetters,
     bus: FakeEventBus,
     error: NothingSpentError = InvalidRequestError("Bad size.", param="size"),  # noqa: B008  # only read
     event_id: str | None = "e-1",
@@ -83,7 +84,7 @@ def refuse(
 
 
 def test_a_refused_event_is_a_dead_letter_and_an_event_and_what_is_no_event_is_the_former_alone() -> None:
-    dead_letters, bus = DeadLetters(), FakeEventBus()
+    dead_letters, bus = FakeDeadLetters(), FakeEventBus()
     refuse(dead_letters, bus)
     assert dead_letters.put_aside == [("the body", "InvalidRequestError (size): Bad size.")]
     (rejection,) = bus.rejected
@@ -94,7 +95,7 @@ def test_a_refused_event_is_a_dead_letter_and_an_event_and_what_is_no_event_is_t
 
 
 def test_a_long_reason_is_cut_to_what_sqs_takes() -> None:
-    dead_letters = DeadLetters()
+    dead_letters = FakeDeadLetters()
     refuse(dead_letters, FakeEventBus(), AllowanceSpentError("\n" + "x" * 5000))
     ((_, reason),) = dead_letters.put_aside
     assert (len(reason), reason.isprintable()) == (1000, True)
@@ -106,5 +107,5 @@ def test_a_rejection_that_is_not_complete_comes_again(down: str) -> None:
     if down == "bus":
         bus.failures.append("before")
     with pytest.raises(RecordsUnavailableError):
-        refuse(DeadLetters(down=down == "dead letters"), bus)
+        refuse(FakeDeadLetters(down=down == "dead letters"), bus)
     assert bus.rejected == []
