@@ -11,17 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from imagegen import errors, file_lines
-from imagegen.batches import (
-    Batch,
-    BatchStatus,
-    Checkpoint,
-    Counts,
-    EndedLine,
-    InboxFile,
-    batch_id_of,
-    is_batch_id,
-    line_generation_id,
-)
+from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, batch_id_of, line_generation_id
 from imagegen.file_lines import Line, lines_of
 from imagegen.generations import Generation
 from imagegen.manage_batch import cancel_batch, see_batch
@@ -122,7 +112,6 @@ def test_a_file_is_cut_into_its_lines_from_any_checkpoint(content: bytes, lines:
 def test_every_line_of_a_file_is_made_once_and_answered_in_its_order(service: InMemoryService) -> None:
     count = 2 * CHUNK_LINES + 7
     batch = service.drop(*requests(count))
-    assert is_batch_id(batch.id)
     assert service.carry_on(batch) is None
     assert service.batch(batch).total == count
     assert (service.files.saved, service.batch_queue.sent) == ([], [])
@@ -224,7 +213,7 @@ def test_of_two_processes_that_finish_a_batch_only_the_claimant_writes_a_file(se
     service.make_all()
     ended = service.lines.ended
 
-    def taken_over(batch_id: str) -> Iterator[EndedLine]:
+    def taken_over(batch_id: str) -> Iterator[Any]:
         read = list(ended(batch_id))
         service.lines.ended = ended  # type: ignore[method-assign]
         service.now += 2 * LEASE
@@ -335,9 +324,7 @@ def test_a_line_that_was_noted_and_never_begun_is_cancelled_too(service: InMemor
 
 
 @pytest.mark.parametrize("noted_pending", ["before the cancellation", "after it", "before and after"])
-def test_a_line_that_a_late_reader_begins_after_the_cancellation_makes_nothing(
-    service: InMemoryService, noted_pending: str
-) -> None:
+def test_a_late_reader_of_a_cancelled_batch_makes_nothing(service: InMemoryService, noted_pending: str) -> None:
     """The reader stopped for longer than its lease, about when it noted the line as pending."""
     noted, batch = service.lines.begin, service.drop(batch_line("a"))
 

@@ -16,9 +16,7 @@ def journal(service: InMemoryService) -> FakeJournal:
     return journal
 
 
-def test_a_begun_generation_is_told_with_the_part_of_the_quota_that_is_used_and_a_retry_as_attached(
-    service: InMemoryService, journal: FakeJournal
-) -> None:
+def test_a_begun_generation_is_told_and_its_retry_as_attached(service: InMemoryService, journal: FakeJournal) -> None:
     first = service.submit(Attempt("key")).generation
     assert service.submit(Attempt("key")).attached
     second = service.submit().generation

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imagegen.errors import AllowanceSpentError, InvalidRequestError, NothingSpentError, RecordsUnavailableError
+from imagegen.errors import InvalidRequestError, RecordsUnavailableError
 from imagegen.images import ImageRequest
 from imagegen.openai_wire.request_events import ImagesByEvent, read_event
 from imagegen.reject import reject
@@ -75,12 +75,10 @@ class FakeDeadLetters:
 
 
 def refuse(
-    dead_letters: FakeDeadLetters,
-    bus: FakeEventBus,
-    error: NothingSpentError = InvalidRequestError("Bad size.", param="size"),  # noqa: B008  # only read
-    event_id: str | None = "e-1",
+    letters: FakeDeadLetters, bus: FakeEventBus, message: str = "Bad size.", event_id: str | None = "e-1"
 ) -> None:
-    reject(error, "the body", dead_letters, bus, event_id=event_id, client="shop", custom_id="7")
+    error = InvalidRequestError(message, param="size")
+    reject(error, "the body", letters, bus, event_id=event_id, client="shop", custom_id="7")
 
 
 def test_a_refused_event_is_a_dead_letter_and_an_event_and_what_is_no_event_is_the_former_alone() -> None:
@@ -96,7 +94,7 @@ def test_a_refused_event_is_a_dead_letter_and_an_event_and_what_is_no_event_is_t
 
 def test_a_long_reason_is_cut_to_what_sqs_takes() -> None:
     dead_letters = FakeDeadLetters()
-    refuse(dead_letters, FakeEventBus(), AllowanceSpentError("\n" + "x" * 5000))
+    refuse(dead_letters, FakeEventBus(), "\n" + "x" * 5000)
     ((_, reason),) = dead_letters.put_aside
     assert (len(reason), reason.isprintable()) == (1000, True)
 

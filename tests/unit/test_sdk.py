@@ -39,9 +39,7 @@ def ssm_that_repeats(values: dict[str, str]) -> Any:
     )
 
 
-def test_a_key_whose_write_was_repeated_is_shown_and_another_is_not_replaced(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_repeated_write_shows_its_key_and_replaces_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     values: dict[str, str] = {}
     ssm = ssm_that_repeats(values)
     asked = argparse.Namespace(stack="imagegen", client="alice", replace=False, images_per_day=None)

@@ -82,7 +82,7 @@ def test_what_is_worked_on_here_is_claimed_and_its_message_outlasts_the_lease(se
         (SECOND, False, ["attach_attempt", "mark_attempt"]),
     ],
 )
-def test_the_order_is_marker_quota_safety_net_record_and_work_message(
+def test_writes_come_in_one_order(
     service: InMemoryService, attempt: Attempt, work_here: bool, marker: list[str]
 ) -> None:
     log = service.records.asked
@@ -185,9 +185,7 @@ def test_a_repeated_request_attaches_to_the_first(service: InMemoryService, atte
     ],
     ids=["cancelled", "spent", "nothing spent", "deleted"],
 )
-def test_a_repeated_request_begins_anew_only_if_nothing_was_spent_or_kept(
-    service: InMemoryService, attempts: list[Attempt], end: Any, anew: bool
-) -> None:
+def test_what_cost_nothing_begins_anew(service: InMemoryService, attempts: list[Attempt], end: Any, anew: bool) -> None:
     first = service.submit(attempts[0]).generation
     if end == "deleted":
         service.buried(first)
@@ -225,9 +223,8 @@ def test_a_marker_without_a_record_begins_that_same_id(service: InMemoryService,
 
 
 @pytest.mark.parametrize(("first", "again", "work_here"), [(KEYED, KEYED, False), (FIRST, SECOND, True)])
-def test_a_retry_while_the_first_attempt_waits_for_sqs_begins_no_second_generation(
-    service: InMemoryService, first: Attempt, again: Attempt, work_here: bool
-) -> None:
+def test_a_retry_meanwhile_attaches(service: InMemoryService, first: Attempt, again: Attempt, work_here: bool) -> None:
+    """It comes while the first attempt waits for SQS."""
     retried: list[Any] = []
     retry = partial(service.submit, again, work_here=work_here)
     before(service.queue, "send", lambda *_, **__: retried.append(retry()), once=True)
@@ -266,9 +263,7 @@ def test_a_key_holds_for_a_day_and_then_any_body_begins_anew(service: InMemorySe
 
 @pytest.mark.parametrize("work_here", [False, True])
 @pytest.mark.parametrize("old", [False, True])
-def test_many_at_once_with_one_key_share_the_last_of_the_allowance(
-    service: InMemoryService, work_here: bool, old: bool
-) -> None:
+def test_many_at_once_share_one_generation(service: InMemoryService, work_here: bool, old: bool) -> None:
     before_it = {id_of(service, KEYED)} if old else set()
     service.now += KEY_SECONDS + 1
     service.each_caller = 1
@@ -392,14 +387,11 @@ def test_the_allowance_begins_anew_with_the_day(service: InMemoryService) -> Non
 @pytest.mark.parametrize("own", [0, 5])
 def test_a_callers_own_allowance_goes_before_everybodys(service: InMemoryService, own: int) -> None:
     service.each_caller = 2
-
-    def one() -> object:
-        return submit(REQUEST, PLAIN, service.desk, caller="a", base_url="", work_here=False, images_per_day=own)
-
+    one = partial(submit, REQUEST, PLAIN, service.desk, base_url="", work_here=False, images_per_day=own)
     for _ in range(own):
-        one()
+        one(caller="alice")
     with pytest.raises(errors.AllowanceSpentError):
-        one()
+        one(caller="alice")
 
 
 def test_a_request_attaches_to_its_twin_that_took_the_last_of_the_allowance(service: InMemoryService) -> None:
