@@ -69,7 +69,7 @@ def test_the_time_to_wait_that_an_upstream_named_survives() -> None:
 
 # Traces.
 
-SECRET = "an otter that nobody may read of"
+SECRET = "an otter that no log may name"
 
 
 def fails() -> None:

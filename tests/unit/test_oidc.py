@@ -255,7 +255,7 @@ def test_a_new_key_is_found_at_once_and_the_old_one_goes(issuer: FakeIssuer, tok
     assert tokens.subject(old) == ANN
     clock.now += issuer_keys.PAUSE_SECONDS
     issuer.keys = {"rsa-2": rsa_key("2")}
-    assert tokens.subject(old) == ANN  # known, so nobody is asked
+    assert tokens.subject(old) == ANN  # it is known, so the issuer is not asked
     assert tokens.subject(issuer.token("rsa-2")) == ANN
     assert tokens.subject(old) is None
     assert issuer.asked == [issuer.discovery_path, KEYS] * 2

@@ -12,7 +12,7 @@ from tools.keys import make
 
 
 def test_every_try_at_a_service_that_hangs_ends_well_within_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim that nobody renews is taken over."""
+    """A claim that is not renewed is taken over."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(sdk, "session", sdk.session.__wrapped__)
     for client in (sdk.dynamodb, sdk.sqs, sdk.ssm):

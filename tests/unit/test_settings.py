@@ -156,9 +156,9 @@ CREDENTIALS = ["user:hush", "user", ":hush", "", ":"]
 @pytest.mark.parametrize("name", URLS)
 def test_what_is_no_web_address_that_is_safe_to_call_is_named(name: str, wrong: str, urls: list[str]) -> None:
     for url in urls:
-        told = what_is_wrong(API | {name: url})
-        assert told.startswith(f"{name} {wrong}")
-        assert "hush" not in told
+        message = what_is_wrong(API | {name: url})
+        assert message.startswith(f"{name} {wrong}")
+        assert "hush" not in message
 
 
 @pytest.mark.parametrize("name", URLS)
