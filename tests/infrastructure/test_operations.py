@@ -11,7 +11,7 @@ from imagegen import errors
 from imagegen.aws.cloudwatch import NAMESPACE, UNITS, CloudWatchJournal
 from local.template import Template
 from tests.conftest import ROOT
-from tests.unit.test_cloudwatch import all_that_is_told
+from tests.support.journal_lines import write_every_line
 
 Metric = tuple[str, str, frozenset[str]]  # namespace, name, names of the dimensions
 
@@ -34,7 +34,7 @@ def template() -> Template:
 def known() -> set[Metric]:
     """All metrics that there are: ours as the journal writes them, and those of AWS that are used."""
     lines: list[str] = []
-    all_that_is_told(CloudWatchJournal("any", "any", dict.fromkeys(("dall-e-3",), 1.0), lines.append))
+    write_every_line(CloudWatchJournal("any", "any", dict.fromkeys(("dall-e-3",), 1.0), lines.append))
     ours = {
         (directive["Namespace"], metric["Name"], frozenset(dimensions))
         for line in map(json.loads, lines)

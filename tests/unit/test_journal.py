@@ -1,4 +1,4 @@
-"""What the use cases tell the operators, in which order."""
+"""What the use cases report to the operators, in which order."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def journal(service: InMemoryService) -> FakeJournal:
     return journal
 
 
-def test_a_begun_generation_is_told_with_the_part_of_the_quota_that_is_used_and_a_retry_as_attached(
+def test_a_begun_generation_is_reported_and_its_retry_as_attached(
     service: InMemoryService, journal: FakeJournal
 ) -> None:
     first = service.submit(Attempt("key")).generation
@@ -28,7 +28,7 @@ def test_a_begun_generation_is_told_with_the_part_of_the_quota_that_is_used_and_
 def test_what_is_read_again_is_no_retry(service: InMemoryService, journal: FakeJournal) -> None:
     for _ in range(2):
         service.submit(generation_id="gen_of-a-line")
-    assert [told[0] for told in journal.told] == ["begun"]
+    assert [call for call, *_ in journal.told] == ["begun"]
 
 
 def test_what_is_refused_is_not_begun(service: InMemoryService, journal: FakeJournal) -> None:
@@ -38,7 +38,7 @@ def test_what_is_refused_is_not_begun(service: InMemoryService, journal: FakeJou
     assert journal.told == []
 
 
-def test_work_is_told_step_by_step(service: InMemoryService, journal: FakeJournal) -> None:
+def test_work_is_reported_step_by_step(service: InMemoryService, journal: FakeJournal) -> None:
     generation = service.admitted()
     service.now += 7
     service.deliver(generation.id)
@@ -53,7 +53,7 @@ def test_work_is_told_step_by_step(service: InMemoryService, journal: FakeJourna
 
 @pytest.mark.parametrize("error", [UpstreamFailedError("no"), UpstreamUnavailableError("no")])
 @pytest.mark.parametrize("sent_before", [0, 1])
-def test_a_call_that_fails_is_told_as_the_upstream_failed_it(
+def test_a_call_that_fails_is_reported_as_the_upstream_failed_it(
     service: InMemoryService, journal: FakeJournal, error: Exception, sent_before: int
 ) -> None:
     generation = service.admitted()

@@ -1,10 +1,11 @@
 """What is read of an event that asks for images, and how one is refused."""
 
 import json
+from dataclasses import dataclass, field
 
 import pytest
 
-from imagegen.errors import AllowanceSpentError, InvalidRequestError, NothingSpentError, RecordsUnavailableError
+from imagegen.errors import InvalidRequestError, RecordsUnavailableError
 from imagegen.images import ImageRequest
 from imagegen.openai_wire.request_events import ImagesByEvent, read_event
 from imagegen.reject import reject
@@ -60,46 +61,40 @@ def test_what_is_no_event_is_refused(text: str) -> None:
         read_event(text)
 
 
-class DeadLetters:
+@dataclass
+class FakeDeadLetters:
     """`put_aside` are the messages with their reasons."""
 
-    def __init__(self, *, down: bool = False) -> None:
-        self.put_aside: list[tuple[str, str]] = []
-        self._down = down
+    down: bool = False
+    put_aside: list[tuple[str, str]] = field(default_factory=list)
 
     def put(self, text: str, reason: str) -> None:
-        if self._down:
+        if self.down:
             raise RecordsUnavailableError("down")
         self.put_aside.append((text, reason))
 
 
 def refuse(
-    dead_letters: DeadLetters,
-    bus: FakeEventBus,
-    error: NothingSpentError = InvalidRequestError("Bad size.", param="size"),  # noqa: B008  # only read
-    event_id: str | None = "e-1",
+    letters: FakeDeadLetters, bus: FakeEventBus, message: str = "Bad size.", event_id: str | None = "e-1"
 ) -> None:
-    reject(error, "the body", dead_letters, bus, event_id=event_id, client="shop", custom_id="7")
+    error = InvalidRequestError(message, param="size")
+    reject(error, "the body", letters, bus, event_id=event_id, client="shop", custom_id="7")
 
 
-def test_a_refused_event_is_a_dead_letter_with_its_reason_and_an_event() -> None:
-    dead_letters, bus = DeadLetters(), FakeEventBus()
+def test_a_refused_event_is_a_dead_letter_and_an_event_and_what_is_no_event_is_the_former_alone() -> None:
+    dead_letters, bus = FakeDeadLetters(), FakeEventBus()
     refuse(dead_letters, bus)
     assert dead_letters.put_aside == [("the body", "InvalidRequestError (size): Bad size.")]
     (rejection,) = bus.rejected
     assert (rejection.event_id, rejection.client, rejection.custom_id) == ("e-1", "shop", "7")
     assert (rejection.failure.kind, rejection.failure.param) == ("InvalidRequestError", "size")
-
-
-def test_what_is_no_event_is_a_dead_letter_alone() -> None:
-    dead_letters, bus = DeadLetters(), FakeEventBus()
     refuse(dead_letters, bus, event_id=None)
-    assert (len(dead_letters.put_aside), bus.rejected) == (1, [])
+    assert (len(dead_letters.put_aside), bus.rejected) == (2, [rejection])
 
 
 def test_a_long_reason_is_cut_to_what_sqs_takes() -> None:
-    dead_letters = DeadLetters()
-    refuse(dead_letters, FakeEventBus(), AllowanceSpentError("\n" + "x" * 5000))
+    dead_letters = FakeDeadLetters()
+    refuse(dead_letters, FakeEventBus(), "\n" + "x" * 5000)
     ((_, reason),) = dead_letters.put_aside
     assert (len(reason), reason.isprintable()) == (1000, True)
 
@@ -110,5 +105,5 @@ def test_a_rejection_that_is_not_complete_comes_again(down: str) -> None:
     if down == "bus":
         bus.failures.append("before")
     with pytest.raises(RecordsUnavailableError):
-        refuse(DeadLetters(down=down == "dead letters"), bus)
+        refuse(FakeDeadLetters(down=down == "dead letters"), bus)
     assert bus.rejected == []

@@ -1,5 +1,7 @@
-import re
-from collections.abc import Callable
+"""What each function reads from its environment, and how it names what is missing or bad."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -8,48 +10,14 @@ from imagegen.settings import (
     ApiSettings,
     AuthorizerSettings,
     IntakeSettings,
-    JournalSettings,
-    RuntimeSettings,
     SettingsError,
     SiteSettings,
-    StoreSettings,
-    UpstreamSettings,
     WorkerSettings,
 )
 
-BATCH_QUEUE = "https://sqs.eu-central-1.amazonaws.com/123456789012/batch-generations"
-SHARED = {
-    "AWS_REGION": "eu-central-1",
-    "DURABLE_URLS": "true",
-    "EVENT_BUS": "images",
-    "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
-    "GENERATION_TABLE": "generations-123",
-    "IMAGE_BUCKET": "images-123",
-    "INTAKE_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
-    "LEASE_SECONDS": "45",
-    "LINK_SECONDS": "3600",
-    "MAX_IMAGE_BYTES": "26214400",
-    "RECORD_DAYS": "90",
-    "REPEAT_UNKNOWN_CALLS": "true",
-    "STACK_NAME": "images-dev",
-    "UPSTREAM_API_KEY_PARAMETER": "/imagegen/upstream/key",
-    "UPSTREAM_BASE_URL": "https://upstream.example/v1",
-    "UPSTREAM_TIMEOUT_SECONDS": "100",
-}
-WORKER = SHARED | {"BATCH_GENERATION_QUEUE_URL": BATCH_QUEUE}
-GOOD = SHARED | {
-    "API_IS_FIRST_WORKER": "false",
-    "CORS_ORIGIN": "*",
-    "IMAGES_PER_CLIENT_PER_DAY": "200",
-    "IMAGES_PER_DAY": "1000",
-    "MOST_WAITERS": "50",
-    "PROMPT_MAX_CHARACTERS": "1000",
-    "PUBLIC_BASE_URL": "https://images.example/prod",
-    "WAIT_SECONDS": "20",
-}
-REQUIRED = sorted(GOOD.keys() - {"PUBLIC_BASE_URL"})
-URLS = ["PUBLIC_BASE_URL", "UPSTREAM_BASE_URL"]
-FLAGS = ["API_IS_FIRST_WORKER", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS"]
+URLS = ("PUBLIC_BASE_URL", "UPSTREAM_BASE_URL")
+FLAGS = ("API_IS_FIRST_WORKER", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS")
+HERE = "http://[::1]"
 BOUNDS = [
     ("LEASE_SECONDS", 1, 60),
     ("LINK_SECONDS", 60, 604_800),
@@ -62,238 +30,82 @@ BOUNDS = [
     ("UPSTREAM_TIMEOUT_SECONDS", 1, 800),
     ("WAIT_SECONDS", 0, 25),
 ]
-RUNTIME = RuntimeSettings(region="eu-central-1", s3_endpoint_url=None)
-JOURNAL = JournalSettings(image_prices={}, stack_name="images-dev")
-STORE = StoreSettings(
-    durable_urls=True,
-    event_bus="images",
-    generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
-    generation_table="generations-123",
-    image_bucket="images-123",
-    intake_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
-    link_seconds=3600,
-    record_days=90,
+
+
+def only(names: str) -> dict[str, str]:
+    """Variables with good values."""
+    numbers = {name: str(most) for name, _, most in BOUNDS}
+    urls = {name: f"https://{name.partition('_')[0].lower()}.example" for name in (*URLS, "BASE_URL", "IMAGE_ORIGIN")}
+    special = numbers | urls | dict.fromkeys(FLAGS, "true")
+    return {name: special.get(name, f"/{name.lower()}") for name in names.upper().split()}
+
+
+STORED = "aws_region durable_urls event_bus generation_queue_url generation_table lease_seconds record_days stack_name"
+WORKER = only(
+    f"""{STORED} batch_generation_queue_url image_bucket intake_queue_url link_seconds max_image_bytes
+    repeat_unknown_calls upstream_api_key_parameter upstream_base_url upstream_timeout_seconds"""
 )
-UPSTREAM = UpstreamSettings(
-    lease_seconds=45,
-    max_image_bytes=26_214_400,
-    repeat_unknown_calls=True,
-    upstream_api_key_parameter="/imagegen/upstream/key",
-    upstream_base_url="https://upstream.example/v1",
-    upstream_timeout_seconds=100,
+LIMITS = "images_per_client_per_day images_per_day prompt_max_characters"
+API = WORKER | only(f"{LIMITS} api_is_first_worker cors_origin most_waiters public_base_url wait_seconds")
+del API["BATCH_GENERATION_QUEUE_URL"]
+INTAKE = only(
+    f"""{STORED} {LIMITS} base_url batch_generation_queue_url clients_path inbox_bucket intake_dead_letters_url
+    intake_queue_url"""
 )
+SITE = only("cors_origin image_origin prompt_max_characters public_base_url")
 
-FromEnv = Callable[[dict[str, str]], object]
+FromEnv = Callable[[Mapping[str, str]], Any]
+FUNCTIONS: dict[str, tuple[FromEnv, dict[str, str]]] = {
+    "api": (ApiSettings.from_env, API),
+    "worker": (WorkerSettings.from_env, WORKER),
+    "intake": (IntakeSettings.from_env, INTAKE),
+    "site": (SiteSettings.from_env, SITE),
+}
+EACH_FUNCTION = pytest.mark.parametrize(("from_env", "environ"), FUNCTIONS.values(), ids=FUNCTIONS)
+OPTIONAL: dict[str, Any] = {"image_prices": {}, "model_aliases": {}, "s3_endpoint_url": None}
 
 
-def what_is_wrong(environ: dict[str, str], from_env: FromEnv = ApiSettings.from_env) -> str:
+def what_is_wrong(environ: Mapping[str, str], from_env: FromEnv = ApiSettings.from_env) -> str:
     with pytest.raises(SettingsError) as error:
         from_env(environ)
     return str(error.value)
 
 
-def setting(name: str, environ: dict[str, str]) -> Any:
-    """What the api function reads from a variable, wherever it keeps it."""
-    settings = ApiSettings.from_env(environ)
-    [owner] = [
-        part for part in (settings, settings.runtime, settings.store, settings.upstream) if hasattr(part, name.lower())
-    ]
-    return getattr(owner, name.lower())
+def flat(settings: Any) -> dict[str, Any]:
+    """All fields, of the parts too."""
+    fields: dict[str, Any] = {}
+    for name, value in asdict(settings).items():
+        fields |= value if name in ("runtime", "journal", "store", "upstream") else {name: value}
+    return fields
 
 
-def test_a_good_environment_is_read() -> None:
-    assert ApiSettings.from_env(GOOD | {"PATH": "/usr/bin", "UNRELATED": ""}) == ApiSettings(
-        runtime=RUNTIME,
-        journal=JOURNAL,
-        store=STORE,
-        upstream=UPSTREAM,
-        api_is_first_worker=False,
-        cors_origin="*",
-        images_per_client_per_day=200,
-        images_per_day=1000,
-        most_waiters=50,
-        model_aliases={},
-        prompt_max_characters=1000,
-        public_base_url="https://images.example/prod",
-        wait_seconds=20,
-    )
+def setting(name: str, text: str) -> Any:
+    """What each function that has the variable reads from it."""
+    settings = [from_env(environ | {name: text}) for from_env, environ in FUNCTIONS.values() if name in environ]
+    first, *others = (flat(each)[name.lower()] for each in settings)
+    assert all(value == first for value in others)
+    return first
 
 
-def test_a_worker_reads_no_more_than_it_works_with() -> None:
-    assert WorkerSettings.from_env(WORKER) == WorkerSettings(RUNTIME, JOURNAL, STORE, UPSTREAM, BATCH_QUEUE)
+@EACH_FUNCTION
+def test_a_function_reads_all_that_it_works_with_and_no_more(from_env: FromEnv, environ: dict[str, str]) -> None:
+    values = {"true": True, "false": False} | {text: int(text) for text in environ.values() if text.isdigit()}
+    required = {name.lower().removeprefix("aws_"): values.get(text, text) for name, text in environ.items()}
+    read = flat(from_env(environ | {"PATH": "/usr/bin", "UNRELATED": ""}))
+    assert read == {name: OPTIONAL[name] for name in OPTIONAL.keys() & read.keys()} | required
 
 
-INTAKE = {
-    "AWS_REGION": "eu-central-1",
-    "BASE_URL": "https://images.example/prod/",
-    "BATCH_GENERATION_QUEUE_URL": BATCH_QUEUE,
-    "CLIENTS_PATH": "/imagegen/clients",
-    "DURABLE_URLS": "false",
-    "EVENT_BUS": "images",
-    "GENERATION_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
-    "GENERATION_TABLE": "generations-123",
-    "IMAGES_PER_CLIENT_PER_DAY": "200",
-    "IMAGES_PER_DAY": "1000",
-    "INBOX_BUCKET": "inbox-123",
-    "INTAKE_DEAD_LETTERS_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
-    "INTAKE_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
-    "LEASE_SECONDS": "45",
-    "PROMPT_MAX_CHARACTERS": "1000",
-    "RECORD_DAYS": "90",
-    "STACK_NAME": "images-dev",
-}
+@EACH_FUNCTION
+def test_all_that_is_missing_or_empty_is_named_at_once(from_env: FromEnv, environ: dict[str, str]) -> None:
+    required = sorted(environ.keys() - {"PUBLIC_BASE_URL"})
+    assert sorted(what_is_wrong({}, from_env).split("; ")) == [f"{name} is missing" for name in required]
+    for text in ("", " "):
+        wrong = what_is_wrong(dict.fromkeys(required, text), from_env).split("; ")
+        assert sorted(part.split(" is ")[0] for part in wrong) == required
 
 
-def test_an_intake_reads_no_more_than_it_works_with() -> None:
-    assert IntakeSettings.from_env(INTAKE) == IntakeSettings(
-        runtime=RUNTIME,
-        journal=JOURNAL,
-        base_url="https://images.example/prod",
-        batch_generation_queue_url=BATCH_QUEUE,
-        clients_path="/imagegen/clients",
-        durable_urls=False,
-        event_bus="images",
-        generation_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/generations",
-        generation_table="generations-123",
-        images_per_client_per_day=200,
-        images_per_day=1000,
-        inbox_bucket="inbox-123",
-        intake_dead_letters_url="https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
-        intake_queue_url="https://sqs.eu-central-1.amazonaws.com/123456789012/intake",
-        lease_seconds=45,
-        model_aliases={},
-        prompt_max_characters=1000,
-        record_days=90,
-    )
-
-
-def test_all_that_an_intake_misses_is_told_at_once() -> None:
-    told = what_is_wrong({}, IntakeSettings.from_env).split("; ")
-    assert sorted(told) == [f"{name} is missing" for name in sorted(INTAKE)]
-
-
-SITE = {
-    "CORS_ORIGIN": "*",
-    "IMAGE_ORIGIN": "https://images-123.s3.eu-central-1.amazonaws.com",
-    "PROMPT_MAX_CHARACTERS": "1000",
-    "PUBLIC_BASE_URL": "https://images.example/prod",
-}
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "origin"),
-    [
-        ({}, "https://images-123.s3.eu-central-1.amazonaws.com"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000/"}, "http://127.0.0.1:5000"),
-    ],
-)
-def test_a_site_shows_images_from_where_they_are(endpoint: dict[str, str], origin: str) -> None:
-    assert SiteSettings.from_env(SITE | endpoint) == SiteSettings(
-        cors_origin="*",
-        image_origin=origin,
-        prompt_max_characters=1000,
-        public_base_url="https://images.example/prod",
-    )
-
-
-@pytest.mark.parametrize("origin", ["*", "https://a.example; script-src *", "http://images.example", "data:"])
-def test_a_site_takes_no_origin_that_would_loosen_its_policy(origin: str) -> None:
-    assert what_is_wrong(SITE | {"IMAGE_ORIGIN": origin}, SiteSettings.from_env).startswith("IMAGE_ORIGIN ")
-
-
-@pytest.mark.parametrize("name", sorted(WORKER))
-def test_what_a_worker_misses_is_named(name: str) -> None:
-    environ = {key: value for key, value in WORKER.items() if key != name}
-    assert what_is_wrong(environ, WorkerSettings.from_env) == f"{name} is missing"
-
-
-def test_all_that_a_worker_misses_is_told_at_once() -> None:
-    told = what_is_wrong({}, WorkerSettings.from_env).split("; ")
-    assert sorted(told) == [f"{name} is missing" for name in sorted(WORKER)]
-
-
-def test_aliases_are_names_of_models() -> None:
-    text = "openai/gpt-image-1=gpt-image-1,dalle=dall-e-3"
-    aliases = {"openai/gpt-image-1": "gpt-image-1", "dalle": "dall-e-3"}
-    assert ApiSettings.from_env(GOOD | {"MODEL_ALIASES": text}).model_aliases == aliases
-    assert IntakeSettings.from_env(INTAKE | {"MODEL_ALIASES": text}).model_aliases == aliases
-    for wrong in (
-        "x",
-        "x=",
-        "x=dall-e-9",
-        "=dall-e-3",
-        "a b=dall-e-3",
-        f"{'x' * 65}=dall-e-3",
-        "x=dall-e-3,",
-        "dall-e-2=dall-e-3",
-    ):
-        assert what_is_wrong(GOOD | {"MODEL_ALIASES": wrong}).startswith("MODEL_ALIASES has '")
-
-
-@pytest.mark.parametrize(
-    ("text", "prices"),
-    [
-        ("", {}),
-        ("dall-e-3:0.04", {"dall-e-3": 0.04}),
-        ("dall-e-3:0.04,flux-pro-1.1:0,gpt-image-1:12", {"dall-e-3": 0.04, "flux-pro-1.1": 0, "gpt-image-1": 12}),
-    ],
-)
-def test_prices_are_by_model(text: str, prices: dict[str, float]) -> None:
-    for environ, from_env in ((GOOD, ApiSettings.from_env), (WORKER, WorkerSettings.from_env)):
-        assert from_env(environ | {"IMAGE_PRICES": text}).journal.image_prices == prices
-    assert IntakeSettings.from_env(INTAKE | {"IMAGE_PRICES": text}).journal.image_prices == prices
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "dall-e-3",
-        "dall-e-3:",
-        "dall-e-3:1e3",
-        "dall-e-3:-1",
-        "dall-e-9:1",
-        ":1",
-        ",",
-        "dall-e-3:1,",
-        "dall-e-3: 1",
-        "{}",
-    ],
-)
-def test_what_is_no_price_of_a_model_of_ours_is_named(text: str) -> None:
-    assert what_is_wrong(GOOD | {"IMAGE_PRICES": text}).startswith("IMAGE_PRICES has '")
-
-
-@pytest.mark.parametrize("name", FLAGS)
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
-def test_a_flag_is_true_or_false(name: str, text: str, value: bool) -> None:
-    assert setting(name, GOOD | {name: text}) is value
-
-
-@pytest.mark.parametrize("name", FLAGS)
-@pytest.mark.parametrize("text", ["", " ", "True", "FALSE", "1", "0", "yes", "no", " true", "true\n", "truefalse"])
-def test_what_is_no_flag_is_named(name: str, text: str) -> None:
-    assert what_is_wrong(GOOD | {name: text}) == f"{name} is neither true nor false"
-
-
-@pytest.mark.parametrize("name", REQUIRED)
-def test_a_missing_variable_is_named(name: str) -> None:
-    assert what_is_wrong({key: value for key, value in GOOD.items() if key != name}) == f"{name} is missing"
-
-
-@pytest.mark.parametrize("name", REQUIRED)
-def test_an_empty_variable_is_named(name: str) -> None:
-    wrong = what_is_wrong(GOOD | {name: ""})
-    assert wrong.startswith(f"{name} is ")
-    assert ";" not in wrong
-
-
-@pytest.mark.parametrize("environ", [{}, {"PUBLIC_BASE_URL": ""}, dict.fromkeys(REQUIRED, " ")])
-def test_all_that_is_wrong_is_told_at_once(environ: dict[str, str]) -> None:
-    assert sorted(part.split()[0] for part in what_is_wrong(environ).split("; ")) == REQUIRED
-
-
-def test_what_is_missing_and_what_is_bad_are_told_together() -> None:
-    environ = GOOD | {"LINK_SECONDS": "an hour", "PUBLIC_BASE_URL": "ftp://images.example"}
+def test_what_is_missing_and_what_is_bad_are_named_together() -> None:
+    environ = API | {"LINK_SECONDS": "an hour", "PUBLIC_BASE_URL": "ftp://images.example"}
     del environ["IMAGE_BUCKET"]
     assert sorted(what_is_wrong(environ).split("; ")) == [
         "IMAGE_BUCKET is missing",
@@ -302,140 +114,112 @@ def test_what_is_missing_and_what_is_bad_are_told_together() -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
-def test_a_number_may_be_the_least_and_the_most(name: str, least: int, most: int) -> None:
-    for number in (least, most):
-        assert setting(name, GOOD | {name: str(number)}) == number
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_is_true_or_false(name: str) -> None:
+    assert (setting(name, "true"), setting(name, "false")) == (True, False)
+    for text in ("", " ", "True", "FALSE", "1", "0", "yes", "no", " true", "true\n", "truefalse"):
+        assert what_is_wrong(API | {name: text}) == f"{name} is neither true nor false"
 
 
 @pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
-def test_a_number_out_of_bounds_is_named_with_its_bounds(name: str, least: int, most: int) -> None:
-    for number in (least - 1, most + 1, -1, 10**15):
-        assert what_is_wrong(GOOD | {name: str(number)}) == f"{name} is not a whole number from {least} to {most}"
+def test_a_number_is_whole_and_within_its_bounds(name: str, least: int, most: int) -> None:
+    assert (setting(name, str(least)), setting(name, str(most))) == (least, most)
+    numbers = (least - 1, most + 1, -1, 10**15)
+    texts = (" ", "many", "1e2", "100.0", "+100", "-100", " 100", "100 ", "100\n", "1_00", "0x64")
+    for text in (*map(str, numbers), *texts):
+        for from_env, environ in FUNCTIONS.values():
+            if name in environ:
+                expected = f"{name} is not a whole number from {least} to {most}"
+                assert what_is_wrong(environ | {name: text}, from_env) == expected
 
 
-@pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
-@pytest.mark.parametrize("text", [" ", "many", "1e2", "100.0", "+100", "-100", " 100", "100 ", "100\n", "1_00", "0x64"])
-def test_what_is_no_plain_whole_number_is_named(name: str, least: int, most: int, text: str) -> None:
-    assert what_is_wrong(GOOD | {name: text}) == f"{name} is not a whole number from {least} to {most}"
+OTHER_MACHINES = ["upstream.example", "169.254.169.254", "10.0.0.1", "0.0.0.0", "[2001:db8::1]", "notlocalhost"]
+OTHER_MACHINES += ["localhost.example", "127.0.0.1.example"]
+CREDENTIALS = ["user:hush", "user", ":hush", "", ":"]
 
 
 @pytest.mark.parametrize(
-    "host",
+    ("wrong", "urls"),
     [
-        "upstream.example",
-        "169.254.169.254",
-        "10.0.0.1",
-        "0.0.0.0",
-        "[2001:db8::1]",
-        "localhost.example",
-        "127.0.0.1.example",
-        "notlocalhost",
-    ],
-)
-@pytest.mark.parametrize("name", URLS)
-def test_plain_http_to_another_machine_is_refused(name: str, host: str) -> None:
-    assert what_is_wrong(GOOD | {name: f"http://{host}/v1"}) == f"{name} is plain http to another machine"
-
-
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "127.0.0.1:8000", "127.8.9.1", "localhost", "LOCALHOST:80", "[::1]:8000"]
-)
-@pytest.mark.parametrize("name", URLS)
-def test_plain_http_to_this_machine_is_allowed(name: str, host: str) -> None:
-    assert setting(name, GOOD | {name: f"http://{host}/v1"}) == f"http://{host}/v1"
-
-
-@pytest.mark.parametrize("userinfo", ["user:hush@", "user@", ":hush@", "@", ":@"])
-@pytest.mark.parametrize("name", URLS)
-def test_credentials_in_a_url_are_refused_and_not_repeated(name: str, userinfo: str) -> None:
-    wrong = what_is_wrong(GOOD | {name: f"https://{userinfo}upstream.example/v1"})
-    assert wrong == f"{name} carries a query, a fragment or credentials"
-
-
-@pytest.mark.parametrize("end", ["?key=hush", "#hush"])
-@pytest.mark.parametrize("name", URLS)
-def test_a_query_or_a_fragment_in_a_url_is_refused(name: str, end: str) -> None:
-    wrong = what_is_wrong(GOOD | {name: f"https://upstream.example/v1{end}"})
-    assert wrong == f"{name} carries a query, a fragment or credentials"
-
-
-@pytest.mark.parametrize(
-    "url", ["upstream.example/v1", "ftp://upstream.example", "file:///etc/passwd", "https://", "//x"]
-)
-@pytest.mark.parametrize("name", URLS)
-def test_what_is_no_web_address_is_named(name: str, url: str) -> None:
-    assert what_is_wrong(GOOD | {name: url}) == f"{name} is not an http or https URL"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://upstream.example:https/v1",
-        "https://upstream.example:99999/v1",
-        "https://[::1/v1",
-        "https://upstream.example/v1 ",
-        "https://upstream.example/v1\n",
-        "https://upstream .example/v1",
-    ],
-)
-@pytest.mark.parametrize("name", URLS)
-def test_a_web_address_that_nothing_can_connect_to_is_named(name: str, url: str) -> None:
-    assert what_is_wrong(GOOD | {name: url}).startswith(f"{name} ")
-
-
-@pytest.mark.parametrize("name", URLS)
-def test_slashes_at_the_end_of_a_url_are_trimmed(name: str) -> None:
-    for url, trimmed in {
-        "https://upstream.example": "https://upstream.example",
-        "https://upstream.example/": "https://upstream.example",
-        "https://upstream.example/v1/": "https://upstream.example/v1",
-        "https://upstream.example/v1//": "https://upstream.example/v1",
-    }.items():
-        assert setting(name, GOOD | {name: url}) == trimmed
-
-
-@pytest.mark.parametrize("environ", [{}, {"PUBLIC_BASE_URL": ""}])
-def test_a_service_may_have_no_public_address_of_its_own(environ: dict[str, str]) -> None:
-    nameless = {key: value for key, value in GOOD.items() if key != "PUBLIC_BASE_URL"}
-    assert ApiSettings.from_env(nameless | environ).public_base_url == ""
-
-
-@pytest.mark.parametrize(
-    ("environ", "endpoint"),
-    [
-        ({}, None),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000"}, "http://127.0.0.1:5000"),
-        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:5001"}, "http://127.0.0.1:5001"),
+        ("is plain http to another machine", [f"http://{host}/v1" for host in OTHER_MACHINES]),
+        ("carries a query, a fragment or credentials", [f"https://{each}@upstream.example" for each in CREDENTIALS]),
         (
-            {"AWS_ENDPOINT_URL": "http://127.0.0.1:5000", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:5001"},
-            "http://127.0.0.1:5001",
+            "carries a query, a fragment or credentials",
+            [f"https://x.example/v1{end}" for end in ("?key=hush", "#hush")],
         ),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:5000", "AWS_ENDPOINT_URL_S3": ""}, "http://127.0.0.1:5000"),
+        ("is not an http or https URL", ["x.example/v1", "ftp://x.example", "file:///etc/passwd", "https://", "//x"]),
+        ("holds characters that no URL holds", [f"https://x.example/{end}" for end in (" ", "\n", "é", "a b")]),
+        ("has no usable port", ["https://upstream.example:0/v1"]),
+        ("", ["https://x.example:https/v1", "https://x.example:99999/v1", "https://[::1/v1"]),
     ],
 )
-def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(environ: dict[str, str], endpoint: str | None) -> None:
-    assert ApiSettings.from_env(GOOD | environ).runtime.s3_endpoint_url == endpoint
-    assert WorkerSettings.from_env(WORKER | environ).runtime.s3_endpoint_url == endpoint
+@pytest.mark.parametrize("name", URLS)
+def test_what_is_no_web_address_that_is_safe_to_call_is_named(name: str, wrong: str, urls: list[str]) -> None:
+    for url in urls:
+        message = what_is_wrong(API | {name: url})
+        assert message.startswith(f"{name} {wrong}")
+        assert "hush" not in message
 
 
-@pytest.mark.parametrize("path", ["/imagegen/prod/clients", "/imagegen/prod/clients/"])
-def test_the_clients_path_is_read_without_a_slash_at_the_end(path: str) -> None:
-    assert AuthorizerSettings.from_env({"CLIENTS_PATH": path}).clients_path == "/imagegen/prod/clients"
+@pytest.mark.parametrize("name", URLS)
+def test_a_web_address_is_https_or_on_this_machine_and_loses_its_last_slashes(name: str) -> None:
+    for host in ("127.0.0.1", "127.0.0.1:8000", "127.8.9.1", "localhost", "LOCALHOST:80", "[::1]:8000"):
+        assert setting(name, f"http://{host}/v1") == f"http://{host}/v1"
+    for path, trimmed in (("", ""), ("/", ""), ("/v1/", "/v1"), ("/v1//", "/v1")):
+        assert setting(name, f"https://upstream.example{path}") == f"https://upstream.example{trimmed}"
+
+
+def test_a_service_may_have_no_public_address_of_its_own() -> None:
+    for from_env, environ in ((ApiSettings.from_env, API), (SiteSettings.from_env, SITE)):
+        nameless = {name: text for name, text in environ.items() if name != "PUBLIC_BASE_URL"}
+        assert from_env(nameless).public_base_url == from_env(nameless | {"PUBLIC_BASE_URL": ""}).public_base_url == ""
+
+
+def test_aliases_are_names_of_models() -> None:
+    text = "openai/gpt-image-1=gpt-image-1,dalle=dall-e-3"
+    aliases = {"openai/gpt-image-1": "gpt-image-1", "dalle": "dall-e-3"}
+    assert ApiSettings.from_env(API | {"MODEL_ALIASES": text}).model_aliases == aliases
+    assert IntakeSettings.from_env(INTAKE | {"MODEL_ALIASES": text}).model_aliases == aliases
+    wrong = ("x", "x=", "x=dall-e-9", "=dall-e-3", "a b=dall-e-3", f"{'x' * 65}=dall-e-3")
+    for text in (*wrong, "x=dall-e-3,", "dall-e-2=dall-e-3"):
+        assert what_is_wrong(API | {"MODEL_ALIASES": text}).startswith("MODEL_ALIASES has '")
+
+
+def test_prices_are_by_model() -> None:
+    for text, prices in (
+        ("", {}),
+        ("dall-e-3:0.04", {"dall-e-3": 0.04}),
+        ("dall-e-3:0.04,flux-pro-1.1:0,gpt-image-1:12", {"dall-e-3": 0.04, "flux-pro-1.1": 0, "gpt-image-1": 12}),
+    ):
+        for name in ("api", "worker", "intake"):
+            from_env, environ = FUNCTIONS[name]
+            assert from_env(environ | {"IMAGE_PRICES": text}).journal.image_prices == prices
+    for text in ("-3", "-3:", "-3:1e3", "-3:-1", "-9:1", "-3:1,", "-3: 1"):
+        assert what_is_wrong(API | {"IMAGE_PRICES": f"dall-e{text}"}).startswith("IMAGE_PRICES has '")
+    for text in (":1", ",", "{}"):
+        assert what_is_wrong(API | {"IMAGE_PRICES": text}).startswith("IMAGE_PRICES has '")
 
 
 @pytest.mark.parametrize(
-    ("environ", "wrong"),
-    [
-        ({}, "CLIENTS_PATH is missing"),
-        ({"CLIENTS_PATH": ""}, "CLIENTS_PATH is empty"),
-        ({"CLIENTS_PATH": "  "}, "CLIENTS_PATH is empty"),
-    ],
+    ("for_all", "for_s3", "endpoint"),
+    [("", "", None), (HERE, "", HERE), ("", f"{HERE}:1", f"{HERE}:1"), (HERE, f"{HERE}:1", f"{HERE}:1")],
 )
-def test_an_authorizer_without_a_clients_path_names_it(environ: dict[str, str], wrong: str) -> None:
-    with pytest.raises(SettingsError, match=f"^{re.escape(wrong)}$"):
-        AuthorizerSettings.from_env(environ)
+def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(for_all: str, for_s3: str, endpoint: str | None) -> None:
+    set_ones = {"AWS_ENDPOINT_URL": for_all, "AWS_ENDPOINT_URL_S3": for_s3}
+    for environ in (set_ones, {name: url for name, url in set_ones.items() if url}):
+        assert ApiSettings.from_env(API | environ).runtime.s3_endpoint_url == endpoint
+        assert WorkerSettings.from_env(WORKER | environ).runtime.s3_endpoint_url == endpoint
+        assert SiteSettings.from_env(SITE | environ).image_origin == (endpoint or SITE["IMAGE_ORIGIN"])
 
+
+def test_a_site_takes_only_the_origin_of_an_address_and_none_that_would_loosen_its_policy() -> None:
+    settings = SiteSettings.from_env(SITE | {"AWS_ENDPOINT_URL": "http://127.0.0.1:5000/x/"})
+    assert settings.image_origin == "http://127.0.0.1:5000"
+    for origin in ("*", "https://a.example; script-src *", "http://images.example", "data:"):
+        assert what_is_wrong(SITE | {"IMAGE_ORIGIN": origin}, SiteSettings.from_env).startswith("IMAGE_ORIGIN ")
+
+
+# The authorizer.
 
 ISSUER = "https://login.example/tenant"
 
@@ -444,39 +228,27 @@ def authorizer(**environ: str) -> AuthorizerSettings:
     return AuthorizerSettings.from_env({"CLIENTS_PATH": "/clients", **environ})
 
 
-@pytest.mark.parametrize("environ", [{}, {"OIDC_ISSUER": "", "OIDC_AUDIENCE": ""}])
-def test_without_an_issuer_no_tokens_are_accepted(environ: dict[str, str]) -> None:
-    assert authorizer(**environ) == AuthorizerSettings("/clients", oidc_audience="", oidc_issuer="")
+def test_the_clients_path_is_required_and_loses_its_last_slash() -> None:
+    for path in ("/imagegen/prod/clients", "/imagegen/prod/clients/"):
+        assert authorizer(CLIENTS_PATH=path).clients_path == "/imagegen/prod/clients"
+    assert what_is_wrong({}, AuthorizerSettings.from_env) == "CLIENTS_PATH is missing"
+    for path in ("", "  "):
+        assert what_is_wrong({"CLIENTS_PATH": path}, AuthorizerSettings.from_env) == "CLIENTS_PATH is empty"
 
 
-@pytest.mark.parametrize("issuer", [ISSUER, f"{ISSUER}/", "https://login.example", "http://127.0.0.1:9000/"])
-def test_an_issuer_is_taken_exactly_as_it_is_given(issuer: str) -> None:
-    settings = authorizer(OIDC_ISSUER=issuer, OIDC_AUDIENCE="imagegen")
-    assert (settings.oidc_issuer, settings.oidc_audience) == (issuer, "imagegen")
-
-
-@pytest.mark.parametrize("environ", [{}, {"OIDC_AUDIENCE": ""}, {"OIDC_AUDIENCE": " "}])
-def test_an_issuer_without_an_audience_is_named(environ: dict[str, str]) -> None:
-    with pytest.raises(SettingsError, match=r"^OIDC_AUDIENCE is empty$"):
-        authorizer(OIDC_ISSUER=ISSUER, **environ)
+def test_an_issuer_is_optional_is_taken_exactly_as_it_is_given_and_needs_an_audience() -> None:
+    for environ in ({}, {"OIDC_ISSUER": "", "OIDC_AUDIENCE": ""}):
+        assert authorizer(**environ) == AuthorizerSettings("/clients", oidc_audience="", oidc_issuer="")
+    for issuer in (ISSUER, f"{ISSUER}/", "https://login.example", "http://127.0.0.1:9000/"):
+        settings = authorizer(OIDC_ISSUER=issuer, OIDC_AUDIENCE="imagegen")
+        assert (settings.oidc_issuer, settings.oidc_audience) == (issuer, "imagegen")
+    for environ in ({}, {"OIDC_AUDIENCE": ""}, {"OIDC_AUDIENCE": " "}):
+        with pytest.raises(SettingsError, match=r"^OIDC_AUDIENCE is empty$"):
+            authorizer(OIDC_ISSUER=ISSUER, **environ)
 
 
 @pytest.mark.parametrize(
-    "issuer",
-    [
-        " ",
-        "login.example",
-        "ftp://login.example",
-        "https://",
-        "https://user:hush@login.example",
-        f"{ISSUER}?tenant=1",
-        f"{ISSUER}#x",
-        "http://login.example",
-        "http://10.0.0.1",
-        f"{ISSUER}\n",
-        "https://login.example:0",
-        "https://login.example:port",
-    ],
+    "issuer", [" ", f"{ISSUER}?tenant=1", "http://login.example", "https://user:hush@login.example"]
 )
 def test_what_is_no_issuer_is_named_and_not_repeated(issuer: str) -> None:
     with pytest.raises(SettingsError, match=r"^OIDC_ISSUER ") as error:

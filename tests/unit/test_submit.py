@@ -3,21 +3,14 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
-from imagegen.errors import (
-    AllowanceSpentError,
-    GenerationCancelledError,
-    IdempotencyKeyReusedError,
-    PromptRejectedError,
-    RecordsUnavailableError,
-    SubmissionUncertainError,
-    UpstreamFailedError,
-)
+from imagegen import errors
 from imagegen.failures import kept
 from imagegen.generations import IdTakenError, Status, admit, fingerprint, is_generation_id
 from imagegen.images import ImageRequest
@@ -66,9 +59,7 @@ def test_a_request_becomes_a_waiting_record_with_a_message_behind_it(service: In
     assert service.queue.callers == {"alice"}
 
 
-def test_what_is_worked_on_here_is_claimed_and_its_message_outlasts_the_lease(
-    service: InMemoryService,
-) -> None:
+def test_what_is_worked_on_here_is_claimed_and_its_message_outlasts_the_lease(service: InMemoryService) -> None:
     """A worker that dies at once takes its message along for the queue's whole time-out."""
     submitted = service.submit(KEYED, work_here=True)
     generation = service.record(submitted.generation)
@@ -91,7 +82,7 @@ def test_what_is_worked_on_here_is_claimed_and_its_message_outlasts_the_lease(
         (SECOND, False, ["attach_attempt", "mark_attempt"]),
     ],
 )
-def test_the_order_is_marker_quota_safety_net_record_and_work_message(
+def test_writes_come_in_one_order(
     service: InMemoryService, attempt: Attempt, work_here: bool, marker: list[str]
 ) -> None:
     log = service.records.asked
@@ -101,9 +92,7 @@ def test_the_order_is_marker_quota_safety_net_record_and_work_message(
     assert log == [*marker, "quota", "quota", "safety net", "create", *([] if work_here else ["work message"])]
 
 
-def test_a_safety_net_that_took_long_is_sent_again_before_the_record(
-    service: InMemoryService,
-) -> None:
+def test_a_safety_net_that_took_long_is_sent_again_before_the_record(service: InMemoryService) -> None:
     half = LEASE * SAFETY_NET_LEASES / 2
     took = [half + 0.1, half - 0.1]
     written: list[int] = []
@@ -128,39 +117,36 @@ def test_a_work_message_that_cannot_be_sent_does_not_fail_the_request(service: I
     assert service.used == {1}
 
 
+@pytest.mark.parametrize(
+    ("port", "answers", "attempt", "sent"),
+    [
+        ("records", 0, KEYED, 0),
+        ("records", 0, SECOND, 0),
+        ("counters", 0, KEYED, 0),
+        ("counters", 1, KEYED, 0),
+        ("queue", 0, KEYED, 0),
+        ("records", 1, KEYED, 1),
+    ],
+    ids=["key", "retry", "quota", "quota of the stack", "safety net", "record"],
+)
 @pytest.mark.parametrize("work_here", [False, True])
-def test_if_no_record_was_written_none_ever_will_be(service: InMemoryService, work_here: bool) -> None:
-    service.records.failures.append("before")
-    with pytest.raises(RecordsUnavailableError):
-        service.submit(work_here=work_here)
-    assert service.records.newest("alice", 10) == []
-    (generation_id,) = messages(service)
-    with pytest.raises(IdTakenError):
-        service.records.create(admit(REQUEST, caller="alice", base_url="", now=NOW, generation_id=generation_id))
-    assert service.used == {0}
-
-
-def test_if_no_message_can_be_sent_no_record_is_written(
-    service: InMemoryService,
+def test_if_a_store_fails_before_the_record_nothing_begins_and_nothing_is_taken(
+    service: InMemoryService, port: str, answers: int, attempt: Attempt, sent: int, work_here: bool
 ) -> None:
-    service.queue.failures.append("before")
-    with pytest.raises(RecordsUnavailableError):
-        service.submit(KEYED)
-    assert service.records.asked == ["hold_key", "void"]
-    assert service.used == {0}
+    getattr(service, port).failures += [*[None] * answers, "before"]
+    with pytest.raises(errors.RecordsUnavailableError):
+        service.submit(attempt, work_here=work_here)
+    assert service.records.newest("alice", 10) == []
+    assert service.used <= {0}
+    assert len(messages(service)) == sent
+    for generation_id in messages(service):  # no process that is late can write it
+        with pytest.raises(IdTakenError):
+            service.records.create(admit(REQUEST, caller="alice", base_url="", now=NOW, generation_id=generation_id))
 
 
-@pytest.mark.parametrize("attempt", [KEYED, SECOND])
-def test_if_the_records_cannot_be_asked_nothing_is_sent(service: InMemoryService, attempt: Attempt) -> None:
-    service.records.failures.append("before")
-    with pytest.raises(RecordsUnavailableError):
-        service.submit(attempt)
-    assert service.queue.sent == []
-
-
-def test_if_nobody_knows_whether_a_record_was_written_the_reservation_stays(service: InMemoryService) -> None:
+def test_if_it_is_unknown_whether_a_record_was_written_the_reservation_stays(service: InMemoryService) -> None:
     service.records.failures += [None, "after", "before"]  # the marker, the record, `void`
-    with pytest.raises(SubmissionUncertainError) as uncertain:
+    with pytest.raises(errors.SubmissionUncertainError) as uncertain:
         service.submit(FIRST)
     assert service.used == {1}
     again = service.submit(SECOND)
@@ -193,15 +179,13 @@ def test_a_repeated_request_attaches_to_the_first(service: InMemoryService, atte
     ("end", "anew"),
     [
         (Status.CANCELLED, False),
-        (UpstreamFailedError("Money may be spent."), False),
-        (PromptRejectedError("Nothing is spent."), True),
+        (errors.UpstreamFailedError("Money may be spent."), False),
+        (errors.PromptRejectedError("Nothing is spent."), True),
         ("deleted", True),
     ],
     ids=["cancelled", "spent", "nothing spent", "deleted"],
 )
-def test_a_repeated_request_begins_anew_only_if_nothing_was_spent_or_kept(
-    service: InMemoryService, attempts: list[Attempt], end: Any, anew: bool
-) -> None:
+def test_what_cost_nothing_begins_anew(service: InMemoryService, attempts: list[Attempt], end: Any, anew: bool) -> None:
     first = service.submit(attempts[0]).generation
     if end == "deleted":
         service.buried(first)
@@ -218,7 +202,7 @@ def test_a_repeated_request_begins_anew_only_if_nothing_was_spent_or_kept(
 @REPEATED
 def test_a_marker_of_a_void_record_is_replaced(service: InMemoryService, attempts: list[Attempt]) -> None:
     service.records.failures += [None, "before"]  # the marker, the record
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(attempts[0])
     (void,) = messages(service)
     anew = service.submit(attempts[1])
@@ -229,24 +213,21 @@ def test_a_marker_of_a_void_record_is_replaced(service: InMemoryService, attempt
 
 @pytest.mark.parametrize("attempt", [KEYED, SECOND])
 def test_a_marker_without_a_record_begins_that_same_id(service: InMemoryService, attempt: Attempt) -> None:
-    if attempt.idempotency_key:
-        service.records.hold_key(
-            "alice", attempt.idempotency_key, GIVEN, fingerprint(REQUEST), now=NOW, expired_before=0
-        )
+    body = fingerprint(REQUEST)
+    if attempt is KEYED:
+        service.records.hold_key("alice", "k", GIVEN, body, now=NOW, expired_before=0)
     else:
-        service.records.mark_attempt("alice", fingerprint(REQUEST), GIVEN, 0, now=NOW)
+        service.records.mark_attempt("alice", body, GIVEN, 0, now=NOW)
     submitted = service.submit(attempt)
     assert (submitted.generation.id, submitted.attached) == (GIVEN, False)
 
 
 @pytest.mark.parametrize(("first", "again", "work_here"), [(KEYED, KEYED, False), (FIRST, SECOND, True)])
-def test_a_retry_while_the_first_attempt_waits_for_sqs_begins_no_second_generation(
-    service: InMemoryService, first: Attempt, again: Attempt, work_here: bool
-) -> None:
+def test_a_retry_meanwhile_attaches(service: InMemoryService, first: Attempt, again: Attempt, work_here: bool) -> None:
+    """It comes while the first attempt waits for SQS."""
     retried: list[Any] = []
-    before(
-        service.queue, "send", lambda *_, **__: retried.append(service.submit(again, work_here=work_here)), once=True
-    )
+    retry = partial(service.submit, again, work_here=work_here)
+    before(service.queue, "send", lambda *_, **__: retried.append(retry()), once=True)
     submitted = service.submit(first, work_here=work_here)
     assert [each.generation.id for each in retried] == [submitted.generation.id]
     assert (retried[0].attached, submitted.attached, submitted.owner) == (False, True, None)
@@ -257,21 +238,16 @@ def test_a_retry_while_the_first_attempt_waits_for_sqs_begins_no_second_generati
 # Idempotency keys.
 
 
-def test_a_key_holds_whatever_the_count_of_retries_says(service: InMemoryService) -> None:
-    assert len({id_of(service, Attempt("k", retry)) for retry in (0, 1, 0, 2)}) == 1
-
-
-def test_the_same_key_with_another_body_is_refused(service: InMemoryService) -> None:
-    first = id_of(service, KEYED)
-    with pytest.raises(IdempotencyKeyReusedError) as refused:
+def test_a_key_is_one_callers_for_one_body_whatever_the_count_of_retries_says(service: InMemoryService) -> None:
+    first, *others = (id_of(service, Attempt("k", retry)) for retry in (None, 0, 1, 0, 2))
+    assert set(others) == {first}
+    assert id_of(service, Attempt("K")) != first
+    assert id_of(service, KEYED, OTHER, caller="bob") != first
+    sent = len(service.queue.sent)
+    with pytest.raises(errors.IdempotencyKeyReusedError) as refused:
         service.submit(KEYED, OTHER)
     assert refused.value.param == "Idempotency-Key"
-    assert messages(service) == {first}
-
-
-def test_keys_and_callers_are_kept_apart(service: InMemoryService) -> None:
-    ids = [id_of(service, KEYED), id_of(service, Attempt("K")), id_of(service, KEYED, OTHER, caller="bob")]
-    assert len(set(ids)) == 3
+    assert len(service.queue.sent) == sent
 
 
 @pytest.mark.parametrize("request_", [REQUEST, OTHER])
@@ -287,9 +263,7 @@ def test_a_key_holds_for_a_day_and_then_any_body_begins_anew(service: InMemorySe
 
 @pytest.mark.parametrize("work_here", [False, True])
 @pytest.mark.parametrize("old", [False, True])
-def test_many_at_once_with_one_key_share_the_last_of_the_allowance(
-    service: InMemoryService, work_here: bool, old: bool
-) -> None:
+def test_many_at_once_share_one_generation(service: InMemoryService, work_here: bool, old: bool) -> None:
     before_it = {id_of(service, KEYED)} if old else set()
     service.now += KEY_SECONDS + 1
     service.each_caller = 1
@@ -316,16 +290,11 @@ def test_races_that_are_always_lost_end(service: InMemoryService) -> None:
         raise IdTakenError
 
     before(service.records, "create", lost)
-    with pytest.raises(RecordsUnavailableError):  # nothing is spent, so it may be retried
+    with pytest.raises(errors.RecordsUnavailableError):  # nothing is spent, so it may be retried
         service.submit(KEYED)
 
 
 # Retries that clients count.
-
-
-def test_a_late_retry_attaches_although_a_later_one_came_before_it(service: InMemoryService) -> None:
-    first = id_of(service, FIRST)
-    assert [id_of(service, attempt) for attempt in (THIRD, SECOND)] == [first, first]
 
 
 def test_first_attempts_with_the_same_body_stay_apart_and_so_do_their_retries(service: InMemoryService) -> None:
@@ -349,16 +318,12 @@ def test_a_retry_whose_first_attempt_never_came_begins_one_that_the_next_attache
 def test_a_retry_never_attaches_to_another_request(
     service: InMemoryService, attempt: Attempt, request_: ImageRequest, caller: str
 ) -> None:
-    """A client that sent a key comes back with it."""
+    """A client that sent a key comes back with it. A late retry attaches although a later one came before it."""
     own, other = id_of(service, FIRST), id_of(service, attempt, request_, caller=caller)
     assert other != own
-    assert id_of(service, SECOND) == own
     assert id_of(service, THIRD) == own
+    assert id_of(service, SECOND) == own
     assert id_of(service, SECOND) not in (own, other)
-
-
-def test_what_does_not_count_its_retries_attaches_to_nothing(service: InMemoryService) -> None:
-    assert id_of(service, PLAIN) != id_of(service, PLAIN)
 
 
 def test_a_retry_attaches_to_nothing_old(service: InMemoryService) -> None:
@@ -369,9 +334,10 @@ def test_a_retry_attaches_to_nothing_old(service: InMemoryService) -> None:
     assert id_of(service, THIRD) != first
 
 
-def test_only_a_client_that_counts_is_known_to_try_again_by_itself() -> None:
+def test_only_a_client_that_counts_is_known_to_try_again_by_itself(service: InMemoryService) -> None:
     attempts = (PLAIN, KEYED, FIRST, Attempt("k", 2))
     assert [attempt.is_retried for attempt in attempts] == [False, False, True, True]
+    assert id_of(service, PLAIN) != id_of(service, PLAIN)
 
 
 # The allowance.
@@ -388,7 +354,7 @@ def test_a_new_generation_takes_its_images_from_both_allowances(service: InMemor
 @pytest.mark.parametrize(("each_caller", "whole_stack"), [(4, 1000), (1000, 4), (0, 0)])
 def test_over_an_allowance_nothing_is_begun(service: InMemoryService, each_caller: int, whole_stack: int) -> None:
     service.each_caller, service.whole_stack = each_caller, whole_stack
-    with pytest.raises(AllowanceSpentError) as spent:
+    with pytest.raises(errors.AllowanceSpentError) as spent:
         service.submit(request=replace(REQUEST, n=5))
     assert spent.value.remaining == min(each_caller, whole_stack)
     assert service.used <= {0}
@@ -399,20 +365,20 @@ def test_over_an_allowance_nothing_is_begun(service: InMemoryService, each_calle
 def test_one_callers_allowance_is_not_anothers_but_the_stacks_is(service: InMemoryService) -> None:
     service.each_caller, service.whole_stack = 2, 3
     service.submit(request=replace(REQUEST, n=2))
-    with pytest.raises(AllowanceSpentError):
+    with pytest.raises(errors.AllowanceSpentError):
         service.submit()
     service.submit(caller="bob")
-    with pytest.raises(AllowanceSpentError):
+    with pytest.raises(errors.AllowanceSpentError):
         service.submit(caller="bob")
 
 
 def test_the_allowance_begins_anew_with_the_day(service: InMemoryService) -> None:
     service.each_caller = 1
     service.submit()
-    with pytest.raises(AllowanceSpentError) as spent:
+    with pytest.raises(errors.AllowanceSpentError) as spent:
         service.submit()
     service.now += spent.value.reset - 1
-    with pytest.raises(AllowanceSpentError):
+    with pytest.raises(errors.AllowanceSpentError):
         service.submit()
     service.now += 1
     service.submit()
@@ -421,14 +387,11 @@ def test_the_allowance_begins_anew_with_the_day(service: InMemoryService) -> Non
 @pytest.mark.parametrize("own", [0, 5])
 def test_a_callers_own_allowance_goes_before_everybodys(service: InMemoryService, own: int) -> None:
     service.each_caller = 2
-
-    def one() -> object:
-        return submit(REQUEST, PLAIN, service.desk, caller="a", base_url="", work_here=False, images_per_day=own)
-
+    one = partial(submit, REQUEST, PLAIN, service.desk, base_url="", work_here=False, images_per_day=own)
     for _ in range(own):
-        one()
-    with pytest.raises(AllowanceSpentError):
-        one()
+        one(caller="alice")
+    with pytest.raises(errors.AllowanceSpentError):
+        one(caller="alice")
 
 
 def test_a_request_attaches_to_its_twin_that_took_the_last_of_the_allowance(service: InMemoryService) -> None:
@@ -442,25 +405,13 @@ def test_a_request_attaches_to_its_twin_that_took_the_last_of_the_allowance(serv
 def test_with_many_at_once_exactly_the_allowance_is_begun(service: InMemoryService) -> None:
     service.each_caller = 10
 
-    def one() -> bool:
-        try:
+    def one() -> None:
+        with suppress(errors.AllowanceSpentError):
             service.submit()
-        except AllowanceSpentError:
-            return False
-        return True
 
-    assert sum(at_once(40, one)) == 10
+    at_once(40, one)
     assert len(service.records.newest("alice", 100)) == 10
     assert service.used == {10}
-
-
-@pytest.mark.parametrize("answers", [0, 1])
-def test_if_an_allowance_cannot_be_asked_nothing_is_begun(service: InMemoryService, answers: int) -> None:
-    service.counters.failures += [*[None] * answers, "before"]
-    with pytest.raises(RecordsUnavailableError):
-        service.submit()
-    assert service.used <= {0}
-    assert service.records.newest("alice", 10) == []
 
 
 # Under an id that is given.
@@ -480,7 +431,7 @@ def test_a_reader_whose_counter_loses_its_answer_leaves_anothers_reservation(ser
         service.submit(generation_id=GIVEN)
 
     before(service.counters, "take", read_by_another_meanwhile, once=True)
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(generation_id=GIVEN)
     assert service.submit(generation_id=GIVEN).attached
     assert service.used == {1}
@@ -489,7 +440,7 @@ def test_a_reader_whose_counter_loses_its_answer_leaves_anothers_reservation(ser
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_next_try_begins_or_finds_a_given_id_that_could_not_be_written(service: InMemoryService, when: Any) -> None:
     service.records.failures += [None, when]  # the first is the look whether it is there
-    with pytest.raises(RecordsUnavailableError):
+    with pytest.raises(errors.RecordsUnavailableError):
         service.submit(generation_id=GIVEN)
     assert service.submit(generation_id=GIVEN).attached == (when == "after")
     assert service.record(GIVEN).status is Status.QUEUED
@@ -502,6 +453,6 @@ def test_a_given_id_that_is_void_is_cancelled_and_costs_no_quota(service: InMemo
     else:
         service.records.void(GIVEN, now=NOW)
     used = service.used
-    with pytest.raises(GenerationCancelledError):
+    with pytest.raises(errors.GenerationCancelledError):
         service.submit(generation_id=GIVEN)
     assert service.used == (used or {0})
