@@ -199,7 +199,8 @@ def test_a_record_is_read_as_it_was_written(records: GenerationStore) -> None:
         output_format="webp",
         output_compression=0,
     )
-    admitted = admit(request, caller="alice", base_url="https://x.example/prod/v1", now=NOW)
+    origin = Origin("order-1", "batch_a", 7)
+    admitted = admit(request, caller="alice", base_url="https://x.example/prod/v1", now=NOW, origin=origin)
     generation = replace(admitted, status=Status.IN_PROGRESS, owner="first", lease_until=NOW + 60)
     assert records.get(created(records, generation).id) == generation
 
