@@ -330,7 +330,8 @@ def test_a_fault_may_be_one_services_alone(door: DoorControl, client: Client) ->
 
 @pytest.mark.parametrize("argument", ["ExpressionAttributeNames", "ExpressionAttributeValues"])
 def test_an_expression_argument_that_is_empty_is_refused_as_dynamodb_refuses_it(client: Client, argument: str) -> None:
-    dynamodb, empty, condition = client("dynamodb"), {argument: {}}, {"ConditionExpression": "attribute_exists(pk)"}
+    dynamodb, condition = client("dynamodb"), {"ConditionExpression": "attribute_exists(pk)"}
+    empty: dict[str, Any] = {argument: {}}
     update = {"TableName": "records", "Key": KEY, "UpdateExpression": "REMOVE b", **empty}
     calls: tuple[Callable[[], object], ...] = (
         lambda: dynamodb.update_item(**update),

@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError
 
 from tests.support.stores import Table
 
-NEW = {"ConditionExpression": "attribute_not_exists(pk)"}
+NEW: dict[str, Any] = {"ConditionExpression": "attribute_not_exists(pk)"}
 
 
 def key(name: str) -> dict[str, Any]:
