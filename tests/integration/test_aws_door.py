@@ -286,12 +286,7 @@ def test_a_request_with_two_signatures_is_refused(moto_url: str, authorization: 
 
 @pytest.mark.parametrize(
     ("when", "error"),
-    [
-        ("before", "InternalServerError"),
-        ("after", "ThrottlingException"),
-        ("before", "hang-up"),
-        ("after", "hang-up"),
-    ],
+    [("before", "InternalServerError"), ("after", "ThrottlingException"), ("before", "hang-up"), ("after", "hang-up")],
 )
 @pytest.mark.usefixtures("_no_pause")
 def test_a_call_fails_with_all_its_repetitions(door: DoorControl, client: Client, when: str, error: str) -> None:

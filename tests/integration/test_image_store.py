@@ -40,7 +40,6 @@ LINK_SECONDS = image_store.LINK_SECONDS
 AT_MOST_SECONDS = 30.0  # only ever waited for in full if a test fails
 CREDENTIALS = ReadOnlyCredentials(ACCESS_KEY, SECRET, None)
 SMALL, LARGE = png("small"), png("x" * 1_000_000)
-GENERATION_ID = "gen_secret"
 Objects = dict[str, tuple[str, bytes]]
 
 
@@ -140,7 +139,7 @@ def test_what_the_blocks_raise_comes_through_and_leaves_nothing_stored(
         twin.store.save(image_id, ImageBody("image/png", length, breaking(failure, *before)), soon())
     assert caught.value is failure
     with pytest.raises(kind) as caught:
-        twin.store.save_answer(GENERATION_ID, length, breaking(failure, *before), soon())
+        twin.store.save_answer("gen_1", length, breaking(failure, *before), soon())
     assert caught.value is failure
     assert twin.objects() == {}
     twin.store.save(image_id, a_body(), soon())
@@ -258,40 +257,39 @@ def s3() -> Iterator[StandIn]:
         yield s3
 
 
-def read_whole(store: S3ImageStore) -> bytes:
-    with store.read("img_secret", soon()) as blocks:
-        return b"".join(blocks)
-
-
-def inbox(url: str) -> S3Inbox:
-    return S3Inbox(S3Bucket(HttpPool(), url=url, region=REGION, credentials=lambda: CREDENTIALS))
-
-
-def outbox(url: str) -> S3Outbox:
-    return S3Outbox(S3Bucket(HttpPool(), url=url, region=REGION, credentials=lambda: CREDENTIALS))
-
-
 FILE = InboxFile("inbox/alice/secret.jsonl", "version", 10)
-# Every request that is sent to S3: its method, its path, and the call that gets the bucket's address.
-CALLS: dict[str, tuple[str, str, Callable[[str], object]]] = {
-    "save": ("PUT", "images/img_secret", lambda url: a_store(url).save("img_secret", a_body(LARGE), soon())),
-    "save_answer": (
-        "PUT",
-        "answers/gen_secret.json",
-        lambda url: a_store(url).save_answer(GENERATION_ID, 6, iter([b"[1,", b" 2]"]), soon()),
-    ),
-    "find": ("GET", "images/img_secret", lambda url: a_store(url).find("img_secret", soon())),
-    "read": ("GET", "images/img_secret", lambda url: read_whole(a_store(url))),
-    "delete": ("DELETE", "images/img_secret", lambda url: a_store(url).delete("img_secret", soon())),
-    "delete_answer": (
-        "DELETE",
-        "answers/gen_secret.json",
-        lambda url: a_store(url).delete_answer(GENERATION_ID, soon()),
-    ),
-    "read from the inbox": ("GET", FILE.key, lambda url: inbox(url).read(FILE, 5, 10, soon())),
-    "look into the inbox": ("HEAD", FILE.key, lambda url: inbox(url).has(FILE, soon())),
-    "save to the outbox": ("PUT", "secret", lambda url: outbox(url).save("secret", 6, iter([b"[1,", b" 2]"]), soon())),
-    "delete from the outbox": ("DELETE", "secret", lambda url: outbox(url).delete("secret", soon())),
+IMAGE, ANSWER = "images/img_secret", "answers/gen_secret.json"
+
+
+class Bucket:
+    """All that asks the bucket at an address."""
+
+    def __init__(self, url: str) -> None:
+        self.images = a_store(url)
+        bucket = S3Bucket(HttpPool(), url=url, region=REGION, credentials=lambda: CREDENTIALS)
+        self.inbox, self.outbox = S3Inbox(bucket), S3Outbox(bucket)
+
+    def read(self) -> bytes:
+        with self.images.read("img_secret", soon()) as blocks:
+            return b"".join(blocks)
+
+
+def some_json() -> Iterator[bytes]:
+    return iter([b"[1,", b" 2]"])
+
+
+# Every request that is sent to S3: its method, its path, and the call that sends it.
+CALLS: dict[str, tuple[str, str, Callable[[Bucket], object]]] = {
+    "save": ("PUT", IMAGE, lambda s3: s3.images.save("img_secret", a_body(LARGE), soon())),
+    "save_answer": ("PUT", ANSWER, lambda s3: s3.images.save_answer("gen_secret", 6, some_json(), soon())),
+    "find": ("GET", IMAGE, lambda s3: s3.images.find("img_secret", soon())),
+    "read": ("GET", IMAGE, lambda s3: s3.read()),
+    "delete": ("DELETE", IMAGE, lambda s3: s3.images.delete("img_secret", soon())),
+    "delete_answer": ("DELETE", ANSWER, lambda s3: s3.images.delete_answer("gen_secret", soon())),
+    "read from the inbox": ("GET", FILE.key, lambda s3: s3.inbox.read(FILE, 5, 10, soon())),
+    "look into the inbox": ("HEAD", FILE.key, lambda s3: s3.inbox.has(FILE, soon())),
+    "save to the outbox": ("PUT", "secret", lambda s3: s3.outbox.save("secret", 6, some_json(), soon())),
+    "delete from the outbox": ("DELETE", "secret", lambda s3: s3.outbox.delete("secret", soon())),
 }
 SENT: dict[str, tuple[str | None, bytes]] = {
     "save": ("image/png", LARGE),
@@ -308,7 +306,7 @@ GIVEN: dict[str, Reply] = {
 def test_a_call_is_one_request_signed_for_a_minute(s3: StandIn, how: str) -> None:
     method, path, call = CALLS[how]
     s3.reply = GIVEN.get(how, Reply(200))
-    call(s3.url)
+    call(Bucket(s3.url))
     (request,) = s3.requests
     query, signed = query_of(request.target), {"host"}
     assert (request.method, urlsplit(request.target).path) == (method, f"/a-bucket/{path}")
@@ -408,7 +406,7 @@ def test_what_is_not_taken_or_given_is_reported_after_one_try_without_a_secret(s
     for name, s3.reply in replies.items():
         s3.requests.clear()
         with pytest.raises(ImageStorageError) as caught:
-            call(s3.url)
+            call(Bucket(s3.url))
         kinds[name] = type(caught.value)
         assert len(s3.requests) == 1
         assert not any(secret in caught.value.message for secret in ("secret", "a-bucket"))
@@ -442,17 +440,17 @@ def test_an_image_is_taken_for_missing_only_if_s3_says_so(
 @pytest.mark.parametrize("status", [400, 403, 404, 405])
 def test_a_file_is_taken_for_missing_whatever_s3_says_of_its_version(s3: StandIn, status: int) -> None:
     s3.reply = Reply(status)
-    assert inbox(s3.url).has(FILE, soon()) is False
+    assert Bucket(s3.url).inbox.has(FILE, soon()) is False
 
 
 @pytest.mark.parametrize("how", ["delete", "delete_answer"])
 def test_what_is_not_there_is_as_good_as_deleted_and_what_must_not_be_deleted_is_not(s3: StandIn, how: str) -> None:
     for status in (200, 204, 404):
         s3.reply = Reply(status)
-        CALLS[how][2](s3.url)
+        CALLS[how][2](Bucket(s3.url))
     s3.reply = Reply(403, b"<Error/>")
     with pytest.raises(ImageStorageError):
-        CALLS[how][2](s3.url)
+        CALLS[how][2](Bucket(s3.url))
 
 
 def test_a_closed_port_may_be_tried_again() -> None:
@@ -464,13 +462,13 @@ def test_a_closed_port_may_be_tried_again() -> None:
 def test_a_piece_of_a_file_is_never_taken_for_another(s3: StandIn, missing: int) -> None:
     s3.reply = Reply(206, b"x" * (10 - missing))
     with pytest.raises(ImageStorageError):
-        inbox(s3.url).read(FILE, 0, 10, soon())
+        Bucket(s3.url).inbox.read(FILE, 0, 10, soon())
 
 
 def test_an_image_that_ends_before_its_length_is_never_taken_for_whole(s3: StandIn) -> None:
     s3.reply = Reply(200, SMALL, declared_length=len(SMALL) + 1)
     with pytest.raises(ImageStorageInterruptedError):
-        read_whole(a_store(s3.url))
+        Bucket(s3.url).read()
 
 
 # What breaks on the way.
@@ -574,7 +572,7 @@ def test_what_comes_to_a_halt_is_given_up_at_the_deadline() -> None:
         with pytest.raises(ImageStorageInterruptedError), reading as blocks:
             b"".join(blocks)
     with raw_s3(answer, hang_up=False) as s3, pytest.raises(ImageStorageInterruptedError):
-        inbox(s3.url).read(FILE, 0, 10, Deadline.after(0.2))
+        Bucket(s3.url).inbox.read(FILE, 0, 10, Deadline.after(0.2))
     with raw_s3() as s3, pytest.raises(ImageStorageInterruptedError):
         a_store(s3.url).save("img_1", a_body(), Deadline.after(0.2))
     assert time.monotonic() - begun < AT_MOST_SECONDS
