@@ -1,43 +1,16 @@
 """Batches, their lines, their queue and their files in memory."""
 
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.deadline import Deadline
-from imagegen.errors import RecordsUnavailableError
 from imagegen.generations import LostClaimError
-
-if TYPE_CHECKING:
-    from tests.fakes.generation_store import When
+from tests.fakes.failing import Failing
 
 
-class _Failing:
-    """`failures` are taken in turn, one a call, as in FakeGenerationStore."""
-
-    def __init__(self) -> None:
-        self.failures: deque[When | None] = deque()
-        self._lock = threading.RLock()
-
-    @contextmanager
-    def _asked(self) -> Iterator[None]:
-        with self._lock:
-            failure = self.failures.popleft() if self.failures else None
-            if failure == "before":
-                raise RecordsUnavailableError("It could not be reached.")
-            try:
-                yield
-            finally:
-                if failure == "after":
-                    raise RecordsUnavailableError("The answer was lost.")
-
-
-class FakeBatchStore(_Failing):
+class FakeBatchStore(Failing):
     """Passes the contract of `ports.BatchStore`."""
 
     def __init__(self) -> None:
@@ -129,7 +102,7 @@ class FakeBatchStore(_Failing):
         return changed
 
 
-class FakeBatchLines(_Failing):
+class FakeBatchLines(Failing):
     """Passes the contract of `ports.BatchLines`. `batches` has the records that the lines belong to."""
 
     def __init__(self, batches: FakeBatchStore) -> None:
@@ -176,7 +149,7 @@ class FakeBatchLines(_Failing):
         return Counts(sum(ended), len(ended) - sum(ended))
 
 
-class FakeBatchQueue(_Failing):
+class FakeBatchQueue(Failing):
     """Passes the contract of `ports.BatchQueue`. `sent` are batch ids, in order, and `delays` those of each.
 
     `callers` are whose messages were sent.
@@ -198,7 +171,7 @@ class FakeBatchQueue(_Failing):
         pass
 
 
-class FakeBatchBus(_Failing):
+class FakeBatchBus(Failing):
     """Passes the contract of `ports.BatchBus`. `ended` is what was told, in order."""
 
     def __init__(self) -> None:
@@ -210,7 +183,7 @@ class FakeBatchBus(_Failing):
             self.ended.append(batch)
 
 
-class FakeFiles(_Failing):
+class FakeFiles(Failing):
     """Passes the contracts of `ports.Inbox` and `ports.Outbox`.
 
     `saved` are all files that were written, in order; `there` are those that are left.

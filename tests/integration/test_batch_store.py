@@ -1,19 +1,14 @@
 """The records and lines of batches: the fakes and the real ones, before each judge, pass the same contracts."""
 
-import socket
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import boto3
-import msgspec
 import pytest
-from botocore.config import Config
+from botocore.credentials import ReadOnlyCredentials
+from msgspec.structs import replace
 
-from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.bucket import S3Bucket
 from imagegen.aws.inbox import S3Inbox, S3Outbox
-from imagegen.aws.sqs import SqsBatches
 from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile, batch_id_of
 from imagegen.deadline import Deadline
 from imagegen.errors import ImageStorageError, RecordsUnavailableError
@@ -21,49 +16,24 @@ from imagegen.generations import LostClaimError
 from imagegen.outbound.pool import HttpPool
 from imagegen.ports import BatchLines, BatchStore
 from tests.fakes.batches import FakeBatchLines, FakeBatchStore
-from tests.integration.conftest import JUDGES, in_index, judged
-from tests.integration.test_contracts import CREDENTIALS
+from tests.support.stores import ACCESS_KEY, SECRET, Connect, Table, closed_url
 
 if TYPE_CHECKING:
-    from types_boto3_dynamodb import DynamoDBClient
+    from collections.abc import Callable
 
 NOW = 1_760_000_000.5
 FAILED = EndedLine(completed=False, text="{}")
 LINE = EndedLine(completed=True, text='{"custom_id": "ü"}')
 
 
-def client(service: str, url: str) -> Any:
-    return boto3.client(
-        service,  # type: ignore[call-overload]
-        endpoint_url=url,
-        region_name="us-east-1",
-        aws_access_key_id=CREDENTIALS.access_key,
-        aws_secret_access_key=CREDENTIALS.secret_key,
-        config=Config(retries={"total_max_attempts": 1}),
-    )
-
-
-@pytest.fixture(params=["fake", *JUDGES])
-def stores(request: pytest.FixtureRequest) -> Iterator[tuple[BatchStore, BatchLines]]:
-    if request.param == "fake":
-        fake = FakeBatchStore()
-        yield fake, FakeBatchLines(fake)
-        return
-    with judged(request) as (dynamodb, name):
-        yield (
-            DynamoBatches(lambda: dynamodb, name, retention_seconds=1000),
-            DynamoBatchLines(lambda: dynamodb, name, retention_seconds=1000),
-        )
+@pytest.fixture
+def batches(judged: Table | None) -> BatchStore:
+    return judged.batches if judged else FakeBatchStore()
 
 
 @pytest.fixture
-def batches(stores: tuple[BatchStore, BatchLines]) -> BatchStore:
-    return stores[0]
-
-
-@pytest.fixture
-def lines(stores: tuple[BatchStore, BatchLines]) -> BatchLines:
-    return stores[1]
+def lines(judged: Table | None, batches: BatchStore) -> BatchLines:
+    return FakeBatchLines(batches) if isinstance(batches, FakeBatchStore) else judged.lines  # type: ignore[union-attr]
 
 
 def new(version: str = "v", *, caller: str = "alice", at: float = NOW) -> Batch:
@@ -95,19 +65,16 @@ def test_one_owner_at_a_time(batches: BatchStore) -> None:
     batches.let_go(batch.id, "other")
     batches.let_go(batch.id, "me")
     assert batches.claim(batch.id, "other", now=NOW, lease_until=NOW + 9) is not None
-    for change in changes(batches, batch.id):
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: batches.renew(batch.id, "me", NOW + 1),
+        lambda: batches.save_checkpoint(batch.id, "me", Checkpoint(1, 1)),
+        lambda: batches.save_total(batch.id, "me", 1),
+        lambda: batches.begin_finalizing(batch.id, "me", now=NOW),
+        lambda: batches.end(batch.id, "me", Counts(1, 1), now=NOW),
+    )
+    for change in changes:
         with pytest.raises(LostClaimError):
             change()
-
-
-def changes(batches: BatchStore, batch_id: str) -> tuple[Callable[[], object], ...]:
-    return (
-        lambda: batches.renew(batch_id, "me", NOW + 1),
-        lambda: batches.save_checkpoint(batch_id, "me", Checkpoint(1, 1)),
-        lambda: batches.save_total(batch_id, "me", 1),
-        lambda: batches.begin_finalizing(batch_id, "me", now=NOW),
-        lambda: batches.end(batch_id, "me", Counts(1, 1), now=NOW),
-    )
 
 
 def test_a_life_is_kept(batches: BatchStore) -> None:
@@ -123,7 +90,7 @@ def test_a_life_is_kept(batches: BatchStore) -> None:
         ended = batches.end(batch.id, "me", Counts(1, 1), now=NOW + 2)
     assert (ended.status, ended.counts, ended.ended_at) == (BatchStatus.COMPLETED, Counts(1, 1), NOW + 2)
     batches.mark_announced(batch.id)
-    assert batches.get(batch.id) == msgspec.structs.replace(ended, announced=True)
+    assert batches.get(batch.id) == replace(ended, announced=True)
     assert batches.claim(batch.id, "me", now=NOW + 999, lease_until=NOW + 1999) is None
 
 
@@ -148,10 +115,10 @@ def test_a_callers_own_are_listed_newest_first(batches: BatchStore) -> None:
     assert list(batches.newest("carol", 2)) == []
 
 
-def test_work_on_a_batch_is_not_written_to_the_index(dynamodb: "DynamoDBClient", table: str) -> None:
-    batches = DynamoBatches(lambda: dynamodb, table, retention_seconds=1000)
+def test_work_on_a_batch_is_not_written_to_the_index(table: Table) -> None:
+    batches = table.batches
     batch = batches.create(new())
-    before = in_index(dynamodb, table)
+    before = table.items(IndexName="by-caller")
     steps: tuple[Callable[[], object], ...] = (
         lambda: batches.claim(batch.id, "me", now=NOW, lease_until=NOW + 60),
         lambda: batches.renew(batch.id, "me", NOW + 99),
@@ -163,7 +130,7 @@ def test_work_on_a_batch_is_not_written_to_the_index(dynamodb: "DynamoDBClient",
         held = batches.get(batch.id)
         step()
         assert batches.get(batch.id) != held
-        assert in_index(dynamodb, table) == before
+        assert table.items(IndexName="by-caller") == before
 
 
 def test_a_line_is_pending_until_it_ends_and_counted_once(batches: BatchStore, lines: BatchLines) -> None:
@@ -204,21 +171,16 @@ def test_what_became_of_a_line_changes_until_the_batch_is_finalizing(batches: Ba
         batches.end(batch, "me", Counts(1, 1), now=NOW)
 
 
-def test_more_lines_than_a_page_holds_come_in_order(dynamodb: "DynamoDBClient", table: str) -> None:
-    lines = DynamoBatchLines(lambda: dynamodb, table, retention_seconds=1000)
-    for number in range(1, 13):
-        lines.end("batch_a", number, EndedLine(completed=True, text=f"{number} {'x' * 150_000}"))
-    assert [int(line.text.split()[0]) for line in lines.ended("batch_a")] == list(range(1, 13))
-    assert lines.counts("batch_a") == Counts(12, 0)
+def test_more_lines_than_a_page_holds_come_in_order(table: Table) -> None:
+    for number in range(1, 6):  # a page is 1 MB
+        table.lines.end("batch_a", number, EndedLine(completed=True, text=f"{number} {'x' * 350_000}"))
+    assert [int(line.text.split()[0]) for line in table.lines.ended("batch_a")] == [1, 2, 3, 4, 5]
+    assert table.lines.counts("batch_a") == Counts(5, 0)
 
 
-def test_what_cannot_be_asked_says_so() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    dynamodb, sqs = client("dynamodb", url), client("sqs", url)
-    batches = DynamoBatches(lambda: dynamodb, "table", retention_seconds=1)
-    lines = DynamoBatchLines(lambda: dynamodb, "table", retention_seconds=1)
+def test_what_cannot_be_asked_says_so(connect: Connect) -> None:
+    table = Table(connect("dynamodb", closed_url()), "table")
+    batches, lines = table.batches, table.lines
     asks: tuple[Callable[[], object], ...] = (
         lambda: batches.create(new()),
         lambda: batches.get("batch_a"),
@@ -226,41 +188,47 @@ def test_what_cannot_be_asked_says_so() -> None:
         lambda: batches.claim("batch_a", "me", now=NOW, lease_until=NOW),
         lambda: lines.begin("batch_a", 1, "c"),
         lambda: lines.end("batch_a", 1, LINE),
+        lambda: lines.forget_pending("batch_a", 1),
         lambda: list(lines.pending("batch_a")),
         lambda: lines.any_pending("batch_a"),
-        lambda: SqsBatches(lambda: sqs, f"{url}/queue").send("batch_a", "alice"),
     )
     for ask in asks:
         with pytest.raises(RecordsUnavailableError):
             ask()
 
 
-def test_a_file_is_read_as_it_was_when_it_was_dropped_and_written_whole(aws_url: str) -> None:
-    s3, name = client("s3", aws_url), f"inbox-{uuid4().hex}"
+# The files.
+
+
+def bucket_of(aws_url: str, name: str) -> S3Bucket:
+    credentials = ReadOnlyCredentials(ACCESS_KEY, SECRET, None)
+    return S3Bucket(HttpPool(), url=f"{aws_url}/{name}", region="us-east-1", credentials=lambda: credentials)
+
+
+def test_a_file_is_read_as_it_was_when_it_was_dropped_and_written_whole(connect: Connect, aws_url: str) -> None:
+    s3, name, soon = connect("s3", aws_url, region="us-east-1"), f"inbox-{uuid4().hex}", Deadline.after(10)
     s3.create_bucket(Bucket=name)
     s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     key = "inbox/alice/ü & +.jsonl"
     version = s3.put_object(Bucket=name, Key=key, Body=b"0123456789")["VersionId"]
     s3.put_object(Bucket=name, Key=key, Body=b"another")
-    bucket = S3Bucket(HttpPool(), url=f"{aws_url}/{name}", region="us-east-1", credentials=lambda: CREDENTIALS)
-    soon, file = Deadline.after(10), InboxFile(key, version, 10)
-    inbox = S3Inbox(bucket)
-    assert inbox.read(file, 0, 10, soon) == b"0123456789"
-    assert inbox.read(file, 3, 4, soon) == b"3456"
+    inbox, outbox, file = (
+        S3Inbox(bucket_of(aws_url, name)),
+        S3Outbox(bucket_of(aws_url, name)),
+        InboxFile(key, version, 10),
+    )
+    assert (inbox.read(file, 0, 10, soon), inbox.read(file, 3, 4, soon)) == (b"0123456789", b"3456")
     assert inbox.has(file, soon)
     for missing in (InboxFile("inbox/none", version, 10), InboxFile(key, "none", 10)):
         assert not inbox.has(missing, soon)
         with pytest.raises(ImageStorageError):
             inbox.read(missing, 0, 10, soon)
-    outbox = S3Outbox(bucket)
     outbox.save("outbox/a.jsonl", 6, iter([b"abc", b"def"]), soon)
     assert s3.get_object(Bucket=name, Key="outbox/a.jsonl")["Body"].read() == b"abcdef"
     for _ in range(2):
         outbox.delete("outbox/a.jsonl", soon)
         assert "Contents" not in s3.list_objects_v2(Bucket=name, Prefix="outbox/")
-    nowhere = S3Outbox(
-        S3Bucket(HttpPool(), url=f"{aws_url}/none-{name}", region="us-east-1", credentials=lambda: CREDENTIALS)
-    )
+    nowhere = S3Outbox(bucket_of(aws_url, f"none-{name}"))
     with pytest.raises(ImageStorageError):
         nowhere.save("outbox/a.jsonl", 0, iter([]), soon)
     with pytest.raises(ImageStorageError):

@@ -1,99 +1,50 @@
-"""Images into S3 and out again: against moto, and against a server of our own for what moto does not do."""
+"""Images and answers in S3: the fake and the real store, on moto, pass the same contract.
 
-import select
+A server of the test's own stands in for S3 where moto does not do what S3 does.
+"""
+
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
 from uuid import uuid4
 
-import boto3
 import pytest
 from botocore.credentials import ReadOnlyCredentials
-from moto.server import ThreadedMotoServer
 
-from imagegen.aws.bucket import S3Bucket, bucket_url
+from imagegen import errors
+from imagegen.aws.bucket import S3Answer, S3Bucket, bucket_url
 from imagegen.aws.inbox import S3Inbox, S3Outbox
 from imagegen.aws.s3 import S3ImageStore
 from imagegen.batches import InboxFile
 from imagegen.deadline import Deadline
-from imagegen.errors import (
-    ImageDownloadInterruptedError,
-    ImageStorageError,
-    ImageStorageInterruptedError,
-    ImageTruncatedError,
-    MoneySpentError,
-    NotAnImageError,
-)
+from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
 from imagegen.generations import StoredImage
 from imagegen.images import ImageBody, new_image_id
 from imagegen.outbound.pool import HttpPool
+from imagegen.ports import ImageStore
 from local.serving import HungUpError, Reply, Request, serving
+from tests.fakes import image_store
+from tests.fakes.image_store import FakeImageStore
 from tests.fakes.provider import png
+from tests.support.stores import ACCESS_KEY, SECRET, Connect, closed_url
 
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
-
-REGION: Literal["eu-central-1"] = "eu-central-1"
-LINK_SECONDS = 1234
-AT_MOST_SECONDS = 3.0
-CREDENTIALS = ReadOnlyCredentials("AKIATESTTESTTESTTEST", "secret/of+a=test", None)
-SMALL = png("small")
-LARGE = png("x" * 1_000_000)
+REGION = "eu-central-1"
+LINK_SECONDS = image_store.LINK_SECONDS
+AT_MOST_SECONDS = 30.0  # only ever waited for in full if a test fails
+CREDENTIALS = ReadOnlyCredentials(ACCESS_KEY, SECRET, None)
+SMALL, LARGE = png("small"), png("x" * 1_000_000)
+Objects = dict[str, tuple[str, bytes]]
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@dataclass
-class Bucket:
-    name: str
-    endpoint: str
-    client: "S3Client"
-
-    def store(self) -> S3ImageStore:
-        return a_store(bucket_url(self.name, REGION, self.endpoint))
-
-    def content(self, image_id: str) -> tuple[str, bytes]:
-        found = self.client.get_object(Bucket=self.name, Key=f"images/{image_id}")
-        return found["ContentType"], found["Body"].read()
-
-    def keys(self) -> list[str]:
-        return [found["Key"] for found in self.client.list_objects_v2(Bucket=self.name).get("Contents", [])]
-
-
-@pytest.fixture
-def bucket(s3_endpoint: str) -> Iterator[Bucket]:
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_endpoint,
-        region_name=REGION,
-        aws_access_key_id=CREDENTIALS.access_key,
-        aws_secret_access_key=CREDENTIALS.secret_key,
-    )
-    name = f"images-{uuid4().hex}"
-    client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
-    yield Bucket(name, s3_endpoint, client)
-    client.close()
-
-
-def a_store(url: str, credentials: ReadOnlyCredentials = CREDENTIALS, link_seconds: int = LINK_SECONDS) -> S3ImageStore:
-    return S3ImageStore(
-        HttpPool(), bucket_url=url, region=REGION, credentials=lambda: credentials, link_seconds=link_seconds
-    )
+def a_store(url: str, credentials: Callable[[], ReadOnlyCredentials] = lambda: CREDENTIALS) -> S3ImageStore:
+    return S3ImageStore(HttpPool(), bucket_url=url, region=REGION, credentials=credentials, link_seconds=LINK_SECONDS)
 
 
 def a_body(content: bytes = SMALL, media_type: str = "image/png") -> ImageBody:
@@ -102,117 +53,184 @@ def a_body(content: bytes = SMALL, media_type: str = "image/png") -> ImageBody:
 
 
 def soon() -> Deadline:
-    return Deadline.after(10)
+    return Deadline.after(AT_MOST_SECONDS)
 
 
-class TestAgainstMoto:
-    @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-    @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "image/webp", "image/gif"])
-    def test_an_image_is_stored_whole_under_its_id_with_its_type(
-        self, bucket: Bucket, content: bytes, media_type: str
-    ) -> None:
-        image_id = new_image_id()
+def breaking(failure: Exception, *blocks: bytes) -> Iterator[bytes]:
+    yield from blocks
+    raise failure
 
-        bucket.store().save(image_id, a_body(content, media_type), soon())
 
-        assert bucket.keys() == [f"images/{image_id}"]
-        assert bucket.content(image_id) == (media_type, content)
+def query_of(url: str) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(url).query)
 
-    def test_a_second_save_keeps_the_first_and_is_no_error(self, bucket: Bucket) -> None:
-        image_id = new_image_id()
-        bucket.store().save(image_id, a_body(), soon())
 
-        bucket.store().save(image_id, a_body(LARGE, "image/webp"), soon())
-
-        assert bucket.content(image_id) == ("image/png", SMALL)
-
-    def test_a_bucket_that_is_not_there_is_final(self, s3_endpoint: str) -> None:
-        store = a_store(bucket_url("no-such-bucket", REGION, s3_endpoint))
-
-        with pytest.raises(ImageStorageError) as caught:
-            store.save(new_image_id(), a_body(), soon())
-
-        assert not isinstance(caught.value, ImageStorageInterruptedError)
-
-    @pytest.mark.parametrize("failure", [ImageTruncatedError("cut"), ImageDownloadInterruptedError("lost")])
-    @pytest.mark.parametrize("before", [b"", LARGE])
-    def test_what_the_blocks_raise_comes_through_and_leaves_nothing_stored(
-        self, bucket: Bucket, failure: MoneySpentError, before: bytes
-    ) -> None:
-        def blocks() -> Iterator[bytes]:
-            if before:
-                yield before
-            raise failure
-
-        image_id = new_image_id()
-        store = bucket.store()
-
-        with pytest.raises(MoneySpentError) as caught:
-            store.save(image_id, ImageBody("image/png", len(before) + 100, blocks()), soon())
-
-        assert caught.value is failure
-        assert bucket.keys() == []
-        store.save(image_id, a_body(), soon())
-        assert bucket.content(image_id) == ("image/png", SMALL)
-
-    def test_a_signed_url_gives_the_image_to_whoever_asks(self, bucket: Bucket) -> None:
-        image_id = new_image_id()
-        bucket.store().save(image_id, a_body(), soon())
-
-        with urlopen(bucket.store().signed_url(image_id).url, timeout=10) as response:
-            assert response.headers["Content-Type"] == "image/png"
-            assert response.read() == SMALL
-
-    def test_a_signed_url_of_an_image_that_is_not_there_gives_nothing(self, bucket: Bucket) -> None:
-        with pytest.raises(HTTPError) as caught:
-            urlopen(bucket.store().signed_url(new_image_id()).url, timeout=10)
-
-        with caught.value as refusal:
-            assert refusal.status == 404
-
-    def test_a_signed_url_tells_when_it_ends(self, bucket: Bucket) -> None:
-        before = int(time.time())
-        signed = bucket.store().signed_url(new_image_id())
-        after = int(time.time())
-
-        assert before + LINK_SECONDS <= signed.expires_at <= after + LINK_SECONDS
-        assert parse_qs(urlsplit(signed.url).query)["X-Amz-Expires"] == [str(LINK_SECONDS)]
-
-    @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-    def test_what_is_stored_is_found_and_read_and_deleted(self, bucket: Bucket, content: bytes) -> None:
-        image_id = new_image_id()
-        store = bucket.store()
-        store.save(image_id, a_body(content, "image/webp"), soon())
-
-        assert store.find(image_id, soon()) == StoredImage("image/webp", len(content))
-        with store.read(image_id, soon()) as blocks:
-            assert b"".join(blocks) == content
-        store.delete(image_id, soon())
-        assert bucket.keys() == []
-
-    def test_a_signed_url_gives_the_answer_as_json_to_whoever_asks(self, bucket: Bucket) -> None:
-        store = bucket.store()
-        store.save_answer("gen_abc", 11, iter([b'{"data"', b": []", b""]), soon())
-
-        assert bucket.keys() == ["answers/gen_abc.json"]
-        with urlopen(store.signed_answer_url("gen_abc").url, timeout=10) as response:
-            assert response.headers["Content-Type"] == "application/json"
-            assert response.read() == b'{"data": []'
-        store.delete_answer("gen_abc", soon())
-        assert bucket.keys() == []
-
-    def test_a_signed_url_of_an_answer_tells_when_it_ends(self, bucket: Bucket) -> None:
-        before = int(time.time())
-        signed = bucket.store().signed_answer_url("gen_abc")
-        after = int(time.time())
-
-        assert before + LINK_SECONDS <= signed.expires_at <= after + LINK_SECONDS
-        assert parse_qs(urlsplit(signed.url).query)["X-Amz-Expires"] == [str(LINK_SECONDS)]
+# What the fake and the real one promise.
 
 
 @dataclass
-class Counter:
-    """A stand-in for S3 that says what it is told to, and remembers what it was asked."""
+class Twin:
+    """`objects` gives the type and the bytes of all that is stored, by key."""
+
+    store: ImageStore
+    objects: Callable[[], Objects]
+
+
+@pytest.fixture
+def on_moto(connect: Connect, aws_url: str) -> Twin:
+    client, name = connect("s3", aws_url, region=REGION), f"images-{uuid4().hex}"
+    client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+
+    def objects() -> Objects:
+        keys = [each["Key"] for each in client.list_objects_v2(Bucket=name).get("Contents", [])]
+        found = {key: client.get_object(Bucket=name, Key=key) for key in keys}
+        return {key: (each["ContentType"], each["Body"].read()) for key, each in found.items()}
+
+    return Twin(a_store(bucket_url(name, REGION, aws_url)), objects)
+
+
+@pytest.fixture(params=["fake", "real"])
+def twin(request: pytest.FixtureRequest) -> Twin:
+    if request.param == "real":
+        return request.getfixturevalue("on_moto")  # type: ignore[no-any-return]
+    fake = FakeImageStore()
+    return Twin(
+        fake,
+        lambda: (
+            {f"images/{image_id}": saved for image_id, saved in fake.saved.items()}
+            | {f"answers/{each}.json": ("application/json", answer) for each, answer in fake.answers.items()}
+        ),
+    )
+
+
+def test_what_is_saved_is_there_whole_with_its_type_and_stays(twin: Twin) -> None:
+    image_id = new_image_id()
+    assert twin.store.save(image_id, ImageBody("image/webp", 6, iter([b"one", b"two"])), soon()) is True
+    assert twin.store.save(image_id, a_body(LARGE, "image/gif"), soon()) is False
+    assert twin.objects() == {f"images/{image_id}": ("image/webp", b"onetwo")}
+
+
+@pytest.mark.parametrize("content", [b"x", LARGE], ids=["tiny", "large"])
+def test_what_is_saved_is_found_and_read_as_often_as_one_likes_until_it_is_deleted(twin: Twin, content: bytes) -> None:
+    store, image_id, other = twin.store, new_image_id(), new_image_id()
+    store.save(other, a_body(b"other"), soon())
+    store.save(image_id, a_body(content, "image/webp"), soon())
+    assert store.find(image_id, soon()) == StoredImage("image/webp", len(content))
+    with store.read(image_id, soon()) as blocks:  # not to its end
+        assert next(blocks)[:1] == content[:1]
+    for _ in range(2):
+        with store.read(image_id, soon()) as blocks:
+            assert b"".join(blocks) == content
+    for _ in range(2):
+        store.delete(image_id, soon())
+        assert twin.objects() == {f"images/{other}": ("image/png", b"other")}
+    assert store.find(image_id, soon()) is None
+    with pytest.raises(ImageStorageError), store.read(image_id, soon()):
+        pass
+
+
+@pytest.mark.parametrize("before", [(), (b"one",), (LARGE,)], ids=["nothing", "a block", "much"])
+@pytest.mark.parametrize("kind", [errors.ImageTruncatedError, errors.ImageDownloadInterruptedError, ImageStorageError])
+def test_what_the_blocks_raise_comes_through_and_leaves_nothing_stored(
+    twin: Twin, before: tuple[bytes, ...], kind: type[errors.MoneySpentError]
+) -> None:
+    image_id, length, failure = new_image_id(), len(b"".join(before)) + 100, kind("cut")
+    with pytest.raises(kind) as caught:
+        twin.store.save(image_id, ImageBody("image/png", length, breaking(failure, *before)), soon())
+    assert caught.value is failure
+    with pytest.raises(kind) as caught:
+        twin.store.save_answer("gen_1", length, breaking(failure, *before), soon())
+    assert caught.value is failure
+    assert twin.objects() == {}
+    twin.store.save(image_id, a_body(), soon())
+    assert twin.objects() == {f"images/{image_id}": ("image/png", SMALL)}
+
+
+def test_an_answer_is_json_apart_from_the_images_and_the_newer_one_stays_until_it_is_deleted(twin: Twin) -> None:
+    twin.store.save("gen_1", a_body(), soon())
+    image = {"images/gen_1": ("image/png", SMALL)}
+    twin.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
+    twin.store.save_answer("gen_1", 9, iter([b'{"a":', b" 1}", b"", b"\n"]), soon())
+    assert twin.objects() == image | {"answers/gen_1.json": ("application/json", b'{"a": 1}\n')}
+    for _ in range(2):
+        twin.store.delete_answer("gen_1", soon())
+        assert twin.objects() == image
+
+
+def test_with_no_time_left_nothing_is_asked(twin: Twin) -> None:
+    over, store = Deadline.after(0), twin.store
+    store.save("img_1", a_body(), soon())
+    store.save_answer("gen_1", 2, iter([b"{}"]), soon())
+    before = twin.objects()
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: store.save("img_2", a_body(), over),
+        lambda: store.find("img_1", over),
+        lambda: store.read("img_1", over).__enter__(),
+        lambda: store.delete("img_1", over),
+        lambda: store.save_answer("gen_1", 3, iter([b"[1]"]), over),
+        lambda: store.delete_answer("gen_1", over),
+    )
+    for ask in asks:
+        with pytest.raises(ImageStorageError):
+            ask()
+    assert twin.objects() == before
+
+
+def test_a_signed_url_names_what_it_gives_and_when_it_ends(twin: Twin) -> None:
+    before = int(time.time())
+    image, answer = twin.store.signed_url("img_1"), twin.store.signed_answer_url("img_1")
+    after = int(time.time())
+    assert [urlsplit(signed.url).path.partition("img_1")[2] for signed in (image, answer)] == ["", ".json"]
+    for signed in (image, answer):
+        assert before + LINK_SECONDS <= signed.expires_at <= after + LINK_SECONDS
+
+
+def test_many_may_save_at_once(twin: Twin) -> None:
+    contents = {new_image_id(): f"image {index}".encode() for index in range(6)}
+    with ThreadPoolExecutor(6) as pool:
+        saved = list(pool.map(lambda each: twin.store.save(each[0], a_body(each[1]), soon()), contents.items()))
+    assert saved == [True] * 6
+    assert twin.objects() == {f"images/{each}": ("image/png", content) for each, content in contents.items()}
+
+
+# What the real one adds.
+
+
+def test_a_signed_url_gives_what_is_stored_to_who_asks(on_moto: Twin) -> None:
+    on_moto.store.save("img_1", a_body(LARGE, "image/webp"), soon())
+    on_moto.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
+    for signed, media_type, content in (
+        (on_moto.store.signed_url("img_1"), "image/webp", LARGE),
+        (on_moto.store.signed_answer_url("gen_1"), "application/json", b"{}"),
+    ):
+        assert query_of(signed.url)["X-Amz-Expires"] == [str(LINK_SECONDS)]
+        with urlopen(signed.url, timeout=AT_MOST_SECONDS) as response:
+            assert (response.headers["Content-Type"], response.read()) == (media_type, content)
+    with pytest.raises(HTTPError) as caught:
+        urlopen(on_moto.store.signed_url("img_none").url, timeout=AT_MOST_SECONDS)
+    with caught.value as refusal:
+        assert refusal.status == 404
+
+
+@pytest.mark.parametrize(
+    ("region", "endpoint", "url"),
+    [
+        ("us-gov-west-1", None, "https://b.s3.us-gov-west-1.amazonaws.com"),
+        ("cn-northwest-1", "", "https://b.s3.cn-northwest-1.amazonaws.com.cn"),
+        ("us-east-1", "http://127.0.0.1:5000", "http://127.0.0.1:5000/b"),
+        ("cn-north-1", "http://127.0.0.1:5000/", "http://127.0.0.1:5000/b"),
+    ],
+)
+def test_a_bucket_answers_at_its_own_name_or_below_the_endpoint(region: str, endpoint: str | None, url: str) -> None:
+    assert bucket_url("b", region, endpoint) == url
+
+
+# What is sent.
+
+
+@dataclass
+class StandIn:
+    """For S3: gives one reply, and keeps what it was asked. Of status 0 it hangs up."""
 
     reply: Reply = field(default_factory=lambda: Reply(200))
     requests: list[Request] = field(default_factory=list)
@@ -226,337 +244,220 @@ class Counter:
 
 
 @pytest.fixture
-def s3() -> Iterator[Counter]:
-    counter = Counter()
-    with serving(counter.respond) as port:
-        counter.url = f"http://127.0.0.1:{port}/a-bucket"
-        yield counter
+def s3() -> Iterator[StandIn]:
+    s3 = StandIn()
+    with serving(s3.respond) as port:
+        s3.url = f"http://127.0.0.1:{port}/a-bucket"
+        yield s3
 
 
-def read_whole(store: S3ImageStore) -> bytes:
-    with store.read("img_secret", soon()) as blocks:
-        return b"".join(blocks)
+FILE = InboxFile("inbox/alice/secret.jsonl", "version", 10)
+IMAGE, ANSWER = "images/img_secret", "answers/gen_secret.json"
 
 
-# How the store asks, by name: the method, the path, and the asking itself.
-ASKING: dict[str, tuple[str, str, Callable[[S3ImageStore], object]]] = {
-    "find": ("GET", "/images/img_secret", lambda store: store.find("img_secret", soon())),
-    "read": ("GET", "/images/img_secret", read_whole),
-    "delete": ("DELETE", "/images/img_secret", lambda store: store.delete("img_secret", soon())),
-    "delete_answer": ("DELETE", "/answers/gen_secret.json", lambda store: store.delete_answer("gen_secret", soon())),
+class Bucket:
+    """All that asks the bucket at an address."""
+
+    def __init__(self, url: str) -> None:
+        self.images = a_store(url)
+        bucket = S3Bucket(HttpPool(), url=url, region=REGION, credentials=lambda: CREDENTIALS)
+        self.inbox, self.outbox = S3Inbox(bucket), S3Outbox(bucket)
+
+    def read(self) -> bytes:
+        with self.images.read("img_secret", soon()) as blocks:
+            return b"".join(blocks)
+
+
+def some_json() -> Iterator[bytes]:
+    return iter([b"[1,", b" 2]"])
+
+
+# Every request that is sent to S3: its method, its path, and the call that sends it.
+CALLS: dict[str, tuple[str, str, Callable[[Bucket], object]]] = {
+    "save": ("PUT", IMAGE, lambda s3: s3.images.save("img_secret", a_body(LARGE), soon())),
+    "save_answer": ("PUT", ANSWER, lambda s3: s3.images.save_answer("gen_secret", 6, some_json(), soon())),
+    "find": ("GET", IMAGE, lambda s3: s3.images.find("img_secret", soon())),
+    "read": ("GET", IMAGE, lambda s3: s3.read()),
+    "delete": ("DELETE", IMAGE, lambda s3: s3.images.delete("img_secret", soon())),
+    "delete_answer": ("DELETE", ANSWER, lambda s3: s3.images.delete_answer("gen_secret", soon())),
+    "read from the inbox": ("GET", FILE.key, lambda s3: s3.inbox.read(FILE, 5, 10, soon())),
+    "look into the inbox": ("HEAD", FILE.key, lambda s3: s3.inbox.has(FILE, soon())),
+    "save to the outbox": ("PUT", "secret", lambda s3: s3.outbox.save("secret", 6, some_json(), soon())),
+    "delete from the outbox": ("DELETE", "secret", lambda s3: s3.outbox.delete("secret", soon())),
 }
+SENT: dict[str, tuple[str | None, bytes]] = {
+    "save": ("image/png", LARGE),
+    "save_answer": ("application/json", b"[1, 2]"),
+    "save to the outbox": ("application/jsonl", b"[1, 2]"),
+}
+GIVEN: dict[str, Reply] = {
+    "find": Reply(206, b"x", {"Content-Type": "image/png", "Content-Range": "bytes 0-0/1000"}),
+    "read from the inbox": Reply(206, b"0123456789"),
+}
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_a_call_is_one_request_signed_for_a_minute(s3: StandIn, how: str) -> None:
+    method, path, call = CALLS[how]
+    s3.reply = GIVEN.get(how, Reply(200))
+    call(Bucket(s3.url))
+    (request,) = s3.requests
+    query, signed = query_of(request.target), {"host"}
+    assert (request.method, urlsplit(request.target).path) == (method, f"/a-bucket/{path}")
+    media_type, content = SENT.get(how, (None, b""))
+    assert (request.header("Content-Type"), request.body) == (media_type, content)
+    if content:
+        assert request.header("Content-Length") == str(len(content))
+        signed |= {"content-type", "content-length"} | ({"if-none-match"} if how == "save" else set())
+    assert [request.header(each) for each in ("Authorization", "Transfer-Encoding")] == [None, None]
+    assert request.header("If-None-Match") == ("*" if how == "save" else None)
+    assert request.header("Range") == {"find": "bytes=0-0", "read from the inbox": "bytes=5-14"}.get(how)
+    assert query.get("versionId") == (["version"] if "inbox" in how else None)
+    assert signed <= set(query["X-Amz-SignedHeaders"][0].split(";"))
+    assert (query["X-Amz-Algorithm"], query["X-Amz-Expires"]) == (["AWS4-HMAC-SHA256"], ["60"])
+
+
+def test_a_session_token_travels_with_what_it_signs(s3: StandIn) -> None:
+    store = a_store(s3.url, lambda: ReadOnlyCredentials(ACCESS_KEY, SECRET, "a+token/of=a role"))
+    store.save(new_image_id(), a_body(), soon())
+    for url in (s3.requests[0].target, store.signed_url(new_image_id()).url):
+        assert query_of(url)["X-Amz-Security-Token"] == ["a+token/of=a role"]
+
+
+def test_a_signed_url_is_made_without_any_call_and_by_credentials_that_are_asked_for_anew(s3: StandIn) -> None:
+    keys = iter(["AKIAFIRST", "AKIASECOND"])
+    store = a_store(s3.url, lambda: ReadOnlyCredentials(next(keys), SECRET, None))
+    signed, answer = store.signed_url("img_1"), store.signed_answer_url("gen_1")
+    assert signed.url.startswith(f"{s3.url}/images/img_1?")
+    assert answer.url.startswith(f"{s3.url}/answers/gen_1.json?")
+    used = [query_of(each.url)["X-Amz-Credential"][0].partition("/")[0] for each in (signed, answer)]
+    assert used == ["AKIAFIRST", "AKIASECOND"]
+    assert s3.requests == []
+
+
+def test_two_saves_share_a_connection(s3: StandIn) -> None:
+    s3.reply = Reply(200, b"<xml/>")
+    store = a_store(s3.url)
+    for _ in range(2):
+        store.save(new_image_id(), a_body(), soon())
+    assert s3.requests[0].connection is s3.requests[1].connection
+
+
+# What S3 refuses.
 
 
 def an_error(code: str, message: str = "Words.") -> bytes:
     """S3's, as it is sent."""
-    declaration = b'<?xml version="1.0" encoding="UTF-8"?>\n'
-    told = f"<Error><Code>{code}</Code><Message>{message}</Message><RequestId>R</RequestId><HostId>H</HostId></Error>"
-    return declaration + told.encode()
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message><RequestId>R</RequestId><HostId>H</HostId></Error>"
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + text.encode()
 
 
-def a_bucket(url: str) -> S3Bucket:
-    return S3Bucket(HttpPool(), url=url, region=REGION, credentials=lambda: CREDENTIALS)
+@pytest.mark.parametrize(
+    ("kind", "status", "code", "message"),
+    [
+        (ImageStorageInterruptedError, 400, "ExpiredToken", "The provided token has expired."),
+        (ImageStorageInterruptedError, 400, "IncompleteBody", "You did not provide the number of bytes."),
+        (ImageStorageInterruptedError, 400, "RequestTimeout", "Your socket connection to the server was not read."),
+        (ImageStorageInterruptedError, 400, "TokenRefreshRequired", "The provided token must be refreshed."),
+        (ImageStorageInterruptedError, 403, "AccessDenied", "Request has expired"),
+        (ImageStorageInterruptedError, 403, "RequestTimeTooSkewed", "The difference of the times is too large."),
+        *((ImageStorageInterruptedError, status, "", "") for status in (408, 409, 429, 500, 502, 503, 504)),
+        (ImageStorageError, 400, "InvalidRequest", "Words."),
+        (ImageStorageError, 400, "KMS.DisabledException", "Words."),
+        (ImageStorageError, 403, "AccessDenied", "Access Denied"),
+        (ImageStorageError, 403, "SignatureDoesNotMatch", "Words."),
+        *((ImageStorageError, status, "", "") for status in (301, 307, 400, 401, 403, 404, 405, 410, 411, 413, 499)),
+    ],
+)
+def test_a_refusal_is_an_interruption_if_it_may_pass_and_otherwise_final(
+    kind: type[ImageStorageError], status: int, code: str, message: str
+) -> None:
+    assert type(S3Answer(status, an_error(code, message)).refusal("")) is kind
 
 
-FILE = InboxFile("inbox/alice/a.jsonl", "version", 10)
-# Every request that the product sends to S3, by name; each gets the address of a bucket.
-EVERY_CALL: dict[str, Callable[[str], object]] = {
-    **{name: partial(lambda ask, url: ask(a_store(url)), ask) for name, (_, _, ask) in ASKING.items()},
-    "save": lambda url: a_store(url).save("img_secret", a_body(), soon()),
-    "save_answer": lambda url: a_store(url).save_answer("gen_secret", 2, iter([b"{}"]), soon()),
-    "read from the inbox": lambda url: S3Inbox(a_bucket(url)).read(FILE, 0, 10, soon()),
-    "save to the outbox": lambda url: S3Outbox(a_bucket(url)).save("outbox/a.jsonl", 2, iter([b"{}"]), soon()),
-}
-PASSING = [
-    (400, "ExpiredToken", "The provided token has expired."),
-    (400, "IncompleteBody", "You did not provide the number of bytes."),
-    (400, "RequestTimeout", "Your socket connection to the server was not read from or written to in time."),
-    (400, "TokenRefreshRequired", "The provided token must be refreshed."),
-    (403, "AccessDenied", "Request has expired"),
-    (403, "RequestTimeTooSkewed", "The difference between the request time and the server's time is too large."),
-    (409, "ConditionalRequestConflict", "A conflicting operation is in progress."),
-    (409, "OperationAborted", "A conflicting operation is in progress."),
-    (500, "InternalError", "We encountered an internal error."),
-    (503, "ServiceUnavailable", "Reduce your request rate."),
-    (503, "SlowDown", "Please reduce your request rate for operations involving AWS KMS."),
-]
-FINAL = [
-    (400, "InvalidRequest"),
-    (400, "KMS.DisabledException"),
-    (403, "AccessDenied"),
-    (403, "SignatureDoesNotMatch"),
-    (405, "MethodNotAllowed"),
-]
-
-
-class TestRequests:
-    def test_a_save_is_one_put_of_the_whole_body_with_its_length(self, s3: Counter) -> None:
-        a_store(s3.url).save("img_abcdefghijklmnopqrstuv", a_body(LARGE), soon())
-
-        (request,) = s3.requests
-        assert request.method == "PUT"
-        assert urlsplit(request.target).path == "/a-bucket/images/img_abcdefghijklmnopqrstuv"
-        assert request.header("Content-Length") == str(len(LARGE))
-        assert request.header("Transfer-Encoding") is None
-        assert request.header("Content-Type") == "image/png"
-        assert request.header("If-None-Match") == "*"
-        assert request.header("Authorization") is None
-        assert request.body == LARGE
-
-    def test_the_headers_that_matter_are_signed(self, s3: Counter) -> None:
-        a_store(s3.url).save(new_image_id(), a_body(), soon())
-
-        query = parse_qs(urlsplit(s3.requests[0].target).query)
-        signed = set(query["X-Amz-SignedHeaders"][0].split(";"))
-        assert {"host", "if-none-match", "content-type", "content-length"} <= signed
-        assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
-        assert int(query["X-Amz-Expires"][0]) <= 60
-
-    def test_a_session_token_travels_with_what_it_signs(self, s3: Counter) -> None:
-        store = a_store(s3.url, ReadOnlyCredentials("AKIATESTTESTTESTTEST", "secret", "a+token/of=a role"))
-
-        store.save(new_image_id(), a_body(), soon())
-
-        saved = parse_qs(urlsplit(s3.requests[0].target).query)
-        linked = parse_qs(urlsplit(store.signed_url(new_image_id()).url).query)
-        assert saved["X-Amz-Security-Token"] == linked["X-Amz-Security-Token"] == ["a+token/of=a role"]
-
-    def test_credentials_are_asked_for_anew_each_time(self, s3: Counter) -> None:
-        keys = iter(["AKIAFIRST", "AKIASECOND"])
-        store = S3ImageStore(
-            HttpPool(),
-            bucket_url=s3.url,
-            region=REGION,
-            credentials=lambda: ReadOnlyCredentials(next(keys), "secret", None),
-            link_seconds=60,
-        )
-
-        used = [parse_qs(urlsplit(store.signed_url("img_a").url).query)["X-Amz-Credential"][0] for _ in range(2)]
-
-        assert [one.split("/")[0] for one in used] == ["AKIAFIRST", "AKIASECOND"]
-
-    def test_a_signed_url_is_made_without_any_call(self, s3: Counter) -> None:
-        signed = a_store(s3.url).signed_url("img_abcdefghijklmnopqrstuv")
-        answer = a_store(s3.url).signed_answer_url("gen_abcdefghijklmnopqrstuv")
-
-        assert signed.url.startswith(f"{s3.url}/images/img_abcdefghijklmnopqrstuv?")
-        assert answer.url.startswith(f"{s3.url}/answers/gen_abcdefghijklmnopqrstuv.json?")
-        assert s3.requests == []
-
-    def test_an_answer_is_one_put_with_its_length_that_replaces_what_is_there(self, s3: Counter) -> None:
-        a_store(s3.url).save_answer("gen_abcdefghijklmnopqrstuv", 6, iter([b"[1,", b" 2]"]), soon())
-
-        (request,) = s3.requests
-        assert request.method == "PUT"
-        assert urlsplit(request.target).path == "/a-bucket/answers/gen_abcdefghijklmnopqrstuv.json"
-        assert request.header("Content-Length") == "6"
-        assert request.header("Transfer-Encoding") is None
-        assert request.header("Content-Type") == "application/json"
-        assert request.header("If-None-Match") is None
-        assert request.body == b"[1, 2]"
-
-    @pytest.mark.parametrize("how", ASKING)
-    def test_to_ask_is_one_signed_request_without_a_body(self, s3: Counter, how: str) -> None:
-        method, path, ask = ASKING[how]
-        if how == "find":
-            s3.reply = Reply(206, b"x", {"Content-Type": "image/png", "Content-Range": "bytes 0-0/1000"})
-
-        ask(a_store(s3.url))
-
-        (request,) = s3.requests
-        assert (request.method, urlsplit(request.target).path) == (method, f"/a-bucket{path}")
-        query = parse_qs(urlsplit(request.target).query)
-        assert query["X-Amz-Signature"]
-        assert int(query["X-Amz-Expires"][0]) <= 60
-        assert request.header("Authorization") is None
-        assert request.body == b""
-
-    def test_two_saves_share_a_connection(self, s3: Counter) -> None:
-        s3.reply = Reply(200, b"<xml/>")
-        store = a_store(s3.url)
-
-        store.save(new_image_id(), a_body(), soon())
-        store.save(new_image_id(), a_body(), soon())
-
-        assert s3.requests[0].connection is s3.requests[1].connection
-
-
-class TestFailures:
-    @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
-    def test_a_status_that_may_pass_is_one_try_that_may_be_repeated(self, s3: Counter, status: int) -> None:
-        s3.reply = Reply(status, b"<Error/>")
-
-        with pytest.raises(ImageStorageInterruptedError):
-            a_store(s3.url).save(new_image_id(), a_body(), soon())
-
-        assert len(s3.requests) == 1
-
-    @pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 405, 410, 411, 413])
-    def test_a_status_that_will_not_pass_is_final_and_names_no_secret(self, s3: Counter, status: int) -> None:
-        s3.reply = Reply(status, b"<Error/>", {"Location": s3.url})
-
+@pytest.mark.parametrize("how", CALLS)
+def test_what_is_not_taken_or_given_is_reported_after_one_try_without_a_secret(s3: StandIn, how: str) -> None:
+    method, _, call = CALLS[how]
+    replies = {
+        "hung up": Reply(0),
+        "too fast": Reply(503, an_error("SlowDown")),
+        "too slow": Reply(400, an_error("RequestTimeout")),
+        "broken off": Reply(400, b"<Error><Co", declared_length=1000),
+        "not allowed": Reply(405, an_error("MethodNotAllowed")),
+        "elsewhere": Reply(307, b"<Error/>", {"Location": s3.url}),
+    }
+    if method == "HEAD":  # has no body to read a code from: not there
+        replies = {name: reply for name, reply in replies.items() if reply.status not in (400, 405)}
+    kinds: dict[str, type[ImageStorageError]] = {}
+    for name, s3.reply in replies.items():
+        s3.requests.clear()
         with pytest.raises(ImageStorageError) as caught:
-            a_store(s3.url).save("img_secret", a_body(), soon())
-
-        assert not isinstance(caught.value, ImageStorageInterruptedError)
+            call(Bucket(s3.url))
+        kinds[name] = type(caught.value)
         assert len(s3.requests) == 1
-        assert "img_secret" not in caught.value.message
-        assert "a-bucket" not in caught.value.message
+        assert not any(secret in caught.value.message for secret in ("secret", "a-bucket"))
+    # What it does not find may be bought again, what it finds will be taken as it is.
+    final = set() if how == "find" or method == "HEAD" else {"not allowed", "elsewhere"}
+    assert kinds == {name: ImageStorageError if name in final else ImageStorageInterruptedError for name in replies}
 
-    def test_an_image_that_is_there_already_is_no_failure(self, s3: Counter) -> None:
-        s3.reply = Reply(412, b"<Error><Code>PreconditionFailed</Code></Error>")
 
-        a_store(s3.url).save(new_image_id(), a_body(), soon())
-
-        assert len(s3.requests) == 1
-
-    def test_a_dropped_connection_may_be_tried_again(self, s3: Counter) -> None:
-        s3.reply = Reply(0)
-
-        with pytest.raises(ImageStorageInterruptedError):
-            a_store(s3.url).save(new_image_id(), a_body(), soon())
-
-        assert len(s3.requests) == 1
-
-    def test_a_closed_port_may_be_tried_again(self) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-
-        with pytest.raises(ImageStorageInterruptedError):
-            a_store(f"http://127.0.0.1:{port}/a-bucket").save(new_image_id(), a_body(), soon())
-
-    def test_with_no_time_left_nothing_is_sent(self, s3: Counter) -> None:
-        with pytest.raises(ImageStorageError):
-            a_store(s3.url).save(new_image_id(), a_body(), Deadline.after(0))
-
-        assert s3.requests == []
-
-    @pytest.mark.parametrize("how", ASKING)
-    @pytest.mark.parametrize("status", [301, 307, 400, 405, 408, 429, 500, 502, 503, 504])
-    def test_what_the_bucket_does_not_answer_is_told_without_a_secret(self, s3: Counter, status: int, how: str) -> None:
-        s3.reply = Reply(status, b"<Error/>", {"Location": s3.url})
-
-        with pytest.raises(ImageStorageError) as caught:
-            ASKING[how][2](a_store(s3.url))
-
-        assert len(s3.requests) == 1
-        assert "secret" not in caught.value.message
-        assert "a-bucket" not in caught.value.message
-
-    @pytest.mark.parametrize("status", [403, 404])
-    def test_what_is_not_there_is_not_found_with_the_right_to_list_the_bucket_or_without(
-        self, s3: Counter, status: int
-    ) -> None:
-        s3.reply = Reply(status, an_error("AccessDenied" if status == 403 else "NoSuchKey"))
-
+@pytest.mark.parametrize(
+    ("status", "code", "message", "missing"),
+    [
+        (404, "NoSuchKey", "", True),
+        (403, "AccessDenied", "Access Denied", True),  # without the right to list the bucket
+        (403, "AccessDenied", "Request has expired", False),
+        (403, "SignatureDoesNotMatch", "", False),
+        (403, "InvalidAccessKeyId", "", False),
+        (403, "", "", False),
+    ],
+)
+def test_an_image_is_taken_for_missing_only_if_s3_says_so(
+    s3: StandIn, status: int, code: str, message: str, missing: bool
+) -> None:
+    s3.reply = Reply(status, an_error(code, message))
+    if missing:
         assert a_store(s3.url).find("img_secret", soon()) is None
-
-    @pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "InvalidAccessKeyId", ""])
-    def test_an_image_is_not_taken_for_missing_if_s3_refuses_the_request_for_another_reason(
-        self, s3: Counter, code: str
-    ) -> None:
-        s3.reply = Reply(403, an_error(code))
-
+    else:
         with pytest.raises(ImageStorageInterruptedError):
             a_store(s3.url).find("img_secret", soon())
 
-    @pytest.mark.parametrize("how", EVERY_CALL)
-    @pytest.mark.parametrize(("status", "code", "message"), PASSING)
-    def test_what_may_pass_is_an_interruption(
-        self, s3: Counter, how: str, status: int, code: str, message: str
-    ) -> None:
-        s3.reply = Reply(status, an_error(code, message))
 
-        with pytest.raises(ImageStorageInterruptedError):
-            EVERY_CALL[how](s3.url)
-
-        assert len(s3.requests) == 1
-
-    @pytest.mark.parametrize(
-        "how", [how for how in EVERY_CALL if how != "find"]
-    )  # what it does not find may be bought again
-    @pytest.mark.parametrize(("status", "code"), FINAL)
-    def test_what_will_not_pass_is_final(self, s3: Counter, how: str, status: int, code: str) -> None:
-        s3.reply = Reply(status, an_error(code))
-
-        with pytest.raises(ImageStorageError) as caught:
-            EVERY_CALL[how](s3.url)
-
-        assert not isinstance(caught.value, ImageStorageInterruptedError)
-
-    def test_an_error_that_breaks_off_may_be_any(self, s3: Counter) -> None:
-        s3.reply = Reply(400, b"<Error><Co", declared_length=1000)
-
-        with pytest.raises(ImageStorageInterruptedError):
-            a_store(s3.url).save(new_image_id(), a_body(), soon())
-
-    @pytest.mark.parametrize("status", [403, 404])
-    def test_what_is_not_there_cannot_be_read(self, s3: Counter, status: int) -> None:
-        s3.reply = Reply(status, b"<Error/>")
-
-        with pytest.raises(ImageStorageError):
-            read_whole(a_store(s3.url))
-
-    @pytest.mark.parametrize("how", ["delete", "delete_answer"])
-    @pytest.mark.parametrize("status", [200, 204, 404])
-    def test_what_is_not_there_is_as_good_as_deleted(self, s3: Counter, status: int, how: str) -> None:
+def test_a_file_is_taken_for_missing_whatever_s3_says_of_its_version(s3: StandIn) -> None:
+    for status in (400, 403, 404, 405):
         s3.reply = Reply(status)
+        assert Bucket(s3.url).inbox.has(FILE, soon()) is False
 
-        ASKING[how][2](a_store(s3.url))
 
-        assert len(s3.requests) == 1
+@pytest.mark.parametrize("how", ["delete", "delete_answer"])
+def test_what_is_not_there_is_as_good_as_deleted_and_what_must_not_be_deleted_is_not(s3: StandIn, how: str) -> None:
+    for status in (200, 204, 404):
+        s3.reply = Reply(status)
+        CALLS[how][2](Bucket(s3.url))
+    s3.reply = Reply(403, b"<Error/>")
+    with pytest.raises(ImageStorageError):
+        CALLS[how][2](Bucket(s3.url))
 
-    @pytest.mark.parametrize("how", ["delete", "delete_answer"])
-    def test_what_must_not_be_deleted_is_not_said_to_be_gone(self, s3: Counter, how: str) -> None:
-        s3.reply = Reply(403, b"<Error/>")
 
+def test_a_closed_port_may_be_tried_again() -> None:
+    with pytest.raises(ImageStorageInterruptedError):
+        a_store(f"{closed_url()}/a-bucket").save(new_image_id(), a_body(), soon())
+
+
+def test_a_piece_of_a_file_is_never_taken_for_another(s3: StandIn) -> None:
+    for length in (9, 11):
+        s3.reply = Reply(206, b"x" * length)
         with pytest.raises(ImageStorageError):
-            ASKING[how][2](a_store(s3.url))
+            Bucket(s3.url).inbox.read(FILE, 0, 10, soon())
 
-    @pytest.mark.parametrize("how", ASKING)
-    def test_a_dropped_connection_may_be_asked_again(self, s3: Counter, how: str) -> None:
-        s3.reply = Reply(0)
 
-        with pytest.raises(ImageStorageInterruptedError):
-            ASKING[how][2](a_store(s3.url))
+def test_an_image_that_ends_before_its_length_is_never_taken_for_whole(s3: StandIn) -> None:
+    s3.reply = Reply(200, SMALL, declared_length=len(SMALL) + 1)
+    with pytest.raises(ImageStorageInterruptedError):
+        Bucket(s3.url).read()
 
-        assert len(s3.requests) == 1
 
-    def test_an_image_that_ends_before_its_length_is_never_taken_for_whole(self, s3: Counter) -> None:
-        s3.reply = Reply(200, SMALL, declared_length=len(SMALL) + 1)
-
-        with pytest.raises(ImageStorageInterruptedError):
-            read_whole(a_store(s3.url))
-
-    @pytest.mark.parametrize("status", [500, 503])
-    def test_an_answer_that_is_not_taken_may_be_tried_again(self, s3: Counter, status: int) -> None:
-        s3.reply = Reply(status, b"<Error/>")
-
-        with pytest.raises(ImageStorageInterruptedError):
-            a_store(s3.url).save_answer("gen_secret", 2, iter([b"{}"]), soon())
-
-    def test_with_no_time_left_nothing_else_is_asked_either(self, s3: Counter) -> None:
-        store, over = a_store(s3.url), Deadline.after(0)
-
-        with pytest.raises(ImageStorageError):
-            store.find("img_secret", over)
-        with pytest.raises(ImageStorageError), store.read("img_secret", over):
-            pass
-        with pytest.raises(ImageStorageError):
-            store.delete("img_secret", over)
-        with pytest.raises(ImageStorageError):
-            store.save_answer("gen_secret", 2, iter([b"{}"]), over)
-
-        assert s3.requests == []
-
-    def test_a_failure_of_the_disk_that_holds_the_image_may_be_tried_again(self) -> None:
-        def blocks() -> Iterator[bytes]:
-            yield SMALL[:10]
-            raise OSError("no space left on device")
-
-        with raw_s3() as raw, pytest.raises(ImageStorageInterruptedError):
-            a_store(raw.url).save(new_image_id(), ImageBody("image/png", len(SMALL), blocks()), soon())
+# What breaks on the way.
 
 
 @dataclass
@@ -568,35 +469,23 @@ class RawS3:
     received: bytearray = field(default_factory=bytearray)
     answered: threading.Event = field(default_factory=threading.Event)
 
-    @property
-    def body(self) -> bytes:
-        return bytes(self.received.partition(b"\r\n\r\n")[2])
-
 
 @contextmanager
-def raw_s3(answer: bytes = b"", *, hang_up: bool = True, idle_seconds: float | None = None) -> Iterator[RawS3]:
-    """With `idle_seconds` the answer goes out once no byte has come for so long."""
+def raw_s3(answer: bytes = b"", *, hang_up: bool = True) -> Iterator[RawS3]:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(AT_MOST_SECONDS)
     s3 = RawS3(f"http://127.0.0.1:{listener.getsockname()[1]}/a-bucket", answer)
 
     def serve() -> None:
-        with suppress(OSError):
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(AT_MOST_SECONDS)
-                data = b"a first look"
-                while data:
-                    idles = bool(idle_seconds) and not select.select([connection], [], [], idle_seconds)[0]
-                    if not idles:
-                        data = connection.recv(65_536)
-                        s3.received += data
-                    due = b"\r\n\r\n" in s3.received and (idles or not idle_seconds)
-                    if due and s3.answer and not s3.answered.is_set():
-                        connection.sendall(s3.answer)
-                        if hang_up:
-                            connection.shutdown(socket.SHUT_WR)
-                        s3.answered.set()
+        with suppress(OSError), listener.accept()[0] as connection:
+            connection.settimeout(AT_MOST_SECONDS)
+            while data := connection.recv(65_536):
+                s3.received += data
+                if b"\r\n\r\n" in s3.received and s3.answer and not s3.answered.is_set():
+                    connection.sendall(s3.answer)
+                    if hang_up:
+                        connection.shutdown(socket.SHUT_WR)
+                    s3.answered.set()
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -607,89 +496,58 @@ def raw_s3(answer: bytes = b"", *, hang_up: bool = True, idle_seconds: float | N
         listener.close()
 
 
-class TestWithARawServer:
-    @pytest.mark.parametrize("failure", [ImageTruncatedError("cut"), NotAnImageError("HTML"), KeyError("a bug")])
-    def test_the_last_block_of_a_body_that_failed_is_never_sent_and_the_connection_ends(
-        self, failure: Exception
-    ) -> None:
-        sent = b"x" * 100_000
+def http(status: str, content: bytes = b"") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode() + content
+
+
+@pytest.mark.parametrize("failure", [errors.NotAnImageError("HTML"), KeyError("a bug")])
+def test_the_last_block_of_a_body_that_failed_is_never_sent_and_the_connection_ends(failure: Exception) -> None:
+    sent = b"x" * 100_000
+    with raw_s3() as s3:
+        with pytest.raises(type(failure)) as caught:
+            a_store(s3.url).save("img_1", ImageBody("image/png", len(sent) + 1, breaking(failure, sent)), soon())
+        assert caught.value is failure
+    headers, _, body = bytes(s3.received).partition(b"\r\n\r\n")
+    assert b"content-length: 100001" in headers.lower()
+    assert body == sent[: len(body)]
+
+
+def test_a_failure_of_the_disk_that_holds_the_image_may_be_tried_again() -> None:
+    blocks = breaking(OSError("no space left on device"), SMALL[:10])
+    with raw_s3() as s3, pytest.raises(ImageStorageInterruptedError):
+        a_store(s3.url).save("img_1", ImageBody("image/png", len(SMALL), blocks), soon())
+
+
+def test_an_answer_that_comes_before_the_body_is_through_counts() -> None:
+    with raw_s3(http("412 Precondition Failed")) as s3:
+        assert a_store(s3.url).save("img_1", a_body(LARGE), soon()) is False
+    for status, kind in (("403 Forbidden", ImageStorageError), ("503 Slow Down", ImageStorageInterruptedError)):
+        with raw_s3(http(status)) as s3, pytest.raises(kind):
+            a_store(s3.url).save("img_1", a_body(LARGE), soon())
+
+
+def test_an_upload_whose_source_stalls_is_cut_and_may_be_made_again() -> None:
+    with raw_s3(http("400 Bad Request", an_error("RequestTimeout"))) as s3:
 
         def blocks() -> Iterator[bytes]:
-            yield sent
-            raise failure
+            yield SMALL[:10]
+            assert s3.answered.wait(AT_MOST_SECONDS)
+            yield SMALL[10:]
 
-        with raw_s3() as s3:
-            with pytest.raises(type(failure)) as caught:
-                a_store(s3.url).save(new_image_id(), ImageBody("image/png", len(sent) + 1, blocks()), soon())
-            assert caught.value is failure
-
-        assert b"content-length: 100001\r\n" in bytes(s3.received).lower()
-        assert s3.body == sent[: len(s3.body)]
-
-    @pytest.mark.parametrize(
-        ("status", "outcome"),
-        [
-            (b"412 Precondition Failed", nullcontext()),
-            (b"403 Forbidden", pytest.raises(ImageStorageError)),
-            (b"503 Slow Down", pytest.raises(ImageStorageInterruptedError)),
-        ],
-        ids=["412", "403", "503"],
-    )
-    def test_an_answer_that_comes_before_the_body_is_through_counts(
-        self, status: bytes, outcome: AbstractContextManager[object]
-    ) -> None:
-        answer = b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status
-        with raw_s3(answer) as s3, outcome:
-            a_store(s3.url).save(new_image_id(), a_body(LARGE), soon())
-
-    def test_an_image_that_comes_to_a_halt_is_given_up_at_the_deadline(self) -> None:
-        answer = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\nonly so much"
-        begun = time.monotonic()
-
-        with raw_s3(answer, hang_up=False) as s3:
-            reading = a_store(s3.url).read(new_image_id(), Deadline.after(0.4))
-            with pytest.raises(ImageStorageInterruptedError), reading as blocks:
-                b"".join(blocks)
-
-        assert time.monotonic() - begun < AT_MOST_SECONDS
-
-    def test_a_server_that_takes_all_and_says_nothing_is_given_up_at_the_deadline(self) -> None:
-        begun = time.monotonic()
-
-        with raw_s3() as s3, pytest.raises(ImageStorageInterruptedError):
-            a_store(s3.url).save(new_image_id(), a_body(), Deadline.after(0.4))
-
-        assert time.monotonic() - begun < AT_MOST_SECONDS
-
-    def test_an_upload_whose_source_stalls_is_cut_and_may_be_made_again(self) -> None:
-        error = an_error("RequestTimeout")
-        answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(error), error)
-
-        with raw_s3(answer, idle_seconds=0.2) as s3:  # S3 waits for some 20
-
-            def blocks() -> Iterator[bytes]:
-                yield SMALL[:10]
-                assert s3.answered.wait(AT_MOST_SECONDS)
-                yield SMALL[10:]
-
-            with pytest.raises(ImageStorageInterruptedError):
-                a_store(s3.url).save(new_image_id(), ImageBody("image/png", len(SMALL), blocks()), soon())
+        with pytest.raises(ImageStorageInterruptedError):
+            a_store(s3.url).save("img_1", ImageBody("image/png", len(SMALL), blocks()), soon())
 
 
-class TestBucketUrl:
-    @pytest.mark.parametrize(
-        ("region", "endpoint", "url"),
-        [
-            ("us-east-1", None, "https://b.s3.us-east-1.amazonaws.com"),
-            ("eu-central-1", None, "https://b.s3.eu-central-1.amazonaws.com"),
-            ("us-gov-west-1", None, "https://b.s3.us-gov-west-1.amazonaws.com"),
-            ("cn-north-1", None, "https://b.s3.cn-north-1.amazonaws.com.cn"),
-            ("cn-northwest-1", "", "https://b.s3.cn-northwest-1.amazonaws.com.cn"),
-            ("us-east-1", "http://127.0.0.1:5000", "http://127.0.0.1:5000/b"),
-            ("cn-north-1", "http://127.0.0.1:5000/", "http://127.0.0.1:5000/b"),
-        ],
-    )
-    def test_a_bucket_answers_at_its_own_name_or_below_the_endpoint(
-        self, region: str, endpoint: str | None, url: str
-    ) -> None:
-        assert bucket_url("b", region, endpoint) == url
+def test_what_comes_to_a_halt_is_given_up_at_the_deadline() -> None:
+    """The stand-in would wait for longer."""
+    begun = time.monotonic()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 10\r\n\r\nonly"
+    with raw_s3(answer, hang_up=False) as s3:
+        reading = a_store(s3.url).read("img_1", Deadline.after(0.2))
+        with pytest.raises(ImageStorageInterruptedError), reading as blocks:
+            b"".join(blocks)
+    with raw_s3(answer, hang_up=False) as s3, pytest.raises(ImageStorageInterruptedError):
+        Bucket(s3.url).inbox.read(FILE, 0, 10, Deadline.after(0.2))
+    with raw_s3() as s3, pytest.raises(ImageStorageInterruptedError):
+        a_store(s3.url).save("img_1", a_body(), Deadline.after(0.2))
+    assert time.monotonic() - begun < AT_MOST_SECONDS

@@ -1,104 +1,137 @@
 """SSM answers 40 reads of parameters a second to a whole account, and cold environments all read at once."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.errors import SecretUnavailableError
 from local.aws_door import REGION
-from tests.integration.test_aws_door import SECRET, a_door
+from tests.support.stores import ACCESS_KEY, SECRET, Connect, moto_behind_the_door
 
 NAME = "/stack/clients/web"
-RATE = 40
-ENVIRONMENTS = 2 * 100  # of the authorizer and of the api function, which a request needs both
 AUTHORIZER_SECONDS = 10.0  # template.yaml
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    with a_door() as url:
-        client(url, sdk._patience()).put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)
+def url(connect: Connect) -> Iterator[str]:
+    """Of a door whose account has read nothing yet."""
+    with moto_behind_the_door() as url:
+        connect("ssm", url).put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)
         yield url
 
 
-def client(url: str, config: Config, key: str = "operator") -> Any:
-    return boto3.client(
-        "ssm",
-        endpoint_url=url,
-        region_name=REGION,
-        aws_access_key_id=key,
-        aws_secret_access_key=SECRET,
-        config=config,
-    )
-
-
-def test_whoever_reads_more_than_forty_parameters_a_second_is_throttled(url: str) -> None:
-    once = Config(retries={"mode": "standard", "total_max_attempts": 1})
-    readers = [client(url, once, key) for key in ("operator", "Function")]
+def test_who_reads_more_than_forty_parameters_a_second_is_throttled(
+    connect: Connect, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr("local.gateway.time", SimpleNamespace(monotonic=lambda: now[0]))
     reads: list[Callable[[], object]] = []
-    for ssm in readers:
+    for ssm in (connect("ssm", url, key=key) for key in ("operator", "Function")):
         reads += [
             partial(ssm.get_parameter, Name=NAME),
             partial(ssm.get_parameters, Names=[NAME]),
             partial(ssm.get_parameters_by_path, Path="/stack"),
         ]
 
-    def answer(number: int) -> str:
-        try:
-            reads[number % len(reads)]()
-        except ClientError as refused:
-            return str(refused.response["Error"]["Code"])
-        return "read"
+    def readable() -> int:
+        """How many reads are answered before one is throttled."""
+        for number in range(100):
+            try:
+                reads[number % len(reads)]()
+            except ClientError as refused:
+                if refused.response["Error"]["Code"] == "ThrottlingException":
+                    return number
+                raise
+        return 100
 
-    begun = time.monotonic()
-    with ThreadPoolExecutor(20) as pool:
-        answers = Counter(pool.map(answer, range(300)))
-    took = time.monotonic() - begun
-
-    assert answers.keys() == {"read", "ThrottlingException"}
-    assert answers["read"] <= RATE * (1 + took)
-    readers[0].put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)  # no read
+    now[0] += 60
+    assert readable() == 40
+    assert readable() == 0
+    now[0] += 0.25
+    assert readable() == 10
+    connect("ssm", url).put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)  # no read
 
 
+@pytest.mark.soak
 def test_a_hundred_environments_of_two_functions_that_start_at_once_read_their_parameters_in_time(url: str) -> None:
-    clients = [client(url, sdk._patience()) for _ in range(ENVIRONMENTS)]  # each process has its own
-    at_once = Barrier(ENVIRONMENTS)
+    environments = 2 * 100  # of the authorizer and of the api function, which a request needs both
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", url)
+        environment.setenv("AWS_DEFAULT_REGION", REGION)
+        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        clients = [sdk.ssm.__wrapped__() for _ in range(environments)]  # each process has its own
+    at_once = Barrier(environments)
 
-    def environment(number: int) -> tuple[str | None, float]:
+    def environment_begins(number: int) -> tuple[str | None, float]:
         parameters = SsmParameters(lambda: clients[number], cache_seconds=60)
         at_once.wait()
         begun = time.monotonic()
         return parameters.get(NAME), time.monotonic() - begun
 
-    with ThreadPoolExecutor(ENVIRONMENTS) as pool:
-        read = list(pool.map(environment, range(ENVIRONMENTS)))
+    with ThreadPoolExecutor(environments) as pool:
+        read = list(pool.map(environment_begins, range(environments)))
+    for client in clients:
+        client.close()
 
     assert {value for value, _ in read} == {"v"}
     assert max(seconds for _, seconds in read) < AUTHORIZER_SECONDS
 
 
-def test_a_throttle_that_does_not_end_is_reported_before_the_authorizer_is_killed(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ssm, now = client(url, sdk._patience()), [0.0]
+class ThrottledError(Exception):
+    pass
 
-    def throttled(**_: object) -> None:
-        now[0] += 3.0  # the longest that the SDK's own tries take
-        raise ssm.exceptions.ThrottlingException({"Error": {"Code": "ThrottlingException"}}, "GetParameter")
 
-    monkeypatch.setattr(ssm, "get_parameter", throttled)
+class Client:
+    """Of a throttled account. Each call takes the longest that the SDK's own tries take."""
+
+    exceptions = SimpleNamespace(ThrottlingException=ThrottledError, ParameterNotFound=KeyError)
+
+    def __init__(self, *, throttled: int) -> None:
+        self.now, self._throttled, self.asked = 0.0, throttled, list[str]()
+
+    def get_parameter(self, *, Name: str, WithDecryption: bool) -> Any:  # noqa: N803
+        assert WithDecryption
+        self.asked.append(Name)
+        self.now += 3.0
+        if len(self.asked) <= self._throttled:
+            raise ThrottledError
+        return {"Parameter": {"Value": f"value {len(self.asked)}"}}
+
+    def parameters(self) -> SsmParameters:
+        client: Any = self
+        return SsmParameters(lambda: client, cache_seconds=60, clock=lambda: self.now)
+
+
+def test_a_throttled_read_is_made_again() -> None:
+    assert Client(throttled=1).parameters().get(NAME) == "value 2"
+
+
+def test_a_throttle_that_does_not_end_is_reported_before_the_authorizer_is_killed() -> None:
+    client = Client(throttled=99)
     with pytest.raises(SecretUnavailableError):
-        SsmParameters(lambda: ssm, cache_seconds=60, clock=lambda: now[0]).get(NAME)
+        client.parameters().get(NAME)
+    assert 3.0 < client.now < AUTHORIZER_SECONDS
 
-    assert 3.0 < now[0] < AUTHORIZER_SECONDS
+
+def test_a_parameter_is_kept_for_a_while_and_so_are_the_first_thousand() -> None:
+    client = Client(throttled=0)
+    parameters = client.parameters()
+    for now, value in ((0.0, "value 1"), (3.0 + 59.9, "value 1"), (3.0 + 60.0, "value 2")):  # read until 3.0
+        client.now = now
+        assert parameters.get(NAME) == value
+    for number in range(999):
+        parameters.get(f"/guess/{number}")
+        client.now = 66.0
+    assert parameters.get(NAME) == "value 2"
+    parameters.get("/guess/one-too-many")
+    assert parameters.get(NAME) == "value 1003"

@@ -1,0 +1,171 @@
+"""What the tests of the stores share: emulators of AWS, a table as the template has it, a new record.
+
+DynamoDB is judged by two emulators, which were made apart from each other. If they disagree, AWS's documentation
+decides: the door of the local stack, which stands before moto here too, enforces what moto does not.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import boto3
+from botocore.config import Config
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from samtranslator.yaml_helper import yaml_parse
+from werkzeug.serving import make_server
+
+from imagegen.aws.allowance import DynamoAllowanceCounters
+from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
+from imagegen.aws.generations import DynamoGenerations
+from imagegen.generations import Generation, admit
+from imagegen.images import ImageRequest
+from local.aws_door import AwsDoor
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb import DynamoDBClient
+
+JUDGES = ("moto", "ministack")
+MINISTACK = ROOT / ".venv-ministack/bin/python"
+ACCESS_KEY, SECRET = "AKIATESTTESTTESTTEST", "a/secret+of=all"
+RETENTION_SECONDS = 30 * 24 * 3600
+NOW = 1_760_000_000.123456
+Connect = Callable[..., Any]
+
+
+@contextmanager
+def moto_behind_the_door() -> Iterator[str]:
+    """Gives its address. All motos of a process have their resources in common."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    door = AwsDoor(DomainDispatcherApplication(create_backend_app), SECRET)
+    server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def ministack(folder: Path) -> Iterator[str]:
+    """Gives its address. Its own command chooses no free port, and writes into the machine's folder for files."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, (folder / "log").open("wb") as log:
+        port, number = listener.getsockname()[1], listener.fileno()
+        settings = {"GATEWAY_PORT": str(port), "LOG_LEVEL": "WARNING", "SERVICES": "dynamodb"}
+        switched_off = {"IOT_MTLS_ENABLED": "0", "SFTP_ENABLED": "0"}
+        process = subprocess.Popen(
+            [MINISTACK, "-m", "hypercorn", "ministack.app:app", "--workers", "0", "--bind", f"fd://{number}"],
+            env={"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), **settings, **switched_off},
+            pass_fds=[number],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def connecting() -> Iterator[Connect]:
+    """Gives what makes boto3's clients: one for the same arguments, each closed at the end."""
+    with ExitStack() as closing:
+
+        @cache
+        def connect(
+            service: str,
+            url: str,
+            *,
+            key: str = ACCESS_KEY,
+            secret: str = SECRET,
+            region: str = "eu-central-1",
+            attempts: int = 1,
+        ) -> Any:
+            config = Config(
+                connect_timeout=2,
+                read_timeout=30,
+                retries={"mode": "standard", "total_max_attempts": attempts},
+                max_pool_connections=100,
+                signature_version="s3v4" if service == "s3" else "v4",
+            )
+            client = boto3.client(
+                service,  # type: ignore[call-overload]
+                endpoint_url=url,
+                region_name=region,
+                aws_access_key_id=key,
+                aws_secret_access_key=secret,
+                config=config,
+            )
+            closing.callback(client.close)
+            return client
+
+        yield connect
+
+
+def closed_url() -> str:
+    """Where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a judge, and the stores in it."""
+
+    client: "DynamoDBClient"
+    name: str
+
+    @property
+    def generations(self) -> DynamoGenerations:
+        return DynamoGenerations(lambda: self.client, self.name, retention_seconds=RETENTION_SECONDS)
+
+    @property
+    def batches(self) -> DynamoBatches:
+        return DynamoBatches(lambda: self.client, self.name, retention_seconds=1000)
+
+    @property
+    def lines(self) -> DynamoBatchLines:
+        return DynamoBatchLines(lambda: self.client, self.name, retention_seconds=1000)
+
+    @property
+    def counters(self) -> DynamoAllowanceCounters:
+        return DynamoAllowanceCounters(lambda: self.client, self.name)
+
+    def items(self, **scan: Any) -> list[Any]:
+        pages: Any = self.client.get_paginator("scan").paginate(TableName=self.name, **scan)
+        return [item for page in pages for item in page["Items"]]
+
+    def clear(self) -> None:
+        deletions: list[Any] = [
+            {"DeleteRequest": {"Key": {name: item[name] for name in ("pk", "sk")}}} for item in self.items()
+        ]
+        for at in range(0, len(deletions), 25):  # the most that one call takes
+            self.client.batch_write_item(RequestItems={self.name: deletions[at : at + 25]})
+
+
+def new_table(client: "DynamoDBClient") -> Table:
+    """As template.yaml has it."""
+    properties = yaml_parse((ROOT / "template.yaml").read_text())["Resources"]["GenerationTable"]["Properties"]
+    asked = ("AttributeDefinitions", "BillingMode", "GlobalSecondaryIndexes", "KeySchema")
+    table = Table(client, f"generations-{uuid4().hex}")
+    client.create_table(TableName=table.name, **{each: properties[each] for each in asked})
+    return table
+
+
+def new_generation(*, caller: str = "alice", n: int = 1, at: float = NOW, model: str = "dall-e-3") -> Generation:
+    request = ImageRequest("a cat", model, "url", n)
+    return admit(request, caller=caller, base_url="https://api.example/v1", now=at)
