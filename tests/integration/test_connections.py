@@ -246,7 +246,6 @@ def test_a_size_may_have_zeros_ahead_and_extensions_behind_and_a_length_may_be_r
     server: Server, well_formed: bytes
 ) -> None:
     server.scripts["first"] = sends(well_formed)
-
     assert server.get(HttpPool(), "first", reuse=True) == b"{}"
 
 
@@ -255,9 +254,7 @@ def test_an_answer_that_comes_before_the_request_is_sent_counts_and_ends_the_con
     server: Server, reuse: bool
 ) -> None:
     pool = HttpPool()
-
     assert server.get(pool, "first", reuse=reuse, body=HUGE) == b"the answer to first"
-
     assert server.own_or_error(pool, "second", reuse=reuse)
     assert server.connections == [0, 1]
 
@@ -266,10 +263,8 @@ def test_on_a_used_connection_an_answer_that_comes_before_the_request_is_sent_is
     """It may be a late one to the request before."""
     pool = HttpPool()
     server.get(pool, "first", reuse=True)
-
     with pytest.raises(ProtocolError):
         server.get(pool, "second", reuse=True, body=HUGE)
-
     assert server.own_or_error(pool, "third", reuse=True)
     assert server.connections == [0, 0, 1]
 
@@ -278,10 +273,8 @@ def test_on_a_used_connection_an_answer_that_comes_before_the_request_is_sent_is
 def test_a_host_that_hangs_up_while_it_is_sent_to_ends_the_connection(server: Server, reuse: bool) -> None:
     pool = HttpPool()
     server.scripts["first"] = sends(b"@", ends=True)
-
     with suppress(HTTPError):
         assert server.get(pool, "first", reuse=reuse, body=HUGE) == b"the answer to first"
-
     assert server.own_or_error(pool, "second", reuse=reuse)
     assert server.connections == [0, 1]
 
@@ -308,10 +301,8 @@ def test_the_answer_that_comes_after_a_time_out_reaches_no_other_caller(server: 
 
 def test_connections_are_shared_only_if_that_is_asked_for(server: Server) -> None:
     pool = HttpPool()
-
     for reuse in (True, True, False, True, False):
         assert server.own_or_error(pool, "any", reuse=reuse)
-
     assert server.connections == [0, 0, 1, 0, 2]
 
 
@@ -319,10 +310,8 @@ def test_connections_are_shared_only_if_that_is_asked_for(server: Server) -> Non
 def test_a_connection_is_shared_by_requests_and_answers_with_bodies(server: Server, size: int) -> None:
     pool, content = HttpPool(), bytes(size)
     server.scripts |= {"first": sends(ok(content)), "late": sends(b"", chunked(b"2"))}
-
     for name, expected in {"first": content, "late": b"{}", "any": b"the answer to any"}.items():
         assert server.get(pool, name, reuse=True, body=b"small") == expected
-
     assert server.connections == [0, 0, 0]
 
 
@@ -330,10 +319,8 @@ def test_a_connection_is_shared_by_requests_and_answers_with_bodies(server: Serv
 def test_a_connection_that_the_host_ends_is_not_used_again(server: Server, end: bytes) -> None:
     pool = HttpPool()
     server.scripts["first"] = sends(OK + end + b"Content-Length: 2\r\n\r\n{}", ends=not end)
-
     assert server.get(pool, "first", reuse=True) == b"{}"
     server.wait_until_closed()
-
     assert server.own_or_error(pool, "second", reuse=True)
     assert server.connections == [0, 1]
 
@@ -346,11 +333,9 @@ def test_a_connection_that_idled_or_slept_through_a_freeze_by_either_clock_is_no
     clocks = SimpleNamespace(monotonic=lambda: 100.0, time=lambda: 100.0)
     monkeypatch.setattr("imagegen.outbound.pool.time", clocks)
     pool = HttpPool()
-
     assert server.own_or_error(pool, "first", reuse=True)
     setattr(clocks, clock, lambda: 100.0 + pause)
     assert server.own_or_error(pool, "second", reuse=True)
-
     assert server.connections == connections
 
 
@@ -452,7 +437,6 @@ def generate(server: Server) -> str | bytes | None:
 def test_an_answer_that_breaks_the_rules_ends_in_the_error_of_who_asked(server: Server, broken: str) -> None:
     names = ("v1/images/generations", "1.png", ".well-known/openid-configuration")
     server.scripts = dict.fromkeys(names, BROKEN[broken])
-
     with pytest.raises(MoneySpentError):
         generate(server)
     with pytest.raises(ImageDownloadInterruptedError):
@@ -467,7 +451,6 @@ def test_interim_answers_before_a_paid_one_and_before_its_image_are_skipped(serv
     url, image = f"{server.origin}/1.png", png("a cat")
     server.scripts["v1/images/generations"] = sends(ahead, ok(b'{"data":[{"url":"%s"}]}' % url.encode()))
     server.scripts["1.png"] = sends(ahead, ok(image))
-
     assert generate(server) == url
     assert download(server) == image
     assert server.connections == [0, 1]

@@ -122,9 +122,7 @@ class TestWhole:
 
     def test_a_large_image_with_a_length_is_streamed_in_blocks(self, host: Host) -> None:
         host.has(Reply(200, LARGE))
-
         kind, blocks = blocks_of(host.source(), host.url())
-
         assert (kind, b"".join(blocks)) == ("image/png", LARGE)
         assert max(len(block) for block in blocks) == BLOCK_BYTES
 
@@ -148,30 +146,25 @@ class TestWhole:
     def test_chunks_without_a_length_are_gathered_first(self, host: Host, content: bytes, size: int) -> None:
         chunks = (chunk(content[at : at + size]) for at in range(0, len(content), size))
         host.has(writes(CHUNKED, *chunks, LAST_CHUNK))
-
         assert host.image() == content
 
     def test_a_body_that_only_the_connection_s_end_ends_is_gathered_first(self, host: Host) -> None:
         host.has(writes(OK + b"\r\n", LARGE))
-
         assert host.image() == LARGE
 
     @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
     def test_a_packed_body_is_unpacked_although_nobody_asked_for_it(self, host: Host, content: bytes) -> None:
         host.has(Reply(200, gzip.compress(content), {"Content-Encoding": "gzip"}))
-
         assert host.image() == content
 
     @pytest.mark.parametrize("media_type", ["text/html", "image/webp", ""])
     def test_the_type_is_taken_from_the_bytes_and_not_from_the_host(self, host: Host, media_type: str) -> None:
         host.has(Reply(200, SMALL, {"Content-Type": media_type}))
-
         assert host.image() == SMALL
 
     def test_the_query_is_sent_as_it_was_given(self, host: Host) -> None:
         path = "/1.png?se=2026-01-01T00%3A00%3A00Z&sig=a%2Bb%2Fc%3D"
         host.has(Reply(200, SMALL), path)
-
         assert host.image(path) == SMALL
         assert host.requests[0].target == path
 
@@ -198,7 +191,6 @@ class TestNotWhole:
         in_chunks = writes(CHUNKED, chunks, LAST_CHUNK)
         host.has(in_chunks if how == "chunks" else Reply(200, content, {"Content-Type": "image/png"}))
         what = content if how == "at hand" else host.url()
-
         with pytest.raises(errors.NotAnImageError), host.source().open(what, SOON):
             pass
 
@@ -207,10 +199,8 @@ class TestNotWhole:
         cut = content[:-20]
         host.has(Reply(200, cut))
         got: list[bytes] = []
-
         with pytest.raises(errors.ImageTruncatedError), host.source().open(host.url(), SOON) as body:
             got.extend(body.blocks)
-
         assert len(b"".join(got)) < len(cut)
 
     @pytest.mark.parametrize(
@@ -230,7 +220,6 @@ class TestNotWhole:
     )
     def test_a_download_that_breaks_off_may_be_tried_again(self, host: Host, answer: list[bytes]) -> None:
         host.has(writes(*answer))
-
         assert issubclass(host.failure(), errors.ImageDownloadInterruptedError)
         assert len(host.requests) == 1
 
@@ -242,27 +231,23 @@ class TestNotWhole:
         with socket.socket() as bound_but_not_listening:
             bound_but_not_listening.bind(("127.0.0.1", 0))
             host.port = bound_but_not_listening.getsockname()[1]
-
             assert host.failure() is errors.ImageDownloadInterruptedError
 
 
 class TestTooLarge:
     def test_a_length_over_the_limit_is_refused_before_any_byte_is_read(self, host: Host) -> None:
         host.has(host.slow.drips(OK + b"Content-Length: 1001\r\n\r\n", b""))
-
         assert host.failure(max_bytes=1000) is errors.ImageTooLargeError
         assert not host.slow.gave_up.is_set()
 
     @pytest.mark.parametrize("digits", [25, 5000])
     def test_a_length_beyond_reason_is_refused_or_ignored(self, host: Host, digits: int) -> None:
         host.has(writes(OK + b"Content-Length: %s\r\n\r\n" % (b"9" * digits), SMALL))
-
         with suppress(errors.MoneySpentError):  # and nothing else
             assert host.image() == SMALL
 
     def test_an_image_of_the_limit_passes_and_one_byte_more_does_not(self, host: Host) -> None:
         host.has(Reply(200, LARGE))
-
         assert host.image(max_bytes=len(LARGE)) == LARGE
         assert host.failure(max_bytes=len(LARGE) - 1) is errors.ImageTooLargeError
         with pytest.raises(errors.ImageTooLargeError):
@@ -271,14 +256,12 @@ class TestTooLarge:
     @pytest.mark.parametrize(("head", "ends"), [(CHUNKED, chunk), (OK + b"\r\n", bytes)], ids=["chunks", "no length"])
     def test_a_body_without_end_is_cut_at_the_limit(self, host: Host, head: bytes, ends: type[bytes]) -> None:
         host.has(host.slow.drips(head + ends(SMALL), ends(bytes(2**20))))
-
         assert host.failure() is errors.ImageTooLargeError
         assert not host.slow.gave_up.is_set()
 
     def test_a_small_body_that_unpacks_to_a_huge_one_is_cut_at_the_limit(self, host: Host) -> None:
         bomb = gzip.compress(SMALL + bytes(2**20))
         host.has(Reply(200, bomb, {"Content-Encoding": "gzip"}))
-
         assert len(bomb) < 2**18
         assert host.failure(max_bytes=2**18) is errors.ImageTooLargeError
 
@@ -287,14 +270,12 @@ class TestStatus:
     @pytest.mark.parametrize("status", [404, 408, 409, 425, 429, 500, 502, 503, 504])
     def test_a_status_that_may_pass_is_one_try_that_may_be_repeated(self, host: Host, status: int) -> None:
         host.has(Reply(status, SMALL))
-
         assert host.failure() is errors.ImageDownloadInterruptedError
         assert len(host.requests) == 1
 
     @pytest.mark.parametrize("status", [201, 204, 206, 304, 400, 401, 403, 405, 410, 416, 451])
     def test_a_status_that_will_not_pass_is_final(self, host: Host, status: int) -> None:
         host.has(Reply(status, SMALL if status not in (204, 304) else b""))
-
         assert host.failure() is errors.ImageDownloadError
         assert len(host.requests) == 1
 
@@ -312,14 +293,12 @@ class TestRedirect:
     ) -> None:
         host.redirects(location.format(origin=f"127.0.0.1:{host.port}"), status=status)
         host.has(Reply(200, SMALL), "/2.png")
-
         assert host.image() == SMALL
 
     def test_three_redirects_are_followed_and_four_are_too_many(self, host: Host) -> None:
         for hop in range(4):
             host.redirects(f"/{hop + 1}", f"/{hop}")
         host.has(Reply(200, SMALL), "/4")
-
         assert host.image("/1") == SMALL
         host.requests.clear()
         assert host.failure("/0") is errors.ImageDownloadError
@@ -330,7 +309,6 @@ class TestRedirect:
     ) -> None:
         host.redirects(canary.url())
         host.redirects("/1.png", "/0.png")
-
         assert host.failure() is errors.ImageUrlRefusedError
         assert host.failure("/0.png") is errors.ImageUrlRefusedError
 
@@ -341,13 +319,11 @@ class TestRedirect:
     @pytest.mark.parametrize("location", ["https://host:8443/", "file:///etc/passwd", "https://u:p@images.example/"])
     def test_a_redirect_to_what_may_not_be_fetched_is_refused(self, host: Host, location: str) -> None:
         host.redirects(location)
-
         assert host.failure() is errors.ImageUrlRefusedError
 
     @pytest.mark.parametrize("headers", [{}, {"Location": ""}, {"Location": "http://[::1"}])
     def test_a_redirect_to_nowhere_is_final(self, host: Host, headers: dict[str, str]) -> None:
         host.has(Reply(302, headers=headers))
-
         assert host.failure() in (errors.ImageDownloadError, errors.ImageUrlRefusedError)
         assert len(host.requests) == 1
 
@@ -371,7 +347,6 @@ class TestTooSlow:
 
     def test_with_no_time_left_nothing_is_fetched(self, host: Host) -> None:
         host.has(Reply(200, SMALL))
-
         assert host.failure(seconds=0) is errors.ImageDownloadInterruptedError
         assert host.requests == []
 
@@ -404,10 +379,8 @@ class TestConnections:
     def test_a_connection_whose_reader_failed_is_closed_and_not_used_again(self, host: Host) -> None:
         host.has(Reply(200, LARGE * 10))
         source = host.source(len(LARGE) * 10)
-
         with pytest.raises(ZeroDivisionError), source.open(host.url(), SOON) as body:
             assert next(body.blocks)[0] / 0
-
         until(lambda: host.requests[0].connection.fileno() == -1, what="the host's end of the connection is closed")
         host.has(Reply(200, SMALL))
         assert blocks_of(source, host.url()) == ("image/png", [SMALL])

@@ -138,7 +138,6 @@ def assert_refused(server: TlsServer, host: str, pool: HttpPool | None = None, *
 def test_a_pinned_connection_goes_to_the_address_and_names_the_url_s_host_throughout(authority: Authority) -> None:
     with serving_tls(authority.certificate_for("images.example")) as server:
         assert get(HttpPool(), server.url("images.example")) == ANSWER
-
         assert server.asked_for == ["images.example"]
         assert server.hosts == [f"images.example:{server.server_port}"]
 
@@ -164,7 +163,6 @@ def test_a_connection_to_one_host_is_not_used_for_another_at_the_same_address(au
         hosts = ["images.example", "other.example", "images.example"]
         for host in hosts:
             assert get(pool, server.url(host), reuse=True) == ANSWER
-
         assert server.asked_for == hosts[:2]
         assert server.hosts == [f"{host}:{server.server_port}" for host in hosts]
 
@@ -195,7 +193,6 @@ def test_a_tls_connection_is_shared_only_if_that_is_asked_for(
         pool = HttpPool()
         for _ in range(5):
             assert get(pool, server.url(LOOPBACK), address=None, reuse=reuse) == ANSWER
-
         assert len(server.connections) == connections
 
 

@@ -223,9 +223,7 @@ def test_each_of_several_urls_is_an_image() -> None:
 def test_a_bad_image_costs_no_good_one_and_is_the_failure_if_there_is_none(bad: object) -> None:
     is_url = isinstance(bad, dict) and str(bad.get("url")).startswith(ORIGIN)
     failure = errors.ImageUrlRefusedError if is_url else errors.UpstreamAnswerInvalidError
-
     first, second, third = images({"url": URL}, bad, {"b64_json": B64}, n=3)
-
     assert (first, third) == (UpstreamImage(URL), UpstreamImage(PNG))
     assert (second.source, type(second.failure)) == (None, failure)
     with pytest.raises(failure):
@@ -234,7 +232,6 @@ def test_a_bad_image_costs_no_good_one_and_is_the_failure_if_there_is_none(bad: 
 
 def test_images_that_did_not_come_are_failures_at_the_end() -> None:
     first, *missing = images({"url": URL}, n=3)
-
     assert first.source == URL
     for image in missing:
         assert type(image.failure) is errors.UpstreamTooFewImagesError

@@ -129,7 +129,6 @@ def test_each_answer_has_its_meaning(
     status: int, error: object, meaning: type[errors.ImagegenError], param: str | None, code: str | None
 ) -> None:
     failure = refusal(status, error)
-
     assert type(failure) is meaning
     assert (failure.param, failure.code) == (param, code)
 
@@ -143,7 +142,6 @@ def test_the_upstream_s_own_words_are_passed_on_without_urls_and_keys() -> None:
 
 def test_a_long_message_is_cut_after_the_key_was_taken_out() -> None:
     message = refusal(400, says("no " * 95 + KEY + "no " * 10_000)).message
-
     assert len(message) < 400
     assert "plain" not in message
 
@@ -171,7 +169,6 @@ def test_what_a_server_error_says_is_not_passed_on() -> None:
 )
 def test_the_time_that_the_upstream_names_is_kept(headers: dict[str, str], seconds: float | None) -> None:
     failure = refusal(429, **headers)
-
     assert isinstance(failure, errors.TryLaterError)
     assert failure.retry_after == (seconds if seconds is None else pytest.approx(seconds))
 
@@ -179,6 +176,5 @@ def test_the_time_that_the_upstream_names_is_kept(headers: dict[str, str], secon
 def test_a_date_ahead_is_the_time_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagegen.providers.openai_refusals.time.time", lambda: 1_760_000_000.0)
     failure = refusal(503, Retry_After=formatdate(1_760_000_060, usegmt=True))
-
     assert isinstance(failure, errors.TryLaterError)
     assert failure.retry_after == 60

@@ -122,7 +122,6 @@ def test_every_pattern_takes_linear_time() -> None:
         assert strange <= OF_OUR_OWN, f"{path}: this test cannot read these patterns"
         uses |= found
     assert len(uses) > len(SHAPES) + 10
-
     assert run(uses) == "done"
 
 

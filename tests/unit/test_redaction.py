@@ -36,7 +36,6 @@ from imagegen.redaction import MOST_CHARACTERS, redacted
 def test_a_secret_of_each_shape_is_left_out(secret: str) -> None:
     for around in ("Bad size: {} is gone.", "({})", "{}", "大小无效{}请重试", "a\n{}\tb"):
         text = redacted(around.format(secret))
-
         assert "[redacted]" in text
         for part in secret.replace(":", " ").replace("=", " ").split():
             named = part.strip("\\\"'").lower() in NAMES
@@ -70,7 +69,6 @@ def test_control_characters_become_blanks() -> None:
 def test_a_cut_leaves_no_part_of_a_secret() -> None:
     for before in range(MOST_CHARACTERS - 60, MOST_CHARACTERS + 1):
         text = redacted("x " * (before // 2) + " " * (before % 2) + "d41d8cd98f00b204" * 3)
-
         assert "d41d" not in text
         assert len(text) <= MOST_CHARACTERS
 
