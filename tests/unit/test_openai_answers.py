@@ -345,15 +345,8 @@ def test_details_and_usage_come_from_the_finished_events() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        *(
-            b"",
-            b" \n",
-            b"OK",
-            b"<!doctype html><html></html>",
-            b'{"data": [{"url": "http',
-            b"[" * 50_000,
-            b"\xff\xfe\x00",
-        ),
+        *(b"", b" \n", b"OK", b"<!doctype html><html></html>", b'{"data": [{"url": "http', b"[" * 50_000),
+        b"\xff\xfe\x00",
         *(b'{"data": [{"url": "\xff"}]}', b"[]", b"null", b"{}", b'{"error": {"message": "x"}}', b'{"error": "x"}'),
         *(b'{"created": 1, "data": null}', b'{"data": {"url": "%s"}}' % URL.encode(), b'{"data": "%s"}' % URL.encode()),
         *(stream(partial(0)), PART_NAME + stream({"b64_json": B64}), ONE[:-10]),
