@@ -67,14 +67,14 @@ class Faults:
             raise error("The injected fault.")
 
 
+@dataclass
 class Faulty:
     """Passes every call on to a fake. One that fails after its effect loses what the fake answered or refused."""
 
-    def __init__(self, name: str, fake: object, faults: Faults, error: type[Exception]) -> None:
-        self._name = name
-        self._fake = fake
-        self._faults = faults
-        self._error = error
+    _name: str
+    _fake: object
+    _faults: Faults
+    _error: type[Exception]
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._fake, name)

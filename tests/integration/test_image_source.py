@@ -178,9 +178,7 @@ class TestWhole:
     def test_no_key_and_no_cookie_is_sent_to_an_image_host(self, host: Host) -> None:
         host.has(Reply(302, headers={"Location": "/2.png", "Set-Cookie": "a=b"}))
         host.has(Reply(200, SMALL), "/2.png")
-
         host.image()
-
         assert len(host.requests) == 2
         for request in host.requests:
             assert (request.method, request.header("Accept")) == ("GET", "image/*")

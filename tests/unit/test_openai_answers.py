@@ -199,24 +199,11 @@ def test_each_of_several_urls_is_an_image() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"url": f"{ORIGIN}a b"},
-        {"url": f"{ORIGIN}é"},
-        {"url": "data:image/png;base64,%%%%"},
-        {"url": "data:image/png;base64,"},
-        {"b64_json": "%%%%"},
-        {"b64_json": "AAAAA"},
-        {"b64_json": "é"},
-        {"b64_json": f"x{URL}"},
-        {"b64_json": 7},
-        {"url": 7},
-        {"url": [7]},
-        {"url": []},
-        {"url": [[URL]]},
-        {"url": {"url": URL}},
-        {"url": "", "b64_json": "", "revised_prompt": "a cat"},
-        {},
-        None,
-        URL,
+        *({"url": f"{ORIGIN}a b"}, {"url": f"{ORIGIN}é"}),
+        *({"url": "data:image/png;base64,%%%%"}, {"url": "data:image/png;base64,"}),
+        *({"b64_json": "%%%%"}, {"b64_json": "AAAAA"}, {"b64_json": "é"}, {"b64_json": f"x{URL}"}, {"b64_json": 7}),
+        *({"url": 7}, {"url": [7]}, {"url": []}, {"url": [[URL]]}, {"url": {"url": URL}}),
+        *({"url": "", "b64_json": "", "revised_prompt": "a cat"}, {}, None, URL),
     ],
     ids=str,
 )
@@ -272,36 +259,30 @@ def sources(body: bytes, n: int = 1) -> list[str | bytes | None]:
 ONE = stream(completed())
 PARTS = stream(partial(0), partial(1), completed())
 PART_NAME = b"event: image_generation.partial_image\n"
+COMPLETED_NAME = b"event: image_generation.completed\n"
 JSON = msgspec.json.encode({"created": 1, "data": [{"b64_json": B64}]})
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(ONE, id="a completed image"),
-        pytest.param(ONE.replace(b"==", b""), id="a completed image without padding"),
-        pytest.param(ONE + b"data: [DONE]\n\n", id="DONE behind it"),
-        pytest.param(stream(completed(), end="\r\n"), id="CRLF"),
-        pytest.param(b"event: image_generation.completed\n" + ONE, id="with its name"),
-        pytest.param(b"event: image_generation.completed\n" + stream({"b64_json": B64}), id="with its name alone"),
-        pytest.param(PART_NAME + stream({"b64_json": "AAAA"}) + ONE, id="a part's name"),
-        pytest.param(b": keep-alive\n\n\n\nid: 7\nretry: 5\n" + ONE, id="comments and other fields"),
-        pytest.param(PARTS.replace(B64.encode(), b"AAAA", 2), id="parts before it"),
-        pytest.param(ONE.rstrip(), id="no end"),
-        pytest.param(ONE.replace(b"data: ", b"data:"), id="no space"),
-        pytest.param(ONE.replace(b",", b",\ndata: "), id="several lines"),
-        pytest.param(ONE.replace(b",", b",\r\ndata:"), id="several lines that end in CRLF"),
-        pytest.param(ONE + b'event: error\ndata: {"error":{"message":"late"}}\n\n', id="an error behind it"),
-        pytest.param(ONE + b'data: {"type":"image_generation.completed","b64_js', id="a cut event behind it"),
-        pytest.param(b"data: " + JSON + b"\n\n", id="a whole answer as an event"),
-        pytest.param(JSON + b"\n\n" + ONE, id="JSON and an event"),
-        pytest.param(JSON + b"data: [DONE]\n\n", id="JSON and an event on the same line"),
-        pytest.param(msgspec.json.format(JSON) + b"\n\ndata: [DONE]", id="JSON on many lines and an event"),
-        pytest.param(b'{"created":1,"data":[]}\n\n' + ONE, id="JSON without the image, and an event with it"),
-        pytest.param(b'{"created":1}\n\n' + ONE, id="JSON without a list, and an event with the image"),
-        pytest.param(msgspec.json.encode(completed()), id="an event that is no stream"),
-        pytest.param(b"\xef\xbb\xbf" + JSON, id="JSON behind a byte order mark"),
+        # one event, with and without its name, [DONE], line ends and blanks as they vary
+        *(ONE, ONE.replace(b"==", b""), ONE + b"data: [DONE]\n\n", stream(completed(), end="\r\n"), ONE.rstrip()),
+        *(COMPLETED_NAME + ONE, COMPLETED_NAME + stream({"b64_json": B64}), ONE.replace(b"data: ", b"data:")),
+        *(ONE.replace(b",", b",\ndata: "), ONE.replace(b",", b",\r\ndata:"), msgspec.json.encode(completed())),
+        # parts and other fields before it
+        *(PART_NAME + stream({"b64_json": "AAAA"}) + ONE, PARTS.replace(B64.encode(), b"AAAA", 2)),
+        b": keep-alive\n\n\n\nid: 7\nretry: 5\n" + ONE,
+        # an error, and an event that was cut, behind it
+        ONE + b'event: error\ndata: {"error":{"message":"late"}}\n\n',
+        ONE + b'data: {"type":"image_generation.completed","b64_js',
+        # a whole answer as an event, before one, and behind a byte order mark
+        *(b"data: " + JSON + b"\n\n", JSON + b"\n\n" + ONE, JSON + b"data: [DONE]\n\n", b"\xef\xbb\xbf" + JSON),
+        msgspec.json.format(JSON) + b"\n\ndata: [DONE]",
+        # JSON without the image, and an event with it
+        *(b'{"created":1,"data":[]}\n\n' + ONE, b'{"created":1}\n\n' + ONE),
     ],
+    ids=lambda body: repr(body[:50]),
 )
 def test_an_image_that_comes_as_an_event_is_kept(body: bytes) -> None:
     assert sources(body) == [PNG]
