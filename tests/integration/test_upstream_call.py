@@ -7,10 +7,9 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from urllib3 import HTTPHeaderDict
 from urllib3.exceptions import NewConnectionError
 
 from imagegen import errors
@@ -23,28 +22,19 @@ from local.serving import HungUpError, Reply, Request
 from local.upstream import Script, StandInUpstream
 from tests.fakes.parameters import FakeParameters
 from tests.fakes.provider import png
-from tests.support.odd_hosts import (
-    CHUNKED,
-    EACH_DRIP,
-    LAST_CHUNK,
-    OK,
-    ReusableHost,
-    SlowHost,
-    chunk,
-    reusable_host,
-    writes,
-)
+from tests.support import odd_hosts
+from tests.support.odd_hosts import CHUNKED, LAST_CHUNK, OK, chunk, writes
 
 KEY = "sk-Q7vXw2LmN8dRtYp4"
 ROTATED_KEY = "sk-Zk3HcB9sFjUa6eGo"
-Error = type[errors.ImagegenError]
-
 PARAMETER = "/imagegen/upstream-api-key"
 URL = "https://images.example/1.png"
 IMAGE_BYTES = 64 * 1024
 JSON_BYTES = 64 * 1024  # what an answer may hold besides base64
 PNG = png("a cat")
 COMPLETED = {"type": "image_generation.completed", "b64_json": b64encode(PNG).decode()}
+
+Error = type[errors.ImagegenError]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +52,7 @@ class Upstream:
     port: int
     stand_in: StandInUpstream
     requests: list[Request]
-    slow: SlowHost = field(default_factory=SlowHost)
+    slow: odd_hosts.SlowHost = field(default_factory=odd_hosts.SlowHost)
     secrets: FakeParameters = field(default_factory=lambda: FakeParameters({PARAMETER: KEY}))
     pool: HttpPool = field(default_factory=HttpPool)
 
@@ -101,13 +91,13 @@ class Upstream:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[ReusableHost]:
-    with reusable_host() as host:
+def host() -> Iterator[odd_hosts.ReusableHost]:
+    with odd_hosts.reusable_host() as host:
         yield host
 
 
 @pytest.fixture
-def upstream(host: ReusableHost) -> Iterator[Upstream]:
+def upstream(host: odd_hosts.ReusableHost) -> Iterator[Upstream]:
     upstream = Upstream(host.port, StandInUpstream(KEY), [])
 
     def respond(request: Request) -> Reply:
@@ -216,19 +206,6 @@ class TestSuccess:
         chunks = (chunk(body[at : at + 50]) for at in range(0, len(body), 50))
         upstream.will(writes(CHUNKED, *chunks, LAST_CHUNK))
         assert upstream.call().images[0].source == PNG
-
-    def test_an_event_stream_that_is_never_closed_gives_its_image_at_the_time_out(self, upstream: Upstream) -> None:
-        head = OK + b"Content-Type: text/event-stream\r\n\r\ndata: %s\n\n" % json.dumps(COMPLETED).encode()
-
-        def attempt(seconds: float) -> tuple[object, int]:
-            upstream.requests.clear()
-            upstream.will(upstream.slow.drips(head, b":\n\n"))
-            try:
-                return upstream.call(timeout=seconds).images[0].source, len(upstream.requests)
-            except errors.ImagegenError as error:
-                return error, len(upstream.requests)
-
-        assert upstream.slow.cuts(attempt, too_soon=lambda result: result[0] != PNG) == (PNG, 1)
 
     def test_a_large_image_comes_whole(self, upstream: Upstream) -> None:
         content = png("x" * (IMAGE_BYTES - 200))
@@ -356,91 +333,95 @@ class TestNoConnection:
 
 
 class TestTooSlow:
-    @staticmethod
-    def cut(upstream: Upstream, head: bytes, drop: bytes, limit: str, *too_soon: Error) -> object:
-        def attempt(seconds: float) -> tuple[Error, int]:
-            upstream.requests.clear()
-            upstream.stand_in.script.clear()
-            upstream.will(upstream.slow.drips(head, drop))
-            return type(upstream.failure(**{limit: seconds})), len(upstream.requests)  # type: ignore[arg-type]
+    @pytest.fixture
+    def host(self) -> Iterator[odd_hosts.ReusableHost]:
+        """Of the test's own: a request may come after its end."""
+        with odd_hosts.reusable_host() as host:
+            yield host
 
-        return upstream.slow.cuts(attempt, too_soon=lambda result: result[0] in too_soon)
+    @staticmethod
+    def cut(upstream: Upstream, head: bytes, drop: bytes, *too_soon: Error, limit: str = "timeout") -> Error:
+        def attempt(seconds: float) -> Error:
+            return type(upstream.failure(**{limit: seconds}))  # type: ignore[arg-type]
+
+        upstream.will(*[upstream.slow.drips(head, drop)] * 9)
+        too_soon += (errors.UpstreamUnreachableError,)
+        return upstream.slow.cuts(attempt, upstream.requests, too_soon=lambda failure: failure in too_soon)
 
     @pytest.mark.parametrize("limit", ["timeout", "within"])
     def test_an_upstream_that_hangs_is_given_up(self, upstream: Upstream, limit: str) -> None:
-        cut = self.cut(upstream, b"", b"", limit, errors.UpstreamUnreachableError)
-        assert cut == (errors.UpstreamTimeoutError, 1)
+        assert self.cut(upstream, b"", b"", limit=limit) is errors.UpstreamTimeoutError
 
-    @EACH_DRIP
+    @odd_hosts.EACH_DRIP
     def test_an_answer_that_drips_is_cut(self, upstream: Upstream, head: bytes, drop: bytes) -> None:
-        cut = self.cut(upstream, head, drop, "timeout", errors.UpstreamUnreachableError)
-        assert cut == (errors.UpstreamTimeoutError, 1)
+        assert self.cut(upstream, head, drop) is errors.UpstreamTimeoutError
         assert issubclass(errors.UpstreamTimeoutError, errors.MoneySpentError)
 
     def test_a_refusal_that_drips_is_cut_and_keeps_its_meaning(self, upstream: Upstream) -> None:
-        too_soon = (errors.UpstreamUnreachableError, errors.UpstreamTimeoutError)
-        cut = self.cut(upstream, b"HTTP/1.1 500 Oops\r\nContent-Length: 99999\r\n\r\n", b" ", "timeout", *too_soon)
-        assert cut == (errors.UpstreamFailedError, 1)
+        head = b"HTTP/1.1 500 Oops\r\nContent-Length: 99999\r\n\r\n"
+        assert self.cut(upstream, head, b" ", errors.UpstreamTimeoutError) is errors.UpstreamFailedError
 
+    def test_an_event_stream_that_is_never_closed_gives_its_image_at_the_time_out(self, upstream: Upstream) -> None:
+        head = OK + b"Content-Type: text/event-stream\r\n\r\ndata: %s\n\n" % json.dumps(COMPLETED).encode()
 
-RAISED = [ValueError("hostile"), RecursionError("hostile"), OSError("hostile"), MemoryError("hostile")]
-LATE = NewConnectionError(None, "late")  # type: ignore[arg-type]  # means that nothing was sent, and comes too late for that
+        def attempt(seconds: float) -> object:
+            try:
+                return upstream.call(timeout=seconds).images[0].source
+            except errors.ImagegenError as error:
+                return error
 
-
-@dataclass
-class ResponseStub:
-    """Its reading methods raise `error`, or give the body once. Its `close` raises."""
-
-    status: int
-    error: Exception | None
-    body: bytes = b""
-    headers: HTTPHeaderDict = field(default_factory=HTTPHeaderDict)
-
-    def read(self, amount: int) -> bytes:
-        if self.error:
-            raise self.error
-        body, self.body = self.body, b""
-        return body
-
-    read1 = read
-
-    def shutdown(self) -> None:
-        pass
-
-    def close(self) -> None:
-        raise RuntimeError("hostile")
-
-
-def call_of(outcome: Exception | ResponseStub) -> UpstreamAnswer:
-    def request(*arguments: object, **named: object) -> ResponseStub:
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    pool = cast("HttpPool", SimpleNamespace(request=request))
-    url = "http://127.0.0.1/v1"
-    provider = OpenAICompatibleProvider(pool, base_url=url, key=lambda _: KEY, timeout=5, max_image_bytes=1)
-    return provider.generate(asked(), 1, Deadline.after(5))
+        upstream.will(*[upstream.slow.drips(head, b":\n\n")] * 9)
+        assert upstream.slow.cuts(attempt, upstream.requests, too_soon=lambda source: source != PNG) == PNG
 
 
 class TestAnyException:
     @pytest.mark.parametrize(
-        ("outcome", "error"),
-        [
-            *((raised, errors.UpstreamConnectionLostError) for raised in RAISED),
-            *((ResponseStub(200, raised), errors.UpstreamConnectionLostError) for raised in (*RAISED, LATE)),
-            *((ResponseStub(401, raised), errors.UpstreamKeyRefusedError) for raised in RAISED),
-        ],
+        "raised",
+        [ValueError("hostile"), RecursionError("hostile"), OSError("hostile"), MemoryError("hostile")],
         ids=repr,
     )
-    def test_it_may_have_cost_money_and_leaves_a_refusal_its_meaning(self, outcome: Any, error: Error) -> None:
-        """The first kind is raised by the request, the others while the answer is read."""
-        with pytest.raises(errors.ImagegenError) as caught:
-            call_of(outcome)
-        assert type(caught.value) is error
+    @pytest.mark.parametrize(
+        ("method", "status", "error"),
+        [
+            ("imagegen.outbound.pool.HttpPool.request", 200, errors.UpstreamConnectionLostError),
+            ("urllib3.HTTPResponse.read1", 200, errors.UpstreamConnectionLostError),
+            ("urllib3.HTTPResponse.read", 500, errors.UpstreamFailedError),
+        ],
+    )
+    def test_it_may_have_cost_money_and_leaves_a_refusal_its_meaning(
+        self,
+        upstream: Upstream,
+        monkeypatch: pytest.MonkeyPatch,
+        raised: Exception,
+        method: str,
+        status: int,
+        error: Error,
+    ) -> None:
+        self.have_it_raised(monkeypatch, method, raised)
+        upstream.will(says(status, ANSWER))
+        assert type(upstream.failure()) is error
 
-    def test_an_exception_while_an_answer_is_closed_does_not_lose_it(self) -> None:
-        assert call_of(ResponseStub(200, None, ANSWER)).images[0].source == URL
+    def test_that_nothing_was_sent_is_not_believed_once_an_answer_is_read(
+        self, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        late = NewConnectionError(None, "late")  # type: ignore[arg-type]
+        self.have_it_raised(monkeypatch, "urllib3.HTTPResponse.read1", late)
+        upstream.will(says(200, ANSWER))
+        assert upstream.failure_of_one_call() is errors.UpstreamConnectionLostError
+
+    def test_an_exception_while_an_answer_is_closed_does_not_lose_it(
+        self, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.have_it_raised(monkeypatch, "urllib3.HTTPResponse.close", RuntimeError("hostile"))
+        upstream.will(says(200, ANSWER))
+        assert upstream.call().images[0].source == URL
+
+    @staticmethod
+    def have_it_raised(monkeypatch: pytest.MonkeyPatch, method: str, raised: Exception) -> None:
+        def raises(*arguments: object, **named: object) -> None:
+            raise raised
+
+        monkeypatch.setattr(method, raises)
 
 
 class TestKey:

@@ -1,13 +1,14 @@
 """Hosts that break HTTP by hand, or never finish an answer: responders of `local.serving`."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
 import pytest
 
 from local.serving import HungUpError, Reply, Request, Responder, serving
+from tests.support.waiting import until
 
 T = TypeVar("T")
 
@@ -82,11 +83,18 @@ class SlowHost:
 
         return respond
 
-    def cuts(self, attempt: Callable[[float], T], *, too_soon: Callable[[T], bool]) -> T:
-        """The result of an attempt with a time-out in seconds, with a longer one if the machine was too slow for it."""
+    def cuts(self, attempt: Callable[[float], T], requests: Sized, *, too_soon: Callable[[T], bool]) -> T:
+        """The result of an attempt with a time-out in seconds, with a longer one if the machine was too slow for it.
+
+        Each attempt makes one request at most, which may come late.
+        """
+        attempts = 0
         for seconds in _TIME_OUTS:
+            attempts += 1
             result = attempt(seconds)
             if not too_soon(result):
                 break
+        until(lambda: requests, what="a request")
+        assert len(requests) <= attempts
         assert not self.gave_up.is_set()
         return result

@@ -131,13 +131,11 @@ def test_an_image_that_ends_too_early_never_yields_its_last_block(kind: str, ima
 
 
 @KINDS
-@pytest.mark.parametrize("size", [7, WHOLE])
-@pytest.mark.parametrize("difference", [-1, 1, 1000])
-def test_an_image_of_another_length_than_was_announced_is_refused(
-    kind: str, image: bytes, size: int, difference: int
-) -> None:
+@BLOCK_SIZES
+def test_an_image_of_another_length_than_was_announced_is_refused(kind: str, image: bytes, size: int) -> None:
     blocks = split(image, size)
-    assert until_refused(blocks, kind, len(image) + difference) == blocks[:-1]
+    for difference in (-1, 1, 1000):
+        assert until_refused(blocks, kind, len(image) + difference) == blocks[:-1]
 
 
 @KINDS
