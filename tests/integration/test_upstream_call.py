@@ -267,7 +267,8 @@ class TestNoSuccess:
 
     def test_an_endless_answer_is_cut_long_before_the_deadline(self, upstream: Upstream) -> None:
         upstream.will(upstream.slow.drips(CHUNKED, chunk(b" " * 2**20)))
-        assert upstream.failure_of_one_call() is errors.UpstreamAnswerTooLargeError
+        assert type(upstream.failure(timeout=600, within=600)) is errors.UpstreamAnswerTooLargeError
+        assert len(upstream.requests) == 1
         assert not upstream.slow.gave_up.is_set()
 
 
