@@ -25,7 +25,7 @@ EACH_DRIP = pytest.mark.parametrize(
         pytest.param(OK + b"\r\n", b" ", id="body without a length"),
         pytest.param(CHUNKED, b"1\r\n \r\n", id="chunks"),
         pytest.param(OK + b"X-Slow: ", b"x", id="headers"),
-        pytest.param(b"HTTP/1.1 ", b"2", id="status line"),
+        pytest.param(b"HTTP/1.1", b" ", id="status line"),  # never one with a status in it, wherever it is cut
     ],
 )
 
