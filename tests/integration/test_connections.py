@@ -12,21 +12,23 @@ from urllib.parse import urlsplit
 
 import pytest
 from urllib3 import HTTPResponse
-from urllib3.exceptions import HTTPError, ProtocolError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError
 
 from imagegen.deadline import Deadline
-from imagegen.errors import ImageDownloadInterruptedError, IssuerUnavailableError, MoneySpentError
+from imagegen.errors import ImageDownloadInterruptedError
 from imagegen.images import ImageRequest
 from imagegen.outbound.image_source import HttpImageSource
-from imagegen.outbound.issuer_keys import IssuerKeys
 from imagegen.outbound.pool import _KEEPIDLE, HttpPool, _Connection
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai_compatible import OpenAICompatibleProvider
 from tests.fakes.provider import png
+from tests.support.odd_hosts import CHUNKED, LAST_CHUNK, OK
+from tests.support.waiting import SECONDS, until
 
-SECONDS = 5.0
-PAUSE = 0.05  # seconds before a server sends what comes late
+PAUSE = 0.005  # seconds before a server sends what comes late, so that the client mostly waits for it
+SHORT = 0.05  # seconds that a client waits for an answer without an end
 MIB = 2**20
+HUGE = bytes(20 * MIB)  # more than the buffers of two sockets hold
 REUSE = pytest.mark.parametrize("reuse", [False, True], ids=["single use", "reusable"])
 
 Send = Callable[[bytes], None]
@@ -35,24 +37,27 @@ Script = Callable[[Send, bytes], bool]  # answers a request for this name; wheth
 
 @dataclass
 class Server:
-    """Answers the requests by `scripts`, in order, and all later ones well. Bodies over 1 MiB are read afterwards.
+    """Answers a request for a path by the script of that name, and all others well. Reads bodies over 1 MiB afterwards.
 
     `connections` holds the number of each request's connection, `open` those that neither side closed.
-    `is_done` is set after a script that is not `well`.
+    `is_done` is set after a script.
     """
 
     port: int
-    scripts: list[Script] = field(default_factory=list)
+    scripts: dict[str, Script] = field(default_factory=dict)
     connections: list[int] = field(default_factory=list)
     open: set[int] = field(default_factory=set)
     is_done: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def get(
         self, pool: HttpPool, name: str, *, reuse: bool, body: bytes | None = None, seconds: float = SECONDS
     ) -> bytes:
-        url = urlsplit(f"http://127.0.0.1:{self.port}/{name}")
+        url, deadline = urlsplit(f"{self.origin}/{name}"), Deadline.after(seconds)
         method = "POST" if body else "GET"
-        deadline = Deadline.after(seconds)
         with closing(pool.request(method, url, deadline, headers={}, body=body, reuse=reuse)) as response:
             return response.read()
 
@@ -66,31 +71,28 @@ class Server:
         return True
 
     def wait_until_closed(self, number: int = 0) -> None:
-        give_up = time.monotonic() + SECONDS
-        while number in self.open:
-            assert time.monotonic() < give_up
-            time.sleep(0.005)
+        until(lambda: number not in self.open, what=f"connection {number} is closed")
 
-
-def serve(server: Server, connection: socket.socket, number: int) -> None:
-    with suppress(OSError), connection, connection.makefile("rb") as requests:
-        while line := requests.readline():
-            length = 0
-            while (header := requests.readline()).strip():
-                if header.lower().startswith(b"content-length:"):
-                    length = int(header.split(b":")[1])
-            server.connections.append(number)
-            script = server.scripts.pop(0) if server.scripts else well
-            if length <= MIB:
-                length -= len(requests.read(length))
-            try:
-                if not script(connection.sendall, line.split()[1].strip(b"/")):
-                    break
-            finally:
-                if script is not well:
-                    server.is_done.set()
-            requests.read(length)
-    server.open.discard(number)
+    def serve(self, connection: socket.socket, number: int) -> None:
+        with suppress(OSError), connection, connection.makefile("rb") as requests:
+            while line := requests.readline():
+                length = 0
+                while (header := requests.readline()).strip():
+                    if header.lower().startswith(b"content-length:"):
+                        length = int(header.split(b":")[1])
+                self.connections.append(number)
+                name = line.split()[1].strip(b"/")
+                script = self.scripts.get(name.decode(), well)
+                if length <= MIB:
+                    length -= len(requests.read(length))
+                try:
+                    if not script(connection.sendall, name):
+                        break
+                finally:
+                    if script is not well:
+                        self.is_done.set()
+                requests.read(length)
+        self.open.discard(number)
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def server() -> Iterator[Server]:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 server.open.add(len(threads))
                 connections.append(connection)
-                threads.append(threading.Thread(target=serve, args=(server, connection, len(threads))))
+                threads.append(threading.Thread(target=server.serve, args=(connection, len(threads))))
                 threads[-1].start()
 
     acceptor = threading.Thread(target=accept)
@@ -130,7 +132,7 @@ def answer(name: bytes) -> bytes:
 
 
 def ok(body: bytes) -> bytes:
-    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    return OK + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
 def well(send: Send, name: bytes) -> bool:
@@ -138,29 +140,24 @@ def well(send: Send, name: bytes) -> bool:
     return True
 
 
-def sends(*pieces: bytes) -> Script:
-    """Sends the pieces at intervals. `@` stands for the answer to the request."""
+def sends(*pieces: bytes, ends: bool = False) -> Script:
+    """Sends the pieces at intervals, and hangs up if that is asked for. `@` stands for the answer to the request."""
 
     def script(send: Send, name: bytes) -> bool:
         for number, piece in enumerate(pieces):
             time.sleep(PAUSE if number else 0)
             send(piece.replace(b"@", answer(name)))
-        return True
+        return not ends
 
     return script
 
 
-def hangs_up_after(*pieces: bytes) -> Script:
-    script = sends(*pieces)
-    return lambda send, name: not script(send, name)
-
-
 def chunked(size: bytes) -> bytes:
-    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%s\r\n{}\r\n0\r\n\r\n" % size
+    return CHUNKED + size + b"\r\n{}\r\n" + LAST_CHUNK
 
 
 def with_length(*lengths: bytes) -> bytes:
-    return b"HTTP/1.1 200 OK\r\n%s\r\n{}" % b"".join(b"Content-Length: %s\r\n" % length for length in lengths)
+    return OK + b"".join(b"Content-Length: %s\r\n" % length for length in lengths) + b"\r\n{}"
 
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -174,9 +171,6 @@ INTERIM = {
     "102": sends(PROCESSING + b"@"),
     "103": sends(HINTS + b"@"),
     "199": sends(b"HTTP/1.1 199 Odd\r\n\r\n@"),
-    "100, later": sends(CONTINUE, b"@"),
-    "102, later": sends(PROCESSING, b"@"),
-    "103, later": sends(HINTS, b"@"),
     "all, each later": sends(CONTINUE, PROCESSING, HINTS, b"@"),
     "20": sends(HINTS * 20 + b"@"),
 }
@@ -191,7 +185,7 @@ BROKEN = {
     },
     "chunk size without end": sends(chunked(b"2;" + b"a" * 9000) + STRAY),
     **{
-        f"length {lengths!r}": sends(with_length(*lengths) + STRAY)
+        f"length {lengths!r:.20}": sends(with_length(*lengths) + STRAY)
         for lengths in ((b"+2",), (b"-2",), (b"0_2",), (b"x",), (b"2, 3",), (b"2", b"3"), (b"2", b"x"), (b"9" * 5000,))
     },
     "no HTTP": sends(b"ICY 200 OK\r\n\r\n" + STRAY),
@@ -203,25 +197,30 @@ TOO_MUCH = {
     "two answers at once": sends(b"@" + STRAY),
     "a second answer later": sends(b"@", STRAY),
     "half an answer, the rest later": sends(b"@" + STRAY[:20], STRAY[20:]),
-    "a body shorter than announced": hangs_up_after(with_length(b"9")),
-    "lengths and chunks": sends(
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 99\r\n\r\n0\r\n\r\n" + STRAY
-    ),
-    "chunks that are no chunks": sends(
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\nContent-Length: 2\r\n\r\n{}", STRAY
-    ),
+    "a body shorter than announced": sends(with_length(b"9"), ends=True),
+    "lengths and chunks": sends(OK + b"Transfer-Encoding: chunked\r\nContent-Length: 99\r\n\r\n" + LAST_CHUNK + STRAY),
+    "chunks that are no chunks": sends(OK + b"Transfer-Encoding: gzip, chunked\r\nContent-Length: 2\r\n\r\n{}", STRAY),
 }
-ODD = {**INTERIM, **BROKEN, **TOO_MUCH}
+ODD = [
+    pytest.param(script, own, id=name)
+    for table, own in ((INTERIM, True), (BROKEN, False), (TOO_MUCH, None))
+    for name, script in table.items()
+]
 
 
 @REUSE
-@pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
-def test_the_next_caller_gets_its_own_answer_after_an_odd_one(server: Server, odd: Script, reuse: bool) -> None:
+@pytest.mark.parametrize(("odd", "own"), ODD)
+def test_an_odd_answer_is_read_or_an_error_and_the_next_callers_get_their_own(
+    server: Server, odd: Script, own: bool | None, reuse: bool
+) -> None:
     pool = HttpPool()
-    server.scripts.append(odd)
+    server.scripts["first"] = odd
 
-    with suppress(HTTPError):
-        server.get(pool, "first", reuse=reuse)
+    if own is None:  # it may be either, and the body another
+        with suppress(HTTPError):
+            server.get(pool, "first", reuse=reuse)
+    else:
+        assert server.own_or_error(pool, "first", reuse=reuse) is own
     # On a reusable connection a late answer can be recognised only if it comes before the next request.
     if reuse:
         assert server.is_done.wait(SECONDS)
@@ -230,35 +229,22 @@ def test_the_next_caller_gets_its_own_answer_after_an_odd_one(server: Server, od
     assert server.is_done.wait(SECONDS)
     assert server.own_or_error(pool, "third", reuse=reuse)
     assert server.connections[0] != server.connections[1]
+    if not reuse:
+        server.wait_until_closed()
+        assert pool is not None  # it is not its end that closed the connection
 
 
-@REUSE
-@pytest.mark.parametrize("interim", INTERIM.values(), ids=INTERIM.keys())
-def test_the_answer_behind_up_to_20_interim_ones_counts(server: Server, interim: Script, reuse: bool) -> None:
-    server.scripts.append(interim)
-
-    assert server.own_or_error(HttpPool(), "first", reuse=reuse)
-
-
-@REUSE
-@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN.keys())
-def test_an_answer_that_breaks_the_rules_is_an_error(server: Server, broken: Script, reuse: bool) -> None:
-    server.scripts.append(broken)
-
-    assert not server.own_or_error(HttpPool(), "first", reuse=reuse)
-
-
-@pytest.mark.parametrize("size", [b"2", b"02", b"2;a=b", b"2 ;a", b"0" * 15 + b"2", b'2;a="; b"'])
-def test_a_chunk_size_may_have_zeros_ahead_and_extensions_behind(server: Server, size: bytes) -> None:
-    server.scripts.append(sends(chunked(size)))
-
-    assert server.get(HttpPool(), "first", reuse=True) == b"{}"
-
-
-@pytest.mark.parametrize("lengths", [(b"2",), (b"02",), (b"2 ",), (b"2", b"2")])
-def test_a_length_may_be_repeated(server: Server, lengths: tuple[bytes, ...]) -> None:
-    server.scripts.append(sends(with_length(*lengths)))
-
+@pytest.mark.parametrize(
+    "well_formed",
+    [
+        *(chunked(size) for size in (b"2", b"02", b"2;a=b", b"2 ;a", b"0" * 15 + b"2", b'2;a="; b"')),
+        *(with_length(*lengths) for lengths in ((b"2",), (b"02",), (b"2 ",), (b"2", b"2"))),
+    ],
+)
+def test_a_size_may_have_zeros_ahead_and_extensions_behind_and_a_length_may_be_repeated(
+    server: Server, well_formed: bytes
+) -> None:
+    server.scripts["first"] = sends(well_formed)
     assert server.get(HttpPool(), "first", reuse=True) == b"{}"
 
 
@@ -267,9 +253,7 @@ def test_an_answer_that_comes_before_the_request_is_sent_counts_and_ends_the_con
     server: Server, reuse: bool
 ) -> None:
     pool = HttpPool()
-
-    assert server.get(pool, "first", reuse=reuse, body=bytes(20 * MIB)) == b"the answer to first"
-
+    assert server.get(pool, "first", reuse=reuse, body=HUGE) == b"the answer to first"
     assert server.own_or_error(pool, "second", reuse=reuse)
     assert server.connections == [0, 1]
 
@@ -278,10 +262,8 @@ def test_on_a_used_connection_an_answer_that_comes_before_the_request_is_sent_is
     """It may be a late one to the request before."""
     pool = HttpPool()
     server.get(pool, "first", reuse=True)
-
     with pytest.raises(ProtocolError):
-        server.get(pool, "second", reuse=True, body=bytes(20 * MIB))
-
+        server.get(pool, "second", reuse=True, body=HUGE)
     assert server.own_or_error(pool, "third", reuse=True)
     assert server.connections == [0, 0, 1]
 
@@ -289,90 +271,70 @@ def test_on_a_used_connection_an_answer_that_comes_before_the_request_is_sent_is
 @REUSE
 def test_a_host_that_hangs_up_while_it_is_sent_to_ends_the_connection(server: Server, reuse: bool) -> None:
     pool = HttpPool()
-    server.scripts.append(hangs_up_after(b"@"))
-
+    server.scripts["first"] = sends(b"@", ends=True)
     with suppress(HTTPError):
-        assert server.get(pool, "first", reuse=reuse, body=bytes(20 * MIB)) == b"the answer to first"
-
+        assert server.get(pool, "first", reuse=reuse, body=HUGE) == b"the answer to first"
     assert server.own_or_error(pool, "second", reuse=reuse)
     assert server.connections == [0, 1]
 
 
 @REUSE
 def test_the_answer_that_comes_after_a_time_out_reaches_no_other_caller(server: Server, reuse: bool) -> None:
-    pool = HttpPool()
-    server.scripts.append(INTERIM["102, later"])
+    pool, go_on = HttpPool(), threading.Event()
 
-    assert not server.own_or_error(pool, "first", reuse=reuse, seconds=PAUSE / 2)
+    def late(send: Send, name: bytes) -> bool:
+        send(PROCESSING)
+        assert go_on.wait(SECONDS)
+        return well(send, name)
+
+    server.scripts["first"] = late
+    while not server.connections:  # a slow machine may need several times to send the request within that time
+        assert not server.own_or_error(pool, "first", reuse=reuse, seconds=SHORT)
 
     assert server.own_or_error(pool, "second", reuse=reuse)
+    go_on.set()
     assert server.is_done.wait(SECONDS)
     assert server.own_or_error(pool, "third", reuse=reuse)
-    assert server.connections[:2] == [0, 1]
+    assert server.connections.count(server.connections[0]) == 1
 
 
-def test_connections_are_shared_only_where_that_is_asked_for(server: Server) -> None:
+def test_connections_are_shared_only_if_that_is_asked_for(server: Server) -> None:
     pool = HttpPool()
-
     for reuse in (True, True, False, True, False):
         assert server.own_or_error(pool, "any", reuse=reuse)
-
     assert server.connections == [0, 0, 1, 0, 2]
 
 
-@pytest.mark.parametrize("size", [1, 100_000, MIB])
+@pytest.mark.parametrize("size", [1, MIB])
 def test_a_connection_is_shared_by_requests_and_answers_with_bodies(server: Server, size: int) -> None:
-    pool = HttpPool()
-    content = bytes(size)
-
-    def takes_its_time(send: Send, name: bytes) -> bool:
-        time.sleep(PAUSE)
-        send(chunked(b"2"))
-        return True
-
-    server.scripts.extend([sends(ok(content)), takes_its_time])
-    for expected in (content, b"{}", b"the answer to any"):
-        assert server.get(pool, "any", reuse=True, body=b"small") == expected
-
+    pool, content = HttpPool(), bytes(size)
+    server.scripts |= {"first": sends(ok(content)), "late": sends(b"", chunked(b"2"))}
+    for name, expected in {"first": content, "late": b"{}", "any": b"the answer to any"}.items():
+        assert server.get(pool, name, reuse=True, body=b"small") == expected
     assert server.connections == [0, 0, 0]
 
 
 @pytest.mark.parametrize("end", [b"Connection: close\r\n", b""], ids=["says close", "hangs up"])
 def test_a_connection_that_the_host_ends_is_not_used_again(server: Server, end: bytes) -> None:
     pool = HttpPool()
-    reply = b"HTTP/1.1 200 OK\r\n%sContent-Length: 2\r\n\r\n{}" % end
-    server.scripts.append(sends(reply) if end else hangs_up_after(reply))
-
+    server.scripts["first"] = sends(OK + end + b"Content-Length: 2\r\n\r\n{}", ends=not end)
     assert server.get(pool, "first", reuse=True) == b"{}"
     server.wait_until_closed()
-
     assert server.own_or_error(pool, "second", reuse=True)
     assert server.connections == [0, 1]
 
 
-def test_a_connection_that_idled_is_not_used_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagegen.outbound.pool.IDLE_SECONDS", 0)
-    pool = HttpPool()
-
-    for name in ("first", "second"):
-        assert server.own_or_error(pool, name, reuse=True)
-
-    assert server.connections == [0, 1]
-
-
 @pytest.mark.parametrize("clock", ["monotonic", "time"])
-@pytest.mark.parametrize(("pause", "connections"), [(3, [0, 0]), (5, [0, 1]), (-1, [0, 1])])
-def test_a_connection_that_slept_through_a_freeze_by_either_clock_is_not_used_again(
+@pytest.mark.parametrize(("pause", "connections"), [(0, [0, 0]), (3.9, [0, 0]), (4, [0, 1]), (-1, [0, 1])])
+def test_a_connection_that_idled_or_slept_through_a_freeze_by_either_clock_is_not_used_again(
     server: Server, monkeypatch: pytest.MonkeyPatch, clock: str, pause: float, connections: list[int]
 ) -> None:
     clocks = SimpleNamespace(monotonic=lambda: 100.0, time=lambda: 100.0)
     monkeypatch.setattr("imagegen.outbound.pool.time", clocks)
     pool = HttpPool()
-
     assert server.own_or_error(pool, "first", reuse=True)
     setattr(clocks, clock, lambda: 100.0 + pause)
     assert server.own_or_error(pool, "second", reuse=True)
-
     assert server.connections == connections
 
 
@@ -397,42 +359,39 @@ def test_a_connection_that_waits_for_its_answer_is_kept_alive(
     assert 0 < idle <= 120  # a first sign well before 240 s, and time for a second
 
 
-@pytest.mark.parametrize("script", [well, *INTERIM.values(), *BROKEN.values()], ids=["well", *INTERIM, *BROKEN])
-def test_a_connection_for_a_single_use_is_closed_after_the_answer(server: Server, script: Script) -> None:
-    pool = HttpPool()
-    server.scripts.append(script)
-
-    server.own_or_error(pool, "first", reuse=False)
-
-    server.wait_until_closed()
-    assert pool is not None  # it is not its end that closed the connection
-
-
-PIECES = (b"@", b"@", PROCESSING, HINTS, STRAY, b"x", b"\r\n", b"HTTP/1.1 200 OK\r\n", b"Content-Length: 4\r\n\r\n")
+PIECES = (
+    b"@",
+    b"@",
+    PROCESSING,
+    HINTS,
+    STRAY,
+    b"x",
+    b"\r\n",
+    OK,
+    b"Content-Length: 4\r\n\r\n",
+    chunked(b"2"),
+    LAST_CHUNK,
+)
 
 
 @REUSE
 def test_pieces_picked_by_a_seed_reach_no_other_caller(server: Server, reuse: bool) -> None:
-    for seed in range(150):
+    for seed in range(60):
         pool, chosen = HttpPool(), random.Random(seed)
-        pieces = chosen.choices((*PIECES, chunked(b"2"), b"0\r\n\r\n"), k=chosen.randint(1, 5))
+        pieces = chosen.choices(PIECES, k=chosen.randint(1, 5))
         cut = chosen.randint(0, len(pieces))
-        stays_open = chosen.random() < 0.3  # the client waits for its time-out where an answer has no end
+        ends = chosen.random() < 0.6  # else the client waits for its time-out if an answer has no end
+        server.scripts["first"] = sends(b"".join(pieces[:cut]), b"".join(pieces[cut:]), ends=ends)
         server.is_done.clear()
 
-        def script(
-            send: Send, name: bytes, pieces: list[bytes] = pieces, cut: int = cut, stays_open: bool = stays_open
-        ) -> bool:
-            for part in (pieces[:cut], pieces[cut:]):
-                send(b"".join(part).replace(b"@", answer(name)))
-            return stays_open
-
-        server.scripts.append(script)
-
-        with suppress(HTTPError):
-            server.get(pool, "first", reuse=reuse, seconds=PAUSE)
+        try:
+            server.get(pool, "first", reuse=reuse, seconds=SHORT)
+        except (NewConnectionError, ConnectTimeoutError):
+            continue  # on a slow machine: nothing was sent
+        except HTTPError:
+            pass
         assert server.is_done.wait(SECONDS)
-        if not stays_open:
+        if ends:
             server.wait_until_closed(server.connections[-1])
 
         for name in ("second", "third"):
@@ -444,13 +403,13 @@ def test_a_huge_body_behind_a_negative_chunk_size_is_not_read(server: Server) ->
 
     def floods(send: Send, _: bytes) -> bool:
         nonlocal sent
-        send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+        send(CHUNKED + b"-1\r\n")
         for _i in range(100):
             send(bytes(MIB))
             sent += MIB
         return False
 
-    server.scripts.append(floods)
+    server.scripts["1.png"] = floods
 
     with pytest.raises(ImageDownloadInterruptedError):
         download(server)
@@ -459,51 +418,25 @@ def test_a_huge_body_behind_a_negative_chunk_size_is_not_read(server: Server) ->
     assert sent <= 8 * MIB  # what the buffers of two sockets hold
 
 
-@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN.keys())
-def test_an_image_host_and_an_issuer_that_break_the_rules_end_in_their_own_errors(
-    server: Server, broken: Script
-) -> None:
-    server.scripts.extend([broken, broken])
-
-    with pytest.raises(ImageDownloadInterruptedError):
-        download(server)
-    with pytest.raises(IssuerUnavailableError):
-        IssuerKeys(HttpPool(), f"http://127.0.0.1:{server.port}").find("key", "RS256")
-
-
 def download(server: Server) -> bytes:
-    origin = f"http://127.0.0.1:{server.port}"
-    source = HttpImageSource(HttpPool(), UrlGuard(origin), max_bytes=MIB)
-    with source.open(f"{origin}/1.png", Deadline.after(SECONDS)) as body:
+    source = HttpImageSource(HttpPool(), UrlGuard(server.origin), max_bytes=MIB)
+    with source.open(f"{server.origin}/1.png", Deadline.after(SECONDS)) as body:
         return b"".join(body.blocks)
 
 
 def generate(server: Server) -> str | bytes | None:
+    base_url = f"{server.origin}/v1"
     provider = OpenAICompatibleProvider(
-        HttpPool(),
-        base_url=f"http://127.0.0.1:{server.port}/v1",
-        key=lambda _: "key",
-        timeout=SECONDS,
-        max_image_bytes=MIB,
+        HttpPool(), base_url=base_url, key=lambda _: "key", timeout=SECONDS, max_image_bytes=MIB
     )
     return provider.generate(ImageRequest("a cat", "dall-e-3", "url"), 1, Deadline.after(SECONDS)).images[0].source
 
 
-@pytest.mark.parametrize("ahead", [CONTINUE, PROCESSING, HINTS, HINTS * 20], ids=["100", "102", "103", "20"])
+@pytest.mark.parametrize("ahead", [CONTINUE, HINTS * 20], ids=["100", "20"])
 def test_interim_answers_before_a_paid_one_and_before_its_image_are_skipped(server: Server, ahead: bytes) -> None:
-    url, image = f"http://127.0.0.1:{server.port}/1.png", png("a cat")
-    server.scripts.extend([sends(ahead, ok(b'{"data":[{"url":"%s"}]}' % url.encode())), sends(ahead, ok(image))])
-
+    url, image = f"{server.origin}/1.png", png("a cat")
+    server.scripts["v1/images/generations"] = sends(ahead, ok(b'{"data":[{"url":"%s"}]}' % url.encode()))
+    server.scripts["1.png"] = sends(ahead, ok(image))
     assert generate(server) == url
     assert download(server) == image
     assert server.connections == [0, 1]
-
-
-@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN.keys())
-def test_an_answer_to_a_paid_call_that_breaks_the_rules_may_have_been_paid(server: Server, broken: Script) -> None:
-    server.scripts.append(broken)
-
-    with pytest.raises(MoneySpentError):
-        generate(server)
-
-    assert len(server.connections) == 1

@@ -2,6 +2,7 @@ import random
 from collections.abc import Iterator
 from io import BytesIO
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,19 +13,13 @@ from imagegen.errors import ImageTruncatedError, NotAnImageError
 from imagegen.image_format import GIF, HEAD_BYTES, JPEG, PNG, WEBP, checked, media_type
 
 
-def painted(kind: str) -> bytes:
+def painted(kind: str, frames: int = 1) -> bytes:
     """An image of noise, which no format makes small."""
-    width, height = 64, 48
-    noise = random.Random(7).randbytes(width * height * 3)
+    noise = random.Random(7)
+    images = [Image.frombytes("RGB", (24, 24), noise.randbytes(24 * 24 * 3)) for _ in range(frames)]
     file = BytesIO()
-    Image.frombytes("RGB", (width, height), noise).save(file, kind)
-    return file.getvalue()
-
-
-def animated() -> bytes:
-    frames = [Image.frombytes("L", (32, 32), random.Random(seed).randbytes(32 * 32)) for seed in range(3)]
-    file = BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    more: dict[str, Any] = {"save_all": True, "append_images": images[1:]} if frames > 1 else {}
+    images[0].save(file, kind, **more)
     return file.getvalue()
 
 
@@ -33,11 +28,11 @@ IMAGES = {
     "jpeg": (JPEG, painted("JPEG")),
     "webp": (WEBP, painted("WEBP")),
     "gif": (GIF, painted("GIF")),
-    "animated gif": (GIF, animated()),
+    "animated gif": (GIF, painted("GIF", frames=3)),
 }
 KINDS = pytest.mark.parametrize(("kind", "image"), IMAGES.values(), ids=IMAGES)
 WHOLE = 1_000_000
-BLOCK_SIZES = pytest.mark.parametrize("size", [1, 7, 1024, WHOLE])
+BLOCK_SIZES = pytest.mark.parametrize("size", [1, 7, 1000, WHOLE])
 
 
 def split(content: bytes, size: int) -> list[bytes]:
@@ -58,8 +53,8 @@ def until_refused(blocks: list[bytes], kind: str, length: int) -> list[bytes]:
 
 
 def cuts(image: bytes) -> Iterator[int]:
-    """Many points within an image, and each of the last ones: its end marker is never whole there."""
-    yield from range(1, len(image) - 32, 61)
+    """Points within an image, and each of the last ones: its end marker is never whole there."""
+    yield from range(1, len(image) - 32, 127)
     yield from range(len(image) - 32, len(image))
 
 
@@ -67,7 +62,7 @@ def cuts(image: bytes) -> Iterator[int]:
 
 
 @KINDS
-def test_an_image_is_told_by_its_first_bytes(kind: str, image: bytes) -> None:
+def test_an_image_is_known_by_its_first_bytes(kind: str, image: bytes) -> None:
     assert media_type(image) == kind
     assert media_type(image[:HEAD_BYTES]) == kind
 
@@ -80,21 +75,10 @@ def test_both_versions_of_gif_are_gif() -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"",
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"<?xml version='1.0'?><svg/>",
-        b"<!DOCTYPE html><html></html>",
-        b'{"error": "expired"}',
-        b"%PDF-1.7\n%\xe2\xe3\xcf\xd3",
-        b"RIFF\x24\x08\x00\x00WAVEfmt ",
-        b"RIFF",
-        b"GIF88a" + bytes(10),
-        b"\x89PNG\r\n\x1a",
-        b"\x89PNG\n\x1a\n" + bytes(9),
-        b"\xff\xd8",
-        b"II*\x00" + bytes(12),
-        b"\x00\x00\x00\x1cftypavif" + bytes(4),
-        b" \x89PNG\r\n\x1a\n" + bytes(7),
+        *(b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<!DOCTYPE html><html></html>", b'{"error": "expired"}'),
+        *(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", b"RIFF\x24\x08\x00\x00WAVEfmt ", b"RIFF", b"GIF88a" + bytes(10), b"\xff\xd8"),
+        *(b"\x89PNG\r\n\x1a", b"\x89PNG\n\x1a\n" + bytes(9), b" \x89PNG\r\n\x1a\n" + bytes(7)),
+        *(b"II*\x00" + bytes(12), b"\x00\x00\x00\x1cftypavif" + bytes(4)),
     ],
     ids=repr,
 )
@@ -138,45 +122,28 @@ def test_a_whole_image_comes_through_however_it_is_split(name: str, points: list
 
 @KINDS
 @BLOCK_SIZES
-def test_a_download_that_breaks_off_never_yields_its_last_block(kind: str, image: bytes, size: int) -> None:
+def test_an_image_that_ends_too_early_never_yields_its_last_block(kind: str, image: bytes, size: int) -> None:
+    """Whether its length was known or not: an upstream that keeps an unfinished image names the length it has."""
     for cut in cuts(image):
         blocks = split(image[:cut], size)
-        assert until_refused(blocks, kind, len(image)) == blocks[:-1]
+        for length in (len(image), cut):
+            assert until_refused(blocks, kind, length) == blocks[:-1]
 
 
 @KINDS
 @BLOCK_SIZES
-def test_an_image_cut_short_before_its_length_was_told_never_yields_its_last_block(
-    kind: str, image: bytes, size: int
-) -> None:
-    """So an upstream tells it that keeps what it could not finish, and so comes base64 that was cut short."""
-    let_through = []
-    for cut in cuts(image):
-        blocks = split(image[:cut], size)
-        try:
-            came = list(checked(blocks, kind, cut))
-        except ImageTruncatedError:
-            continue
-        let_through.append((cut, len(came)))
-    assert let_through == []
-
-
-@KINDS
-@pytest.mark.parametrize("size", [7, WHOLE])
-@pytest.mark.parametrize("difference", [-1, 1, 1000])
-def test_an_image_of_another_length_than_was_told_is_refused(
-    kind: str, image: bytes, size: int, difference: int
-) -> None:
+def test_an_image_of_another_length_than_was_announced_is_refused(kind: str, image: bytes, size: int) -> None:
     blocks = split(image, size)
-    assert until_refused(blocks, kind, len(image) + difference) == blocks[:-1]
+    for difference in (-1, 1, 1000):
+        assert until_refused(blocks, kind, len(image) + difference) == blocks[:-1]
 
 
 @KINDS
 @BLOCK_SIZES
-@pytest.mark.parametrize("padding", [1, 2, 16, 300])
-def test_padding_behind_the_end_is_tolerated(kind: str, image: bytes, size: int, padding: int) -> None:
-    padded = image + bytes(padding)
-    assert b"".join(checked(split(padded, size), kind, len(padded))) == padded
+def test_padding_behind_the_end_is_tolerated(kind: str, image: bytes, size: int) -> None:
+    for padding in (1, 16, 1000):
+        padded = image + bytes(padding)
+        assert b"".join(checked(split(padded, size), kind, len(padded))) == padded
 
 
 @pytest.mark.parametrize("kind", [PNG, JPEG, WEBP, GIF])
