@@ -16,7 +16,6 @@ from imagegen.openai_wire.requests import MAX_BODY_BYTES, read_image_fields, rea
 
 PROMPT = "A cute baby sea otter"
 CAP = 1000
-PLAIN = ImageRequest(prompt=PROMPT, model="dall-e-3", response_format="url", n=1)
 
 FAMILIES = ("dall-e-2", "dall-e-3", "gpt-image-1", "flux")
 SIZES = {
@@ -53,6 +52,9 @@ VALUES = [
 ]
 
 Words = tuple[str, str | None, str | None]  # message, param, code
+MISSING: Words = ("Missing required parameter: 'prompt'.", "prompt", "missing_required_parameter")
+BLANK: Words = ("Invalid 'prompt': expected a text that is not blank.", "prompt", "empty_string")
+LARGE = 10**400  # of more digits than are repeated to the caller
 
 
 def read(body: bytes, *, cap: int = CAP) -> ImageRequest:
@@ -73,14 +75,10 @@ def refused(cap: int = CAP, /, **fields: Any) -> Words:
     return words_of(json.dumps({"prompt": PROMPT, **fields}).encode(), cap=cap)
 
 
-def below(name: str, least: int, value: object) -> Words:
-    words = f"Invalid '{name}': integer below minimum value. Expected a value >= {least}, but got {value}."
-    return words, name, "integer_below_min_value"
-
-
-def above(name: str, most: int, value: object) -> Words:
-    words = f"Invalid '{name}': integer above maximum value. Expected a value <= {most}, but got {value}."
-    return words, name, "integer_above_max_value"
+def out_of_bounds(name: str, bound: str, value: object) -> Words:
+    side = "below minimum" if bound.startswith(">") else "above maximum"
+    message = f"Invalid '{name}': integer {side} value. Expected a value {bound}, but got {value}."
+    return message, name, f"integer_{side.removesuffix('imum').replace(' ', '_')}_value"
 
 
 def too_long(name: str, longest: int, length: int) -> Words:
@@ -104,13 +102,18 @@ def unknown(name: str) -> Words:
 # What is read
 
 
-def test_a_prompt_alone_is_a_request_for_one_dall_e_3_image_by_url() -> None:
-    assert ask() == PLAIN
-
-
-def test_the_sample_of_openai_s_api_page_is_read() -> None:
-    body = b'{ "model": "dall-e-3", "prompt": "A cute baby sea otter", "n": 1, "size": "1024x1024" }'
-    assert read(body) == replace(PLAIN, size="1024x1024")
+@pytest.mark.parametrize(
+    ("body", "changes"),
+    [
+        (b'{"prompt": "otter"}', {}),
+        (b'{ "model": "dall-e-3", "prompt": "otter", "n": 1, "size": "1024x1024" }', {"size": "1024x1024"}),
+        (b'{"prompt": "first", "n": 11, "n": 2, "prompt": "otter"}', {"n": 2}),
+        (b'\xef\xbb\xbf{"prompt": "otter"}', {}),
+    ],
+    ids=["a prompt alone", "openai's sample", "the last of two", "a byte order mark"],
+)
+def test_a_body_is_read(body: bytes, changes: Any) -> None:
+    assert read(body) == replace(ImageRequest("otter", model="dall-e-3", response_format="url", n=1), **changes)
 
 
 @pytest.mark.parametrize(
@@ -126,18 +129,19 @@ def test_the_sample_of_openai_s_api_page_is_read() -> None:
     ids=["dall-e-3", "gpt-image-1"],
 )
 def test_every_field_of_a_family_is_read(fields: dict[str, Any], also: dict[str, Any]) -> None:
-    fields |= {"prompt": "x", "response_format": "b64_json", "user": "user-7", "safety_identifier": "user-8"}
+    fields |= {
+        "prompt": '  An otter,\n"quoted" \\ and 獺🦦  ',
+        "response_format": "b64_json",
+        "user": "user-7",
+        "safety_identifier": "user-8",
+    }
     request = ask(**fields, **also)
     assert {name: getattr(request, name) for name in fields} == fields
 
 
 def test_an_explicit_null_is_an_absent_field() -> None:
     assert ask(**dict.fromkeys(KINDS.keys() - {"prompt"})) == ask()
-
-
-def test_of_a_key_that_comes_twice_the_last_one_counts() -> None:
-    body = b'{"prompt": "first", "n": 11, "n": 2, "prompt": "last"}'
-    assert read(body) == replace(PLAIN, prompt="last", n=2)
+    assert refused(prompt=None) == words_of(b"{}") == MISSING
 
 
 @pytest.mark.parametrize(("model", "default"), [*zip(FAMILIES, ("url", "url", "b64_json", "url"), strict=True)])
@@ -154,25 +158,17 @@ def test_a_field_takes_values_of_its_own_type_and_no_others(field: str, kind: st
             assert refused(**{"model": "gpt-image-1", field: value}) == wrong_type(field, kind, got)
 
 
-@pytest.mark.parametrize("n", [1, 2, 10])
-def test_one_to_ten_images_may_be_asked_for(n: int) -> None:
-    assert ask(n=n).n == n
-
-
-LARGE = 10**400  # of more digits than are repeated to the caller
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"n": 0}, below("n", 1, 0)),
-        ({"n": -1}, below("n", 1, -1)),
-        ({"n": 11}, above("n", 10, 11)),
-        ({"n": 2**63}, above("n", 10, 2**63)),
-        ({"n": LARGE}, above("n", 10, "a very large number")),
-        ({"n": -LARGE}, below("n", 1, "a very large number")),
+        ({"n": 0}, out_of_bounds("n", ">= 1", 0)),
+        ({"n": -1}, out_of_bounds("n", ">= 1", -1)),
+        ({"n": 11}, out_of_bounds("n", "<= 10", 11)),
+        ({"n": 2**63}, out_of_bounds("n", "<= 10", 2**63)),
+        ({"n": LARGE}, out_of_bounds("n", "<= 10", "a very large number")),
+        ({"n": -LARGE}, out_of_bounds("n", ">= 1", "a very large number")),
         ({"user": LARGE}, wrong_type("user", "a string", "an integer")),
-        ({"prompt": None}, ("Missing required parameter: 'prompt'.", "prompt", "missing_required_parameter")),
+        *(({"prompt": blank}, BLANK) for blank in ("", " ", "\n\t  \r\n", "\u00a0\u3000")),
         ({"user": "x" * 513}, too_long("user", 512, 513)),
         ({"model": "flux", "safety_identifier": "x" * 513}, too_long("safety_identifier", 512, 513)),
         ({"response_format": "base64"}, unsupported("response_format", "base64", "url", "b64_json")),
@@ -190,10 +186,10 @@ LARGE = 10**400  # of more digits than are repeated to the caller
         *(
             ({"model": "gpt-image-1", "output_format": "jpeg", words[1]: value}, words)
             for value, words in (
-                (-1, below("output_compression", 0, -1)),
-                (101, above("output_compression", 100, 101)),
-                (-1, below("partial_images", 0, -1)),
-                (4, above("partial_images", 3, 4)),
+                (-1, out_of_bounds("output_compression", ">= 0", -1)),
+                (101, out_of_bounds("output_compression", "<= 100", 101)),
+                (-1, out_of_bounds("partial_images", ">= 0", -1)),
+                (4, out_of_bounds("partial_images", "<= 3", 4)),
             )
         ),
         *(({"model": "dall-e-2", name: 1}, unknown(name)) for name in ("foo", "Prompt", "n ", "image", "", "seed")),
@@ -221,21 +217,6 @@ def test_a_prompt_over_the_cap_is_refused_with_its_length(model: str, cap: int, 
         assert ask(cap, model=model, prompt=character * longest).prompt == character * longest
         words = too_long("prompt", longest, longest + 1)
         assert refused(cap, model=model, prompt=character * (longest + 1)) == words
-
-
-@pytest.mark.parametrize("prompt", ["", " ", "\n\t  \r\n", "\u00a0\u3000"])
-def test_a_blank_prompt_is_refused(prompt: str) -> None:
-    words = ("Invalid 'prompt': expected a text that is not blank.", "prompt", "empty_string")
-    assert refused(prompt=prompt) == words
-
-
-def test_a_request_without_a_prompt_is_refused() -> None:
-    assert words_of(b"{}") == ("Missing required parameter: 'prompt'.", "prompt", "missing_required_parameter")
-
-
-def test_a_prompt_is_passed_on_as_it_was_written() -> None:
-    prompt = '  An otter,\n"quoted" \\ and 獺🦦  '
-    assert ask(prompt=prompt).prompt == prompt
 
 
 # model
@@ -316,41 +297,31 @@ def test_a_size_is_refused_with_the_sizes_of_the_model_and_the_models_of_the_siz
     assert refused(model="gpt-image-2", size="1000x1000") == words
 
 
-@pytest.mark.parametrize("model", ["dall-e-3", "gpt-image-2"])
-def test_what_only_looks_like_a_size_is_refused(model: str) -> None:
-    for size in ("", "1024", "1024X1024", "1024x1024 ", " 1024x1024", "x", "1024x1024x1024", "large"):
-        assert refused(model=model, size=size)[1:] == ("size", "invalid_value")
+def test_gpt_image_2_makes_any_size_within_its_bounds() -> None:
+    plain = ("1536x864", "1040x1024", "2560x1440")
+    smallest, largest, widest = "640x1024", ("3840x2160", "2160x3840", "2880x2880"), ("3840x1280", "1280x3840")
+    for size in (*SIZES["gpt-image-1"], *plain, smallest, *largest, *widest, "1536x512", "512x1536"):
+        assert ask(model="gpt-image-2", size=size).size == size
 
 
 @pytest.mark.parametrize(
-    "size",
+    ("reason", "sizes"),
     [
-        *SIZES["gpt-image-1"],
-        *("1536x864", "1040x1024", "2560x1440"),
-        "640x1024",  # the smallest
-        *("3840x2160", "2160x3840", "2880x2880"),  # the largest
-        *("3840x1280", "1280x3840", "1536x512", "512x1536"),  # 3:1
+        ("not in multiples of 16", ["1000x1000", "1024x1025", "1025x1024", "1032x1024", "1024x1032"]),
+        ("too few pixels", ["512x512", "640x1008", "816x800"]),
+        ("an edge too long", ["3856x2144", "2144x3856"]),
+        ("too many pixels", ["3840x2176", "2176x3840", "2896x2880"]),
+        ("more than 3:1", ["1552x512", "512x1552", "3840x1264", "1264x3840"]),
+        ("no numbers", ["", "1024", "x", "large", "1024x1024x1024", "1024X1024", "1024x1024 ", " 1024x1024"]),
+        ("not plain", ["0x0", "0x1024", "-1024x1024", "01024x1024", "1024.0x1024", "1e3x1024", "1024\u00d71024"]),
+        ("not ASCII", ["1\u06602\u0664x1024", "1024x1\uff1024", "1\u09e62\u09eax1\u09e62\u09ea"]),
+        ("far too large", ["99999999999999999999x99999999999999999999"]),
     ],
 )
-def test_gpt_image_2_makes_any_size_within_its_bounds(size: str) -> None:
-    assert ask(model="gpt-image-2", size=size).size == size
-
-
-@pytest.mark.parametrize(
-    "size",
-    [
-        *("1000x1000", "1024x1025", "1025x1024", "1032x1024", "1024x1032"),  # not in multiples of 16
-        *("512x512", "640x1008", "816x800"),  # too few pixels
-        *("3856x2144", "2144x3856"),  # an edge too long
-        *("3840x2176", "2176x3840", "2896x2880"),  # too many pixels
-        *("1552x512", "512x1552", "3840x1264", "1264x3840"),  # more than 3:1
-        *("0x0", "0x1024", "-1024x1024", "01024x1024", "1024.0x1024", "1e3x1024", "1024\u00d71024"),
-        "99999999999999999999x99999999999999999999",
-        *("1\u06602\u0664x1024", "1024x1\uff1024", "1\u09e62\u09eax1\u09e62\u09ea"),  # digits, though not ASCII
-    ],
-)
-def test_gpt_image_2_makes_no_size_out_of_its_bounds(size: str) -> None:
-    assert refused(model="gpt-image-2", size=size)[1:] == ("size", "invalid_value")
+def test_a_size_out_of_the_bounds_is_refused(reason: str, sizes: list[str]) -> None:
+    for size in sizes:
+        for model in ("gpt-image-2", "dall-e-3"):
+            assert refused(model=model, size=size)[1:] == ("size", "invalid_value"), size
 
 
 # quality, style
@@ -379,7 +350,8 @@ def test_a_style_that_clients_send_to_every_model_names_the_default(model: str) 
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_a_user_is_accepted_on_every_model_and_so_is_no_stream(model: str) -> None:
+def test_every_family_takes_a_user_no_stream_and_one_to_ten_images(model: str) -> None:
+    assert [ask(model=model, n=n).n for n in (1, 2, 10)] == [1, 2, 10]
     for name in ("user", "safety_identifier"):
         assert getattr(ask(model=model, stream=False, **{name: "x" * 512}), name) == "x" * 512
 
@@ -493,10 +465,6 @@ def test_half_a_surrogate_pair_is_replaced(text: bytes, prompt: str) -> None:
     assert request.prompt == request.user == prompt
     message, param, _ = words_of(b'{"%s": "otter", "prompt": "otter"}' % text)
     assert f"{message}{param}".encode()
-
-
-def test_a_byte_order_mark_is_passed_over() -> None:
-    assert read(b'\xef\xbb\xbf{"prompt": "otter"}').prompt == "otter"
 
 
 def test_a_body_at_the_byte_limit_is_read_and_one_byte_more_is_refused() -> None:
