@@ -25,6 +25,7 @@ from local.template import Template
 from tests.conftest import ROOT
 from tools.preflight import ENVIRONMENTS, executions_needed, main
 
+Done = subprocess.CompletedProcess[str]
 REGION = "us-east-1"
 SECRET = "sk-canary-of-the-preflight"
 CREDENTIALS = {
@@ -36,13 +37,6 @@ CREDENTIALS = {
     "AWS_MAX_ATTEMPTS": "1",
 }
 REFUSAL = "<ErrorResponse><Error><Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error></ErrorResponse>"
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 @dataclass
@@ -117,7 +111,7 @@ class Account:
                 except SystemExit as end:
                     code = int(end.code or 0)
         assert SECRET not in out.getvalue() + err.getvalue()
-        return Done(code, out.getvalue(), err.getvalue())
+        return Done("preflight", code, out.getvalue(), err.getvalue())
 
     def missing(self, *arguments: str, **options: Any) -> list[str]:
         """What is missing, each with its cure on one line."""
@@ -150,12 +144,12 @@ def ready(account: Account) -> Account:
 
 
 def test_if_nothing_is_missing_it_says_so(ready: Account) -> None:
-    done = Done(0, f"nothing is missing for {ready.stack} in {REGION}\n", "")
-    assert ready.preflight() == done
+    said = f"nothing is missing for {ready.stack} in {REGION}\n"
+    assert vars(ready.preflight()) == vars(Done("preflight", 0, said, ""))
     # What the deployed stack has need not be given again.
     ready.parameters = {"UpstreamBaseUrl": "https://api.example.com/v1"}
     ready.overrides, ready.status = [], "UPDATE_COMPLETE"
-    assert ready.preflight() == done
+    assert ready.preflight().stdout == said
 
 
 def test_all_that_is_missing_is_listed_at_once_each_with_its_cure(account: Account) -> None:
