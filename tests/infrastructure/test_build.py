@@ -53,16 +53,12 @@ def test_the_layer_does_not_carry_what_the_authorizer_alone_needs() -> None:
 
 
 def test_the_layer_keeps_botocores_data_for_every_service_that_the_code_calls() -> None:
-    called = {
-        node.args[0].value
-        for path in (ROOT / "layers/imagegen/imagegen").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("client", "resource")
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-    }
+    called = set()
+    for path in (ROOT / "layers/imagegen/imagegen").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(ast.Attribute(attr="client" | "resource"), [ast.Constant(service), *_]):
+                    called.add(service)
     kept = re.search(r"^BOTOCORE_DATA := (.*)$", (ROOT / "layers/imagegen/Makefile").read_text(), re.MULTILINE)
     assert kept
     assert called == {name for name in kept[1].split() if "." not in name and not name.startswith("sdk-")}
@@ -75,18 +71,11 @@ def test_every_sam_environment_has_its_own_stack() -> None:
 
 
 @needs_build
-def test_the_built_layer_runs_on_both_processors() -> None:
-    assert {path.name.split("-313-")[1] for path in LAYER.glob("msgspec/*.so")} == {
-        "aarch64-linux-gnu.so",
-        "x86_64-linux-gnu.so",
-    }
-
-
-@needs_build
-def test_the_built_authorizer_runs_on_both_processors_and_holds_no_more_than_it_needs() -> None:
+def test_what_is_built_runs_on_both_processors_and_the_authorizer_holds_no_more_than_it_needs() -> None:
     processors = {"aarch64-linux-gnu.so", "x86_64-linux-gnu.so"}
-    for library in ("_cffi_backend", "cryptography/hazmat/bindings/_rust"):
-        assert {path.name.split("-313-")[1] for path in AUTHORIZER.glob(f"{library}.*")} == processors
+    of_authorizer = [AUTHORIZER.glob(f"{name}.*") for name in ("_cffi_backend", "cryptography/hazmat/bindings/_rust")]
+    for libraries in (LAYER.glob("msgspec/*.so"), *of_authorizer):
+        assert {path.name.split("-313-")[1] for path in libraries} == processors
     assert not list(AUTHORIZER.rglob("*abi3*"))
     machines = {"aarch64": 0xB7, "x86_64": 0x3E}  # as ELF numbers them
     for path in AUTHORIZER.rglob("*.so"):
@@ -108,13 +97,9 @@ def test_every_module_that_is_built_is_compiled(folder: Path) -> None:
 
 
 @needs_build
-@pytest.mark.parametrize("file", ["swagger-ui-bundle.min.js", "swagger-ui.min.css"])
-def test_the_built_layer_carries_what_renders_the_description(file: str) -> None:
-    assert (LAYER / "aws_lambda_powertools/event_handler/openapi/swagger_ui" / file).is_file()
-
-
-@needs_build
-def test_the_layer_is_within_its_budget(tmp_path: Path) -> None:
+def test_the_layer_carries_what_renders_the_description_and_is_within_its_budget(tmp_path: Path) -> None:
+    for file in ("swagger-ui-bundle.min.js", "swagger-ui.min.css"):
+        assert (LAYER / "aws_lambda_powertools/event_handler/openapi/swagger_ui" / file).is_file()
     archive = tmp_path / "layer.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
         for path in LAYER.parent.rglob("*"):
@@ -134,25 +119,24 @@ def test_the_build_is_of_the_source_as_it_is() -> None:
         assert files(ROOT / ".aws-sam/build" / function) == files(ROOT / "functions" / folder)
 
 
-def test_whatever_uv_make_calls_takes_the_certificates_of_the_system() -> None:
-    """The bench calls it too, and `make lock`."""
-    make, uv = shutil.which("make"), Path(sys.executable).parent / "uv"
-    if make is None:
-        pytest.skip("make is not there")
-    show = f"show: ; @{uv} pip sync --show-settings requirements-uv.txt"
-    environment = {name: value for name, value in os.environ.items() if name != "UV_SYSTEM_CERTS"}
-    shown = subprocess.run(
-        [make, "--eval", show, "show"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert "system_certs: true" in shown.stdout
-
-
-def test_make_help_names_every_command_that_the_documents_use() -> None:
+def made(*arguments: str) -> str:
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not there")
-    named = subprocess.run([make, "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    known = {line.split("\t")[0] for line in named.splitlines()}
+    environment = {name: value for name, value in os.environ.items() if name != "UV_SYSTEM_CERTS"}
+    command = [make, "-s", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_uv_that_make_calls_takes_the_certificates_of_the_system() -> None:
+    """The bench calls it too, and `make lock`."""
+    uv = Path(sys.executable).parent / "uv"
+    show = f"show: ; @{uv} pip sync --show-settings requirements-uv.txt"
+    assert "system_certs: true" in made("--eval", show, "show")
+
+
+def test_make_help_names_every_command_that_the_documents_use() -> None:
+    known = {line.split("\t")[0] for line in made("help").splitlines()}
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         used = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE))
         assert used <= known, (page.name, used - known)

@@ -2,10 +2,10 @@
 
 import json
 import threading
-import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import boto3
@@ -13,6 +13,7 @@ import pytest
 
 from local.event_source import EventSource, polling
 from local.lambda_host import FunctionError, FunctionHost
+from tests.support.waiting import until
 
 Answer = Callable[[dict[str, Any]], Any]
 
@@ -20,49 +21,27 @@ Answer = Callable[[dict[str, Any]], Any]
 class Function:
     """In the place of a function's processes: answers each event by `answer`, on a thread of its own."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, pool: ThreadPoolExecutor) -> None:
         self.events: list[dict[str, Any]] = []
-        self.at_once = self.most_at_once = 0
-        self._answer = answer
-        self._lock = threading.Lock()
+        self._answer, self._pool = answer, pool
 
     def invoke(self, event: dict[str, Any]) -> Future[bytes]:
-        future: Future[bytes] = Future()
-        threading.Thread(target=self._run, args=(event, future)).start()
-        return future
+        self.events.append(event)
+        return self._pool.submit(lambda: json.dumps(self._answer(event)).encode())
 
     def bodies(self) -> list[str]:
         return [record["body"] for event in self.events for record in event["Records"]]
 
-    def _run(self, event: dict[str, Any], future: Future[bytes]) -> None:
-        with self._lock:
-            self.events.append(event)
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-        failure: FunctionError | None = None
-        answer = b""
-        try:
-            answer = json.dumps(self._answer(event)).encode()
-        except FunctionError as error:
-            failure = error
-        with self._lock:
-            self.at_once -= 1
-        if failure:
-            future.set_exception(failure)
-        else:
-            future.set_result(answer)
-
 
 class Queue:
-    def __init__(self, aws_url: str, **attributes: str) -> None:
-        credentials = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-        self.sqs: Any = boto3.client("sqs", endpoint_url=aws_url, region_name="us-east-1", **credentials)  # type: ignore[call-overload]
-        self.url: str = self.sqs.create_queue(QueueName=f"q-{uuid.uuid4().hex}", Attributes=attributes)["QueueUrl"]
-        self.arn: str = self.attribute("QueueArn")
+    def __init__(self, sqs: Any, **attributes: str) -> None:
+        self.sqs = sqs
+        self.url: str = sqs.create_queue(QueueName=f"q-{uuid.uuid4().hex}", Attributes=attributes)["QueueUrl"]
+        self.arn: str = self._attributes()["QueueArn"]
 
-    def attribute(self, name: str) -> str:
-        value: str = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])["Attributes"][name]
-        return value
+    def _attributes(self) -> dict[str, str]:
+        found: dict[str, str] = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])["Attributes"]
+        return found
 
     def send(self, *bodies: str) -> None:
         for body in bodies:
@@ -70,91 +49,93 @@ class Queue:
 
     def left(self) -> int:
         """Messages that are in the queue, seen or not."""
-        return int(self.attribute("ApproximateNumberOfMessages")) + int(
-            self.attribute("ApproximateNumberOfMessagesNotVisible")
-        )
+        found = self._attributes()
+        return sum(int(found[f"ApproximateNumberOfMessages{kind}"]) for kind in ("", "NotVisible"))
+
+
+@pytest.fixture(scope="module")
+def sqs(aws_url: str) -> Iterator[Any]:
+    credentials = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+    client: Any = boto3.client("sqs", endpoint_url=aws_url, region_name="us-east-1", **credentials)  # type: ignore[call-overload]
+    yield client
+    client.close()
+
+
+Poll = Callable[..., AbstractContextManager[Function]]
 
 
 @pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
-    def until(holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not holds():
-            assert time.monotonic() < deadline, "it never came to hold"
-            time.sleep(0.02)
+def poll() -> Iterator[Poll]:
+    """Has a function that answers so take a queue's messages."""
+    with ThreadPoolExecutor(10) as pool:
 
-    return until
+        @contextmanager
+        def polled(queue: Queue, answer: Answer, *, batch_size: int = 1, concurrency: int = 5) -> Iterator[Function]:
+            function = Function(answer, pool)
+            source = EventSource(queue.url, queue.arn, cast("FunctionHost", function), batch_size, concurrency)
+            with polling(source, queue.sqs):
+                yield function
+
+        yield polled
 
 
-@pytest.fixture
-def poll() -> Callable[..., Any]:
-    def poll(queue: Queue, function: Function, *, batch_size: int = 1, concurrency: int = 5) -> Any:
-        source = EventSource(queue.url, queue.arn, cast("FunctionHost", function), batch_size, concurrency)
-        return polling(source, queue.sqs)
-
-    return poll
+def fail(_: dict[str, Any]) -> None:
+    raise FunctionError("died")
 
 
 def test_a_message_becomes_an_sqs_event_and_is_deleted_when_the_function_has_dealt_with_it(
-    aws_url: str, poll: Any, until: Any
+    sqs: Any, poll: Poll
 ) -> None:
-    queue, function = Queue(aws_url), Function(lambda _: None)
+    queue = Queue(sqs)
     queue.send("hello")
-    with poll(queue, function):
+    with poll(queue, lambda _: None) as function:
         until(lambda: queue.left() == 0)
     ((record,),) = [event["Records"] for event in function.events]
-    assert record["body"] == "hello"
-    assert record["eventSource"] == "aws:sqs"
-    assert record["eventSourceARN"] == queue.arn
+    assert (record["body"], record["eventSource"], record["eventSourceARN"]) == ("hello", "aws:sqs", queue.arn)
+    assert record["awsRegion"] == "us-east-1"
     assert record["attributes"]["ApproximateReceiveCount"] == "1"
     assert int(record["attributes"]["SentTimestamp"]) > 1_700_000_000_000
 
 
-def test_what_the_function_sends_back_stays_and_the_rest_of_its_batch_goes(aws_url: str, poll: Any, until: Any) -> None:
+def test_what_the_function_sends_back_stays_and_the_rest_of_its_batch_goes(sqs: Any, poll: Poll) -> None:
     def keep_bad(event: dict[str, Any]) -> dict[str, Any]:
         bad = [record["messageId"] for record in event["Records"] if record["body"] == "bad"]
         return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in bad]}
 
-    queue, function = Queue(aws_url, VisibilityTimeout="900"), Function(keep_bad)
+    queue = Queue(sqs, VisibilityTimeout="900")
     queue.send("good", "bad", "good")
-    with poll(queue, function, batch_size=10):
+    with poll(queue, keep_bad, batch_size=10) as function:
         until(lambda: queue.left() == 1)
+    assert len(function.events) == 1
     assert sorted(function.bodies()) == ["bad", "good", "good"]
 
 
-def test_the_messages_of_a_function_that_fails_come_again_when_their_time_has_run_out(
-    aws_url: str, poll: Any, until: Any
-) -> None:
-    def fail(_: dict[str, Any]) -> None:
-        raise FunctionError("died")
-
-    queue, function = Queue(aws_url, VisibilityTimeout="1"), Function(fail)
-    queue.send("again")
-    started = time.monotonic()
-    with poll(queue, function):
-        until(lambda: len(function.events) == 2)
-    assert time.monotonic() - started >= 1
-
-
-def test_a_message_that_is_never_dealt_with_goes_to_the_dead_letters(aws_url: str, poll: Any, until: Any) -> None:
-    def fail(_: dict[str, Any]) -> None:
-        raise FunctionError("died")
-
-    dead = Queue(aws_url)
+def test_the_message_of_a_function_that_fails_comes_again_until_it_is_a_dead_letter(sqs: Any, poll: Poll) -> None:
+    dead = Queue(sqs)
     policy = json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": 2})
-    queue = Queue(aws_url, VisibilityTimeout="0", RedrivePolicy=policy)
-    function = Function(fail)
+    queue = Queue(sqs, VisibilityTimeout="0", RedrivePolicy=policy)
     queue.send("hopeless")
-    with poll(queue, function):
+    with poll(queue, fail) as function:
         until(lambda: dead.left() == 1)
-    assert len(function.events) == 2
+    assert function.bodies() == ["hopeless"] * 2
     assert queue.left() == 0
 
 
-def test_no_more_batches_are_under_way_than_the_mapping_allows(aws_url: str, poll: Any, until: Any) -> None:
-    queue, function = Queue(aws_url), Function(lambda _: time.sleep(0.3))
+def test_no_more_batches_are_under_way_than_the_mapping_allows(sqs: Any, poll: Poll) -> None:
+    two, lock, at_once, most = threading.Barrier(2), threading.Lock(), 0, 0
+
+    def count(_: dict[str, Any]) -> None:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        two.wait(60)  # passes only if two are under way at once
+        with lock:
+            at_once -= 1
+
+    queue = Queue(sqs)
     queue.send(*"abcdef")
-    with poll(queue, function, concurrency=2):
+    with poll(queue, count, concurrency=2) as function:
         until(lambda: queue.left() == 0)
-    assert function.most_at_once == 2
+    assert most == 2
     assert sorted(function.bodies()) == list("abcdef")

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import boto3
 import msgspec
 import pytest
 
@@ -27,50 +27,104 @@ from imagegen.bootstrap import sdk
 from imagegen.bootstrap.api import api
 from imagegen.bootstrap.authorizer import authorizer
 from imagegen.bootstrap.worker import worker
+from imagegen.catalog import CATALOG
 from imagegen.credentials import BearerKey
 from imagegen.errors import IssuerUnavailableError
 from local.serving import HungUpError, Reply, Request
 from local.template import Template
 from tests.conftest import ROOT, UPSTREAM_KEY, Upstream
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
+from tests.fakes.provider import png
+from tests.support.lambda_events import Event, example, invoked, over_http
 
-Event = dict[str, Any]
-Example = Callable[[str], Event]
-
-
-@dataclass
-class Context:
-    """What of Lambda's context the handlers use."""
-
-    milliseconds: int = 30_000
-    function_name: str = "api"
-    aws_request_id: str = "request"
-
-    def get_remaining_time_in_millis(self) -> int:
-        return self.milliseconds
+REGION = "us-east-1"
+IMAGE_ID, GENERATION_ID = "img_AAECAwQFBgcICQoLDA0ODw", "gen_AAECAwQFBgcICQoLDA0ODw"  # those of the example events
+NONE_FAILED: Event = {"batchItemFailures": []}
 
 
-@dataclass(frozen=True)
-class Deployed:
-    bucket: str
-    upstream: Upstream
-    aws_url: str
-    key: BearerKey
-    stack: str
+@cache
+def client(service: str) -> Any:
+    return sdk.session().client(service)  # type: ignore[call-overload]
 
-    def client(self, service: str) -> Any:
-        return boto3.client(service, endpoint_url=self.aws_url, region_name="us-east-1")  # type: ignore[call-overload]
+
+SDK = (sdk.session, sdk.dynamodb, sdk.events, sdk.sqs, sdk.ssm, client)
+
+
+class Stack:
+    """A stack in moto, made from the template, with its functions' variables in the environment."""
+
+    def __init__(self, aws_url: str, environment: pytest.MonkeyPatch) -> None:
+        runtime = {"AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION, "AWS_ENDPOINT_URL": aws_url}
+        for name, value in (runtime | {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}).items():
+            environment.setenv(name, value)
+        parameters = {
+            "UpstreamBaseUrl": "http://127.0.0.1:9/v1",  # each test has its own
+            "LinkSeconds": "600",
+            "MaxImageBytes": "8388608",
+            "QuickUpstreamTimeoutSeconds": "20",
+            "WaitSeconds": "1",
+        }
+        self.name, self.key = f"test-{uuid.uuid4().hex[:12]}", BearerKey.new("example")
+        resources = self._deployed(parameters)
+        for function in ("WorkerFunction", "AuthorizerFunction", "ApiFunction"):  # the last one's come out on top
+            configuration = client("lambda").get_function_configuration(FunctionName=resources[function])
+            for name, value in configuration["Environment"]["Variables"].items():
+                environment.setenv(name, str(value))
+        self.bucket, self.table = resources["ImageBucket"], resources["GenerationTable"]
+        keys = client("dynamodb").describe_table(TableName=self.table)["Table"]["KeySchema"]
+        self.key_names = [each["AttributeName"] for each in keys]
+        secret = {"Name": f"/{self.name}/upstream-api-key", "Type": "SecureString", "Value": UPSTREAM_KEY}
+        client("ssm").put_parameter(**secret)
+        self.put_client(self.key)
+
+    def _deployed(self, parameters: dict[str, str]) -> dict[str, str]:
+        template = Template.read(ROOT / "template.yaml", parameters, REGION)
+        cloudformation = client("cloudformation")
+        cloudformation.create_stack(
+            StackName=self.name,
+            TemplateBody=json.dumps(template.for_moto("http://127.0.0.1")),
+            Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
+        )
+        summaries = cloudformation.list_stack_resources(StackName=self.name)["StackResourceSummaries"]
+        return {each["LogicalResourceId"]: each["PhysicalResourceId"] for each in summaries}
+
+    def put_client(self, key: BearerKey, **changes: Any) -> None:
+        record = msgspec.json.encode(msgspec.structs.replace(key.record(), **changes)).decode()
+        client("ssm").put_parameter(Name=f"/{self.name}/clients/{key.client}", Type="String", Value=record)
+
+    def empty(self) -> None:
+        for key in self.stored():
+            client("s3").delete_object(Bucket=self.bucket, Key=key)
+        dynamodb = client("dynamodb")
+        for item in dynamodb.scan(TableName=self.table)["Items"]:
+            dynamodb.delete_item(TableName=self.table, Key={name: item[name] for name in self.key_names})
 
     def stored(self) -> dict[str, bytes]:
-        s3 = self.client("s3")
+        s3 = client("s3")
         keys = [item["Key"] for item in s3.list_objects_v2(Bucket=self.bucket).get("Contents", [])]
         return {key: s3.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys}
 
 
+@dataclass(frozen=True)
+class Deployed:
+    stack: Stack
+    upstream: Upstream
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        return self.upstream.stand_in.calls
+
+    def serve_images(self, *images: bytes) -> None:
+        """Has the upstream answer with these, by URL."""
+        stand_in, origin = self.upstream.stand_in, self.upstream.base_url.removesuffix("/v1")
+        stand_in.files |= {str(number): ("image/png", content) for number, content in enumerate(images)}
+        answer = {"created": 1, "data": [{"url": f"{origin}/files/{number}"} for number in range(len(images))]}
+        stand_in.script.append(lambda _: Reply(200, json.dumps(answer).encode()))
+
+
 @contextmanager
-def fresh_wiring() -> Iterator[None]:
-    """Handlers keep what they built for the life of a process; a test is a process of its own."""
-    caches = (api, authorizer, worker, sdk.session, sdk.dynamodb, sdk.events, sdk.sqs, sdk.ssm)
+def fresh(*caches: Any) -> Iterator[None]:
+    """Handlers keep what they built for the life of a process; a block is a process of its own."""
     for cached in caches:
         cached.cache_clear()
     yield
@@ -78,293 +132,218 @@ def fresh_wiring() -> Iterator[None]:
         cached.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def stack(aws_url: str) -> Iterator[Stack]:
+    with pytest.MonkeyPatch.context() as environment, fresh(*SDK):
+        yield Stack(aws_url, environment)
+
+
 @pytest.fixture
-def deployed(aws_url: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
-    """A stack of its own in moto, made from the template, and its functions' variables in the environment."""
-    stack = f"test-{uuid.uuid4().hex[:12]}"
-    runtime = {
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_ENDPOINT_URL": aws_url,
-    }
-    for name, value in runtime.items():
-        monkeypatch.setenv(name, value)
-    parameters = {
-        "UpstreamBaseUrl": upstream.base_url,
-        "LinkSeconds": "600",
-        "MaxImageBytes": "8388608",
-        "QuickUpstreamTimeoutSeconds": "20",
-        "WaitSeconds": "1",
-    }
-    key = BearerKey.new("example")
-    resources = deploy(stack, parameters, aws_url)
-    made = Deployed(resources["ImageBucket"], upstream, aws_url, key, stack)
-    for function in ("ApiFunction", "AuthorizerFunction", "WorkerFunction"):
-        configuration = made.client("lambda").get_function_configuration(FunctionName=resources[function])
-        for name, value in configuration["Environment"]["Variables"].items():
-            if function != "WorkerFunction" or name not in os.environ:
-                monkeypatch.setenv(name, str(value))
-    ssm = made.client("ssm")
-    ssm.put_parameter(Name=f"/{stack}/upstream-api-key", Type="SecureString", Value=UPSTREAM_KEY)
-    record = msgspec.json.encode(key.record()).decode()
-    ssm.put_parameter(Name=f"/{stack}/clients/example", Type="String", Value=record)
-    with fresh_wiring():
-        yield made
+def deployed(stack: Stack, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
+    """A stack that holds nothing yet, and a new process of each function."""
+    stack.empty()
+    monkeypatch.setenv("UPSTREAM_BASE_URL", upstream.base_url)
+    with fresh(api, authorizer, worker):
+        yield Deployed(stack, upstream)
+        for wired in (api, worker):
+            if wired.cache_info().currsize:
+                wired().workshop.pool.shutdown()
 
 
-def deploy(stack: str, parameters: dict[str, str], aws_url: str) -> dict[str, str]:
-    template = Template.read(ROOT / "template.yaml", parameters, "us-east-1")
-    cloudformation = boto3.client("cloudformation", endpoint_url=aws_url, region_name="us-east-1")
-    cloudformation.create_stack(
-        StackName=stack,
-        TemplateBody=json.dumps(template.for_moto("http://127.0.0.1")),
-        Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
-    )
-    summaries = cloudformation.list_stack_resources(StackName=stack)["StackResourceSummaries"]
-    return {each["LogicalResourceId"]: each["PhysicalResourceId"] for each in summaries}
+Called = tuple[int, dict[str, str], Any]
 
 
-def call(event: Event, **body: Any) -> tuple[int, dict[str, str], Any]:
+def call(event: str | Event, **body: Any) -> Called:
     """Status, headers and decoded body of the api handler's answer; `body` replaces fields of the example's."""
+    event = example(event) if isinstance(event, str) else event
     if body:
         event = {**event, "body": json.dumps(json.loads(event["body"]) | body)}
-    answer = api_app.lambda_handler(event, Context())  # type: ignore[arg-type]
-    headers = {name.lower(): values[-1] for name, values in answer["multiValueHeaders"].items()}
-    return answer["statusCode"], headers, json.loads(answer["body"]) if answer.get("body") else None
+    status, headers, text = over_http(api_app.lambda_handler, event)
+    return status, headers, json.loads(text) if text else None
 
 
-def png(size: int) -> bytes:
-    """Bytes of `size` that begin and end as a PNG does, and do not compress."""
-    head, tail = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
-    return head + os.urandom(size - len(head) - len(tail)) + tail
+def create(**body: Any) -> Called:
+    return call("create-images", **body)
 
 
-def test_a_prompt_becomes_an_image_whose_url_and_permalink_lead_to_the_upstreams_bytes(
-    deployed: Deployed, example_event: Example
-) -> None:
-    status, headers, answer = call(example_event("create-images"))
+def about(generation_id: str, name: str) -> Event:
+    """The example event, about this generation."""
+    event: Event = json.loads(json.dumps(example(name)).replace(GENERATION_ID, generation_id))
+    return event
+
+
+def at(name: str, path: str, **context: str) -> Event:
+    """The example event, at this path."""
+    event = example(name)
+    return event | {"path": path, "requestContext": event["requestContext"] | {"path": path, **context}}
+
+
+def test_a_prompt_becomes_an_image_whose_url_and_permalink_lead_to_the_upstreams_bytes(deployed: Deployed) -> None:
+    status, headers, answer = create()
 
     assert status == 200
     (painted,) = (content for _, content in deployed.upstream.stand_in.files.values())
     (image,) = answer["data"]
-    assert deployed.stored() == {f"images/{image['id']}": painted}
+    assert deployed.stack.stored() == {f"images/{image['id']}": painted}
     with urlopen(image["url"]) as response:
         assert response.read() == painted
         assert response.headers["Content-Type"] == "image/png"
-    assert image["permalink"] == (f"https://abc123.execute-api.eu-central-1.amazonaws.com/prod/v1/images/{image['id']}")
+    assert image["permalink"] == f"https://abc123.execute-api.eu-central-1.amazonaws.com/prod/v1/images/{image['id']}"
     assert answer["id"] == headers["x-generation-id"]
     assert headers["x-request-id"] == "JKJaXmPLvHcESHA="
 
 
-def test_a_permalink_redirects_to_a_fresh_url_without_asking_aws(
-    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
-    status, headers, body = call(example_event("redirect-to-image"))
-
-    assert (status, body) == (302, None)
-    assert headers["cache-control"] == "no-store"
-    location = urlsplit(headers["location"])
-    assert location.path == f"/{deployed.bucket}/images/img_AAECAwQFBgcICQoLDA0ODw"
-    assert "X-Amz-Expires=600" in location.query
-
-
+@pytest.mark.usefixtures("deployed")
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_permalink_redirects_to_a_url_signed_for_the_method_that_it_is_asked_by(
-    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch, method: Literal["GET", "HEAD"]
+def test_a_permalink_redirects_to_a_url_signed_for_its_method_without_asking_aws(
+    monkeypatch: pytest.MonkeyPatch, stack: Stack, method: Literal["GET", "HEAD"]
 ) -> None:
     now = datetime.now(UTC)
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now)  # signed in the same second, they are equal
-    event = example_event("redirect-to-image")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
+    event = example("redirect-to-image")
     event["httpMethod"] = event["requestContext"]["httpMethod"] = method
-    status, headers, body = call(event)
+    with fresh(*SDK):
+        status, headers, body = call(event)
+        signed = api().workshop.images.signed_url(IMAGE_ID, method)
 
-    assert (status, body) == (302, None)
-    signed = api().workshop.images.signed_url("img_AAECAwQFBgcICQoLDA0ODw", method)
+    assert (status, body, headers["cache-control"]) == (302, None, "no-store")
     assert headers["location"] == signed.url
+    location = urlsplit(signed.url)
+    assert location.path == f"/{stack.bucket}/images/{IMAGE_ID}"
+    assert "X-Amz-Expires=600" in location.query
 
 
-@pytest.mark.parametrize(
-    ("context_path", "path", "base"),
-    [
-        ("/prod/v1/images/generations", "/v1/images/generations", "/prod"),
-        ("/v1/images/generations", "/v1/images/generations", ""),
-        ("/pictures/v1/images/generations", "/pictures/v1/images/generations", "/pictures"),  # a base path mapping
-    ],
-)
-def test_links_and_routes_hold_under_a_stage_a_domain_and_a_base_path(
-    deployed: Deployed, example_event: Example, context_path: str, path: str, base: str
+@pytest.mark.usefixtures("deployed")
+def test_links_and_routes_hold_under_a_stage_a_domain_a_base_path_and_a_public_address(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    event = example_event("create-images") | {"path": path}
-    event["requestContext"] |= {"path": context_path, "domainName": "images.example.com"}
-    status, _, answer = call(event)
-
-    assert status == 200
-    image = answer["data"][0]
-    assert image["permalink"] == f"https://images.example.com{base}/v1/images/{image['id']}"
-
-
-def test_a_configured_public_base_url_is_the_one_in_links(
-    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PUBLIC_BASE_URL", "https://cdn.example.com/img/")
-    _, _, answer = call(example_event("create-images"))
-    image = answer["data"][0]
-    assert image["permalink"] == f"https://cdn.example.com/img/v1/images/{image['id']}"
+    own, path = "https://images.example.com", "/v1/images/generations"
+    for prefix, routed, public, base in (
+        ("/prod", path, "", f"{own}/prod"),
+        ("", path, "", own),
+        ("/pictures", f"/pictures{path}", "", f"{own}/pictures"),  # a base path mapping
+        ("", path, "https://cdn.example.com/img/", "https://cdn.example.com/img"),
+    ):
+        monkeypatch.setenv("PUBLIC_BASE_URL", public)
+        with fresh(api):
+            status, _, answer = call(at("create-images", prefix + path, domainName=own[8:]) | {"path": routed})
+            api().workshop.pool.shutdown()
+        assert status == 200
+        assert answer["data"][0]["permalink"] == f"{base}/v1/images/{answer['data'][0]['id']}"
 
 
-def test_with_durable_urls_every_answer_has_the_permalink_as_url(
-    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("deployed")
+def test_with_durable_urls_every_answer_has_the_permalink_as_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DURABLE_URLS", "true")
-    _, _, answer = call(example_event("create-images"))
-    _, _, generation = call(about(example_event("get-generation"), answer["id"]))
-    _, _, listed = call(example_event("list-generations"))
-
-    for told in (answer, generation, listed["data"][0]):
-        (image,) = told["data"]
+    _, _, answer = create()
+    _, _, generation = call(about(answer["id"], "get-generation"))
+    _, _, listed = call("list-generations")
+    for shown in (answer, generation, listed["data"][0]):
+        (image,) = shown["data"]
         assert image["url"] == image["permalink"]
         assert "expires_at" not in image
 
 
-def test_models_and_health_answer(deployed: Deployed, example_event: Example) -> None:
-    status, _, models = call(example_event("list-models"))
+@pytest.mark.usefixtures("deployed")
+def test_health_and_models_answer_and_every_provider_of_a_model_is_wired() -> None:
+    assert call("health")[::2] == (200, {"status": "ok"})
+    status, _, models = call("list-models")
     assert (status, models["object"]) == (200, "list")
-    assert {"dall-e-2", "dall-e-3", "gpt-image-1", "flux-pro"} <= {model["id"] for model in models["data"]}
-    assert call(example_event("health"))[::2] == (200, {"status": "ok"})
+    assert [model["id"] for model in models["data"]] == list(CATALOG)
+    assert {model.provider for model in CATALOG.values()} == set(api().workshop.providers)
 
 
-def test_one_model_is_openais_object_also_by_an_alias(
-    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("deployed")
+def test_one_model_is_openais_object_also_by_an_alias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_ALIASES", "openai/gpt-image-1=gpt-image-1")
-    api.cache_clear()
-    event = example_event("get-model")
-    status, _, model = call(event)
+    status, _, model = call("get-model")
     assert (status, model["id"], model["object"]) == (200, "gpt-image-1", "model")
-    for name, status in (("openai%2Fgpt-image-1", 200), ("gpt-image-9", 404), ("..", 404)):
-        path = event["requestContext"]["path"].replace("gpt-image-1", name)
-        answer = call(event | {"requestContext": event["requestContext"] | {"path": path}})
-        assert answer[0] == status
-        assert answer[2] == model if status == 200 else answer[2]["error"]["code"] == "model_not_found"
-    path = event["requestContext"]["path"].replace("gpt-image-1", "Flux%2DPro")
-    _, _, answer = call(event | {"requestContext": event["requestContext"] | {"path": path}})
+    assert call(at("get-model", "/prod/v1/models/openai%2Fgpt-image-1"))[::2] == (200, model)
+    for name in ("gpt-image-9", "..", "Flux%2DPro"):
+        status, _, answer = call(at("get-model", f"/prod/v1/models/{name}"))
+        assert (status, answer["error"]["code"]) == (404, "model_not_found")
     assert "Did you mean 'flux-pro'?" in answer["error"]["message"]
 
 
+def test_what_clients_send_is_taken(deployed: Deployed) -> None:
+    defaults = '{"prompt": "defaults", "model": "flux", "quality": "standard", "style": "vivid", "stream": false}'
+    encoded = {"isBase64Encoded": True, "body": b64encode(b'{"prompt": "base64"}').decode()}
+    for event in ({"body": '\ufeff{"prompt": "half \\ud83d"}'}, {"body": defaults}, encoded):
+        assert call(example("create-images") | event)[0] == 200
+    assert [sent["prompt"] for sent in deployed.calls] == ["half \ufffd", "defaults", "base64"]
+    assert not {"quality", "style", "stream"} & set().union(*deployed.calls)
+
+
+def test_what_no_client_should_send_is_refused_before_the_upstream_is_called(deployed: Deployed) -> None:
+    for body in (b'{"prompt": "\xff"}', b"\xff\xfe{}"):
+        encoded = {"isBase64Encoded": True, "body": b64encode(body).decode()}
+        assert call(example("create-images") | encoded)[0] == 400
+    status, _, answer = call(
+        at("list-models", "/v1/audio") | {"resource": "/v1/audio"}
+    )  # only `sam local` would send it
+    assert (status, answer["error"]["code"]) == (404, "unknown_url")
+    assert deployed.calls == []
+
+
 @pytest.mark.parametrize(
-    ("body", "prompt"),
+    ("name", "value", "status", "code", "calls"),
     [
-        ('\ufeff{"prompt": "a cat"}', "a cat"),
-        ('{"prompt": "cat \\ud83d"}', "cat \ufffd"),
-        (
-            '{"prompt": "a cat", "model": "flux", "quality": "standard", "style": "vivid", "stream": false}',
-            "a cat",
-        ),
+        ("UPSTREAM_API_KEY_PARAMETER", "/not/there", 503, "upstream_key_missing", 0),
+        ("IMAGE_BUCKET", "not-there", 424, "image_storage_failed", 1),
+        ("IMAGE_BUCKET", "", 500, "internal_error", 0),
     ],
 )
-def test_what_clients_send_is_taken(deployed: Deployed, example_event: Example, body: str, prompt: str) -> None:
-    assert call(example_event("create-images") | {"body": body})[0] == 200
-    (sent,) = deployed.upstream.stand_in.calls
-    assert sent["prompt"] == prompt
-    assert not {"quality", "style", "stream"} & set(sent)
-
-
-@pytest.mark.parametrize("body", [b'{"prompt": "\xff"}', b"\xff\xfe{}"])
-def test_bytes_that_are_not_utf_8_are_refused(deployed: Deployed, example_event: Example, body: bytes) -> None:
-    encoded = example_event("create-images") | {"isBase64Encoded": True, "body": b64encode(body).decode()}
-    assert call(encoded)[0] == 400
-    assert deployed.upstream.stand_in.calls == []
-
-
-def test_a_body_in_base64_is_read_as_well(deployed: Deployed, example_event: Example) -> None:
-    event = example_event("create-images")
-    encoded = event | {"isBase64Encoded": True, "body": "eyJwcm9tcHQiOiAiYSBjYXQifQ=="}
-    assert call(encoded)[0] == 200
-    assert deployed.upstream.stand_in.calls[0]["prompt"] == "a cat"
-
-
-def test_a_route_that_only_sam_local_would_send_is_404(deployed: Deployed, example_event: Example) -> None:
-    event = example_event("list-models") | {"path": "/v1/audio", "resource": "/v1/audio"}
-    event["requestContext"] |= {"path": "/v1/audio"}
-    status, _, answer = call(event)
-    assert (status, answer["error"]["code"]) == (404, "unknown_url")
-
-
-def test_a_missing_secret_is_503_and_calls_nobody(deployed: Deployed, example_event: Example) -> None:
-    deployed.client("ssm").delete_parameter(Name=f"/{deployed.stack}/upstream-api-key")
-    status, headers, answer = call(example_event("create-images"))
-    assert (status, answer["error"]["code"]) == (503, "upstream_key_missing")
-    assert headers["x-should-retry"] == "false"
-    assert deployed.upstream.stand_in.calls == []
-
-
-def test_a_function_without_its_settings_answers_in_openais_shape(
-    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
+def test_what_the_stack_misses_is_an_error_in_openais_shape(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch, name: str, value: str, status: int, code: str, calls: int
 ) -> None:
-    monkeypatch.delenv("IMAGE_BUCKET")
-    status, _, answer = call(example_event("create-images"))
-    assert status == 500
+    if value:
+        monkeypatch.setenv(name, value)
+    else:
+        monkeypatch.delenv(name)
+    answered, headers, answer = create()
+    assert (answered, answer["error"]["code"]) == (status, code)
+    assert headers.get("x-should-retry") == (None if status == 500 else "false")
     assert set(answer["error"]) == {"message", "type", "param", "code"}
-    assert "IMAGE_BUCKET" not in json.dumps(answer)
+    assert name not in json.dumps(answer)
+    assert len(deployed.calls) == calls
 
 
-def test_a_bucket_that_is_gone_is_424_after_one_paid_call(deployed: Deployed, example_event: Example) -> None:
-    deployed.client("s3").delete_bucket(Bucket=deployed.bucket)
-    status, headers, answer = call(example_event("create-images"))
-    assert (status, answer["error"]["code"]) == (424, "image_storage_failed")
-    assert headers["x-should-retry"] == "false"
-    assert len(deployed.upstream.stand_in.calls) == 1
-
-
-def serve_images(deployed: Deployed, *images: bytes) -> None:
-    """Has the upstream answer with these, by URL."""
-    upstream = deployed.upstream
-    upstream.stand_in.files |= {str(number): ("image/png", content) for number, content in enumerate(images)}
-    origin = upstream.base_url.removesuffix("/v1")
-    answer = {"created": 1, "data": [{"url": f"{origin}/files/{number}"} for number in range(len(images))]}
-    upstream.stand_in.script.append(lambda _: Reply(200, json.dumps(answer).encode()))
-
-
-def about(example: Event, generation_id: str) -> Event:
-    """The example event, about this generation."""
-    text = json.dumps(example).replace("gen_AAECAwQFBgcICQoLDA0ODw", generation_id)
-    event: Event = json.loads(text)
-    return event
-
-
-def test_images_that_an_upstream_leaves_out_are_asked_for_once_more(deployed: Deployed, example_event: Example) -> None:
-    serve_images(deployed, png(1_000))
-    status, headers, answer = call(example_event("create-images"), model="dall-e-2", n=3)
-    assert (status, len(answer["data"])) == (200, 3)
-    assert [sent["n"] for sent in deployed.upstream.stand_in.calls] == [3, 1, 1]
-    _, _, generation = call(about(example_event("get-generation"), headers["x-generation-id"]))
+@pytest.mark.parametrize("missing", [False, True], ids=["then they come", "they stay missing"])
+def test_images_that_an_upstream_leaves_out_are_asked_for_once_more(deployed: Deployed, missing: bool) -> None:
+    deployed.serve_images(png("1"))
+    if missing:
+        deployed.upstream.stand_in.script += [lambda _: Reply(200, b'{"created": 1, "data": []}')] * 2
+    status, headers, answer = create(model="dall-e-2", n=3)
+    assert [sent["n"] for sent in deployed.calls] == [3, 1, 1]
+    _, _, generation = call(about(headers["x-generation-id"], "get-generation"))
     assert (generation["extra_calls"], generation["repeated_calls"]) == (2, 0)
+    if missing:
+        assert (status, answer["error"]["code"]) == (424, "upstream_too_few_images")
+        assert (headers["x-should-retry"], len(answer["error"]["images"])) == ("false", 1)
+    else:
+        assert (status, len(answer["data"])) == (200, 3)
 
 
-def test_images_that_stay_missing_are_a_424_that_lists_those_that_came(
-    deployed: Deployed, example_event: Example
-) -> None:
-    serve_images(deployed, png(1_000))
-    deployed.upstream.stand_in.script += [lambda _: Reply(200, b'{"created": 1, "data": []}')] * 2
-    status, headers, answer = call(example_event("create-images"), model="dall-e-2", n=3)
-    assert (status, answer["error"]["code"]) == (424, "upstream_too_few_images")
-    assert headers["x-should-retry"] == "false"
-    assert len(answer["error"]["images"]) == 1
-    assert len(deployed.upstream.stand_in.calls) == 3
+def test_three_of_four_images_are_named_in_the_error_when_one_fails(deployed: Deployed) -> None:
+    refusal = b'{"error": {"message": "no", "type": "x", "param": null, "code": "content_policy_violation"}}'
+    deployed.upstream.stand_in.script.append(lambda _: Reply(400, refusal))
+    status, headers, answer = create(n=4)
+    assert (status, answer["error"]["code"]) == (424, "content_policy_violation")
+    assert {f"images/{image['id']}" for image in answer["error"]["images"]} == set(deployed.stack.stored())
+    assert len(answer["error"]["images"]) == 3
+    assert headers["x-generation-id"].startswith("gen_")
 
 
 def test_base64_that_does_not_fit_one_answer_is_stored_whole_and_redirected_to(
-    deployed: Deployed, example_event: Example, monkeypatch: pytest.MonkeyPatch
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = [png(2_400_000), png(2_400_000)]  # 6.4 MB as base64
-    serve_images(deployed, *images)
-    status, headers, _ = call(example_event("create-images"), model="dall-e-2", n=2, response_format="b64_json")
+    images = [png("1" * 2_400_000), png("2" * 2_400_000)]  # 6.4 MB as base64
+    deployed.serve_images(*images)
+    status, headers, _ = create(model="dall-e-2", n=2, response_format="b64_json")
     assert (status, headers["location"]) == (303, f"generations/{headers['x-generation-id']}/result")
 
-    event = about(example_event("get-result"), headers["x-generation-id"])
+    event = about(headers["x-generation-id"], "get-result")
     status, headers, _ = call(event)
     assert status == 303
     with urlopen(headers["location"]) as response:
@@ -377,40 +356,19 @@ def test_base64_that_does_not_fit_one_answer_is_stored_whole_and_redirected_to(
     signed = api().workshop.images.signed_answer_url(headers["x-generation-id"], "HEAD")
     assert call(event)[1]["location"] == signed.url
 
-
-def test_who_insists_on_post_gets_the_permalinks_of_an_answer_that_does_not_fit(
-    deployed: Deployed, example_event: Example
-) -> None:
-    image = png(5_000_000)
-    serve_images(deployed, image)
-    _, headers, _ = call(example_event("create-images"), response_format="b64_json")
-    status, _, answer = call(about(example_event("post-result"), headers["x-generation-id"]))
+    # A client that insists on POST gets the permalinks.
+    status, _, answer = call(about(headers["x-generation-id"], "post-result"))
     assert (status, answer["error"]["code"]) == (424, "answer_too_large")
-    (image_named,) = answer["error"]["images"]
-    assert deployed.stored()[f"images/{image_named['id']}"] == image
+    stored = deployed.stack.stored()
+    assert [stored[f"images/{image['id']}"] for image in answer["error"]["images"]] == images
 
 
-def test_base64_that_just_fits_is_answered(deployed: Deployed, example_event: Example) -> None:
-    serve_images(deployed, png(4_600_000))
-    event = example_event("create-images") | {"body": json.dumps({"prompt": "x", "response_format": "b64_json"})}
-    raw = api_app.lambda_handler(event, Context())  # type: ignore[arg-type]
+def test_base64_that_just_fits_is_answered(deployed: Deployed) -> None:
+    deployed.serve_images(png("1" * 4_600_000))
+    event = example("create-images") | {"body": '{"prompt": "x", "response_format": "b64_json"}'}
+    raw = invoked(api_app.lambda_handler, event)
     assert raw["statusCode"] == 200
     assert len(json.dumps(raw).encode()) < 6_291_556
-
-
-def test_three_of_four_images_are_named_in_the_error_when_one_fails(deployed: Deployed, example_event: Example) -> None:
-    def refuse(_: Request) -> Reply:
-        error = {"message": "no", "type": "invalid_request_error", "param": None, "code": "content_policy_violation"}
-        return Reply(400, json.dumps({"error": error}).encode())
-
-    deployed.upstream.stand_in.script.append(refuse)
-    status, headers, answer = call(example_event("create-images"), n=4)
-
-    assert status == 424
-    assert answer["error"]["code"] == "content_policy_violation"
-    assert {f"images/{image['id']}" for image in answer["error"]["images"]} == set(deployed.stored())
-    assert len(answer["error"]["images"]) == 3
-    assert headers["x-generation-id"].startswith("gen_")
 
 
 @pytest.fixture
@@ -431,7 +389,7 @@ def everything_logged() -> Iterator[io.StringIO]:
 
 
 def test_no_secret_and_no_prompt_reaches_a_log_line_or_an_error_at_any_level(
-    deployed: Deployed, example_event: Example, everything_logged: io.StringIO
+    deployed: Deployed, everything_logged: io.StringIO
 ) -> None:
     prompt = "canary-prompt-31337"
     leaking = {"error": {"message": f"bad key {UPSTREAM_KEY} at http://127.0.0.1/secret?X-Amz=1"}}
@@ -444,58 +402,44 @@ def test_no_secret_and_no_prompt_reaches_a_log_line_or_an_error_at_any_level(
         lambda _: Reply(400, json.dumps(leaking).encode()),
         hang_up,
     ]
-    failures = [call(example_event("create-images"), prompt=prompt) for _ in range(3)]
-    status, _, answer = call(example_event("create-images"), prompt=prompt)
-    call(example_event("redirect-to-image"))
+    failures = [create(prompt=prompt) for _ in range(3)]
+    status, _, answer = create(prompt=prompt)
+    call("redirect-to-image")
 
     assert [failure[0] for failure in failures] == [424, 400, 424]
     assert status == 200
-    logged = everything_logged.getvalue()
+    logged, answered = everything_logged.getvalue(), json.dumps(failures)
     assert logged.count('"route":"POST /v1/images/generations"') == 4
-    for secret in (
-        UPSTREAM_KEY,
-        prompt,
-        "X-Amz-Signature",
-        "/files/",
-        deployed.upstream.base_url,
-        answer["data"][0]["id"],
-    ):
-        assert secret not in logged, secret
-    answered = json.dumps(failures)
-    for secret in (UPSTREAM_KEY, "X-Amz", "127.0.0.1"):
-        assert secret not in answered, secret
+    of_image = ("X-Amz-Signature", "/files/", answer["data"][0]["id"])
+    assert [each for each in (UPSTREAM_KEY, prompt, deployed.upstream.base_url, *of_image) if each in logged] == []
+    assert [each for each in (UPSTREAM_KEY, "X-Amz", "127.0.0.1") if each in answered] == []
 
 
-def authorize(event: Event) -> Any:
-    return authorizer_app.lambda_handler(event, Context(function_name="authorizer"))  # type: ignore[arg-type]
+def authorize(token: str, name: str = "authorize") -> Any:
+    event = example(name) | {"authorizationToken": f"Bearer {token}"}
+    return invoked(authorizer_app.lambda_handler, event, "authorizer")
 
 
-def test_a_good_key_opens_every_route_of_the_stage(deployed: Deployed, example_event: Example) -> None:
-    policy = authorize(example_event("authorize") | {"authorizationToken": f"Bearer {deployed.key.key}"})
-    assert policy["principalId"] == "example"
-    (statement,) = policy["policyDocument"]["Statement"]
-    assert statement == {
-        "Action": "execute-api:Invoke",
-        "Effect": "Allow",
-        "Resource": "arn:aws:execute-api:eu-central-1:123456789012:abc123/prod/*",
-    }
+def effect(policy: Any) -> str:
+    return str(policy["policyDocument"]["Statement"][0]["Effect"])
 
 
-def test_any_other_key_is_denied_by_a_policy_that_the_gateway_can_cache(
-    deployed: Deployed, example_event: Example
-) -> None:
-    for token in (example_event("authorize")["authorizationToken"], f"Bearer {BearerKey.new('stranger').key}"):
-        policy = authorize(example_event("authorize") | {"authorizationToken": token})
-        assert policy["policyDocument"]["Statement"][0]["Effect"] == "Deny"
+def test_a_key_opens_every_route_of_the_stage_and_brings_its_own_allowance(deployed: Deployed) -> None:
+    policy = authorize(deployed.stack.key.key)
+    resource = "arn:aws:execute-api:eu-central-1:123456789012:abc123/prod/*"
+    statement = {"Action": "execute-api:Invoke", "Effect": "Allow", "Resource": resource}
+    document = {"Version": "2012-10-17", "Statement": [statement]}
+    assert policy == {"principalId": "example", "policyDocument": document}
+    frugal = BearerKey.new("frugal")
+    deployed.stack.put_client(frugal, images_per_day=3)
+    assert authorize(frugal.key)["context"] == {"images_per_day": 3}
 
 
-def test_a_client_s_own_allowance_goes_along_with_its_policy(deployed: Deployed, example_event: Example) -> None:
-    key = BearerKey.new("frugal")
-    record = msgspec.json.encode(msgspec.structs.replace(key.record(), images_per_day=3)).decode()
-    deployed.client("ssm").put_parameter(Name=f"/{deployed.stack}/clients/frugal", Type="String", Value=record)
-    policy = authorize(example_event("authorize") | {"authorizationToken": f"Bearer {key.key}"})
-    assert policy["context"] == {"images_per_day": 3}
-    assert "context" not in authorize(example_event("authorize") | {"authorizationToken": f"Bearer {deployed.key.key}"})
+@pytest.mark.usefixtures("deployed")
+def test_any_other_credential_is_denied_by_a_policy_that_the_gateway_can_cache() -> None:
+    examples = [example(name)["authorizationToken"].split()[1] for name in ("authorize", "authorize-jwt")]
+    for other in (*examples, BearerKey.new("stranger").key):  # no issuer is trusted
+        assert effect(authorize(other)) == "Deny"
 
 
 @pytest.fixture
@@ -507,66 +451,51 @@ def issuer(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
         yield issuer
 
 
-def with_token(example_event: Example, token: str) -> Event:
-    return example_event("authorize-jwt") | {"authorizationToken": f"Bearer {token}"}
-
-
 @pytest.mark.parametrize("kid", ["rsa-1", "ec-1"])
 def test_a_token_opens_every_route_of_the_stage_to_an_opaque_caller(
-    issuer: FakeIssuer, example_event: Example, capsys: pytest.CaptureFixture[str], kid: str
+    issuer: FakeIssuer, stack: Stack, capsys: pytest.CaptureFixture[str], kid: str
 ) -> None:
-    policy = authorize(with_token(example_event, issuer.token(kid)))
+    assert authorize(stack.key.key)["principalId"] == "example"
+    assert issuer.asked == []  # a key needs no look at the issuer
+    policy = authorize(issuer.token(kid), "authorize-jwt")
     assert re.fullmatch("oidc:[0-9a-f]{32}", policy["principalId"])
-    assert policy["policyDocument"]["Statement"][0]["Effect"] == "Allow"
+    assert effect(policy) == "Allow"
     assert "context" not in policy
-    assert authorize(with_token(example_event, issuer.token(sub="bob")))["principalId"] != policy["principalId"]
+    assert authorize(issuer.token(sub="bob"), "authorize-jwt")["principalId"] != policy["principalId"]
     assert "ann@example.org" not in json.dumps(policy) + capsys.readouterr().out
 
 
-def test_a_key_opens_the_stage_without_a_look_at_the_issuer(
-    issuer: FakeIssuer, deployed: Deployed, example_event: Example
-) -> None:
-    policy = authorize(example_event("authorize") | {"authorizationToken": f"Bearer {deployed.key.key}"})
-    assert policy["principalId"] == "example"
-    assert issuer.asked == []
-
-
-def test_a_bad_token_is_denied_by_a_policy(issuer: FakeIssuer, example_event: Example) -> None:
-    for token in (issuer.token(aud="other"), example_event("authorize-jwt")["authorizationToken"].split()[1]):
-        policy = authorize(with_token(example_event, token))
-        assert policy["principalId"] == "unknown"
-        assert policy["policyDocument"]["Statement"][0]["Effect"] == "Deny"
-
-
-def test_an_issuer_that_is_down_is_no_policy_at_all(issuer: FakeIssuer, example_event: Example) -> None:
+def test_a_bad_token_is_denied_by_a_policy_and_an_issuer_that_is_down_is_no_policy_at_all(issuer: FakeIssuer) -> None:
+    for token in (issuer.token(aud="other"), example("authorize-jwt")["authorizationToken"].split()[1]):
+        policy = authorize(token, "authorize-jwt")
+        assert (policy["principalId"], effect(policy)) == ("unknown", "Deny")
+    authorizer.cache_clear()
     issuer.instead[issuer.discovery_path] = lambda _: Reply(503)
     with pytest.raises(IssuerUnavailableError):
-        authorize(with_token(example_event, issuer.token()))
+        authorize(issuer.token(), "authorize-jwt")
 
 
-@pytest.mark.usefixtures("deployed")
-def test_without_an_issuer_a_token_is_denied(example_event: Example) -> None:
-    policy = authorize(example_event("authorize-jwt"))
-    assert policy["policyDocument"]["Statement"][0]["Effect"] == "Deny"
-
-
-def sqs_event(example: Event, generation_id: str) -> Event:
-    (record,) = example["Records"]
+def received(generation_id: str, name: str = "work") -> Event:
+    """The event of a message that is really in the queue, and has just been received."""
     body = json.dumps({"generation_id": generation_id})
-    return {"Records": [{**record, "body": body, "receiptHandle": received(body)}]}
-
-
-def received(body: str) -> str:
-    """A receipt of a message that is really in the queue."""
-    sqs, url = boto3.client("sqs"), os.environ["GENERATION_QUEUE_URL"]
+    sqs, url = sdk.sqs(), os.environ["GENERATION_QUEUE_URL"]
     sqs.send_message(QueueUrl=url, MessageBody=body)
-    receipt: str = sqs.receive_message(QueueUrl=url, VisibilityTimeout=60)["Messages"][0]["ReceiptHandle"]
-    return receipt
+    receipt = sqs.receive_message(QueueUrl=url, VisibilityTimeout=60)["Messages"][0]["ReceiptHandle"]
+    (record,) = example(name)["Records"]
+    return {"Records": [{**record, "body": body, "receiptHandle": receipt}]}
 
 
-def begin(example_event: Example, **body: Any) -> str:
-    """A generation that nobody works on yet."""
-    event = example_event("create-images")
+def work(event: Event, handler: Callable[..., Any] = worker_app.lambda_handler) -> None:
+    assert invoked(handler, event, "worker") == NONE_FAILED
+
+
+def give_up(generation_id: str) -> None:
+    work(received(generation_id, "give-up"), worker_app.dead_letter_handler)
+
+
+def begin(**body: Any) -> str:
+    """A generation that nothing works on yet."""
+    event = example("create-images")
     event["headers"]["Prefer"] = "respond-async"
     status, headers, answer = call(event, **(body or {"prompt": "later"}))
     assert (status, answer["status"]) == (202, "queued")
@@ -574,99 +503,78 @@ def begin(example_event: Example, **body: Any) -> str:
     return str(answer["id"])
 
 
-def test_the_worker_makes_what_its_message_names_and_acknowledges_it(
-    deployed: Deployed, example_event: Example
-) -> None:
-    generation_id = begin(example_event)
-    event = sqs_event(example_event("work"), generation_id)
+def test_the_worker_makes_what_its_message_names_and_acknowledges_it(deployed: Deployed) -> None:
+    generation_id = begin()
+    event = received(generation_id)
     for _ in range(2):  # a message may come twice
-        assert worker_app.lambda_handler(event, Context(60_000)) == {"batchItemFailures": []}  # type: ignore[arg-type]
-    status, _, generation = call(about(example_event("get-generation"), generation_id))
+        work(event)
+    status, _, generation = call(about(generation_id, "get-generation"))
     assert (status, generation["status"]) == (200, "completed")
-    assert {f"images/{image['id']}" for image in generation["data"]} == set(deployed.stored())
-    assert len(deployed.upstream.stand_in.calls) == 1
+    assert {f"images/{image['id']}" for image in generation["data"]} == set(deployed.stack.stored())
+    assert len(deployed.calls) == 1
 
 
 @pytest.mark.parametrize("way", ["inline", "queued"])
 @pytest.mark.parametrize(
-    ("headers", "calls", "told"),
+    ("headers", "calls", "seconds"),
     [({"Retry-After": "60"}, 1, "60"), ({"retry-after-ms": "9500"}, 1, "10"), ({"retry-after-ms": "1"}, 3, "1")],
 )
-def test_of_an_upstream_that_is_rate_limited_each_attempt_asks_at_most_thrice_and_tells_when_to_retry(
-    deployed: Deployed, example_event: Example, headers: dict[str, str], calls: int, told: str, way: str
+def test_of_an_upstream_that_is_rate_limited_each_attempt_asks_at_most_thrice_and_says_when_to_retry(
+    deployed: Deployed, headers: dict[str, str], calls: int, seconds: str, way: str
 ) -> None:
-    stand_in = deployed.upstream.stand_in
-    stand_in.script += [lambda _: Reply(429, b"{}", headers)] * 9
+    deployed.upstream.stand_in.script += [lambda _: Reply(429, b"{}", headers)] * 9
     for attempt in range(2):
         if way == "inline":
-            event = example_event("create-images")
+            event = example("create-images")
             event["headers"]["x-stainless-retry-count"] = str(attempt)
             status, got, answer = call(event)
         else:
-            generation_id = begin(example_event)
-            worker_app.lambda_handler(
-                sqs_event(example_event("work"), generation_id),
-                Context(60_000),  # type: ignore[arg-type]
-            )
-            status, got, answer = call(about(example_event("get-result"), generation_id))
-
+            generation_id = begin()
+            work(received(generation_id))
+            status, got, answer = call(about(generation_id, "get-result"))
         assert (status, answer["error"]["code"]) == (429, "rate_limit_exceeded")
-        assert got["retry-after"] == told
+        assert got["retry-after"] == seconds
         assert "x-should-retry" not in got
-        assert len(stand_in.calls) == calls * (attempt + 1)
+        assert len(deployed.calls) == calls * (attempt + 1)
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_message_without_a_record_is_acknowledged_at_its_first_receipt(example_event: Example) -> None:
-    event = sqs_event(example_event("work"), "gen_AAECAwQFBgcICQoLDA0ODw")
+def test_a_message_without_a_record_is_acknowledged_at_its_first_receipt() -> None:
+    event = received(GENERATION_ID)
     event["Records"][0]["attributes"]["SentTimestamp"] = str(int(time.time() * 1000))
-    assert worker_app.lambda_handler(event, Context(60_000)) == {"batchItemFailures": []}  # type: ignore[arg-type]
-    dead = sqs_event(example_event("give-up"), "gen_AAECAwQFBgcICQoLDA0ODw")
-    assert worker_app.dead_letter_handler(dead, Context(60_000)) == {"batchItemFailures": []}  # type: ignore[arg-type]
+    work(event)
+    give_up(GENERATION_ID)
 
 
-def test_a_dead_letter_fails_the_generation_that_nobody_works_on(deployed: Deployed, example_event: Example) -> None:
-    generation_id = begin(example_event)
-    event = sqs_event(example_event("give-up"), generation_id)
-    answer = worker_app.dead_letter_handler(event, Context(30_000))  # type: ignore[arg-type]
-    assert answer == {"batchItemFailures": []}
-    _, _, generation = call(about(example_event("get-generation"), generation_id))
-    assert (generation["status"], generation["error"]["code"]) == ("failed", "abandoned")
-    assert deployed.upstream.stand_in.calls == []
+@pytest.mark.parametrize("there", [False, True], ids=["nothing is stored", "all is stored"])
+def test_a_dead_letter_ends_the_generation_by_what_is_stored_and_buys_nothing(deployed: Deployed, there: bool) -> None:
+    generation_id = begin()
+    image_ids: list[str] = []
+    if there:
+        records = worker().workshop.records
+        claimed = records.claim(generation_id, "dead", now=time.time() - 9, lease_until=time.time() - 1)
+        assert claimed is not None
+        records.save_sending(generation_id, "dead", 0, 1)
+        image_ids = list(claimed.image_ids)
+        stored = {"Bucket": deployed.stack.bucket, "Key": f"images/{image_ids[0]}", "ContentType": "image/png"}
+        client("s3").put_object(**stored, Body=png("1"))
+    give_up(generation_id)
+    _, _, generation = call(about(generation_id, "get-generation"))
+    assert [image["id"] for image in generation["data"]] == image_ids
+    code = generation["error"] and generation["error"]["code"]
+    assert (generation["status"], code) == (("completed", None) if there else ("failed", "abandoned"))
+    assert deployed.calls == []
 
 
-def test_a_dead_letter_lists_the_images_that_are_stored_and_buys_none(
-    deployed: Deployed, example_event: Example
-) -> None:
-    generation_id = begin(example_event)
-    records = worker().workshop.records
-    claimed = records.claim(generation_id, "dead", now=time.time() - 9, lease_until=time.time() - 1)
-    assert claimed is not None
-    records.save_sending(generation_id, "dead", 0, 1)
-    (image_id,) = claimed.image_ids
-    deployed.client("s3").put_object(
-        Bucket=deployed.bucket, Key=f"images/{image_id}", Body=png(100), ContentType="image/png"
-    )
-    event = sqs_event(example_event("give-up"), generation_id)
-    answer = worker_app.dead_letter_handler(event, Context(30_000))  # type: ignore[arg-type]
-    assert answer == {"batchItemFailures": []}
-    _, _, generation = call(about(example_event("get-generation"), generation_id))
-    assert (generation["status"], [image["id"] for image in generation["data"]]) == ("completed", [image_id])
-    assert deployed.upstream.stand_in.calls == []
-
-
-def test_a_generation_is_listed_cancelled_and_deleted(deployed: Deployed, example_event: Example) -> None:
-    generation_id = begin(example_event)
-    status, _, page = call(example_event("list-generations"))
+def test_a_generation_is_listed_cancelled_and_deleted(deployed: Deployed) -> None:
+    generation_id = begin()
+    status, _, page = call("list-generations")
     assert (status, [each["id"] for each in page["data"]]) == (200, [generation_id])
-    status, _, cancelled = call(about(example_event("cancel-generation"), generation_id))
+    status, _, cancelled = call(about(generation_id, "cancel-generation"))
     assert (status, cancelled["status"]) == (200, "cancelled")
-    assert call(about(example_event("cancel-generation"), generation_id))[::2] == (200, cancelled)
+    assert call(about(generation_id, "cancel-generation"))[::2] == (200, cancelled)
     for _ in range(2):
-        assert call(about(example_event("delete-generation"), generation_id))[0] == 200
-    assert call(about(example_event("get-generation"), generation_id))[0] == 404
-    worker_app.lambda_handler(
-        sqs_event(example_event("work"), generation_id),
-        Context(60_000),  # type: ignore[arg-type]
-    )
-    assert deployed.upstream.stand_in.calls == []
+        assert call(about(generation_id, "delete-generation"))[0] == 200
+    assert call(about(generation_id, "get-generation"))[0] == 404
+    work(received(generation_id))
+    assert deployed.calls == []

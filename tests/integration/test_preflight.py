@@ -9,18 +9,23 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
 import boto3
 import pytest
+from botocore.loaders import Loader
+from samtranslator.yaml_helper import yaml_parse
 
 from local.serving import Reply, Request, serving
 from local.template import Template
 from tests.conftest import ROOT
 from tools.preflight import ENVIRONMENTS, executions_needed, main
 
+Done = subprocess.CompletedProcess[str]
 REGION = "us-east-1"
 SECRET = "sk-canary-of-the-preflight"
 CREDENTIALS = {
@@ -31,22 +36,12 @@ CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_MAX_ATTEMPTS": "1",
 }
-NO_STACK = (
-    b"<ErrorResponse><Error><Type>Sender</Type><Code>ValidationError</Code>"
-    b"<Message>Stack with id x does not exist</Message></Error></ErrorResponse>"
-)
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
+REFUSAL = "<ErrorResponse><Error><Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error></ErrorResponse>"
 
 
 @dataclass
 class Account:
-    """What the AWS that stands in has. `status` is the stack's, None where it is not there; `quota` Lambda's."""
+    """What the AWS that stands in has. `status` is the stack's, None if it is not there; `quota` is Lambda's."""
 
     aws_url: str
     config: Path
@@ -55,24 +50,23 @@ class Account:
     status: str | None = None
     parameters: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=lambda: ["UpstreamBaseUrl=https://api.example.com/v1"])
+    refuses: bool = False
 
-    def put_key(self, kind: str = "SecureString") -> None:
-        ssm = boto3.client(
-            "ssm",
-            endpoint_url=self.aws_url,
-            region_name=REGION,
-            aws_access_key_id="operator",
-            aws_secret_access_key="secret",
-        )
-        ssm.put_parameter(Name=f"/{self.stack}/upstream-api-key", Type=kind, Value=SECRET)  # type: ignore[arg-type]
+    def put_key(self, kind: Any = "SecureString") -> None:
+        keys = {"aws_access_key_id": "operator", "aws_secret_access_key": "secret"}
+        ssm: Any = boto3.client("ssm", endpoint_url=self.aws_url, region_name=REGION, **keys)  # type: ignore[call-overload]
+        ssm.put_parameter(Name=f"/{self.stack}/upstream-api-key", Type=kind, Value=SECRET)
+        ssm.close()
 
     def answer(self, request: Request) -> Reply:
         """CloudFormation's and Lambda's."""
+        if self.refuses:
+            return Reply(403, REFUSAL.format("AccessDenied", "no").encode())
         if request.target.startswith("/2016-08-19/account-settings"):
             limit = {"UnreservedConcurrentExecutions": self.quota, "ConcurrentExecutions": 5000}
             return Reply(200, json.dumps({"AccountLimit": limit}).encode())
         if self.status is None:
-            return Reply(400, NO_STACK)
+            return Reply(400, REFUSAL.format("ValidationError", "Stack with id x does not exist").encode())
         parameters = "".join(
             f"<member><ParameterKey>{name}</ParameterKey><ParameterValue>{value}</ParameterValue></member>"
             for name, value in self.parameters.items()
@@ -94,15 +88,9 @@ class Account:
         with serving(self.answer) as port:
             url = f"http://127.0.0.1:{port}"
             kept = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_") or name == "PATH"}
-            yield {
-                **kept,
-                **CREDENTIALS,
-                "PYTHONPATH": str(ROOT / "layers/imagegen"),
-                "AWS_DEFAULT_REGION": REGION,
-                "AWS_ENDPOINT_URL": self.aws_url,
-                "AWS_ENDPOINT_URL_CLOUDFORMATION": url,
-                "AWS_ENDPOINT_URL_LAMBDA": url,
-            }
+            stand_in = {"AWS_ENDPOINT_URL_CLOUDFORMATION": url, "AWS_ENDPOINT_URL_LAMBDA": url}
+            own = {"PYTHONPATH": str(ROOT / "layers/imagegen"), "AWS_DEFAULT_REGION": REGION}
+            yield {**kept, **CREDENTIALS, **own, "AWS_ENDPOINT_URL": self.aws_url, **stand_in}
 
     def preflight(
         self, environment: str = "dev", *, without: tuple[str, ...] = (), profile: str | None = None, **other: str
@@ -116,65 +104,77 @@ class Account:
         with self.environment() as variables:
             given = {name: value for name, value in variables.items() if name not in without}
             given |= {"AWS_PROFILE": profile} if profile else {}
-            told = (redirect_stdout(out), redirect_stderr(err))
-            with patch.dict(os.environ, given, clear=True), patch.object(sys, "argv", arguments), told[0], told[1]:
+            surroundings = (patch.dict(os.environ, given, clear=True), patch.object(sys, "argv", arguments))
+            with surroundings[0], surroundings[1], redirect_stdout(out), redirect_stderr(err):
                 try:
                     code = main()
                 except SystemExit as end:
                     code = int(end.code or 0)
         assert SECRET not in out.getvalue() + err.getvalue()
-        return Done(code, out.getvalue(), err.getvalue())
+        return Done("preflight", code, out.getvalue(), err.getvalue())
+
+    def missing(self, *arguments: str, **options: Any) -> list[str]:
+        """What is missing, each with its cure on one line."""
+        done = self.preflight(*arguments, **options)
+        assert (done.returncode, done.stdout) == (1, ""), done
+        return done.stderr.replace("\n    ", " → ").splitlines()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parsed_once() -> Iterator[None]:
+    """The template, and botocore's data of each service: the tool reads both anew, as a process does once."""
+    loader = Loader()
+    with (
+        patch("tools.preflight.yaml_parse", cache(yaml_parse)),
+        patch("botocore.session.create_loader", lambda _: loader),
+    ):
+        yield
 
 
 @pytest.fixture
 def account(aws_url: str, tmp_path: Path) -> Account:
+    """With nothing that the preflight would miss but the upstream's key."""
     return Account(aws_url, tmp_path / "samconfig.toml", f"imagegen-{uuid4().hex[:8]}")
 
 
-def missing(done: Done) -> list[str]:
-    """What is missing, each with its mending on one line."""
-    assert (done.returncode, done.stdout) == (1, ""), done
-    return done.stderr.replace("\n    ", " → ").splitlines()
-
-
-def test_where_nothing_is_missing_it_says_so(account: Account) -> None:
+@pytest.fixture
+def ready(account: Account) -> Account:
     account.put_key()
-    done = account.preflight()
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"nothing is missing for {account.stack} in {REGION}\n"
+    return account
 
 
-def test_all_that_is_missing_is_told_at_once_each_with_what_mends_it(account: Account) -> None:
+def test_if_nothing_is_missing_it_says_so(ready: Account) -> None:
+    said = f"nothing is missing for {ready.stack} in {REGION}\n"
+    assert vars(ready.preflight()) == vars(Done("preflight", 0, said, ""))
+    # What the deployed stack has need not be given again.
+    ready.parameters = {"UpstreamBaseUrl": "https://api.example.com/v1"}
+    ready.overrides, ready.status = [], "UPDATE_COMPLETE"
+    assert ready.preflight().stdout == said
+
+
+def test_all_that_is_missing_is_listed_at_once_each_with_its_cure(account: Account) -> None:
     account.overrides, account.quota, account.status = ["ImagePerDay=5"], 10, "ROLLBACK_COMPLETE"
-    told = missing(account.preflight(sam="/nowhere/sam", python="/nowhere"))
-    mended = [each.partition(" → ")[2] for each in told]
-    assert all(mended), told
-    assert "make .venv-sam/ready" in mended[0]
-    assert "docs/configuration.md" in mended[2]
-    assert f"aws cloudformation delete-stack --stack-name {account.stack}" in mended[3]
+    cures = [each.partition(" → ")[2] for each in account.missing(sam="/nowhere/sam", python="/nowhere")]
+    assert all(cures), cures
+    assert "make .venv-sam/ready" in cures[0]
+    assert "docs/configuration.md" in cures[2]
+    assert f"aws cloudformation delete-stack --stack-name {account.stack}" in cures[3]
     name = f"/{account.stack}/upstream-api-key"
-    assert mended[4] == f'aws ssm put-parameter --name {name} --type SecureString --value "$UPSTREAM_API_KEY"'
-    assert "UpstreamBaseUrl=…" in mended[5]
-    assert "[dev.deploy.parameters]" in mended[5]
-    assert "aws service-quotas request-service-quota-increase" in mended[6]
-    assert len(told) == 7
+    assert cures[4] == f'aws ssm put-parameter --name {name} --type SecureString --value "$UPSTREAM_API_KEY"'
+    assert "UpstreamBaseUrl=…" in cures[5]
+    assert "[dev.deploy.parameters]" in cures[5]
+    assert "aws service-quotas request-service-quota-increase" in cures[6]
+    assert len(cures) == 7
 
 
 def test_a_key_that_is_not_encrypted_is_to_be_put_anew(account: Account) -> None:
     account.put_key("String")
-    (told,) = missing(account.preflight())
-    assert "is no SecureString → aws ssm delete-parameter" in told
-
-
-def test_what_the_deployed_stack_has_need_not_be_given_again(account: Account) -> None:
-    account.put_key()
-    account.overrides, account.status = [], "UPDATE_COMPLETE"
-    account.parameters = {"UpstreamBaseUrl": "https://api.example.com/v1"}
-    assert account.preflight().returncode == 0
+    (line,) = account.missing()
+    assert "is no SecureString → aws ssm delete-parameter" in line
 
 
 @pytest.mark.parametrize(
-    ("status", "mend"),
+    ("status", "cure"),
     [
         ("UPDATE_ROLLBACK_COMPLETE", None),
         ("REVIEW_IN_PROGRESS", None),
@@ -186,17 +186,15 @@ def test_what_the_deployed_stack_has_need_not_be_given_again(account: Account) -
         ("DELETE_IN_PROGRESS", "wait stack-delete-complete"),
     ],
 )
-def test_a_stack_that_cannot_be_deployed_to_is_told_with_the_way_out(
-    account: Account, status: str, mend: str | None
+def test_a_stack_that_cannot_be_deployed_to_is_named_with_the_way_out(
+    ready: Account, status: str, cure: str | None
 ) -> None:
-    account.put_key()
-    account.status = status
-    done = account.preflight()
-    if mend is None:
-        assert done.returncode == 0, done.stderr
+    ready.status = status
+    if cure is None:
+        assert ready.preflight().returncode == 0
     else:
-        (told,) = missing(done)
-        assert f"aws cloudformation {mend} --stack-name {account.stack}" in told
+        (line,) = ready.missing()
+        assert f"aws cloudformation {cure} --stack-name {ready.stack}" in line
 
 
 @pytest.mark.parametrize(
@@ -204,82 +202,57 @@ def test_a_stack_that_cannot_be_deployed_to_is_told_with_the_way_out(
     [([], 121, True), ([], 120, False), (["MostWaiters=0", "WorkerConcurrency=2", "BatchConcurrency='2'"], 10, True)],
 )
 def test_lambdas_quota_is_held_against_what_the_parameters_may_need(
-    account: Account, overrides: list[str], quota: int, enough: bool
+    ready: Account, overrides: list[str], quota: int, enough: bool
 ) -> None:
-    account.put_key()
-    account.overrides, account.quota = [*account.overrides, *overrides], quota
-    done = account.preflight()
-    assert (done.returncode == 0) is enough, done.stderr
-    if not enough:
-        assert f"at most {quota} functions" in missing(done)[0]
+    ready.overrides, ready.quota = [*ready.overrides, *overrides], quota
+    if enough:
+        assert ready.preflight().returncode == 0
+    else:
+        assert f"at most {quota} functions" in ready.missing()[0]
 
 
 @pytest.mark.parametrize("stack", ["aws-images", "SSMimages", "images_dev", "1images"])
 def test_a_stack_whose_name_is_none_or_can_hold_no_parameter_is_to_be_named_anew(account: Account, stack: str) -> None:
     account.stack = stack
-    (told,) = missing(account.preflight())
-    assert told.startswith(f"samconfig.toml names the stack for dev {stack}: a stack is ")
-    assert told.endswith('stack_name = "imagegen-dev"')
-
-
-def test_a_profile_that_is_not_there_is_named(account: Account) -> None:
-    (told,) = missing(account.preflight(profile="nobodys"))
-    assert told.startswith("nothing in AWS was looked at: ")
-    assert "nobodys" in told
+    (line,) = account.missing()
+    assert line.startswith(f"samconfig.toml names the stack for dev {stack}: a stack is ")
+    assert line.endswith('stack_name = "imagegen-dev"')
 
 
 @pytest.mark.parametrize(
-    ("without", "told"),
+    ("options", "words"),
     [
-        (("AWS_DEFAULT_REGION",), "no region is set"),
-        (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "no credentials are set"),
+        ({"profile": "nobodys"}, "nothing in AWS was looked at: The config profile (nobodys)"),
+        ({"without": ("AWS_DEFAULT_REGION",)}, "no region is set"),
+        ({"without": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}, "no credentials are set"),
+        ({}, "the credentials are not good: "),
     ],
+    ids=["profile", "region", "credentials", "refused"],
 )
-def test_what_is_missing_to_reach_aws_is_told(account: Account, without: tuple[str, ...], told: str) -> None:
-    (line,) = missing(account.preflight(without=without))
-    assert line.startswith(told)
+def test_what_is_missing_to_reach_aws_is_named(account: Account, options: dict[str, Any], words: str) -> None:
+    account.aws_url = "http://127.0.0.1:9"  # nothing listens there
+    (line,) = account.missing(**options)
+    assert line.startswith(words)
 
 
-def test_credentials_that_aws_does_not_take_are_told_in_a_line(account: Account) -> None:
-    account.aws_url = "http://127.0.0.1:9"
-    (line,) = missing(account.preflight())
-    assert line.startswith("the credentials are not good: ")
+def test_what_the_operator_may_not_ask_is_named_with_the_action_to_allow(ready: Account) -> None:
+    ready.refuses = True
+    actions = [line.partition(" → ")[2].split()[1] for line in ready.missing()]
+    assert actions == ["cloudformation:DescribeStacks", "lambda:GetAccountSettings"]
 
 
-def test_what_whoever_deploys_may_not_ask_is_told_with_the_action_to_allow(account: Account) -> None:
-    account.put_key()
-    refusal = b"<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
-    account.answer = lambda request: Reply(403, refusal)  # type: ignore[method-assign]
-    told = missing(account.preflight())
-    assert [line.partition(" → ")[2].split()[1] for line in told] == [
-        "cloudformation:DescribeStacks",
-        "lambda:GetAccountSettings",
-    ]
+def test_an_environment_that_is_none_is_refused_and_one_without_a_section_is_named(account: Account) -> None:
+    for environment in ("production", "default", "", "Dev"):
+        done = account.preflight(environment)
+        assert done.returncode == 2
+        assert "choose from" in done.stderr
+    assert account.missing("staging")[0].startswith("samconfig.toml names no stack for staging → ")
 
 
-@pytest.mark.parametrize("environment", ["production", "default", "", "Dev"])
-def test_an_environment_that_is_none_is_refused(account: Account, environment: str) -> None:
-    done = account.preflight(environment)
-    assert done.returncode == 2
-    assert "choose from" in done.stderr
-
-
-def test_an_environment_without_a_section_is_told(account: Account) -> None:
-    (line, *_) = missing(account.preflight("staging"))
-    assert line.startswith("samconfig.toml names no stack for staging → ")
-
-
-@pytest.mark.parametrize("target", ["preflight", "deploy"])
-def test_make_deploys_nothing_where_something_is_missing(account: Account, target: str) -> None:
+def test_make_deploys_nothing_if_something_is_missing(account: Account) -> None:
+    make = ["make", "--old-file=.venv/ready", "--old-file=.venv-sam/ready", "deploy", "ENV=staging"]
     with account.environment() as variables:
-        done = subprocess.run(
-            ["make", "--old-file=.venv/ready", "--old-file=.venv-sam/ready", target, "ENV=staging"],
-            cwd=ROOT,
-            env=variables,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(make, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "aws ssm put-parameter --name /imagegen-staging/upstream-api-key" in done.stderr
     assert "UpstreamBaseUrl has no value" in done.stderr
@@ -299,10 +272,6 @@ def test_every_consumer_of_a_queue_is_counted() -> None:
     mappings = template.of_type("AWS::Lambda::EventSourceMapping").values()
     bounded = [each["ScalingConfig"]["MaximumConcurrency"] for each in mappings if "ScalingConfig" in each]
 
-    def counted(waiters: int) -> int:
-        return executions_needed(
-            template.document, {"MostWaiters": waiters, "WorkerConcurrency": 40, "BatchConcurrency": 40}
-        )
-
-    assert counted(7) - counted(0) == 7
-    assert counted(0) - sum(40 if isinstance(most, dict) else int(most) for most in bounded) == 2
+    consumers = sum(40 if isinstance(most, dict) else int(most) for most in bounded)
+    values = {"WorkerConcurrency": 40, "BatchConcurrency": 40}
+    assert executions_needed(template.document, {**values, "MostWaiters": 7}) == consumers + 7 + 2

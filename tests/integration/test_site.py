@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,9 +10,8 @@ from functions.site import app as site_app
 from imagegen.bootstrap.site import site
 from imagegen.openai_wire.openapi import openapi_document
 from tests.conftest import ROOT
+from tests.support.lambda_events import Event, example, over_http
 
-Event = dict[str, Any]
-Example = Callable[[str], Event]
 IMAGES = "https://images-123.s3.eu-central-1.amazonaws.com"
 PAGES = {
     "playground": "text/html; charset=utf-8",
@@ -26,12 +23,6 @@ PAGES = {
 }
 
 
-@dataclass
-class Context:
-    function_name: str = "site"
-    aws_request_id: str = "request"
-
-
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PUBLIC_BASE_URL"):
@@ -39,32 +30,27 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CORS_ORIGIN", "https://app.example.com")
     monkeypatch.setenv("IMAGE_ORIGIN", IMAGES)
     monkeypatch.setenv("PROMPT_MAX_CHARACTERS", "1000")
-    site.cache_clear()
-    site_app._description.cache_clear()
+    for cached in (site, site_app._description):
+        cached.cache_clear()
     yield
-    site.cache_clear()
-    site_app._description.cache_clear()
+    for cached in (site, site_app._description):
+        cached.cache_clear()
 
 
-def call(event: Event) -> tuple[int, dict[str, str], str]:
-    answer = site_app.lambda_handler(event, Context())  # type: ignore[arg-type]
-    headers = {name.lower(): values[-1] for name, values in answer["multiValueHeaders"].items()}
-    return answer["statusCode"], headers, answer.get("body") or ""
+def call(event: str | Event, path: str | None = None) -> tuple[int, dict[str, str], str]:
+    event = example(event) if isinstance(event, str) else event
+    if path is not None:
+        event["requestContext"]["path"] = path
+    return over_http(site_app.lambda_handler, event, "site")
 
 
 def policy(headers: dict[str, str]) -> dict[str, str]:
     return dict(directive.split(" ", 1) for directive in headers["content-security-policy"].split("; "))
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_request_id_is_the_one_that_no_caller_chooses(example_event: Example, name: str) -> None:
-    _, headers, _ = call(example_event(name))
-    assert headers["x-request-id"] == "JKJaXmPLvHcESHA="
-
-
-def test_the_page_may_load_our_files_ask_our_api_and_show_our_images_and_nothing_else(example_event: Example) -> None:
-    _, headers, _ = call(example_event("playground"))
-    assert policy(headers) == {
+def test_the_pages_may_load_our_files_ask_our_api_and_show_our_images_and_nothing_else() -> None:
+    playground, docs = policy(call("playground")[1]), policy(call("docs")[1])
+    assert playground == {
         "default-src": "'none'",
         "base-uri": "'none'",
         "connect-src": "'self'",
@@ -74,31 +60,25 @@ def test_the_page_may_load_our_files_ask_our_api_and_show_our_images_and_nothing
         "script-src": "'self'",
         "style-src": "'self'",
     }
+    assert docs == playground | {"connect-src": f"'self' {IMAGES}"}
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_what_it_says_and_tells_nobody_where_its_reader_came_from(example_event: Example, name: str) -> None:
-    status, headers, body = call(example_event(name))
+def test_a_page_is_of_its_type_and_is_not_sent_again_to_a_browser_that_has_it(name: str) -> None:
+    status, headers, body = call(name)
     assert (status, headers["content-type"]) == (200, PAGES[name])
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
-    assert headers["x-frame-options"] == "DENY"
     assert body
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_that_a_browser_has_already_is_not_sent_again(example_event: Example, name: str) -> None:
-    event = example_event(name)
-    _, headers, _ = call(event)
+    safe = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "x-frame-options": "DENY"}
+    assert safe.items() <= headers.items()
+    assert headers["x-request-id"] == "JKJaXmPLvHcESHA="  # the one that no caller chooses
     assert headers["cache-control"] == ("public, max-age=86400" if name == "docs-file" else "no-cache")
-    for known in (headers["etag"], f"W/{headers['etag']}", f'"other", {headers["etag"]}'):
+    tag = headers["etag"]
+    for known, expected in ((tag, 304), (f"W/{tag}", 304), (f'"other", {tag}', 304), ('"other"', 200)):
+        event = example(name)
         event["headers"]["If-None-Match"] = known
         event["multiValueHeaders"]["If-None-Match"] = [known]
-        status, again, body = call(event)
-        assert (status, body, again["etag"]) == (304, "", headers["etag"])
-    event["multiValueHeaders"]["If-None-Match"] = ['"other"']
-    event["headers"]["If-None-Match"] = '"other"'
-    assert call(event)[0] == 200
+        status, again, sent = call(event)
+        assert (status, sent, again["etag"]) == (expected, "" if expected == 304 else body, tag)
 
 
 @pytest.mark.parametrize(
@@ -113,72 +93,51 @@ def test_a_page_that_a_browser_has_already_is_not_sent_again(example_event: Exam
         ("", '/"><script>/', "/&quot;&gt;&lt;script&gt;"),
     ],
 )
-def test_links_hold_wherever_the_page_is_served(
-    example_event: Example, monkeypatch: pytest.MonkeyPatch, public: str, path: str, prefix: str
-) -> None:
+def test_links_hold_under_any_prefix(monkeypatch: pytest.MonkeyPatch, public: str, path: str, prefix: str) -> None:
     monkeypatch.setenv("PUBLIC_BASE_URL", public)
-    event = example_event("playground")
-    event["requestContext"]["path"] = path
-    _, _, body = call(event)
-    links = re.findall(r'(?:href|src)="(/[^"]*)"', body)
+    links = re.findall(r'(?:href|src)="(/[^"]*)"', call("playground", path)[2])
     assert links == [f"{prefix}/playground.css", f"{prefix}/playground.js"]
 
 
-def test_the_description_is_rendered_under_a_policy_as_tight(example_event: Example) -> None:
-    _, page, _ = call(example_event("playground"))
-    _, docs, _ = call(example_event("docs"))
-    loosened = {"connect-src": f"'self' {IMAGES}", "img-src": f"'self' {IMAGES} data:"}
-    assert policy(docs) == policy(page) | loosened
-
-
 @pytest.mark.parametrize(("file", "beginning"), [("swagger-ui.min.css", ".swagger-ui"), ("docs.js", "//")])
-def test_the_renderer_is_what_powertools_carries(example_event: Example, file: str, beginning: str) -> None:
-    event = example_event("docs-file")
-    event["requestContext"]["path"] = f"/prod/docs/{file}"
-    status, _, body = call(event)
+def test_the_renderer_is_what_powertools_carries(file: str, beginning: str) -> None:
+    status, _, body = call("docs-file", f"/prod/docs/{file}")
     assert (status, body.startswith(beginning)) == (200, True)
 
 
-@pytest.mark.parametrize("file", ["app.py", "..", "%2e%2e", "oauth2.py", "playground.html"])
-def test_nothing_else_is_served_from_where_it_is(example_event: Example, file: str) -> None:
-    event = example_event("docs-file")
-    event["requestContext"]["path"] = f"/prod/docs/{file}"
-    assert call(event)[0] == 404
+def test_nothing_else_is_served() -> None:
+    for file in ("app.py", "..", "%2e%2e", "oauth2.py", "playground.html"):
+        assert call("docs-file", f"/prod/docs/{file}")[0] == 404
+    # What only `sam local` would send.
+    status, _, body = call(example("playground") | {"resource": "/nowhere", "path": "/nowhere"})
+    assert (status, json.loads(body)["error"]["code"]) == (404, "unknown_url")
 
 
-def test_the_description_is_of_where_it_is_and_a_page_of_the_configured_origin_may_read_it(
-    example_event: Example,
-) -> None:
-    _, headers, body = call(example_event("openapi"))
+def test_the_description_is_of_its_own_address_and_a_page_of_the_configured_origin_may_read_it() -> None:
+    _, headers, body = call("openapi")
     assert json.loads(body) == openapi_document("/prod", 1000)
     assert headers["access-control-allow-origin"] == "https://app.example.com"
 
 
-@pytest.mark.parametrize("name", ["playground.html", "docs.html"])
-def test_a_page_has_nothing_inline_and_loads_nothing_of_others(name: str) -> None:
-    page = (ROOT / "functions/site" / name).read_text()
-    assert not re.search(r"<style|\son\w+=|\sstyle=|javascript:|<script(?![^>]*\ssrc=)|https?://", page)
+UNSAFE_HTML = r"<style|\son\w+=|\sstyle=|javascript:|<script(?![^>]*\ssrc=)|https?://"
 
 
-def test_the_playground_makes_no_markup_of_what_it_is_told() -> None:
-    script = (ROOT / "functions/site/playground.js").read_text()
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|localStorage", script)
-    style = (ROOT / "functions/site/playground.css").read_text()
-    assert not re.search(r"url\(|@import", style)
+@pytest.mark.parametrize(
+    ("file", "unsafe"),
+    [
+        *(("playground.html", UNSAFE_HTML), ("docs.html", UNSAFE_HTML)),
+        # It makes no markup of what it is given.
+        ("playground.js", r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|localStorage"),
+        ("playground.css", r"url\(|@import"),
+    ],
+)
+def test_a_page_has_nothing_inline_and_loads_nothing_of_others(file: str, unsafe: str) -> None:
+    assert not re.search(unsafe, (ROOT / "functions/site" / file).read_text())
 
 
-def test_a_route_that_only_sam_local_would_send_is_404(example_event: Example) -> None:
-    event = example_event("playground") | {"resource": "/nowhere", "path": "/nowhere"}
-    status, _, body = call(event)
-    assert (status, json.loads(body)["error"]["code"]) == (404, "unknown_url")
-
-
-def test_a_function_without_its_settings_answers_in_openais_shape(
-    example_event: Example, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_without_its_settings_answers_in_openais_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGE_ORIGIN")
-    status, headers, body = call(example_event("playground"))
-    assert status == 500
-    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    status, headers, body = call("playground")
+    assert (status, set(json.loads(body)["error"])) == (500, {"message", "type", "param", "code"})
     assert "IMAGE_ORIGIN" not in body
     assert headers["x-content-type-options"] == "nosniff"

@@ -1,4 +1,5 @@
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,20 +23,9 @@ OURS = modules_under("imagegen", LAYER)
 FUNCTIONS = modules_under("functions", ROOT)
 
 PLAIN = {
-    f"imagegen.{name}"
-    for name in (
-        "errors",
-        "images",
-        "generations",
-        "batches",
-        "catalog",
-        "deadline",
-        "image_format",
-        "lone_surrogates",
-        "redaction",
-        "version",
-        "web_address",
-    )
+    *("imagegen.errors", "imagegen.images", "imagegen.generations", "imagegen.batches", "imagegen.catalog"),
+    *("imagegen.deadline", "imagegen.image_format", "imagegen.lone_surrogates", "imagegen.redaction"),
+    *("imagegen.version", "imagegen.web_address"),
 }
 PORTS = {"imagegen.ports"}
 SETTINGS = {"imagegen.settings"}
@@ -89,124 +79,91 @@ def test_the_rooms_that_these_rules_name_are_there() -> None:
     of_batches = ("carry_on", "file_lines", "manage_batch", "read_batch", "settle", "write_batch")
     helpers = ("come_again", "credentials", "failures", "heartbeat", "silent_trace")
     assert {f"imagegen.{name}" for name in (*verbs, *of_batches, *helpers)} == USE_CASES
-    assert {
-        "functions.api.app",
-        "functions.authorizer.app",
-        "functions.intake.app",
-        "functions.site.app",
-        "functions.worker.app",
-    } <= FUNCTIONS.keys()
+    functions = ("api", "authorizer", "intake", "site", "worker")
+    assert {f"functions.{name}.app" for name in functions} <= FUNCTIONS.keys()
 
 
 def test_these_rules_see_an_import_in_every_spelling() -> None:
-    source = "\n".join(
-        [
-            "import boto3.session as x",
-            "from imagegen import image_format",
-            "from imagegen.aws.s3 import S3ImageStore",
-            "from imagegen.bootstrap import sdk",
-            "if TYPE_CHECKING:",
-            "    import imagegen.providers",
-            "def f():",
-            "    from urllib3.exceptions import HTTPError",
-        ]
-    )
-    assert imports(source) == {
-        "boto3",
-        "imagegen.image_format",
-        "imagegen.aws.s3",
-        "imagegen.bootstrap.sdk",
-        "imagegen.providers",
-        "urllib3",
-    }
+    source = """
+import boto3.session as x
+from imagegen import image_format
+from imagegen.aws.s3 import S3ImageStore
+from imagegen.bootstrap import sdk
+if TYPE_CHECKING:
+    import imagegen.providers
+def f():
+    from urllib3.exceptions import HTTPError
+"""
+    of_ours = {"imagegen.image_format", "imagegen.aws.s3", "imagegen.bootstrap.sdk", "imagegen.providers"}
+    assert imports(source) == {"boto3", "urllib3", *of_ours}
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN))
-def test_plain_types_know_only_each_other(name: str) -> None:
-    assert ours_of(name) <= PLAIN
+WIRE, OUTBOUND, BOOTSTRAP = package("openai_wire"), package("outbound"), package("bootstrap")
+OF_WIRE_FOR_BOOTSTRAP = {f"imagegen.openai_wire.{name}" for name in ("answers", "batches", "events")}
+OUTSIDE = package("providers") | package("aws") | OUTBOUND
+DECIDES = PLAIN | PORTS | USE_CASES | SETTINGS | WIRE
 
 
-@pytest.mark.parametrize("name", sorted(PORTS))
-def test_ports_know_only_plain_types(name: str) -> None:
-    assert ours_of(name) <= PLAIN
+@pytest.mark.parametrize(
+    ("modules", "known"),
+    [
+        (PLAIN | PORTS, PLAIN),
+        (USE_CASES, USE_CASES | PORTS | PLAIN),
+        (WIRE, WIRE | USE_CASES | PORTS | PLAIN),
+        *((package(name), package(name) | OUTBOUND | PORTS | PLAIN) for name in ("providers", "aws", "outbound")),
+        # What works on a generation announces its end, and stores an answer that is too large for Lambda.
+        (BOOTSTRAP, OURS.keys() - WIRE | OF_WIRE_FOR_BOOTSTRAP),
+        (FUNCTIONS.keys(), BOOTSTRAP | WIRE | USE_CASES | PORTS | PLAIN),
+        (SETTINGS | {"imagegen"}, OURS.keys() - OUTSIDE),
+    ],
+    ids=["plain", "use cases", "wire", "providers", "aws", "outbound", "bootstrap", "functions", "settings"],
+)
+def test_a_module_knows_only_the_modules_of_these_rooms(modules: set[str], known: set[str]) -> None:
+    assert modules
+    assert {name: extra for name in modules if (extra := ours_of(name) - known)} == {}
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN | PORTS | USE_CASES | SETTINGS))
-def test_no_sdk_and_no_http_client_comes_near_what_we_decide(name: str) -> None:
-    assert not imports_of(name) & SDKS
+def test_no_sdk_and_no_http_client_comes_near_what_we_decide() -> None:
+    assert {name: found for name in DECIDES if (found := imports_of(name) & SDKS)} == {}
+    slow = {"boto3", "botocore", "urllib3", "jwt", "cryptography"}
+    assert {name: found for name in FUNCTIONS if (found := imports_of(name) & slow)} == {}
 
 
-@pytest.mark.parametrize("name", sorted(USE_CASES))
-def test_use_cases_know_ports_and_plain_types_and_one_another(name: str) -> None:
-    assert ours_of(name) <= USE_CASES | PORTS | PLAIN
+# Imports each module of each group anew, as a process does that imports it first, and prints which libraries that the
+# group must not load are loaded. A library stays loaded, so the groups go from those that may load the least.
+LOAD = """
+import json, sys
+groups, found = json.load(sys.stdin), {}
+for names, forbidden in groups:
+    for name in names:
+        for ours in [each for each in sys.modules if each.partition(".")[0] in ("imagegen", "functions")]:
+            del sys.modules[ours]
+        try:
+            __import__(name)
+        except Exception as error:
+            found[name] = [repr(error)]
+        loaded = {each.partition(".")[0] for each in sys.modules}
+        if loaded & set(forbidden):
+            sys.exit(f"{name} loads {loaded & set(forbidden)}")
+print(json.dumps(found))
+"""
 
 
-@pytest.mark.parametrize("name", sorted(package("openai_wire")))
-def test_the_wire_knows_nothing_of_who_does_the_work(name: str) -> None:
-    assert ours_of(name) <= package("openai_wire") | USE_CASES | PORTS | PLAIN
-    assert not imports_of(name) & SDKS
-
-
-@pytest.mark.parametrize("name", sorted(package("providers") | package("aws") | package("outbound")))
-def test_what_reaches_out_knows_ports_and_plain_types_and_not_who_asked(name: str) -> None:
-    own_package = package(name.split(".")[1])
-    assert ours_of(name) <= own_package | package("outbound") | PORTS | PLAIN
-
-
-@pytest.mark.parametrize("name", sorted((OURS.keys() | FUNCTIONS.keys()) - package("bootstrap")))
-def test_only_bootstrap_wires(name: str) -> None:
-    wired = (package("providers") | package("aws") | SETTINGS) - {name}
-    own_package = package(name.split(".")[1]) if name in IN_PACKAGES else set()
-    assert not ours_of(name) & (wired - own_package)
-
-
-@pytest.mark.parametrize("name", sorted(package("bootstrap")))
-def test_bootstrap_knows_nothing_of_who_calls_it(name: str) -> None:
-    assert not ours_of(name) & FUNCTIONS.keys()
-
-
-@pytest.mark.parametrize("name", sorted(package("bootstrap")))
-def test_bootstrap_wires_only_the_answers_of_the_wire(name: str) -> None:
-    """Whoever works on a generation tells its end, and stores the answer that is too large to be given directly."""
-    answers = {f"imagegen.openai_wire.{name}" for name in ("answers", "batches", "events")}
-    assert ours_of(name) & package("openai_wire") <= answers
-
-
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_functions_know_bootstrap_use_cases_the_wire_and_plain_types(name: str) -> None:
-    assert ours_of(name) <= package("bootstrap") | package("openai_wire") | USE_CASES | PORTS | PLAIN
-    assert not imports_of(name) & {"boto3", "botocore", "urllib3", "jwt", "cryptography"}
-
-
-def loaded_by(name: str) -> set[str]:
-    """The top names that a clean interpreter has loaded once it has imported a module, with an empty environment."""
-    script = f"import sys, {name}; print(*{{module.partition('.')[0] for module in sys.modules}})"
+def test_a_module_can_be_imported_with_an_empty_environment_and_without_what_is_not_for_it() -> None:
+    for_authorizer_alone = ["cryptography", "jwt"]
+    groups = [
+        (sorted(DECIDES), sorted(SDKS)),
+        (sorted(FUNCTIONS), ["boto3", *for_authorizer_alone]),
+        (sorted(OUTSIDE | BOOTSTRAP), for_authorizer_alone),
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", LOAD],
+        input=json.dumps(groups),
         env={"PYTHONPATH": f"{LAYER}:{ROOT}"},
         cwd="/",
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
-
-
-@pytest.mark.parametrize("name", sorted(PLAIN | PORTS | USE_CASES | SETTINGS | package("openai_wire")))
-def test_what_we_decide_can_be_imported_with_an_empty_environment_and_without_an_sdk(name: str) -> None:
-    assert not loaded_by(name) & SDKS
-
-
-@pytest.mark.parametrize(
-    "name", sorted(package("providers") | package("outbound") | package("aws") | package("bootstrap"))
-)
-def test_what_reaches_out_can_be_imported_with_an_empty_environment_and_what_the_layer_carries(name: str) -> None:
-    loaded = loaded_by(name)
-    assert "imagegen" in loaded
-    assert not loaded & {"jwt", "cryptography"}
-
-
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_a_function_can_be_imported_with_an_empty_environment_and_without_the_slow_libraries(name: str) -> None:
-    assert not loaded_by(name) & {"boto3", "jwt", "cryptography"}
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {}
