@@ -8,19 +8,25 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
 import msgspec
+from jsonschema import Draft202012Validator, FormatChecker
 
+from imagegen.aws.generations import DynamoGenerations
 from imagegen.credentials import BearerKey
+from imagegen.generations import Generation
+from local.aws_door import ACCOUNT
 from local.serving import HungUpError, Reply, Request, serving
 from local.stack import STACK_NAME, LocalStack, Options, running
 from local.upstream import Script, StandInUpstream
-from tests.conftest import UPSTREAM_KEY
+from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.support.client import Client
-from tests.support.waiting import until
+from tests.support.waiting import SECONDS, until
 
 # Waits and leases last seconds, not minutes. A lease of less is lost on a machine that is busy.
 PARAMETERS = {
@@ -28,16 +34,90 @@ PARAMETERS = {
     "LeaseSeconds": "3",
     "QuickUpstreamTimeoutSeconds": "5",
     "UpstreamTimeoutSeconds": "20",
+    "ImagesPerDay": "1000000",  # of which a single image is a percentage that can be seen
+    "ImagesPerClientPerDay": "100000",
+    "ImagePrices": "dall-e-2:0.04,dall-e-3:0.5",
 }
 MOST_PROCESSES = 8  # of a function: a hundred clients at once would start sixty-four
 
 
-class World:
-    """A stack that serves. `upstream_url` ends in /v1."""
+# These are in no event: what the upstream revised a prompt to has the last.
+_NEVER_PUBLISHED = (UPSTREAM_KEY, "X-Amz-", "in detail")
 
-    def __init__(self, stack: LocalStack, upstream: StandInUpstream, upstream_url: str) -> None:
-        self.stack, self.upstream, self.upstream_url = stack, upstream, upstream_url
+
+def batch_line(custom_id: str, prompt: str, **body: Any) -> str:
+    """A line of a file for the inbox. The image is small unless the body says otherwise."""
+    fields = {"model": "dall-e-2", "size": "256x256", "prompt": prompt, **body}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/images/generations", "body": fields})
+
+
+class Gate:
+    """A script of the upstream: holds the request until the test opens it, and then answers as usual."""
+
+    def __init__(self) -> None:
+        self._reached, self._opened = Event(), Event()
+
+    def __call__(self, _: Request) -> None:
+        self._reached.set()
+        self._opened.wait(SECONDS)
+
+    def until_reached(self) -> None:
+        assert self._reached.wait(SECONDS), "the request did not come"
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+class Subscriber:
+    """An operator's rule on the bus, and the queue behind it. Each event has to be valid by its schema."""
+
+    def __init__(self, world: "World") -> None:
+        events, self._sqs = world.aws("events"), world.aws("sqs")
+        self._queue = self._sqs.create_queue(QueueName="subscriber")["QueueUrl"]
+        arn = self._sqs.get_queue_attributes(QueueUrl=self._queue, AttributeNames=["QueueArn"])["Attributes"]
+        pattern = json.dumps({"source": ["imagegen"]})
+        events.put_rule(Name="subscriber", EventBusName=STACK_NAME, EventPattern=pattern)
+        targets = [{"Id": "queue", "Arn": arn["QueueArn"]}]
+        events.put_targets(Rule="subscriber", EventBusName=STACK_NAME, Targets=targets)
+        self._bodies: list[str] = []
+
+    def events(self, **detail: str) -> list[dict[str, Any]]:
+        """Those that have come with such a detail, such as `id`, the generation's, or `custom_id`."""
+        self._bodies += received(self._sqs, self._queue)
+        events = [json.loads(body) for body in self._bodies]
+        found = [event for event in events if detail.items() <= event["detail"].items()]
+        for event in found:
+            name = event["detail-type"].lower().replace(" ", "-")
+            schema = json.loads((ROOT / f"events/schemas/{name}.json").read_text())
+            whole = {"account": ACCOUNT, **event}  # which moto leaves out
+            Draft202012Validator(schema, format_checker=FormatChecker()).validate(whole)
+            assert [secret for secret in _NEVER_PUBLISHED if secret in json.dumps(event)] == []
+        return found
+
+    def first(self, **detail: str) -> dict[str, Any]:
+        """The first such event, once it is there."""
+        return until(lambda: self.events(**detail), what=f"an event with {detail}")[0]
+
+
+def received(sqs: Any, queue_url: str) -> list[str]:
+    """The bodies of all messages that are visible, which are taken out of the queue."""
+    bodies = []
+    while messages := sqs.receive_message(QueueUrl=queue_url, MaxNumberOfMessages=10).get("Messages"):
+        for message in messages:
+            sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=message["ReceiptHandle"])
+            bodies.append(message["Body"])
+    return bodies
+
+
+class World:
+    """A stack that serves. `upstream_url` ends in /v1; `answers` are the gateway's: method, path and status."""
+
+    def __init__(
+        self, stack: LocalStack, upstream: StandInUpstream, upstream_url: str, answers: list[tuple[str, str, int]]
+    ) -> None:
+        self.stack, self.upstream, self.upstream_url, self.answers = stack, upstream, upstream_url, answers
         self._aws: dict[str, Any] = {}
+        self._dead_letters: dict[str, str] = {}
 
     @property
     def base_url(self) -> str:
@@ -67,6 +147,12 @@ class World:
         self.upstream.by_prompt[prompt].extend(scripts)
         return prompt
 
+    def hold(self, prompt: str, *, download: bool = False) -> Gate:
+        """Holds the next call for a prompt, or the next download of its image."""
+        gate = Gate()
+        (self.upstream.downloads_by_prompt if download else self.upstream.by_prompt)[prompt].append(gate)
+        return gate
+
     def serve_file(self, script: Script) -> str:
         """A file under the upstream's own origin, answered by the script each time. Gives its URL."""
         name = uuid4().hex
@@ -87,6 +173,54 @@ class World:
         """A message for a queue of the template, by its logical name."""
         text = body if isinstance(body, str) else json.dumps(body)
         self.aws("sqs").send_message(QueueUrl=self.queue_url(queue), MessageBody=text)
+
+    def waiting(self, queue: str) -> int:
+        """How many messages a queue has, those included that are being worked on or come later."""
+        found = self.aws("sqs").get_queue_attributes(QueueUrl=self.queue_url(queue), AttributeNames=["All"])
+        counts = ("", "NotVisible", "Delayed")
+        return sum(int(found["Attributes"][f"ApproximateNumberOfMessages{each}"]) for each in counts)
+
+    @cached_property
+    def bus(self) -> Subscriber:
+        """Subscribes when it is first asked for."""
+        return Subscriber(self)
+
+    def publish(self, **detail: Any) -> None:
+        """A request for an image, on the bus."""
+        entry = {"Source": "shop", "DetailType": "Image Generation Requested", "EventBusName": STACK_NAME}
+        answer = self.aws("events").put_events(Entries=[{**entry, "Detail": json.dumps(detail)}])
+        assert answer["FailedEntryCount"] == 0
+
+    def drop(self, text: str, folder: str, suffix: str = ".jsonl") -> str:
+        """A file in a client's folder of the inbox. Gives its key."""
+        key = f"inbox/{folder}/{uuid4().hex}{suffix}"
+        self.aws("s3").put_object(Bucket=self.stack.inbox, Key=key, Body=text.encode())
+        return key
+
+    def lines(self, key: str) -> list[dict[str, Any]]:
+        """Of a file in the bucket of the inbox and the outbox."""
+        content = self.aws("s3").get_object(Bucket=self.stack.inbox, Key=key)["Body"].read()
+        return [json.loads(line) for line in content.splitlines()]
+
+    def laid_aside(self, part: str) -> str:
+        """The reason for which the intake refused the message that has this part, once it is a dead letter."""
+        sqs, url = self.aws("sqs"), self.queue_url("IntakeDeadLetters")
+
+        def found() -> str | None:
+            answer = sqs.receive_message(QueueUrl=url, MessageAttributeNames=["All"], MaxNumberOfMessages=10)
+            for message in answer.get("Messages", []):
+                sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+                self._dead_letters[message["Body"]] = message["MessageAttributes"]["reason"]["StringValue"]
+            return next((reason for body, reason in self._dead_letters.items() if part in body), None)
+
+        return until(found, what=f"a dead letter with {part}") or ""
+
+    def record(self, generation_id: str) -> Generation:
+        """A generation as the table has it."""
+        table = self.stack.functions["WorkerFunction"].function.environment["GENERATION_TABLE"]
+        found = DynamoGenerations(lambda: self.aws("dynamodb"), table, retention_seconds=0).get(generation_id)
+        assert found
+        return found
 
     def stored(self) -> set[str]:
         """The keys of the image bucket."""
@@ -119,6 +253,14 @@ class World:
     def logs(self) -> str:
         return "".join(path.read_text() for path in self.stack.logs.glob("*Function.log"))
 
+    def journal(self, **fields: str) -> list[tuple[str, dict[str, Any]]]:
+        """The lines of the logs that have these fields, each with the function that wrote it, in its order."""
+        logs = sorted(self.stack.logs.glob("*Function.log"))
+        texts = [(log.stem, text) for log in logs for text in log.read_text().splitlines() if text.startswith("{")]
+        needed = [json.dumps(value) for value in fields.values()]
+        lines = [(name, json.loads(text)) for name, text in texts if all(value in text for value in needed)]
+        return [(name, line) for name, line in lines if fields.items() <= line.items()]
+
 
 @contextmanager
 def running_world(
@@ -128,10 +270,11 @@ def running_world(
     **options: Any,
 ) -> Iterator[World]:
     """A stack with these parameters, or those that tests share. `environment` and `options` are those of Options."""
-    upstream = StandInUpstream(UPSTREAM_KEY)
+    upstream, answers = StandInUpstream(UPSTREAM_KEY), list[tuple[str, str, int]]()
     with ExitStack() as closing:
         url = f"http://127.0.0.1:{closing.enter_context(serving(upstream.respond))}/v1"
-        given: dict[str, Any] = {"most_processes": MOST_PROCESSES, **options}
+        noted = {"on_answer": lambda method, path, status, _: answers.append((method, path, status))}
+        given: dict[str, Any] = {"most_processes": MOST_PROCESSES, **noted, **options}
         asked = Options(
             url,
             UPSTREAM_KEY,
@@ -139,6 +282,6 @@ def running_world(
             environment=environment or {},
             **given,
         )
-        started = World(closing.enter_context(running(asked, logs)), upstream, url)
+        started = World(closing.enter_context(running(asked, logs)), upstream, url, answers)
         closing.callback(started.close)
         yield started
