@@ -174,12 +174,6 @@ class World:
         text = body if isinstance(body, str) else json.dumps(body)
         self.aws("sqs").send_message(QueueUrl=self.queue_url(queue), MessageBody=text)
 
-    def waiting(self, queue: str) -> int:
-        """How many messages a queue has, those included that are being worked on or come later."""
-        found = self.aws("sqs").get_queue_attributes(QueueUrl=self.queue_url(queue), AttributeNames=["All"])
-        counts = ("", "NotVisible", "Delayed")
-        return sum(int(found["Attributes"][f"ApproximateNumberOfMessages{each}"]) for each in counts)
-
     @cached_property
     def bus(self) -> Subscriber:
         """Subscribes when it is first asked for."""
