@@ -2,16 +2,14 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from uuid import uuid4
 
 import openai
 import pytest
 
 from local.aws_door import Fault
-from local.serving import Reply
 from tests.support.client import QUEUED, SMALL, Client
 from tests.support.waiting import until
-from tests.support.world import PARAMETERS, World
+from tests.support.world import PARAMETERS, World, refusing
 
 CALLERS = 16
 
@@ -31,20 +29,24 @@ def ended(caller: Client) -> Counter[str]:
 @pytest.mark.parametrize(
     ("asked", "allowed"), [pytest.param(32, 8, id="short"), pytest.param(200, 50, id="long", marks=pytest.mark.soak)]
 )
-def test_of_many_requests_at_once_exactly_the_allowance_is_generated(world: World, asked: int, allowed: int) -> None:
-    caller, body = world.caller(images_per_day=allowed), {**SMALL, "prompt": uuid4().hex}
+def test_of_many_requests_at_once_exactly_the_allowance_is_generated(
+    world: World, prompt: str, asked: int, allowed: int
+) -> None:
+    caller, body = world.caller(images_per_day=allowed), {**SMALL, "prompt": prompt}
     with ThreadPoolExecutor(CALLERS) as pool:
         answers = list(pool.map(lambda _: caller.post(body, **QUEUED).status, range(asked)))
     assert Counter(answers) == {202: allowed, 429: asked - allowed}
     assert ended(caller) == {"completed": allowed}
-    assert len(world.calls(body["prompt"])) == allowed
+    assert len(world.calls(prompt)) == allowed
 
 
-def test_with_conflicts_and_throttles_no_image_too_many_is_generated(world: World) -> None:
+def test_with_conflicts_and_throttles_no_image_too_many_is_generated(world: World, prompt: str) -> None:
     """moto makes neither. Clients retry what cost nothing, as OpenAI's do."""
     allowed, asked = 8, 24
-    caller, body = world.caller(images_per_day=allowed), {**SMALL, "prompt": uuid4().hex}
+    caller, body = world.caller(images_per_day=allowed), {**SMALL, "prompt": prompt}
     errors = ["ThrottlingException", "TransactionConflictException", "InternalServerError"]
+    whens = ["before", "after"]
+    faults = [Fault(at, whens[at % 2], errors[at % 3], once=True, service="dynamodb") for at in range(5, 3000, 7)]
 
     def retried(number: int) -> int:
         def answered() -> int | None:
@@ -54,12 +56,7 @@ def test_with_conflicts_and_throttles_no_image_too_many_is_generated(world: Worl
         return until(answered) or 0
 
     try:
-        world.stack.door.fail(
-            *(
-                Fault(at, "after" if at % 2 else "before", errors[at % 3], once=True, service="dynamodb")
-                for at in range(5, 3000, 7)
-            )
-        )
+        world.stack.door.fail(*faults)
         with ThreadPoolExecutor(CALLERS) as pool:
             statuses = Counter(pool.map(retried, range(asked)))
     finally:
@@ -70,7 +67,7 @@ def test_with_conflicts_and_throttles_no_image_too_many_is_generated(world: Worl
     # What cannot be given back for certain stays taken: too little is spent then, never too much.
     assert allowed - 5 <= generated["completed"] <= allowed
     assert set(generated) <= {"completed", "failed"}
-    assert len(world.calls(body["prompt"])) <= allowed + 5  # calls of unknown outcome, each of which its record has
+    assert len(world.calls(prompt)) <= allowed + 5  # calls of unknown outcome, each of which its record has
 
 
 def test_an_answer_says_how_the_client_stands(caller: Client) -> None:
@@ -81,11 +78,11 @@ def test_an_answer_says_how_the_client_stands(caller: Client) -> None:
     assert standing == {"x-ratelimit-limit-images": str(limit), "x-ratelimit-remaining-images": str(limit - 2)}
 
 
-def test_over_its_allowance_openais_client_is_refused_once_and_nothing_is_spent(world: World) -> None:
+def test_over_its_allowance_openais_client_is_refused_once_and_nothing_is_spent(world: World, prompt: str) -> None:
     caller, asked = world.caller(images_per_day=3), len(world.answers)
     with caller.openai(max_retries=2) as client:
         with pytest.raises(openai.RateLimitError) as refused:
-            client.images.generate(model="dall-e-2", size="256x256", prompt="too many", n=4)
+            client.images.generate(model="dall-e-2", size="256x256", prompt=prompt, n=4)
         error = refused.value
         assert (error.code, error.type) == ("insufficient_quota", "insufficient_quota")
         assert "4 images" in error.message
@@ -93,17 +90,15 @@ def test_over_its_allowance_openais_client_is_refused_once_and_nothing_is_spent(
         assert error.response.headers["x-ratelimit-remaining-images"] == "3"
         assert int(error.response.headers["retry-after"]) > 0
         assert [status for *_, status in world.answers[asked:]] == [429]
-        assert world.calls("too many") == []
+        assert world.calls(prompt) == []
         client.images.generate(model="dall-e-2", size="256x256", prompt="enough", n=3)
         with pytest.raises(openai.RateLimitError):
             client.images.generate(model="dall-e-2", size="256x256", prompt="one more")
 
 
-def test_what_the_upstream_refused_can_be_asked_for_again_and_a_retry_is_not_counted(world: World) -> None:
-    caller, prompt = world.caller(images_per_day=1), uuid4().hex
-    refused = b'{"error": {"message": "no", "type": "invalid_request_error", "code": "content_policy_violation"}}'
-    world.will(prompt, lambda _: Reply(400, refused, {"Content-Type": "application/json"}))
-    body = {**SMALL, "prompt": prompt}
+def test_what_the_upstream_refused_can_be_asked_for_again_and_a_retry_is_not_counted(world: World, prompt: str) -> None:
+    world.will(prompt, refusing(code="content_policy_violation"))
+    caller, body = world.caller(images_per_day=1), {**SMALL, "prompt": prompt}
     assert caller.make(body).status == 400
 
     def asked_again() -> str | None:  # given back once the refusal is on the record

@@ -63,8 +63,8 @@ def test_an_event_without_a_client_is_nobody_elses(world: World, bus: Subscriber
     assert caller.see(detail["id"]).status == 404
 
 
-def test_the_same_event_delivered_five_times_is_paid_for_once(world: World, bus: Subscriber) -> None:
-    event_id, prompt = str(uuid4()), f"five times {uuid4().hex}"
+def test_the_same_event_delivered_five_times_is_paid_for_once(world: World, bus: Subscriber, prompt: str) -> None:
+    event_id = str(uuid4())
     for _ in range(5):
         deliver(world, {**SMALL, "prompt": prompt, "custom_id": prompt}, event_id)
     (generation_id,) = begun_by(world, *[event_id] * 5)
@@ -72,10 +72,10 @@ def test_the_same_event_delivered_five_times_is_paid_for_once(world: World, bus:
     assert len(world.calls(prompt)) == 1
 
 
-def test_the_daily_image_of_the_template_is_made_once_a_day(world: World, bus: Subscriber) -> None:
+def test_the_daily_image_of_the_template_is_made_once_a_day(world: World, bus: Subscriber, prompt: str) -> None:
     schedule = yaml_parse((ROOT / "template.yaml").read_text())["Resources"]["DailyImage"]["Properties"]["Target"]
     assert schedule["EventBridgeParameters"]["DetailType"] == REQUESTED
-    prompt = f"a lighthouse, it's {uuid4().hex}"
+    prompt = f"it's {prompt}"
     written = schedule["Input"]["Fn::Sub"].replace("${DailyImagePrompt}", prompt)
     deliveries = []
     for day in ("2026-11-22", "2026-11-23"):
@@ -102,14 +102,14 @@ def test_an_idempotency_key_goes_before_the_events_id(world: World, bus: Subscri
     assert len(world.calls(f"one {key}")) == 1
 
 
-def test_a_bad_event_is_laid_aside_with_its_reason_and_published(world: World, bus: Subscriber) -> None:
+def test_a_bad_event_is_laid_aside_with_its_reason_and_published(world: World, bus: Subscriber, prompt: str) -> None:
     bad = {"size": "1x1", "client": "Not A Client", "idempotency_key": ["a"], "prompt": None}
-    sent = {param: put(world, **{"prompt": "bad event", param: value}) for param, value in bad.items()}
+    sent = {param: put(world, **{"prompt": prompt, param: value}) for param, value in bad.items()}
     for param, custom_id in sent.items():
         event = bus.first(custom_id=custom_id)
         assert (event["detail-type"], event["detail"]["error"]["param"]) == ("Image Generation Rejected", param)
         assert param in world.laid_aside(custom_id)
-    assert world.calls("bad event") == []
+    assert world.calls(prompt) == []
 
 
 def test_what_is_no_event_is_laid_aside(world: World) -> None:

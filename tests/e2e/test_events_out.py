@@ -13,18 +13,22 @@ from uuid import uuid4
 import pytest
 
 from local.aws_door import REGION, Fault
-from local.serving import Reply
 from local.stack import CREDENTIALS
 from tests.conftest import ROOT
 from tests.support.client import INLINE, SMALL, Client, fetched
 from tests.support.waiting import until
-from tests.support.world import Subscriber, World
+from tests.support.world import Subscriber, World, refusing
 
 MOST_TRIES = 200  # more calls to the bus than any of these tests makes
 COMPLETED, FAILED, CANCELLED = (f"Image Generation {end}" for end in ("Completed", "Failed", "Cancelled"))
 CANARY = f"canary{uuid4().hex}"
 # By whom an image is made. dall-e-3's prompts are revised by the upstream.
 MAKERS = {"ApiFunction": ("dall-e-3", INLINE), "WorkerFunction": ("gpt-image-1", {})}
+
+
+@pytest.fixture
+def prompt(prompt: str) -> str:
+    return f"{CANARY} {prompt}"
 
 
 @pytest.fixture
@@ -42,12 +46,6 @@ def asked(caller: Client, maker: str, prompt: str, **fields: Any) -> tuple[int, 
     return answer.status, answer.generation_id, answer.json
 
 
-def refusing(world: World, **error: str) -> str:
-    """A prompt that the upstream refuses."""
-    refusal = {"error": {"message": f"No {CANARY}", "type": CANARY, "code": CANARY, **error}}
-    return world.will(f"{CANARY} {uuid4().hex}", lambda _: Reply(400, json.dumps(refusal).encode()))
-
-
 @contextmanager
 def failing(world: World) -> Iterator[None]:
     """Every call to the bus fails before its effect."""
@@ -60,9 +58,9 @@ def failing(world: World) -> Iterator[None]:
 
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_completed_generation_is_published_once_with_links_that_work(
-    world: World, bus: Subscriber, caller: Client, maker: str
+    world: World, bus: Subscriber, caller: Client, prompt: str, maker: str
 ) -> None:
-    status, generation_id, answer = asked(caller, maker, f"{CANARY} otter", n=2)
+    status, generation_id, answer = asked(caller, maker, prompt, n=2)
     assert status == 200
     event = bus.first(id=generation_id)
     detail = event["detail"]
@@ -78,9 +76,10 @@ def test_a_completed_generation_is_published_once_with_links_that_work(
 
 
 def test_a_failed_generation_is_published_with_its_code_and_without_the_upstreams_words(
-    world: World, bus: Subscriber, caller: Client
+    world: World, bus: Subscriber, caller: Client, prompt: str
 ) -> None:
-    status, generation_id, _ = asked(caller, "WorkerFunction", refusing(world, param="size"))
+    world.will(prompt, refusing(message=f"No {CANARY}", type=CANARY, code=CANARY, param="size"))
+    status, generation_id, _ = asked(caller, "WorkerFunction", prompt)
     assert status == 400
     event = bus.first(id=generation_id)
     assert (event["detail-type"], event["detail"]["images"]) == (FAILED, [])
@@ -89,9 +88,9 @@ def test_a_failed_generation_is_published_with_its_code_and_without_the_upstream
 
 
 def test_a_generation_that_failed_in_part_is_published_with_what_is_stored(
-    world: World, bus: Subscriber, caller: Client
+    world: World, bus: Subscriber, caller: Client, prompt: str
 ) -> None:
-    prompt = refusing(world, code="content_policy_violation")
+    world.will(prompt, refusing(message=CANARY, type=CANARY, code="content_policy_violation"))
     status, generation_id, answer = asked(caller, "ApiFunction", prompt, n=2)
     assert status == 424
     event = bus.first(id=generation_id)
@@ -102,9 +101,8 @@ def test_a_generation_that_failed_in_part_is_published_with_what_is_stored(
 
 @pytest.mark.parametrize("act", [Client.cancel, Client.delete], ids=["cancel", "delete"])
 def test_a_cancelled_or_deleted_generation_is_published(
-    world: World, bus: Subscriber, caller: Client, act: Any
+    world: World, bus: Subscriber, caller: Client, prompt: str, act: Any
 ) -> None:
-    prompt = f"{CANARY} {uuid4().hex}"
     gate = world.hold(prompt)
     generation_id = caller.begin(prompt=prompt, user=CANARY, **SMALL)
     gate.until_reached()
@@ -115,45 +113,49 @@ def test_a_cancelled_or_deleted_generation_is_published(
     assert (event["detail"]["images"], event["detail"]["error"]) == ([], None)
 
 
-def test_a_call_whose_answer_is_lost_is_repeated_by_the_sdk(world: World, bus: Subscriber, caller: Client) -> None:
+def test_a_call_whose_answer_is_lost_is_repeated_by_the_sdk(
+    world: World, bus: Subscriber, caller: Client, prompt: str
+) -> None:
     try:
         world.stack.door.fail(Fault(1, "after", once=True, service="events"))
-        status, generation_id, _ = asked(caller, "ApiFunction", CANARY)
+        status, generation_id, _ = asked(caller, "ApiFunction", prompt)
     finally:
         world.stack.door.fail()
     assert status == 200
     until(lambda: [event["detail-type"] for event in bus.events(id=generation_id)] == [COMPLETED] * 2)
 
 
-def test_an_end_whose_publishing_failed_is_published_later(world: World, bus: Subscriber, caller: Client) -> None:
-    gate = world.hold(f"cancelled {CANARY}")
+def test_an_end_whose_publishing_failed_is_published_later(
+    world: World, bus: Subscriber, caller: Client, prompt: str
+) -> None:
+    gate = world.hold(f"cancelled {prompt}")
     with failing(world):
-        for_later = caller.begin(prompt=f"cancelled {CANARY}", **SMALL)
+        for_later = caller.begin(prompt=f"cancelled {prompt}", **SMALL)
         gate.until_reached()
         assert caller.cancel(for_later).json["status"] == "cancelled"
-        made = [asked(caller, maker, f"{maker} {CANARY}") for maker in MAKERS]
+        made = [asked(caller, maker, f"{maker} {prompt}") for maker in MAKERS]
         assert [(status, len(answer["data"])) for status, _, answer in made] == [(200, 1)] * 2
         assert not any(bus.events(id=each) for each in (for_later, *(generation_id for _, generation_id, _ in made)))
     gate.open()
     assert bus.first(id=for_later)["detail-type"] == CANCELLED
     for _, generation_id, _ in made:
         assert bus.first(id=generation_id)["detail-type"] == COMPLETED
-    assert [len(world.calls(f"{maker} {CANARY}")) for maker in MAKERS] == [1, 1]
+    assert [len(world.calls(f"{maker} {prompt}")) for maker in MAKERS] == [1, 1]
 
 
 def test_who_is_killed_between_storing_and_publishing_is_followed_by_one_who_publishes(
-    world: World, bus: Subscriber, caller: Client
+    world: World, bus: Subscriber, caller: Client, prompt: str
 ) -> None:
     with failing(world), ThreadPoolExecutor(2) as pool:
         for model, headers in MAKERS.values():
-            pool.submit(caller.post, {"prompt": f"killed {model} {CANARY}", "model": model}, **headers)
+            pool.submit(caller.post, {"prompt": f"{model} {prompt}", "model": model}, **headers)
         until(lambda: [each["status"] for each in caller.newest()] == ["completed"] * 2, what="both ends")
         for maker in MAKERS:
             world.kill(maker)
     for generation in caller.newest():
         event = bus.first(id=generation["id"])
         assert (event["detail-type"], event["detail"]["repeated_calls"]) == (COMPLETED, 0)
-        assert len(world.calls(f"killed {generation['model']} {CANARY}")) == 1
+        assert len(world.calls(f"{generation['model']} {prompt}")) == 1
 
 
 def test_make_verify_says_that_there_is_no_bus(world: World) -> None:

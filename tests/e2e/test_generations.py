@@ -8,19 +8,19 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
+from unittest.mock import ANY
 
 import pytest
 
 from local.aws_door import REGION
-from local.serving import Reply, Request
+from local.serving import Request
 from local.stack import CREDENTIALS, STACK_NAME
 from local.upstream import Script
 from tests.e2e.conftest import Service
 from tests.e2e.test_failures import post
 from tests.support.client import INLINE, QUEUED, SMALL, Client, fetched
 from tests.support.waiting import until
-from tests.support.world import World
+from tests.support.world import World, answering, refusing
 from tools import retry
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -40,30 +40,32 @@ def after_two_redirects(world: World) -> Script:
     return wait
 
 
-def test_openais_client_gets_its_image_however_long_it_takes(world: World, caller: Client) -> None:
-    world.will("patience", after_two_redirects(world))
+def test_openais_client_gets_its_image_however_long_it_takes(world: World, caller: Client, prompt: str) -> None:
+    world.will(prompt, after_two_redirects(world))
     with caller.openai() as client:
-        answer = client.images.generate(model="gpt-image-1", prompt="patience")
+        answer = client.images.generate(model="gpt-image-1", prompt=prompt)
     assert answer.data
     assert base64.b64decode(answer.data[0].b64_json or "").startswith(PNG)
-    assert len(world.calls("patience")) == 1
+    assert len(world.calls(prompt)) == 1
 
 
-def test_curl_that_posts_again_wherever_it_is_redirected_gets_its_image(world: World, caller: Client) -> None:
+def test_curl_that_posts_again_wherever_it_is_redirected_gets_its_image(
+    world: World, caller: Client, prompt: str
+) -> None:
     """As OpenAI's API reference has it: `--request POST` holds for the redirects too."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not there")
-    world.will("curl", after_two_redirects(world))
+    world.will(prompt, after_two_redirects(world))
     command = ["curl", "--silent", "--location", "--request", "POST", f"{caller.base_url}/images/generations"]
     headers = ["--header", f"Authorization: Bearer {caller.key}", "--header", "Content-Type: application/json"]
-    data = ["--data-raw", json.dumps(small("curl"))]
+    data = ["--data-raw", json.dumps(small(prompt))]
     out = subprocess.run([*command, *headers, *data], capture_output=True, text=True, check=True).stdout
     assert fetched(json.loads(out)["data"][0]["url"]).content.startswith(PNG)
-    assert len(world.calls("curl")) == 1
+    assert len(world.calls(prompt)) == 1
 
 
-def test_a_retry_attaches_to_the_call_that_runs(world: World, caller: Client) -> None:
-    gate, body = world.hold("turns slow"), small("turns slow")
+def test_a_retry_attaches_to_the_call_that_runs(world: World, caller: Client, prompt: str) -> None:
+    gate, body = world.hold(prompt), small(prompt)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(caller.post, body, **INLINE)
         gate.until_reached()
@@ -71,31 +73,29 @@ def test_a_retry_attaches_to_the_call_that_runs(world: World, caller: Client) ->
         gate.open()
     assert (first.result().status, again.status) == (200, 202)
     assert first.result().generation_id == again.generation_id
-    assert len(world.calls("turns slow")) == 1
+    assert len(world.calls(prompt)) == 1
 
 
 def test_many_requests_with_one_idempotency_key_are_one_generation_and_another_body_is_422(
-    world: World, caller: Client
+    world: World, caller: Client, prompt: str
 ) -> None:
-    body = small("one of many")
+    body = small(prompt)
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda _: caller.make(body, Idempotency_Key="many"), range(24)))
     assert {answer.status for answer in answers} == {200}
     assert len({answer.json["id"] for answer in answers}) == 1
-    assert caller.post(small("another"), Idempotency_Key="many").failed == (422, "idempotency_key_reused")
-    assert (len(world.calls("one of many")), world.calls("another")) == (1, [])
+    assert caller.post(small(f"another {prompt}"), Idempotency_Key="many").failed == (422, "idempotency_key_reused")
+    assert (len(world.calls(prompt)), world.calls(f"another {prompt}")) == (1, [])
 
 
 def test_a_failure_that_may_have_cost_is_replayed_and_one_that_did_not_is_tried_again(
-    world: World, caller: Client
+    world: World, caller: Client, prompt: str
 ) -> None:
-    world.will("costly", lambda _: Reply(500, b"{}"))
+    world.will(prompt, refusing(500), refusing(401))
     for _ in range(2):
-        failed = caller.make(small("costly"), Idempotency_Key="costly").failed
-        assert failed == (424, "upstream_failed")
-    assert len(world.calls("costly")) == 1
-    world.will("free", lambda _: Reply(401, b"{}"))
-    assert [caller.make(small("free"), Idempotency_Key="free").status for _ in range(2)] == [502, 200]
+        assert caller.make(small(prompt), Idempotency_Key="costly").failed == (424, "upstream_failed")
+    assert len(world.calls(prompt)) == 1
+    assert [caller.make(small(prompt), Idempotency_Key="free").status for _ in range(2)] == [502, 200]
 
 
 def test_a_generation_is_begun_seen_and_listed_and_its_links_are_fresh(caller: Client) -> None:
@@ -127,22 +127,19 @@ def test_another_callers_generation_is_not_there(world: World, caller: Client) -
     assert other.newest() == []
 
 
-def test_a_cancelled_generation_keeps_the_image_that_is_paid_for_and_still_comes(world: World, caller: Client) -> None:
-    gate = world.hold("cancelled")
-    generation_id = caller.begin(**small("cancelled"))
+def test_a_cancelled_generation_keeps_the_image_that_is_paid_for_and_still_comes(
+    world: World, caller: Client, prompt: str
+) -> None:
+    gate = world.hold(prompt)
+    generation_id = caller.begin(**small(prompt))
     gate.until_reached()
     cancelled = caller.cancel(generation_id)
     assert (cancelled.status, cancelled.json["status"], cancelled.json["data"]) == (200, "cancelled", [])
     gate.open()
     until(lambda: caller.see(generation_id).json["data"], what="the image")
     assert caller.result(generation_id).failed == (424, "generation_cancelled")
-    again = caller.cancel(generation_id).json
-    assert (again["status"], len(again["data"]), again["completed_at"]) == (
-        "cancelled",
-        1,
-        cancelled.json["completed_at"],
-    )
-    assert len(world.calls("cancelled")) == 1
+    assert caller.cancel(generation_id).json == cancelled.json | {"data": [ANY]}
+    assert len(world.calls(prompt)) == 1
 
 
 def test_a_deleted_generation_is_gone_with_its_images_and_links(world: World, caller: Client) -> None:
@@ -154,31 +151,29 @@ def test_a_deleted_generation_is_gone_with_its_images_and_links(world: World, ca
     assert fetched(image["permalink"]).status == 403  # what S3 answers to a caller that may not list the bucket
 
 
-def test_a_generation_deleted_while_it_is_made_leaves_no_image(world: World, caller: Client) -> None:
-    gate = world.hold("deleted")
-    generation_id = caller.begin(**small("deleted"))
+def test_a_generation_deleted_while_it_is_made_leaves_no_image(world: World, caller: Client, prompt: str) -> None:
+    gate = world.hold(prompt)
+    generation_id = caller.begin(**small(prompt))
     gate.until_reached()
     images = {f"images/{image_id}" for image_id in world.record(generation_id).image_ids}
     assert len(images) == 1
     assert caller.delete(generation_id).status == 200
     gate.open()
 
-    def looked_at_after_the_answer() -> bool:
-        messages = [line["message"] for _, line in world.journal(generation_id=generation_id)]
-        return (
-            "looked at" in messages[messages.index("upstream answered") :] if "upstream answered" in messages else False
-        )
+    def after_the_answer() -> str:
+        messages = " ".join(line["message"] for _, line in world.journal(generation_id=generation_id))
+        return messages.partition("upstream answered")[2]
 
-    until(looked_at_after_the_answer, what="the end of the work")
+    until(lambda: "looked at" in after_the_answer(), what="the end of the work")
     assert not images & world.stored()
 
 
 def test_what_a_killed_worker_leaves_is_taken_over_and_only_a_call_of_unknown_outcome_is_repeated(
-    world: World, caller: Client
+    world: World, caller: Client, prompt: str
 ) -> None:
-    gates = [world.hold("killed at the call"), world.hold("killed at the download", download=True)]
-    prompts = ["killed at the call", "killed at the download"]
-    begun = [caller.begin(**small(prompt)) for prompt in prompts]
+    prompts = [f"{prompt}, at the call", f"{prompt}, at the download"]
+    gates = [world.hold(prompts[0]), world.hold(prompts[1], download=True)]
+    begun = [caller.begin(**small(each)) for each in prompts]
     for gate in gates:
         gate.until_reached()
     world.kill()
@@ -187,32 +182,35 @@ def test_what_a_killed_worker_leaves_is_taken_over_and_only_a_call_of_unknown_ou
     ended = [caller.until_ended(generation_id) for generation_id in begun]
     assert [generation["status"] for generation in ended] == ["completed"] * 2
     assert [generation["repeated_calls"] for generation in ended] == [1, 0]
-    assert [len(world.calls(prompt)) for prompt in prompts] == [2, 1]
+    assert [len(world.calls(each)) for each in prompts] == [2, 1]
 
 
-def test_the_api_function_killed_as_first_worker_is_followed_by_the_worker(world: World, caller: Client) -> None:
-    body = small("first worker")
-    world.upstream.downloads_by_prompt["first worker"].append(world.killing("ApiFunction"))
+def test_the_api_function_killed_as_first_worker_is_followed_by_the_worker(
+    world: World, caller: Client, prompt: str
+) -> None:
+    body = small(prompt)
+    world.upstream.downloads_by_prompt[prompt].append(world.killing("ApiFunction"))
     assert caller.post(body, Idempotency_Key="first-worker", **INLINE).error
     assert caller.make(body, Idempotency_Key="first-worker").status == 200
-    assert len(world.calls("first worker")) == 1
+    assert len(world.calls(prompt)) == 1
 
 
-def test_ten_large_images_as_base64_reach_openais_client_byte_for_byte(world: World, caller: Client) -> None:
+def test_ten_large_images_as_base64_reach_openais_client_byte_for_byte(
+    world: World, caller: Client, prompt: str
+) -> None:
     """More than Lambda answers by itself: they come from the bucket, by a redirect."""
     images = [PNG + os.urandom(700_000) + b"\0\0\0\0IEND\xaeB`\x82" for _ in range(10)]
-    encoded = [{"b64_json": base64.b64encode(image).decode()} for image in images]
-    world.will("ten", lambda _: Reply(200, json.dumps({"created": 1, "data": encoded}).encode()))
+    world.will(prompt, answering(*images))
     with caller.openai() as client:
-        answer = client.images.generate(model="gpt-image-1", prompt="ten", n=10)
+        answer = client.images.generate(model="gpt-image-1", prompt=prompt, n=10)
     assert [base64.b64decode(image.b64_json or "") for image in answer.data or []] == images
-    assert len(world.calls("ten")) == 1
+    assert len(world.calls(prompt)) == 1
 
 
 def test_an_operator_has_a_failed_generation_tried_again_on_the_same_record(
-    world: World, caller: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: World, caller: Client, prompt: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompt = world.will(f"again {uuid4().hex}", lambda _: Reply(500, b"{}"))
+    world.will(prompt, refusing(500))
     generation_id = caller.begin(model="dall-e-3", prompt=prompt, n=2)  # one call for each image
     failed = caller.until_ended(generation_id)
     assert (failed["status"], len(failed["data"])) == ("failed", 1)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.e2e.test_generations import get
-from tests.support.client import Client, fetched
+from tests.support.client import SMALL, Client, fetched
 from tests.support.waiting import until
 from tests.support.world import World, batch_line
 
@@ -30,19 +30,18 @@ def outbox(key: str, kind: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("count", "kills"), [pytest.param(60, 1, id="short"), pytest.param(10_000, 3, id="long", marks=pytest.mark.soak)]
+    ("count", "kills"), [pytest.param(40, 1, id="short"), pytest.param(10_000, 3, id="long", marks=pytest.mark.soak)]
 )
 def test_a_file_whose_reader_is_killed_has_each_line_made_once(
-    world: World, caller: Client, count: int, kills: int
+    world: World, caller: Client, prompt: str, count: int, kills: int
 ) -> None:
-    run = uuid4().hex
-    lines = [batch_line(f"line-{number}", f"{run} {number}") for number in range(count)]
-    bad = range(7, count, 10 if count == 60 else 100)
+    lines = [batch_line(f"line-{number}", f"{prompt} {number}") for number in range(count)]
+    bad = range(3, count, 6 if kills == 1 else 100)
     for at, number in enumerate(bad):
         lines[number] = BAD_LINES[at % len(BAD_LINES)]
 
     def asked() -> Counter[str]:
-        return Counter(call["prompt"] for call in list(world.upstream.calls) if call["prompt"].startswith(run))
+        return Counter(call["prompt"] for call in list(world.upstream.calls) if call["prompt"].startswith(prompt))
 
     key = world.drop("\n".join(lines), caller.name)
     for kill in range(kills):
@@ -59,10 +58,10 @@ def test_a_file_whose_reader_is_killed_has_each_line_made_once(
     assert all(each["response"]["status_code"] == 400 for each in errors)
     assert len({each["response"]["body"]["id"] for each in output}) == len(good)
     calls = asked()
-    assert set(calls) == {f"{run} {number}" for number in good}
+    assert set(calls) == {f"{prompt} {number}" for number in good}
     for number, each in zip(good, output, strict=True):
         assert len(each["response"]["body"]["data"]) == 1
-        if (made := calls[f"{run} {number}"]) > 1:  # this machine was too slow for a lease, and the record says so
+        if (made := calls[f"{prompt} {number}"]) > 1:  # this machine was too slow for a lease, and the record says so
             assert made <= 1 + caller.see(each["response"]["request_id"]).json["repeated_calls"]
     versions = world.aws("s3").list_object_versions(Bucket=world.stack.inbox, Prefix=batch["output_file_id"])
     assert len(versions["Versions"]) == 1
@@ -117,11 +116,10 @@ def test_a_batch_is_its_clients_alone_and_cannot_be_cancelled_once_it_has_ended(
     assert caller.cancel_batch(batch["id"]).failed == (409, "batch_ended")
 
 
-def test_a_cancelled_batch_has_no_further_line_made(world: World, caller: Client) -> None:
+def test_a_cancelled_batch_has_no_further_line_made(world: World, caller: Client, prompt: str) -> None:
     count = 20  # more than are made at once
-    run = uuid4().hex
-    gates = [world.hold(f"{run} {number}") for number in range(count)]
-    key = world.drop("\n".join(batch_line(f"line-{n}", f"{run} {n}") for n in range(count)), caller.name)
+    gates = [world.hold(f"{prompt} {number}") for number in range(count)]
+    key = world.drop("\n".join(batch_line(f"line-{n}", f"{prompt} {n}") for n in range(count)), caller.name)
     batch = until(lambda: (found := caller.batch_of(key)) and found["request_counts"]["total"] and found)
     assert caller.cancel_batch(batch["id"]).status == 200  # type: ignore[index]
     ended = caller.until_batch_ended(key)
@@ -133,7 +131,7 @@ def test_a_cancelled_batch_has_no_further_line_made(world: World, caller: Client
     errors = world.lines(ended["error_file_id"])
     assert {each["response"]["body"]["error"]["code"] for each in errors} == {"generation_cancelled"}
     assert len(errors) == count
-    assert sum(call["prompt"].startswith(run) for call in list(world.upstream.calls)) < count
+    assert sum(call["prompt"].startswith(prompt) for call in list(world.upstream.calls)) < count
 
 
 def test_over_an_allowance_a_line_fails_and_says_so(world: World) -> None:
@@ -146,13 +144,11 @@ def test_over_an_allowance_a_line_fails_and_says_so(world: World) -> None:
     assert {each["response"]["body"]["error"]["code"] for each in errors} == {"insufficient_quota"}
 
 
-def test_a_single_request_is_one_generation_of_its_client(world: World, caller: Client) -> None:
+def test_a_single_request_is_one_generation_of_its_client(world: World, caller: Client, prompt: str) -> None:
     for mark in ("", "\ufeff"):  # a byte order mark
-        prompt = f"single {uuid4().hex}"
-        body = json.dumps({"prompt": prompt, "model": "dall-e-2", "size": "256x256"})
-        world.drop(mark + body, caller.name, ".json")
-        until(lambda made=prompt: world.calls(made), what=prompt)  # type: ignore[misc]
-    assert len(caller.newest()) == 2
+        world.drop(mark + json.dumps({**SMALL, "prompt": prompt}), caller.name, ".json")
+    until(lambda: [each["status"] for each in caller.newest()] == ["completed"] * 2, what="two generations")
+    assert len(world.calls(prompt)) == 2
 
 
 def test_what_is_no_request_is_laid_aside_with_its_reason(world: World, caller: Client) -> None:

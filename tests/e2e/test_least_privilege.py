@@ -4,9 +4,7 @@ The door denies what is not granted, so a grant that is taken out of the templat
 in and never used.
 """
 
-import json
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,7 +17,7 @@ from local.serving import Reply, Request
 from tests.fakes.provider import png
 from tests.support.client import INLINE, SMALL, Client, fetched
 from tests.support.waiting import until
-from tests.support.world import PARAMETERS, Gate, World, batch_line, running_world
+from tests.support.world import PARAMETERS, Gate, World, answering, batch_line, refusing, running_world
 
 # Not the functions' own calls: the Lambda service writes a function's log by the function's role.
 CALLED_BY_LAMBDA = {"logs:CreateLogStream", "logs:PutLogEvents"}
@@ -36,11 +34,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         caller = world.caller()
         for name, headers in (("api", INLINE), ("worker", {})):
             assert caller.delete(asked(caller, f"plain {name}", headers)).status == 200
-            generation_id = asked(caller, world.will(f"large {name}", large), headers, **AS_BASE64)
+            generation_id = asked(caller, world.will(f"large {name}", answering(LARGE)), headers, **AS_BASE64)
             assert fetched(caller.result(generation_id).headers["location"]).status == 200
             assert caller.delete(generation_id).status == 200
-            assert caller.make({**SMALL, "prompt": world.will(f"refused {name}", refused)}, **headers).status == 400
-        attaching_without_a_key(caller)
+            assert caller.make({**SMALL, "prompt": world.will(f"refused {name}", refusing())}, **headers).status == 400
+        for count in ("0", "1"):  # without a key, the second attaches to the first
+            answer = caller.make({**SMALL, "prompt": "kept"}, x_stainless_retry_count=count)
+        assert caller.newest()
+        assert fetched(answer.json["data"][0]["permalink"]).status == 200
         left_to_the_worker(world, caller)
         by_event(world, caller)
         by_file(world, caller)
@@ -56,16 +57,9 @@ def asked(caller: Client, prompt: str, headers: dict[str, str], **fields: Any) -
     return answer.generation_id
 
 
-def attaching_without_a_key(caller: Client) -> None:
-    for count in ("0", "1"):
-        answer = caller.make({**SMALL, "prompt": "kept"}, x_stainless_retry_count=count)
-    assert len(caller.newest()) > 0
-    assert fetched(answer.json["data"][0]["permalink"]).status == 200
-
-
 def left_to_the_worker(world: World, caller: Client) -> None:
     """A deletion that the api function cannot finish."""
-    generation_id = caller.begin(**SMALL | {"prompt": world.will("left", large)}, **AS_BASE64)
+    generation_id = caller.begin(**SMALL | {"prompt": world.will("left", answering(LARGE))}, **AS_BASE64)
     caller.until_ended(generation_id)
     world.stack.door.fail(*(Fault(at, service="s3") for at in range(1, 1000)))  # the worker's may be among them
     assert caller.delete(generation_id).status == 503
@@ -108,8 +102,8 @@ def given_up(world: World, caller: Client) -> None:
         gate(request)
         return Reply(200, LARGE, {"Content-Type": "image/png"})
 
-    answer = json.dumps({"created": 1, "data": [{"url": world.serve_file(page)}]}).encode()
-    known = caller.begin(**SMALL | {"prompt": world.will("known", lambda _: Reply(200, answer))}, **AS_BASE64)
+    world.will("known", answering({"url": world.serve_file(page)}))
+    known = caller.begin(**SMALL | {"prompt": "known"}, **AS_BASE64)
     gates = [gate, world.hold("unknown"), world.hold("a line")]
     unknown = caller.begin(**SMALL | {"prompt": "unknown"})
     key = world.drop(batch_line("given-up", "a line"), caller.name)
@@ -130,28 +124,11 @@ def given_up(world: World, caller: Client) -> None:
     assert caller.until_batch_ended(key)["request_counts"]["failed"] == 1
     assert caller.delete(known).status == 200
     world.send("GenerationDeadLetters", {"generation_id": known})
-    until(lambda: swept_again(world), what="another sweep")
+    until(lambda: called(world, "DeadLetterFunction", "sqs:SendMessage", "*-GenerationQueue*"), what="another sweep")
 
 
-def swept_again(world: World) -> bool:
-    return any(
-        (call.function, call.action) == ("DeadLetterFunction", "sqs:SendMessage")
-        and "-GenerationQueue" in call.resource
-        for call in world.stack.door.calls()
-    )
-
-
-def called(world: World, function: str, action: str) -> bool:
-    return any((call.function, call.action) == (function, action) for call in world.stack.door.calls())
-
-
-def large(_: Request) -> Reply:
-    return Reply(200, json.dumps({"created": 1, "data": [{"b64_json": b64encode(LARGE).decode()}]}).encode())
-
-
-def refused(_: Request) -> Reply:
-    error = {"message": "no", "type": "invalid_request_error", "code": "content_policy_violation"}
-    return Reply(400, json.dumps({"error": error}).encode(), {"Content-Type": "application/json"})
+def called(world: World, function: str, action: str, resource: str = "*") -> bool:
+    return any(covers(AwsCall(function, action, resource), call) for call in world.stack.door.calls())
 
 
 def grants(world: World) -> list[AwsCall]:

@@ -1,18 +1,15 @@
 """What an operator sees: one generation followed through the logs of a whole stack, and the metrics in them."""
 
-import json
 from collections import Counter
-from uuid import uuid4
 
 import pytest
 
 from local.aws_door import Fault
-from local.serving import Reply
 from local.stack import STACK_NAME
 from tests.conftest import UPSTREAM_KEY
 from tests.support.client import INLINE, SMALL, Client
 from tests.support.waiting import until
-from tests.support.world import PARAMETERS, World, batch_line
+from tests.support.world import PARAMETERS, World, batch_line, refusing
 
 MODEL = "dall-e-2"
 PRICE = float(PARAMETERS["ImagePrices"].split(",")[0].removeprefix(f"{MODEL}:"))
@@ -90,10 +87,9 @@ def test_a_generation_of_the_worker_is_followed_across_functions(world: World, c
     ],
 )
 def test_a_failure_is_counted_by_kind_and_model(
-    world: World, caller: Client, maker: dict[str, str], upstream: int, kind: str, fault: int
+    world: World, caller: Client, prompt: str, maker: dict[str, str], upstream: int, kind: str, fault: int
 ) -> None:
-    error = {"message": f"no {UPSTREAM_KEY}", "type": "x", "param": None, "code": None}
-    prompt = world.will(uuid4().hex, lambda _: Reply(upstream, json.dumps({"error": error}).encode()))
+    world.will(prompt, refusing(upstream, message=f"no {UPSTREAM_KEY}"))
     generation_id = caller.make({**SMALL, "prompt": prompt}, **maker).generation_id
     assert "upstream failed" in {message for _, message in followed(world, "failed", generation_id=generation_id)}
     found = metrics(world, generation_id)

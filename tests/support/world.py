@@ -6,9 +6,10 @@ apart by a caller and by prompts of their own: the upstream's scripts and calls 
 
 import json
 import os
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -39,8 +40,6 @@ PARAMETERS = {
     "ImagePrices": "dall-e-2:0.04,dall-e-3:0.5",
 }
 MOST_PROCESSES = 8  # of a function: a hundred clients at once would start sixty-four
-
-
 # These are in no event: what the upstream revised a prompt to has the last.
 _NEVER_PUBLISHED = (UPSTREAM_KEY, "X-Amz-", "in detail")
 
@@ -49,6 +48,19 @@ def batch_line(custom_id: str, prompt: str, **body: Any) -> str:
     """A line of a file for the inbox. The image is small unless the body says otherwise."""
     fields = {"model": "dall-e-2", "size": "256x256", "prompt": prompt, **body}
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/images/generations", "body": fields})
+
+
+def answering(*images: Mapping[str, str] | bytes) -> Script:
+    """The upstream answers with these images: as they are, or bytes as base64."""
+    data = [{"b64_json": b64encode(image).decode()} if isinstance(image, bytes) else image for image in images]
+    body = json.dumps({"created": 1, "data": data}).encode()
+    return lambda _: Reply(200, body)
+
+
+def refusing(status: int = 400, **error: str) -> Script:
+    """The upstream answers with an error, shaped as OpenAI's."""
+    whole = {"message": "no", "type": "invalid_request_error", "param": None, "code": None, **error}
+    return lambda _: Reply(status, json.dumps({"error": whole}).encode(), {"Content-Type": "application/json"})
 
 
 class Gate:
@@ -79,34 +91,31 @@ class Subscriber:
         events.put_rule(Name="subscriber", EventBusName=STACK_NAME, EventPattern=pattern)
         targets = [{"Id": "queue", "Arn": arn["QueueArn"]}]
         events.put_targets(Rule="subscriber", EventBusName=STACK_NAME, Targets=targets)
-        self._bodies: list[str] = []
+        self._all: list[dict[str, Any]] = []
+        self._wrong: list[str] = []
 
     def events(self, **detail: str) -> list[dict[str, Any]]:
         """Those that have come with such a detail, such as `id`, the generation's, or `custom_id`."""
-        self._bodies += received(self._sqs, self._queue)
-        events = [json.loads(body) for body in self._bodies]
-        found = [event for event in events if detail.items() <= event["detail"].items()]
-        for event in found:
-            name = event["detail-type"].lower().replace(" ", "-")
-            schema = json.loads((ROOT / f"events/schemas/{name}.json").read_text())
-            whole = {"account": ACCOUNT, **event}  # which moto leaves out
-            Draft202012Validator(schema, format_checker=FormatChecker()).validate(whole)
-            assert [secret for secret in _NEVER_PUBLISHED if secret in json.dumps(event)] == []
-        return found
+        while messages := self._sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages"):
+            for message in messages:
+                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
+                event = json.loads(message["Body"])
+                whole = {"account": ACCOUNT, **event}  # which moto leaves out
+                self._wrong += [error.message for error in _validator(event["detail-type"]).iter_errors(whole)]
+                self._wrong += [secret for secret in _NEVER_PUBLISHED if secret in message["Body"]]
+                self._all.append(event)
+        assert self._wrong == []
+        return [event for event in self._all if detail.items() <= event["detail"].items()]
 
     def first(self, **detail: str) -> dict[str, Any]:
         """The first such event, once it is there."""
         return until(lambda: self.events(**detail), what=f"an event with {detail}")[0]
 
 
-def received(sqs: Any, queue_url: str) -> list[str]:
-    """The bodies of all messages that are visible, which are taken out of the queue."""
-    bodies = []
-    while messages := sqs.receive_message(QueueUrl=queue_url, MaxNumberOfMessages=10).get("Messages"):
-        for message in messages:
-            sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=message["ReceiptHandle"])
-            bodies.append(message["Body"])
-    return bodies
+@cache
+def _validator(detail_type: str) -> Draft202012Validator:
+    schema = json.loads((ROOT / f"events/schemas/{detail_type.lower().replace(' ', '-')}.json").read_text())
+    return Draft202012Validator(schema, format_checker=FormatChecker())
 
 
 class World:
