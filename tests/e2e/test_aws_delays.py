@@ -11,7 +11,7 @@ from tests.support.world import World
 CALLERS = 4
 SLOW = {"dynamodb": 100}
 # A worker has looked for a record, and dropped its message, before a record that begins to be written then is there.
-SLOWEST_TO_WRITE = {"dynamodb": 100, "dynamodb.PutItem": 400}
+SLOWEST_TO_WRITE = {"dynamodb": 100, "dynamodb.PutItem": 1000}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,8 @@ def test_no_queued_request_waits_for_its_safety_net_while_dynamodb_is_slow_and_s
     world: World, caller: Client, delays: Mapping[str, int], requests: int
 ) -> None:
     with ThreadPoolExecutor(CALLERS) as callers:
+        for generation_id in list(callers.map(lambda _: caller.begin(**SMALL), range(CALLERS))):
+            caller.until_ended(generation_id)  # the processes have started, and would drop a message at once
         world.stack.door.delay(delays)
         try:
             begun = list(callers.map(lambda _: caller.begin(**SMALL), range(requests)))
