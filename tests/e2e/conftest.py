@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import openai
 import pytest
@@ -24,6 +25,12 @@ _KINDS = {
     "stage": {"stage": "prod"},
     "built": {"built": True},
 }
+
+
+@pytest.fixture
+def prompt(request: pytest.FixtureRequest) -> str:
+    """A prompt that no other test has."""
+    return f"{request.node.originalname} {uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ _ERROR = {"message", "type", "param", "code"}
 # As OpenAI's clients send it, so that the api function itself makes images of quick models.
 INLINE = {"x_stainless_retry_count": "0"}
 QUEUED = {"Prefer": "respond-async"}
+SMALL: Json = {"model": "dall-e-2", "size": "256x256"}  # a quick model, and an image that is painted in no time
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,21 @@ class Client:
     def batches(self) -> list[Json]:
         return list(self.get("/batches?limit=100").json["data"])
 
-    def until_batch_ended(self, key: str, seconds: float = 60) -> Json:
-        """The batch of a file, by its key in the inbox."""
+    def batch_of(self, key: str) -> Json | None:
+        """The batch of a file, by its key in the inbox. None: it is not begun yet."""
+        return next((each for each in self.batches() if each["input_file_id"] == key), None)
 
+    def until_batch_ended(self, key: str, seconds: float = 60) -> Json:
         def ended() -> Json | None:
-            found = [each for each in self.batches() if each["input_file_id"] == key]
-            return found[0] if found and found[0]["status"] in ("completed", "cancelled") else None
+            batch = self.batch_of(key)
+            return batch if batch and batch["status"] in ("completed", "cancelled") else None
 
         batch = until(ended, seconds, what=f"the end of the batch of {key}")
         assert batch
         return batch
+
+    def cancel_batch(self, batch_id: str) -> Answer:
+        return self.ask("POST", f"/batches/{batch_id}/cancel", b"")
 
     def openai(self, *, max_retries: int = 0) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.base_url, api_key=self.key, max_retries=max_retries)

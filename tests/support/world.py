@@ -6,21 +6,28 @@ apart by a caller and by prompts of their own: the upstream's scripts and calls 
 
 import json
 import os
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache, cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
 import msgspec
+from jsonschema import Draft202012Validator, FormatChecker
 
+from imagegen.aws.generations import DynamoGenerations
 from imagegen.credentials import BearerKey
+from imagegen.generations import Generation
+from local.aws_door import ACCOUNT
 from local.serving import HungUpError, Reply, Request, serving
 from local.stack import STACK_NAME, LocalStack, Options, running
 from local.upstream import Script, StandInUpstream
-from tests.conftest import UPSTREAM_KEY
+from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.support.client import Client
-from tests.support.waiting import until
+from tests.support.waiting import SECONDS, until
 
 # Waits and leases last seconds, not minutes. A lease of less is lost on a machine that is busy.
 PARAMETERS = {
@@ -28,16 +35,98 @@ PARAMETERS = {
     "LeaseSeconds": "3",
     "QuickUpstreamTimeoutSeconds": "5",
     "UpstreamTimeoutSeconds": "20",
+    "ImagesPerDay": "1000000",  # of which a single image is a percentage that can be seen
+    "ImagesPerClientPerDay": "100000",
+    "ImagePrices": "dall-e-2:0.04,dall-e-3:0.5",
 }
 MOST_PROCESSES = 8  # of a function: a hundred clients at once would start sixty-four
+# These are in no event: what the upstream revised a prompt to has the last.
+_NEVER_PUBLISHED = (UPSTREAM_KEY, "X-Amz-", "in detail")
+
+
+def batch_line(custom_id: str, prompt: str, **body: Any) -> str:
+    """A line of a file for the inbox. The image is small unless the body says otherwise."""
+    fields = {"model": "dall-e-2", "size": "256x256", "prompt": prompt, **body}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/images/generations", "body": fields})
+
+
+def answering(*images: Mapping[str, str] | bytes) -> Script:
+    """The upstream answers with these images: as they are, or bytes as base64."""
+    data = [{"b64_json": b64encode(image).decode()} if isinstance(image, bytes) else image for image in images]
+    body = json.dumps({"created": 1, "data": data}).encode()
+    return lambda _: Reply(200, body)
+
+
+def refusing(status: int = 400, **error: str) -> Script:
+    """The upstream answers with an error, shaped as OpenAI's."""
+    whole = {"message": "no", "type": "invalid_request_error", "param": None, "code": None, **error}
+    return lambda _: Reply(status, json.dumps({"error": whole}).encode(), {"Content-Type": "application/json"})
+
+
+class Gate:
+    """A script of the upstream: holds the request until the test opens it, and then answers as usual."""
+
+    def __init__(self) -> None:
+        self._reached, self._opened = Event(), Event()
+
+    def __call__(self, _: Request) -> None:
+        self._reached.set()
+        self._opened.wait(SECONDS)
+
+    def until_reached(self) -> None:
+        assert self._reached.wait(SECONDS), "the request did not come"
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+class Subscriber:
+    """An operator's rule on the bus, and the queue behind it. Each event has to be valid by its schema."""
+
+    def __init__(self, world: "World") -> None:
+        events, self._sqs = world.aws("events"), world.aws("sqs")
+        self._queue = self._sqs.create_queue(QueueName="subscriber")["QueueUrl"]
+        arn = self._sqs.get_queue_attributes(QueueUrl=self._queue, AttributeNames=["QueueArn"])["Attributes"]
+        pattern = json.dumps({"source": ["imagegen"]})
+        events.put_rule(Name="subscriber", EventBusName=STACK_NAME, EventPattern=pattern)
+        targets = [{"Id": "queue", "Arn": arn["QueueArn"]}]
+        events.put_targets(Rule="subscriber", EventBusName=STACK_NAME, Targets=targets)
+        self._all: list[dict[str, Any]] = []
+        self._wrong: list[str] = []
+
+    def events(self, **detail: str) -> list[dict[str, Any]]:
+        """Those that have come with such a detail, such as `id`, the generation's, or `custom_id`."""
+        while messages := self._sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages"):
+            for message in messages:
+                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
+                event = json.loads(message["Body"])
+                whole = {"account": ACCOUNT, **event}  # which moto leaves out
+                self._wrong += [error.message for error in _validator(event["detail-type"]).iter_errors(whole)]
+                self._wrong += [secret for secret in _NEVER_PUBLISHED if secret in message["Body"]]
+                self._all.append(event)
+        assert self._wrong == []
+        return [event for event in self._all if detail.items() <= event["detail"].items()]
+
+    def first(self, **detail: str) -> dict[str, Any]:
+        """The first such event, once it is there."""
+        return until(lambda: self.events(**detail), what=f"an event with {detail}")[0]
+
+
+@cache
+def _validator(detail_type: str) -> Draft202012Validator:
+    schema = json.loads((ROOT / f"events/schemas/{detail_type.lower().replace(' ', '-')}.json").read_text())
+    return Draft202012Validator(schema, format_checker=FormatChecker())
 
 
 class World:
-    """A stack that serves. `upstream_url` ends in /v1."""
+    """A stack that serves. `upstream_url` ends in /v1; `answers` are the gateway's: method, path and status."""
 
-    def __init__(self, stack: LocalStack, upstream: StandInUpstream, upstream_url: str) -> None:
-        self.stack, self.upstream, self.upstream_url = stack, upstream, upstream_url
+    def __init__(
+        self, stack: LocalStack, upstream: StandInUpstream, upstream_url: str, answers: list[tuple[str, str, int]]
+    ) -> None:
+        self.stack, self.upstream, self.upstream_url, self.answers = stack, upstream, upstream_url, answers
         self._aws: dict[str, Any] = {}
+        self._dead_letters: dict[str, str] = {}
 
     @property
     def base_url(self) -> str:
@@ -67,6 +156,12 @@ class World:
         self.upstream.by_prompt[prompt].extend(scripts)
         return prompt
 
+    def hold(self, prompt: str, *, download: bool = False) -> Gate:
+        """Holds the next call for a prompt, or the next download of its image."""
+        gate = Gate()
+        (self.upstream.downloads_by_prompt if download else self.upstream.by_prompt)[prompt].append(gate)
+        return gate
+
     def serve_file(self, script: Script) -> str:
         """A file under the upstream's own origin, answered by the script each time. Gives its URL."""
         name = uuid4().hex
@@ -87,6 +182,48 @@ class World:
         """A message for a queue of the template, by its logical name."""
         text = body if isinstance(body, str) else json.dumps(body)
         self.aws("sqs").send_message(QueueUrl=self.queue_url(queue), MessageBody=text)
+
+    @cached_property
+    def bus(self) -> Subscriber:
+        """Subscribes when it is first asked for."""
+        return Subscriber(self)
+
+    def publish(self, **detail: Any) -> None:
+        """A request for an image, on the bus."""
+        entry = {"Source": "shop", "DetailType": "Image Generation Requested", "EventBusName": STACK_NAME}
+        answer = self.aws("events").put_events(Entries=[{**entry, "Detail": json.dumps(detail)}])
+        assert answer["FailedEntryCount"] == 0
+
+    def drop(self, text: str, folder: str, suffix: str = ".jsonl") -> str:
+        """A file in a client's folder of the inbox. Gives its key."""
+        key = f"inbox/{folder}/{uuid4().hex}{suffix}"
+        self.aws("s3").put_object(Bucket=self.stack.inbox, Key=key, Body=text.encode())
+        return key
+
+    def lines(self, key: str) -> list[dict[str, Any]]:
+        """Of a file in the bucket of the inbox and the outbox."""
+        content = self.aws("s3").get_object(Bucket=self.stack.inbox, Key=key)["Body"].read()
+        return [json.loads(line) for line in content.splitlines()]
+
+    def laid_aside(self, part: str) -> str:
+        """The reason for which the intake refused the message that has this part, once it is a dead letter."""
+        sqs, url = self.aws("sqs"), self.queue_url("IntakeDeadLetters")
+
+        def found() -> str | None:
+            answer = sqs.receive_message(QueueUrl=url, MessageAttributeNames=["All"], MaxNumberOfMessages=10)
+            for message in answer.get("Messages", []):
+                sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+                self._dead_letters[message["Body"]] = message["MessageAttributes"]["reason"]["StringValue"]
+            return next((reason for body, reason in self._dead_letters.items() if part in body), None)
+
+        return until(found, what=f"a dead letter with {part}") or ""
+
+    def record(self, generation_id: str) -> Generation:
+        """A generation as the table has it."""
+        table = self.stack.functions["WorkerFunction"].function.environment["GENERATION_TABLE"]
+        found = DynamoGenerations(lambda: self.aws("dynamodb"), table, retention_seconds=0).get(generation_id)
+        assert found
+        return found
 
     def stored(self) -> set[str]:
         """The keys of the image bucket."""
@@ -119,6 +256,14 @@ class World:
     def logs(self) -> str:
         return "".join(path.read_text() for path in self.stack.logs.glob("*Function.log"))
 
+    def journal(self, **fields: str) -> list[tuple[str, dict[str, Any]]]:
+        """The lines of the logs that have these fields, each with the function that wrote it, in its order."""
+        logs = sorted(self.stack.logs.glob("*Function.log"))
+        texts = [(log.stem, text) for log in logs for text in log.read_text().splitlines() if text.startswith("{")]
+        needed = [json.dumps(value) for value in fields.values()]
+        lines = [(name, json.loads(text)) for name, text in texts if all(value in text for value in needed)]
+        return [(name, line) for name, line in lines if fields.items() <= line.items()]
+
 
 @contextmanager
 def running_world(
@@ -128,10 +273,11 @@ def running_world(
     **options: Any,
 ) -> Iterator[World]:
     """A stack with these parameters, or those that tests share. `environment` and `options` are those of Options."""
-    upstream = StandInUpstream(UPSTREAM_KEY)
+    upstream, answers = StandInUpstream(UPSTREAM_KEY), list[tuple[str, str, int]]()
     with ExitStack() as closing:
         url = f"http://127.0.0.1:{closing.enter_context(serving(upstream.respond))}/v1"
-        given: dict[str, Any] = {"most_processes": MOST_PROCESSES, **options}
+        noted = {"on_answer": lambda method, path, status, _: answers.append((method, path, status))}
+        given: dict[str, Any] = {"most_processes": MOST_PROCESSES, **noted, **options}
         asked = Options(
             url,
             UPSTREAM_KEY,
@@ -139,6 +285,6 @@ def running_world(
             environment=environment or {},
             **given,
         )
-        started = World(closing.enter_context(running(asked, logs)), upstream, url)
+        started = World(closing.enter_context(running(asked, logs)), upstream, url, answers)
         closing.callback(started.close)
         yield started
