@@ -1,49 +1,50 @@
 """The time-outs as they are on AWS: 25 s of waiting, 29 s at the gateway, leases of a minute. For `make soak`."""
 
 import json
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from tests.e2e.conftest import Service, serve
-from tests.e2e.test_main_job import SAMPLE
+from local.serving import Request
+from tests.support.client import Client
+from tests.support.programs import sample
+from tests.support.world import running_world
 
-pytestmark = pytest.mark.soak
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with serve("source", tmp_path_factory.mktemp("real-time")) as service:
-        yield service
+SLOW, OVER_THE_GATEWAYS_TIME = 75, 33  # seconds
 
 
-def test_openais_client_waits_for_an_upstream_of_75_seconds(service: Service) -> None:
-    service.upstream.calls.clear()
-    service.upstream.script.append(lambda _: time.sleep(75))
-    answer = service.client().images.generate(model="gpt-image-1", prompt="75 seconds", response_format="url")
-    assert answer.data
-    assert answer.data[0].url
-    assert len(service.upstream.calls) == 1
+def by_openais_client(model: str) -> Callable[[Client, str], Any]:
+    def ask(caller: Client, prompt: str) -> Any:
+        client = caller.openai(max_retries=2)
+        return client.images.generate(model=model, prompt=prompt, response_format="url").to_dict()
+
+    return ask
 
 
-def test_the_api_pages_sample_waits_for_an_upstream_of_75_seconds(service: Service) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not there")
-    service.upstream.calls.clear()
-    service.upstream.script.append(lambda _: time.sleep(75))
-    sample = SAMPLE.format(base_url=service.base_url, key=service.key)
-    out = subprocess.run(["bash", "-c", f"{sample} --silent"], capture_output=True, text=True, check=True).stdout
-    assert json.loads(out)["data"][0]["url"]
-    assert len(service.upstream.calls) == 1
+def by_the_api_pages_sample(caller: Client, prompt: str) -> Any:
+    return json.loads(sample(caller, prompt))
 
 
-def test_openais_client_gets_the_image_of_a_quick_model_that_takes_33_seconds(service: Service) -> None:
-    service.upstream.calls.clear()
-    service.upstream.script.append(lambda _: time.sleep(33))
-    answer = service.client().images.generate(model="dall-e-3", prompt="33 seconds")
-    assert answer.data
-    assert answer.data[0].url
-    assert len(service.upstream.calls) == 1
+@pytest.mark.soak
+def test_clients_wait_for_a_slow_upstream_and_pay_once(tmp_path: Path) -> None:
+    cases = [
+        (by_openais_client("gpt-image-1"), SLOW),
+        (by_the_api_pages_sample, SLOW),
+        (by_openais_client("dall-e-3"), OVER_THE_GATEWAYS_TIME),
+    ]
+    with running_world(tmp_path, {}) as world, ThreadPoolExecutor() as together:
+
+        def made(ask: Callable[[Client, str], Any], seconds: float) -> tuple[int, int]:
+            def slow(_: Request) -> None:
+                Event().wait(seconds)
+
+            prompt = world.will(uuid4().hex, slow)
+            answer = ask(world.caller(), prompt)
+            return len([image["url"] for image in answer["data"]]), len(world.calls(prompt))
+
+        assert list(together.map(made, *zip(*cases, strict=True))) == [(1, 1)] * 3
