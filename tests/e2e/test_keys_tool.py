@@ -38,17 +38,11 @@ def tool(world: World, name: str, *arguments: str, stack: str = STACK_NAME, **en
     return called(MAINS[name], *command, f"--stack={stack}", *needed[name], *arguments, **given)
 
 
-def make(target: str, *variables: str, **environment: str) -> Done:
+def make(*arguments: str, **environment: str) -> Done:
     """The target as an operator calls it, but that the virtual environment is taken as it is."""
     needs("make")
-    done = subprocess.run(
-        ["make", "--old-file=.venv/ready", *target.split(), *variables],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **NO_CONFIG, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, env = ["make", "--old-file=.venv/ready", *arguments], {"PATH": os.environ["PATH"], **NO_CONFIG}
+    done = subprocess.run(command, cwd=ROOT, env=env | environment, capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -76,14 +70,12 @@ def made(world: World, client: str, *arguments: str, stack: str = STACK_NAME) ->
     return key.key
 
 
-def parameter(world: World, client: str) -> dict[str, Any]:
-    found: dict[str, Any] = world.aws("ssm").get_parameter(Name=f"/{STACK_NAME}/clients/{client}")["Parameter"]
-    return found
+def parameter(world: World, client: str) -> Any:
+    return world.aws("ssm").get_parameter(Name=f"/{STACK_NAME}/clients/{client}")["Parameter"]
 
 
-def record(world: World, client: str) -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads(parameter(world, client)["Value"])
-    return stored
+def record(world: World, client: str) -> Any:
+    return json.loads(parameter(world, client)["Value"])
 
 
 def put(world: World, client: str, value: str) -> str:
@@ -132,7 +124,7 @@ def other_stack(world: World) -> Iterator[str]:
     ],
 )
 def test_the_targets_call_the_tools(target: str, command: str) -> None:
-    done = make(f"--dry-run {target} STACK=s")
+    done = make("--dry-run", *target.split(), "STACK=s")
     assert " ".join(done.stdout.replace("\\\n", " ").split()) == f".venv/bin/python -m tools.{command}"
 
 
@@ -167,19 +159,14 @@ def test_a_key_that_was_made_opens_the_api_and_ssm_holds_only_its_hash(world: Wo
 
 
 @pytest.mark.parametrize("images", [0, 50, 1_000_000_000])
-def test_the_allowance_that_was_given_is_in_the_record(world: World, images: int) -> None:
+def test_a_key_stays_with_its_allowance_unless_it_is_to_be_replaced(world: World, images: int) -> None:
     client = new()
     key = made(world, client, f"--images-per-day={images}")
     assert record(world, client) == {"key_sha256": digest(key), "images_per_day": images}
-    assert status(world, key) == 200
-
-
-def test_a_client_that_has_a_key_keeps_it_unless_it_is_to_be_replaced(world: World) -> None:
-    client = new()
-    key = made(world, client, "--images-per-day=3")
     again = tool(world, "key", f"--client={client}", "--images-per-day=4")
     assert f"{client} has a key already: REPLACE=1" in refused(again)
-    assert record(world, client) == {"key_sha256": digest(key), "images_per_day": 3}
+    assert record(world, client) == {"key_sha256": digest(key), "images_per_day": images}
+    assert status(world, key) == 200
 
 
 def test_a_replaced_key_and_a_revoked_one_are_dead_and_the_new_one_opens(world: World) -> None:
@@ -196,15 +183,11 @@ def test_a_replaced_key_and_a_revoked_one_are_dead_and_the_new_one_opens(world: 
     assert refused(tool(world, "revoke", f"--client={gone}")) == f"there is no client {gone} in {STACK_NAME}"
 
 
-def test_an_allowance_that_is_given_anew_replaces_the_one_before(world: World) -> None:
+def test_a_key_may_be_replaced_that_was_never_made_and_the_allowance_with_it(world: World) -> None:
     client = new()
-    made(world, client, "--images-per-day=7")
+    assert status(world, made(world, client, "--replace", "--images-per-day=7")) == 200
     made(world, client, "--images-per-day=0", "--replace")
     assert record(world, client)["images_per_day"] == 0
-
-
-def test_a_key_may_be_replaced_that_was_never_made(world: World) -> None:
-    assert status(world, made(world, new("first"), "--replace")) == 200
 
 
 @pytest.mark.parametrize("value", ["no json", "[]", '{"images_per_day": 5}', '{"key_sha256": "x", "barred": true}'])

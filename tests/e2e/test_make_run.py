@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from unittest.mock import Mock
@@ -29,63 +29,54 @@ from tests.support.waiting import until
 BASE_URL, KEY = "https://a.example/v1", UPSTREAM_KEY
 
 
-def descendants(pid: int) -> set[int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # ended just now
-    found: set[int] = set()
-    while more := {child for child, parent in parents.items() if parent in found | {pid}} - found:
-        found |= more
-    return found
+def children(pid: int) -> set[str]:
+    return {child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()}
 
 
-@contextmanager
-def running(**environment: str) -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[str]]:
     kept = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_") or name == "PATH"}
+    given = {"PYTHONPATH": str(ROOT / "layers/imagegen"), "PORT": "0", "GATEWAY_THROTTLE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "local"],
         cwd=ROOT,
-        env={**kept, "PYTHONPATH": str(ROOT / "layers/imagegen"), "PORT": "0", **environment},
+        env=kept | given,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    yield process
+    process.kill()
+    process.communicate()
 
 
-def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it_started() -> None:
-    with running(GATEWAY_THROTTLE="1") as process:
-        assert process.stdout
-        ready, other, *rest = (process.stdout.readline().rstrip("\n") for _ in range(6))
-        match = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+/v1)  key: (ig_local_\S{43})", ready)
-        assert match, ready
-        assert re.fullmatch(r"other  key: ig_other_\S{43}", other)
-        client = Client(match[1], match[2])
-        (image,) = client.make({"prompt": "hello"}).json["data"]
-        assert image["permalink"].startswith(match[1])
+def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it_started(
+    process: subprocess.Popen[str],
+) -> None:
+    assert process.stdout
+    ready, other, *rest = (process.stdout.readline().rstrip("\n") for _ in range(6))
+    match = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+/v1)  key: (ig_local_\S{43})", ready)
+    assert match, ready
+    assert re.fullmatch(r"other  key: ig_other_\S{43}", other)
+    client = Client(match[1], match[2])
+    (image,) = client.make({"prompt": "hello"}).json["data"]
+    assert image["permalink"].startswith(match[1])
 
-        said = {name: text for name, _, text in (line.partition(": ") for line in rest)}
-        assert set(said) == {"upstream", "inbox", "event", "playground"}
-        assert shlex.split(said["inbox"])[-1].startswith("s3://")
-        *_, endpoint, _, _, _, entries = shlex.split(said["event"])
-        keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
-        events = boto3.client("events", endpoint_url=endpoint, region_name=REGION, **keys)  # type: ignore[call-overload]
-        assert events.put_events(Entries=json.loads(entries))["FailedEntryCount"] == 0
-        events.close()
-        until(lambda: len(client.newest()) == 2, what="the generation of the event")
+    said = {name: text for name, _, text in (line.partition(": ") for line in rest)}
+    assert set(said) == {"upstream", "inbox", "event", "playground"}
+    assert shlex.split(said["inbox"])[-1].startswith("s3://")
+    *_, endpoint, _, _, _, entries = shlex.split(said["event"])
+    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
+    events = boto3.client("events", endpoint_url=endpoint, region_name=REGION, **keys)  # type: ignore[call-overload]
+    assert events.put_events(Entries=json.loads(entries))["FailedEntryCount"] == 0
+    events.close()
+    until(lambda: len(client.newest()) == 2, what="the generation of the event")
 
-        connection = HTTPConnection(urlsplit(client.base_url).netloc)
+    with closing(HTTPConnection(urlsplit(client.base_url).netloc)) as connection:
 
-        def throttled() -> int:
-            """How many were answered at once, by the gateway itself, faster than the template's 50 a second."""
+        def answered_until_throttled() -> int:
+            """The gateway itself answers these, faster than the template's 50 a second."""
             for number in range(1000):
                 connection.request("OPTIONS", "/v1/models")
                 response = connection.getresponse()
@@ -94,14 +85,13 @@ def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it
                     return number
             raise AssertionError("it does not throttle")
 
-        assert until(throttled) >= 100  # the template's burst
-        connection.close()
+        assert until(answered_until_throttled) >= 100  # the template's burst
 
-        started = descendants(process.pid)
-        assert len(started) >= 3 or not Path("/proc").is_dir()  # moto and two functions
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 0
-        until(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], what="the end of all processes")
+    started = children(process.pid)
+    assert len(started) >= 3 or not Path("/proc").is_dir()  # moto and two functions
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 0
+    until(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], what="the end of all processes")
 
 
 @pytest.fixture
@@ -131,11 +121,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, _signals: None) -> list[Options]:
 @pytest.mark.parametrize(
     ("given", "arguments", "options"),
     [
-        (
-            {},
-            [],
-            {"port": 8000, "stage": "", "built": False, "throttle": False, "delays": {}, "concurrency": None},
-        ),
+        ({}, [], {"port": 8000, "stage": "", "built": False, "throttle": False, "delays": {}, "concurrency": None}),
         (
             {"UPSTREAM_BASE_URL": BASE_URL, "UPSTREAM_API_KEY": KEY},
             [],
@@ -171,10 +157,7 @@ NO_URL = "UPSTREAM_BASE_URL is not an http or https URL"
         (f"UPSTREAM_BASE_URL={BASE_URL}|UPSTREAM_API_KEY= ", TOGETHER),
         (f"UPSTREAM_BASE_URL=https://|UPSTREAM_API_KEY={KEY}", NO_URL),
         (f"UPSTREAM_BASE_URL=a.example/v1|UPSTREAM_API_KEY={KEY}", NO_URL),
-        (
-            f"UPSTREAM_BASE_URL=https://u:canary@a.example/v1|UPSTREAM_API_KEY={KEY}",
-            "carries a query, a fragment or",
-        ),
+        (f"UPSTREAM_BASE_URL=https://u:canary@a.example/v1|UPSTREAM_API_KEY={KEY}", "carries a query, a fragment or"),
         (f"UPSTREAM_BASE_URL=http://a.example/v1|UPSTREAM_API_KEY={KEY}", "is plain http to another machine"),
         ("PORT=abc", "PORT=abc is no port: give a number from 1 to 65535"),
         ("PORT=65536", "PORT=65536 is no port: give a number from 1 to 65535"),

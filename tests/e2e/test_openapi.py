@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from local.serving import Reply
 from tests.conftest import ROOT
 from tests.support.chromium import Page
-from tests.support.client import INLINE, QUEUED, Client, Json, fetched
+from tests.support.client import INLINE, QUEUED, SMALL, Client, Json, fetched
 from tests.support.world import World, batch_line
 
 # What HTTP and Fetch add to any answer.
@@ -82,20 +82,18 @@ def test_a_life_is_answered_as_it_is_described(staged_world: World, document: Js
     caller, run = staged_world.caller(), uuid4().hex
     ask = Described(caller, document)
     create, one = "/v1/images/generations", "/v1/images/generations/{generation_id}"
-    small = {"model": "dall-e-2", "size": "256x256"}
     made: Json = {}
     for model in ("dall-e-3", "gpt-image-1"):
-        body = {"prompt": "an otter", "model": model, "response_format": "url"}
-        made = ask("POST", create, body=body, Idempotency_Key=model, **INLINE)
+        body, made = {"prompt": "an otter", "model": model, "response_format": "url"}, {}
         while "data" not in made:
             made = ask("POST", create, body=body, Idempotency_Key=model, **INLINE)
-    whole = ask("POST", create, body={**small, "prompt": "whole", "response_format": "b64_json"}, **INLINE)
+    whole = ask("POST", create, body={**SMALL, "prompt": "whole", "response_format": "b64_json"}, **INLINE)
     assert whole["data"][0]["b64_json"]
     gate = staged_world.hold(run)
     begun = ask("POST", create, body={"prompt": run}, **QUEUED)
     ask("GET", f"{create}/{begun['id']}/result", f"{one}/result")
-    ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")
-    ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")  # the same again
+    for _ in range(2):
+        ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")
     ask("GET", f"{create}/{begun['id']}/result", f"{one}/result")
     gate.open()
     ask("POST", create, body={"prompt": "another", "model": "dall-e-3"}, Idempotency_Key="dall-e-3")
@@ -114,17 +112,15 @@ def test_a_life_is_answered_as_it_is_described(staged_world: World, document: Js
     ask("GET", "/v1/images/img_x", "/v1/images/{image_id}")
     ask("DELETE", f"{create}/{made['id']}", one)
     ask("GET", f"{create}/{made['id']}", one)
-    ask("GET", "/v1/models")
-    ask("GET", "/v1/models/dall-e-3", "/v1/models/{model}")
-    ask("GET", "/v1/models/dall-e-9", "/v1/models/{model}")
-    ask("GET", "/health")
+    for name in ("dall-e-3", "dall-e-9"):
+        ask("GET", f"/v1/models/{name}", "/v1/models/{model}")
     lines = batch_line("one", "by file") + "\n" + batch_line("bad", "")
     caller.until_batch_ended(staged_world.drop(lines, caller.name))
     batch = ask("GET", "/v1/batches")["data"][0]["id"]
     assert ask("GET", f"/v1/batches?after={batch}")["data"] == []
     ask("GET", f"/v1/batches/{batch}", "/v1/batches/{batch_id}")
     ask("POST", f"/v1/batches/{batch}/cancel", "/v1/batches/{batch_id}/cancel")
-    for page in ("/", "/playground.js", "/playground.css", "/docs", "/openapi.json"):
+    for page in ("/health", "/v1/models", "/", "/playground.js", "/playground.css", "/docs", "/openapi.json"):
         ask("GET", page)
     for name in ("docs.js", "swagger-ui.min.css", "nothing"):
         ask("GET", f"/docs/{name}", "/docs/{file}")
@@ -138,40 +134,28 @@ def test_a_life_is_answered_as_it_is_described(staged_world: World, document: Js
 def test_it_is_rendered_with_nothing_from_elsewhere(staged_world: World, document: Json, page: Page) -> None:
     page.open(f"{staged_world.stack.url}/docs")
     count = sum(len(methods) for methods in document["paths"].values())
-    page.until(f"document.querySelectorAll('.opblock').length === {count}")
+    page.until(f"$$('.opblock').length === {count}")
     page.click(".opblock-post .opblock-summary-control")
-    page.until("document.querySelector('.opblock-body .responses-table')")
-    assert not page.run("document.querySelector('.errors-wrapper')")
+    page.until("$('.opblock-body .responses-table')")
+    assert not page.run("$('.errors-wrapper')")
     assert not page.complaints
     assert page.asked
     assert all(url.startswith(f"{staged_world.stack.url}/") for url in page.asked)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param("--phases=examples,fuzzing --max-examples=2 --generation-deterministic", id="short"),
-        pytest.param(
-            "--phases=examples,coverage,fuzzing,stateful --max-examples=100", id="long", marks=pytest.mark.soak
-        ),
-    ],
-)
+SHORT = "--phases=examples,fuzzing --max-examples=2 --generation-deterministic"
+LONG = "--phases=examples,coverage,fuzzing,stateful --max-examples=100"
+
+
+@pytest.mark.parametrize("options", [SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "long"])
 def test_no_answer_deviates_from_the_description(staged_world: World, options: str) -> None:
     """As schemathesis searches for one, as a client that has nothing yet."""
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'layers/imagegen'}",
-        "SCHEMATHESIS_HOOKS": "tests.e2e.schemathesis_hooks",
-    }
-    config, header = ROOT / "tests/e2e/schemathesis.toml", f"--header=Authorization: Bearer {staged_world.caller().key}"
-    command = [sys.executable, "-m", "schemathesis.cli", f"--config-file={config}", "run"]
-    command += [
-        f"{staged_world.stack.url}/openapi.json",
-        "--request-timeout=60",
-        "--no-color",
-        header,
-        *options.split(),
-    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'layers/imagegen'}"
+    environment["SCHEMATHESIS_HOOKS"] = "tests.e2e.schemathesis_hooks"
+    command = [sys.executable, "-m", "schemathesis.cli", f"--config-file={ROOT / 'tests/e2e/schemathesis.toml'}", "run"]
+    command += [f"{staged_world.stack.url}/openapi.json", "--request-timeout=60", "--no-color", *options.split()]
+    command += [f"--header=Authorization: Bearer {staged_world.caller().key}"]
     folder = staged_world.stack.logs  # it leaves a folder there
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]

@@ -30,7 +30,7 @@ def page(world: World, page: Page) -> Page:
 def connect(page: Page, client: Client) -> None:
     page.fill("#key", client.key)
     page.click("#key-form button")
-    page.until("!document.querySelector('#fields').disabled")
+    page.until("!$('#fields').disabled")
 
 
 def generate(page: Page, prompt: str, **fields: str) -> None:
@@ -42,20 +42,12 @@ def generate(page: Page, prompt: str, **fields: str) -> None:
 
 def until_completed(page: Page) -> None:
     """What was asked for last: asking for it clears the news."""
-    page.until("document.querySelector('#news').textContent.startsWith('Completed')")
+    page.until("$('#news').textContent.startsWith('Completed')")
 
 
 def new(prompt: str) -> str:
     """A prompt of no other test."""
     return f"{prompt} {uuid4().hex[:8]}"
-
-
-def count(page: Page, selector: str) -> int:
-    return int(page.run(f"document.querySelectorAll({json.dumps(selector)}).length"))
-
-
-def text(page: Page, selector: str) -> str:
-    return str(page.run(f"document.querySelector({json.dumps(selector)}).textContent"))
 
 
 def test_a_visitor_enters_a_key_and_sees_images_come_one_by_one_and_finds_them_again(
@@ -66,38 +58,38 @@ def test_a_visitor_enters_a_key_and_sees_images_come_one_by_one_and_finds_them_a
     world.upstream.downloads_by_prompt[prompt].append(lambda _: None)
     gate = world.hold(prompt, download=True)
     generate(page, prompt, model="dall-e-3", n="2", quality="hd", style="natural")
-    page.until(f"document.querySelector('{LIVE}')")
-    page.until("document.querySelectorAll('article li').length === 2 && document.querySelector('article .waiting')")
-    page.until("document.querySelectorAll('article img').length === 1")
-    assert text(page, "#news") == "In progress. 1 of 2 images are there."
+    page.until(f"$('{LIVE}')")
+    page.until("$$('article li').length === 2 && $('article .waiting')")
+    page.until("$$('article img').length === 1")
+    assert page.run("$('#news').textContent") == "In progress. 1 of 2 images are there."
     gate.open()
     until_completed(page)
-    assert text(page, "article .elapsed").startswith("2 of 2 · ")
-    assert re.fullmatch(r"Completed after \d+ s\. 2 of 2 images are there\.", text(page, "#news"))
+    assert page.run("$('article .elapsed').textContent").startswith("2 of 2 · ")
+    assert re.fullmatch(r"Completed after \d+ s\. 2 of 2 images are there\.", page.run("$('#news').textContent"))
     asked = {"model": "dall-e-3", "n": 1, "quality": "hd", "style": "natural", "response_format": "url"}
     assert world.calls(prompt) == [{"prompt": prompt, **asked}] * 2
 
     page.click("#reload")
-    page.until("document.querySelectorAll('article img').length >= 2")
-    page.until("[...document.querySelectorAll('article img')].every((each) => each.naturalWidth === 1024)")
-    assert fetched(page.run("document.querySelector('article a').href")).headers["content-type"] == "image/png"
+    page.until("$$('article img').length >= 2")
+    page.until("$$('article img').every((each) => each.naturalWidth === 1024)")
+    assert fetched(page.run("$('article a').href")).headers["content-type"] == "image/png"
 
 
 def test_the_form_has_what_the_model_takes(world: World, caller: Client, page: Page) -> None:
     connect(page, caller)
-    assert page.run("document.querySelector('#model').value") == "dall-e-3"
+    assert page.run("$('#model').value") == "dall-e-3"
     for model in caller.get("/models").json["data"]:
         if model["id"] not in ("dall-e-2", "dall-e-3", "gpt-image-2", "flux"):
             continue
         page.choose("#model", model["id"])
         parameters = model["parameters"]
-        shown = page.run("[...document.querySelectorAll('#parameters [name]')].map((each) => each.name)")
+        shown = page.run("$$('#parameters [name]').map((each) => each.name)")
         assert set(shown) == parameters.keys() - {"prompt", "response_format"}
         for name, rule in parameters.items():
             if "values" in rule and name in shown:
-                options = page.run(f"[...document.querySelectorAll('#field-{name} option')].map((each) => each.value)")
+                options = page.run(f"$$('#field-{name} option').map((each) => each.value)")
                 assert options == ["", *rule["values"], *(["free"] if "free" in rule else [])]
-        assert page.run("document.querySelector('#prompt').maxLength") == parameters["prompt"]["max_characters"]
+        assert page.run("$('#prompt').maxLength") == parameters["prompt"]["max_characters"]
 
     page.choose("#model", "gpt-image-2")
     page.choose("#field-size", "free")
@@ -112,10 +104,10 @@ def test_a_gallery_is_the_callers_own_and_goes_on(caller: Client, page: Page) ->
     for _ in range(13):
         caller.cancel(caller.begin(**SMALL))
     connect(page, caller)
-    assert count(page, "article") == 12
+    assert page.run("$$('article').length") == 12
     page.click("#more")
-    page.until("document.querySelectorAll('article').length === 13")
-    assert page.run("document.querySelector('#more').hidden")
+    page.until("$$('article').length === 13")
+    assert page.run("$('#more').hidden")
 
 
 def test_what_is_under_way_is_cancelled_and_what_is_not_wanted_is_deleted_once_it_is_confirmed(
@@ -125,21 +117,20 @@ def test_what_is_under_way_is_cancelled_and_what_is_not_wanted_is_deleted_once_i
     prompt = new("never mind")
     gate = world.hold(prompt)
     generate(page, prompt, model="gpt-image-1")
-    page.until("document.querySelector('article[data-status=in_progress]')")
+    page.until("$('article[data-status=in_progress]')")
     page.click("article .cancel")
-    page.until("document.querySelector('article').dataset.status === 'cancelled'")
+    page.until("$('article').dataset.status === 'cancelled'")
     gate.open()
 
     page.click("article .delete")
-    page.until("document.querySelector('#confirm').open")
+    page.until("$('#confirm').open")
     page.press("Escape")
-    page.until("!document.querySelector('#confirm').open")
-    assert count(page, "article") == 1
+    page.until("!$('#confirm').open && $$('article').length === 1")
     page.click("article .delete")
     # Asked again before the frame with the event that the dialog was closed.
-    page.run("document.querySelector('#confirm').close() || document.querySelector('article .delete').click()")
+    page.run("$('#confirm').close() || $('article .delete').click()")
     page.click("#confirm .danger")
-    page.until("document.querySelectorAll('article').length === 0")
+    page.until("$$('article').length === 0")
     assert page.run("document.activeElement.id") == "gallery-title"
     assert caller.newest() == []
 
@@ -147,37 +138,36 @@ def test_what_is_under_way_is_cancelled_and_what_is_not_wanted_is_deleted_once_i
 def test_errors_are_shown_where_they_are_and_never_run(world: World, caller: Client, page: Page) -> None:
     page.fill("#key", "ig_local_wrong")
     page.click("#key-form button")
-    page.until("document.querySelector('#error').innerText.includes('invalid_api_key')")
+    page.until("$('#error').innerText.includes('invalid_api_key')")
     connect(page, caller)
-    assert page.run("document.querySelector('#error').hidden")
+    assert page.run("$('#error').hidden")
 
     page.choose("#model", "gpt-image-2")
     page.choose("#field-size", "free")
     page.fill("#free-size", "17x17")
     generate(page, "a size that is not had")
-    page.until("document.querySelector('#error').innerText.includes('invalid_value')")
-    assert page.run("document.querySelector('#field-size').getAttribute('aria-invalid')") == "true"
+    page.until("$('#error').innerText.includes('invalid_value')")
+    assert page.run("$('#field-size').getAttribute('aria-invalid')") == "true"
     assert page.run("document.activeElement.id") == "field-size"
 
     error = {"message": HOSTILE, "type": "invalid_request_error", "param": None, "code": "some_rule"}
     refused = world.will(new("refused"), lambda _: Reply(400, json.dumps({"error": error}).encode()))
     generate(page, refused, model="dall-e-3")
-    page.until("document.querySelector('article').dataset.status === 'failed'")
-    assert HOSTILE in text(page, "article .failure")
+    page.until("$('article').dataset.status === 'failed'")
+    assert HOSTILE in page.run("$('article .failure').textContent")
 
     generate(page, HOSTILE, model="dall-e-3")  # the upstream's revised prompt repeats it
     until_completed(page)
-    assert HOSTILE in text(page, "article .revised")
+    assert HOSTILE in page.run("$('article .revised').textContent")
     assert page.run("window.hacked === undefined")
-    assert count(page, "article script, article img[src=x]") == 0
+    assert page.run("$$('article script, article img[src=x]').length") == 0
 
 
 def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_is_bought_twice(
     world: World, caller: Client, page: Page
 ) -> None:
     connect(page, caller)
-    generations = {"urlPattern": "*/v1/images/generations", "requestStage": "Response"}
-    page.command("Fetch.enable", patterns=[generations])
+    page.command("Fetch.enable", patterns=[{"urlPattern": "*/v1/images/generations", "requestStage": "Response"}])
     prompt = new("lost on its way")
     generate(page, prompt, model="dall-e-3")
     lost = page.event("Fetch.requestPaused")
@@ -197,23 +187,21 @@ def test_what_is_lost_on_its_way_hides_nothing_that_was_begun(
     world: World, caller: Client, page: Page, number: int, instead: str
 ) -> None:
     connect(page, caller)
-    page.run(f"""(() => {{
-      const later = window.setTimeout;
-      window.setTimeout = (work, pause) => later(work, pause / 20);
-      const real = window.fetch;
+    page.run(f"""{{
+      const later = window.setTimeout, real = window.fetch;
       let asked = 0;
+      window.setTimeout = (work, pause) => later(work, pause / 20);
       window.fetch = async (...request) => {{
         asked += 1;
         const answer = await real(...request);
-        if (asked !== {number}) return answer;
-        window.fetch = real;
-        {instead};
+        if (asked === {number}) {instead};
+        return answer;
       }};
-    }})()""")
+    }}""")
     prompt = new("lost")
     generate(page, prompt, model="dall-e-3")
     until_completed(page)
-    assert prompt in text(page, "article")
+    assert prompt in page.run("$('article').textContent")
     assert len(world.calls(prompt)) == 1
 
 
@@ -221,7 +209,7 @@ def test_what_is_copied_runs_and_holds_no_key(world: World, caller: Client, page
     connect(page, caller)
     page.fill("#prompt", new('it\'s "quoted" \\ and\non two lines'))
     page.choose("#model", "gpt-image-2")
-    prompt = page.run("document.querySelector('#prompt').value")
+    prompt = page.run("$('#prompt').value")
 
     def printed(*command: str) -> str:
         assert caller.key not in repr(command)
@@ -230,7 +218,7 @@ def test_what_is_copied_runs_and_holds_no_key(world: World, caller: Client, page
 
     page.command("Browser.grantPermissions", permissions=CLIPBOARD, browserContextId=page.context)
     page.click("#copy-curl")
-    page.until("document.querySelector('#news').textContent.startsWith('The curl command')")
+    page.until("$('#news').textContent.startsWith('The curl command')")
     curl = page.run("navigator.clipboard.readText()")
     if shutil.which("curl"):
         assert json.loads(printed("sh", "-c", curl))["data"][0]["permalink"]
@@ -238,8 +226,8 @@ def test_what_is_copied_runs_and_holds_no_key(world: World, caller: Client, page
 
     page.run("navigator.clipboard.writeText = () => Promise.reject(new Error('as on a page without https'))")
     page.click("#copy-python")
-    page.until("document.querySelector('#by-hand').open")
-    python = page.run("document.querySelector('#by-hand-text').value")
+    page.until("$('#by-hand').open")
+    python = page.run("$('#by-hand-text').value")
     page.press("Escape")
     before = len(world.calls(prompt))
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1/images/img_\S+\n", printed(sys.executable, "-c", python))
@@ -251,21 +239,21 @@ def test_a_key_is_kept_only_where_its_owner_says_so_and_never_in_an_address(
 ) -> None:
     caller.cancel(caller.begin(**SMALL))
     connect(page, caller)
-    assert count(page, "article") == 1
+    assert page.run("$$('article').length") == 1
     stores = "JSON.stringify([{...localStorage}, {...sessionStorage}, location.href, document.body.outerHTML])"
     assert caller.key not in page.run(stores)
-    assert page.run("document.querySelector('#key').value") == ""
+    assert page.run("$('#key').value") == ""
     page.open(f"{world.stack.url}/?again")
-    assert page.run("document.querySelector('#fields').disabled")
+    assert page.run("$('#fields').disabled")
 
     page.click("#keep-key")
     connect(page, caller)
     assert caller.key not in page.run("JSON.stringify({...localStorage})")
     page.open(f"{world.stack.url}/?later")
-    page.until("!document.querySelector('#fields').disabled")
+    page.until("!$('#fields').disabled")
     page.click("#forget")
     assert caller.key not in page.run(stores)
-    assert count(page, "article") == 0
+    assert page.run("$$('article').length") == 0
 
 
 def test_it_works_by_keyboard_alone(caller: Client, page: Page) -> None:
@@ -288,11 +276,11 @@ def test_it_works_by_keyboard_alone(caller: Client, page: Page) -> None:
     until_completed(page)
     tab_to("article .delete")
     page.press("Space")
-    page.until("document.querySelector('#confirm').open")
+    page.until("$('#confirm').open")
     assert page.run("document.activeElement.value") == "keep"
     page.press("Tab", shift=True)
     page.press("Enter")
-    page.until("document.querySelector('#news').textContent === 'Deleted.'")
+    page.until("$('#news').textContent === 'Deleted.'")
 
 
 def test_a_screen_reader_has_a_name_for_all_that_can_be_used(caller: Client, page: Page) -> None:
@@ -305,7 +293,7 @@ def test_a_screen_reader_has_a_name_for_all_that_can_be_used(caller: Client, pag
     named = [(node["role"]["value"], node["name"]["value"]) for node in nodes if node["role"]["value"] in roles]
     assert roles - {"checkbox"} <= {role for role, _ in named}
     assert all(name.strip() for _, name in named)
-    title = text(page, "article h3")
+    title = page.run("$('article h3').textContent")
     of_it = [name for role, name in named if role in ("button", "link", "image") and title in name]
     assert len(set(of_it)) == 3  # to delete it, to copy its link, and its image, which is the link's name too
     assert {"status", "main", "banner"} <= {node["role"]["value"] for node in nodes}
@@ -324,7 +312,7 @@ CONTRAST = """(() => {
   };
   return ["h1", ".hint", "label", ".badge", ".elapsed", ".primary", ".quiet", "article .delete", "#prompt"]
     .map((selector) => {
-      const element = document.querySelector(selector);
+      const element = $(selector);
       const [a, b] = [light(getComputedStyle(element).color), light(ground(element))];
       return [selector, (Math.max(a, b) + .05) / (Math.min(a, b) + .05)];
     });
@@ -339,9 +327,7 @@ def test_it_can_be_read_and_touched_on_a_phone_by_day_and_by_night(caller: Clien
         page.window(360, 740, dark=dark)
         assert page.run("document.documentElement.scrollWidth") == 360
         assert [each for each in page.run(CONTRAST) if each[1] < 4.5] == []  # WCAG AA
-        heights: list[Any] = page.run(
-            "[...document.querySelectorAll('button, input, select')].map((each) => each.getBoundingClientRect().height)"
-        )
+        heights: list[Any] = page.run("$$('button, input, select').map((each) => each.getBoundingClientRect().height)")
         assert all(height == 0 or height >= 24 for height in heights)
         is_dark = page.run("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 21)"
         assert is_dark is dark

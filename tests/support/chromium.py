@@ -7,7 +7,6 @@ import queue
 import shutil
 import subprocess
 import threading
-from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,8 +57,9 @@ class Page:
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, expression: str) -> Any:
-        """What the expression gives in the page, awaited."""
-        answer = self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        """What the expression gives in the page, awaited. `$` and `$$` are querySelector and querySelectorAll."""
+        options = {"awaitPromise": True, "returnByValue": True, "includeCommandLineAPI": True}
+        answer = self.command("Runtime.evaluate", expression=expression, **options)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -84,32 +84,21 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Where the element is, as a mouse does: what is covered or not there is not clicked."""
-        found = json.dumps(selector)
-        box = self.run(f"""(() => {{
-          const element = document.querySelector({found});
-          element.scrollIntoView({{block: "center", behavior: "instant"}});
-          const {{x, y, width, height}} = element.getBoundingClientRect();
-          return [x + width / 2, y + height / 2];
-        }})()""")
-        where = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
+        found = f"$({json.dumps(selector)})"
+        self.run(f"{found}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        box = self.run(f"{found}.getBoundingClientRect().toJSON()")
+        where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
             self.command("Input.dispatchMouseEvent", type=kind, **where)
 
     def fill(self, selector: str, text: str) -> None:
         self.click(selector)
-        self.run(f"document.querySelector({json.dumps(selector)}).select()")
+        self.run(f"$({json.dumps(selector)}).select()")
         self.write(text)
 
     def choose(self, selector: str, value: str) -> None:
-        self.run(f"""(() => {{
-          const select = document.querySelector({json.dumps(selector)});
-          select.value = {json.dumps(value)};
-          select.dispatchEvent(new Event("change", {{bubbles: true}}));
-        }})()""")
-
-    def screenshot(self) -> bytes:
-        """A PNG of the whole page."""
-        return b64decode(self.command("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        found = f"$({json.dumps(selector)})"
+        self.run(f"{found}.value = {json.dumps(value)}; {found}.dispatchEvent(new Event('change', {{bubbles: true}}))")
 
     def window(self, width: int, height: int, *, scale: float = 1, dark: bool = False) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 500}
