@@ -19,12 +19,11 @@ import urllib3
 
 from imagegen.credentials import BearerKey
 from local.stack import STACK_NAME
-from tests.support.client import GENERATIONS, Answer, Client, Json, fetched
+from tests.support.client import GENERATIONS, SMALL, Answer, Client, Json, fetched
 from tests.support.world import World
 
 SECONDS = 600  # how long an image may take, as OpenAI's clients wait
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/webp", "image/gif"}
-CHEAP: Json = {"model": "dall-e-2", "size": "256x256"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Deployment(Client):
 
     stack: str = ""
     other: Client | None = None
-    cheap: Json = field(default_factory=CHEAP.copy)
+    cheap: Json = field(default_factory=SMALL.copy)
     run: str = field(default_factory=lambda: uuid4().hex)
     made: set[str] = field(default_factory=set)
 
@@ -58,8 +57,8 @@ def local(request: pytest.FixtureRequest) -> World | None:
 def deployed(request: pytest.FixtureRequest, local: World | None) -> Iterator[Deployment]:
     if local is None:
         given = os.environ
-        base_url, model = given["BASE_URL"].rstrip("/"), given.get("MODEL") or CHEAP["model"]
-        size = given.get("SIZE") or (CHEAP["size"] if model == CHEAP["model"] else "")
+        base_url, model = given["BASE_URL"].rstrip("/"), given.get("MODEL") or SMALL["model"]
+        size = given.get("SIZE") or (SMALL["size"] if model == SMALL["model"] else "")
         cheap = {"model": model, **({"size": size} if size else {})}
         other = Client(base_url, given["OTHER_KEY"]) if given.get("OTHER_KEY") else None
         deployment = Deployment(base_url, given["KEY"], stack=given.get("STACK", ""), other=other, cheap=cheap)

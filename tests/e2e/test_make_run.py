@@ -23,10 +23,10 @@ from local.aws_door import REGION
 from local.stack import LocalStack, Options
 from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.support.client import Client
-from tests.support.programs import called
+from tests.support.programs import Done, called
 from tests.support.waiting import until
 
-BASE_URL, KEY = "https://a.example/v1", UPSTREAM_KEY
+URL, KEY = "https://a.example/v1", UPSTREAM_KEY
 
 
 def children(pid: int) -> set[str]:
@@ -118,29 +118,30 @@ def asked(monkeypatch: pytest.MonkeyPatch, _signals: None) -> list[Options]:
     return options
 
 
+def ran(given: str) -> Done:
+    """What it does with variables and options, which are separated by `|`."""
+    options = [each for each in given.split("|") if each.startswith("--")]
+    variables = dict(each.split("=", 1) for each in given.split("|") if each not in ("", *options))
+    return called(make_run.main, *options, **variables)
+
+
 @pytest.mark.parametrize(
-    ("given", "arguments", "options"),
+    ("given", "asked_for"),
     [
-        ({}, [], {"port": 8000, "stage": "", "built": False, "throttle": False, "delays": {}, "concurrency": None}),
-        (
-            {"UPSTREAM_BASE_URL": BASE_URL, "UPSTREAM_API_KEY": KEY},
-            [],
-            {"upstream_base_url": BASE_URL, "upstream_api_key": KEY},
-        ),
-        ({"PORT": "65535", "STAGE": "a_1"}, ["--built"], {"port": 65535, "stage": "a_1", "built": True}),
-        ({"GATEWAY_THROTTLE": "1", "LAMBDA_CONCURRENCY": "99999"}, [], {"throttle": True, "concurrency": 99999}),
-        ({"AWS_DELAYS": "dynamodb=20", "GATEWAY_THROTTLE": "0"}, [], {"delays": {"dynamodb": 20}, "throttle": False}),
+        ("", {"port": 8000, "stage": "", "built": False, "throttle": False, "delays": {}, "concurrency": None}),
+        (f"UPSTREAM_BASE_URL={URL}|UPSTREAM_API_KEY={KEY}", {"upstream_base_url": URL, "upstream_api_key": KEY}),
+        ("PORT=65535|STAGE=a_1|GATEWAY_THROTTLE=1|--built", {"port": 65535, "stage": "a_1", "built": True}),
+        ("GATEWAY_THROTTLE=1|LAMBDA_CONCURRENCY=99999", {"throttle": True, "concurrency": 99999}),
+        ("GATEWAY_THROTTLE=0|AWS_DELAYS=dynamodb=20", {"throttle": False, "delays": {"dynamodb": 20}}),
     ],
     ids=["nothing", "an upstream", "where", "limits", "delays"],
 )
-def test_it_starts_the_stack_that_is_asked_for(
-    asked: list[Options], given: dict[str, str], arguments: list[str], options: dict[str, object]
-) -> None:
-    done = called(make_run.main, *arguments, **given)
+def test_it_starts_the_stack_that_is_asked_for(asked: list[Options], given: str, asked_for: dict[str, object]) -> None:
+    done = ran(given)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("ready: http://here/v1  key: one\nother  key: two\nupstream: ")
-    (found,) = asked
-    assert {name: getattr(found, name) for name in options} == options
+    (options,) = asked
+    assert {name: getattr(options, name) for name in asked_for} == asked_for
 
 
 TOGETHER = "give UPSTREAM_BASE_URL and UPSTREAM_API_KEY together"
@@ -154,7 +155,7 @@ NO_URL = "UPSTREAM_BASE_URL is not an http or https URL"
         (f"UPSTREAM_API_KEY={KEY}", TOGETHER),
         ("UPSTREAM_BASE_URL=", TOGETHER),
         (f"UPSTREAM_BASE_URL= |UPSTREAM_API_KEY={KEY}", TOGETHER),
-        (f"UPSTREAM_BASE_URL={BASE_URL}|UPSTREAM_API_KEY= ", TOGETHER),
+        (f"UPSTREAM_BASE_URL={URL}|UPSTREAM_API_KEY= ", TOGETHER),
         (f"UPSTREAM_BASE_URL=https://|UPSTREAM_API_KEY={KEY}", NO_URL),
         (f"UPSTREAM_BASE_URL=a.example/v1|UPSTREAM_API_KEY={KEY}", NO_URL),
         (f"UPSTREAM_BASE_URL=https://u:canary@a.example/v1|UPSTREAM_API_KEY={KEY}", "carries a query, a fragment or"),
@@ -173,7 +174,7 @@ NO_URL = "UPSTREAM_BASE_URL is not an http or https URL"
 def test_what_it_cannot_serve_by_is_refused_in_a_line_that_says_what_to_do(
     asked: list[Options], given: str, said: str
 ) -> None:
-    line = refused(**dict(pair.split("=", 1) for pair in given.split("|")))
+    line = refused(given)
     assert said in line
     assert KEY not in line
     assert "canary" not in line
@@ -185,13 +186,12 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(monkeypatch: pyt
     monkeypatch.setattr("local.stack.moto_server", Mock(side_effect=AssertionError))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = refused(PORT=str(port))
+        said = refused(f"PORT={port}")
     assert said == f"port {port} cannot be served at (Address already in use): choose another by PORT=…"
 
 
-def refused(**given: str) -> str:
+def refused(given: str) -> str:
     """The one line that it says."""
-    done = called(make_run.main, **given)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1, done.stderr
+    done = ran(given)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
     return done.stderr.removesuffix("\n")
