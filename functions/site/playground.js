@@ -440,7 +440,10 @@ function clearError() {
 function asked(dialog) {
   dialog.returnValue = "";
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), {once: true}));
+  // A close event comes a frame late: by then the dialog may be open for the next question, whose answer it is not.
+  return new Promise((resolve) => {
+    dialog.onclose = () => dialog.open || resolve(dialog.returnValue);
+  });
 }
 
 function duration(seconds) {

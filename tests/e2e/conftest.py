@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import openai
@@ -17,6 +16,8 @@ from local.serving import serving
 from local.stack import BUILT, RUNTIME_PYTHON, LocalStack, Options, running
 from local.upstream import StandInUpstream
 from tests.conftest import UPSTREAM_KEY
+from tests.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
+from tests.support.chromium import CHROMIUM, Browser, Page, chromium
 from tests.support.client import Client
 from tests.support.world import World, running_world
 
@@ -46,15 +47,52 @@ def caller(world: World) -> Client:
     return world.caller()
 
 
-@pytest.fixture(scope="session", params=["stage", "built"])
-def any_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """From source under a stage, and as `make build` made it without one. With the template's own parameters."""
-    built = request.param == "built"
-    if built and not (BUILT.is_dir() and RUNTIME_PYTHON.exists()):
-        pytest.skip("nothing is built: `make build` needs python3.13, which is not there")
-    options: dict[str, Any] = {"built": True} if built else {"stage": "prod"}
-    with running_world(tmp_path_factory.mktemp(request.param), {}, **options) as world:
+@pytest.fixture(scope="session")
+def issuer() -> Iterator[FakeIssuer]:
+    """The OpenID issuer that the staged and the built world trust, beside the keys."""
+    with running_issuer() as issuer:
+        yield issuer
+
+
+@pytest.fixture(scope="session")
+def staged_world(issuer: FakeIssuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """From source, under a stage. A request is redirected after a second."""
+    parameters = {"OidcIssuer": issuer.url, "OidcAudience": AUDIENCE, "WaitSeconds": "1"}
+    with running_world(tmp_path_factory.mktemp("staged"), parameters, stage="prod") as world:
         yield world
+
+
+@pytest.fixture(scope="session")
+def built_world(issuer: FakeIssuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """As `make build` made it, with the template's own parameters."""
+    if not (BUILT.is_dir() and RUNTIME_PYTHON.exists()):
+        pytest.skip("nothing is built: `make build` needs python3.13, which is not there")
+    parameters = {"OidcIssuer": issuer.url, "OidcAudience": AUDIENCE}
+    with running_world(tmp_path_factory.mktemp("built"), parameters, built=True) as world:
+        yield world
+
+
+@pytest.fixture(params=["staged", "built"])
+def any_world(request: pytest.FixtureRequest) -> World:
+    world: World = request.getfixturevalue(f"{request.param}_world")
+    return world
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is there")
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A new visitor's tab. It ends without a complaint of the browser about a page's policy."""
+    with browser.page() as page:
+        page.window(1100, 800)
+        yield page
+        assert not [each for each in page.complaints if "Content Security Policy" in each or "exception" in each]
 
 
 @dataclass(frozen=True)

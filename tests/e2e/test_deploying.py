@@ -1,13 +1,8 @@
 """docs/deploying.md's commands, run as they stand there but for the stack's name, from the first key to the removal."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,76 +10,56 @@ import pytest
 from samtranslator.yaml_helper import yaml_parse
 
 from local.aws_door import REGION
-from local.stack import CREDENTIALS, STACK_NAME
+from local.stack import STACK_NAME
 from local.template import Template
 from tests.conftest import ROOT
-from tests.e2e.conftest import Service, serve
-from tests.e2e.test_generations import get, until_ended
+from tests.support import programs
+from tests.support.waiting import until
+from tests.support.world import running_world
 
-PAGE = (ROOT / "docs/deploying.md").read_text()
+PAGE = ROOT / "docs/deploying.md"
 UPSTREAM = {"UpstreamBaseUrl": "https://api.example.com/v1"}
 
 
 def block(language: str, holding: str) -> str:
-    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if holding in text]
-    return str(found).replace("imagegen-dev", STACK_NAME)
-
-
-def as_operator(service: Service, folder: Path) -> Callable[..., str]:
-    """Runs a shell text with the local stack's AWS; gives what it prints."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "AWS_ENDPOINT_URL": service.stack.aws_url,
-        "AWS_DEFAULT_REGION": REGION,
-        "AWS_CONFIG_FILE": os.devnull,
-        "KEY": service.key,
-        "BASE_URL": service.base_url,
-        **CREDENTIALS,
-    }
-
-    def run(text: str, typed: str = "") -> str:
-        command = ["bash", "-euo", "pipefail", "-c", text.replace(".venv/bin/python", sys.executable)]
-        done = subprocess.run(
-            command, cwd=folder, env=environment, input=typed, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
+    return programs.block(PAGE, language, holding).replace("imagegen-dev", STACK_NAME)
 
 
 @pytest.mark.soak  # fifteen starts of the AWS CLI
-@pytest.mark.skipif(None in map(shutil.which, ("bash", "curl", "aws")), reason="bash, curl or the AWS CLI is not there")
 def test_a_newcomers_path_from_the_first_key_to_the_removal(tmp_path: Path) -> None:
-    with serve("source", tmp_path / "logs") as service:
-        run = as_operator(service, tmp_path)
-        aws = service.stack.client
+    programs.needs("bash", "curl", "aws")
+    with running_world(tmp_path / "logs") as world:
+        caller, aws = world.caller(), world.aws
+        environment = {**programs.operator(world), "KEY": caller.key, "BASE_URL": caller.base_url}
 
-        secret = block("bash", "put-parameter").replace(f"/{STACK_NAME}/", "/another/")  # ours has its key already
+        def run(text: str, typed: str = "") -> str:
+            text = f"set -euo pipefail\n{text}".replace(".venv/bin/python", sys.executable)
+            return programs.bash(text, environment, tmp_path, typed)
+
+        secret = block("bash", "put-parameter").replace(f"/{STACK_NAME}/", "/another/")  # this one has its key already
         run(secret, typed="sk-typed\n")
         stored = aws("ssm").get_parameter(Name="/another/upstream-api-key", WithDecryption=True)["Parameter"]
         assert (stored["Type"], stored["Value"]) == ("SecureString", "sk-typed")
 
-        ask = block("bash", "put-events").replace('\\"web\\"', '\\"local\\"')
+        ask = block("bash", "put-events").replace('\\"web\\"', f'\\"{caller.name}\\"').replace("sleep 5", "")
         put_events, listing = ask.split("curl", 1)
         assert json.loads(run(put_events))["FailedEntryCount"] == 0
-        while not json.loads(run("curl --silent " + listing))["data"]:
-            time.sleep(0.2)
+        until(caller.newest)
         (begun,) = json.loads(run("curl --silent " + listing))["data"]
-        assert until_ended(service, begun["id"])["status"] == "completed"
+        assert caller.until_ended(begun["id"])["status"] == "completed"
         made = json.loads(run(block("bash", "curl --location").replace("curl ", "curl --silent ")))
-        assert get(service, f"/images/{made['data'][0]['id']}")[0] == 302
+        assert caller.get(f"/images/{made['data'][0]['id']}").status == 302
 
         run(block("bash", "create-open-id-connect-provider"))
         (tmp_path / "trust.json").write_text(block("json", "sts:AssumeRoleWithWebIdentity"))
         run(block("bash", "create-role"))
 
         for body in (b"first", b"second"):
-            aws("s3").put_object(Bucket=service.stack.inbox, Key="kept/twice.txt", Body=body)
-        aws("s3").delete_object(Bucket=service.stack.inbox, Key="kept/twice.txt")
+            aws("s3").put_object(Bucket=world.stack.inbox, Key="kept/twice.txt", Body=body)
+        aws("s3").delete_object(Bucket=world.stack.inbox, Key="kept/twice.txt")
         names, left = block("bash", "name() {"), block("bash", "delete-bucket")
         table = aws("dynamodb").list_tables()["TableNames"]
-        assert run(names).split() == [service.stack.bucket, service.stack.inbox, *table]
+        assert run(names).split() == [world.stack.bucket, world.stack.inbox, *table]
         run(f"{names}\n{left}")
         assert aws("s3").list_buckets()["Buckets"] == []
         assert aws("dynamodb").list_tables()["TableNames"] == []
@@ -94,7 +69,7 @@ def test_a_newcomers_path_from_the_first_key_to_the_removal(tmp_path: Path) -> N
 def test_what_is_left_of_a_removed_stack_is_what_the_page_removes() -> None:
     template = Template.read(ROOT / "template.yaml", UPSTREAM, REGION)
     kept = {name for name, each in template.resources.items() if each.get("DeletionPolicy") == "Retain"}
-    assert kept == set(re.findall(r"\$\(name (\w+)\)", PAGE))
+    assert kept == set(re.findall(r"\$\(name (\w+)\)", PAGE.read_text()))
 
 
 def merged(base: Any, added: Any) -> Any:
@@ -112,7 +87,7 @@ def merged(base: Any, added: Any) -> Any:
     ],
 )
 def test_what_may_be_added_to_the_template_fits_it(heading: str, made: set[str], tmp_path: Path) -> None:
-    section = PAGE.partition(f"### {heading}\n")[2]
+    section = PAGE.read_text().partition(f"### {heading}\n")[2]
     snippet = yaml_parse(section.partition("```yaml\n")[2].partition("```")[0])
     template = tmp_path / "template.yaml"
     template.write_text(json.dumps(merged(yaml_parse((ROOT / "template.yaml").read_text()), snippet)))

@@ -6,20 +6,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
-import urllib3
 from jsonschema import Draft202012Validator
 
 from local.serving import Reply
 from tests.conftest import ROOT
-from tests.e2e.chromium import CHROMIUM, chromium
-from tests.e2e.conftest import Service, serve
-from tests.e2e.test_inbox import drop, line
-from tests.e2e.test_inbox import until_ended as until_batch_ended
+from tests.support.chromium import Page
+from tests.support.client import INLINE, QUEUED, SMALL, Client, Json, fetched
+from tests.support.world import World, batch_line
 
 # What HTTP and Fetch add to any answer.
 OF_THE_PROTOCOL = re.compile(r"content-(type|length)|access-control-.*|vary|x-amzn-.*")
@@ -29,16 +26,10 @@ OF_A_PAGE = re.compile(
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with serve("stage", tmp_path_factory.mktemp("openapi"), {"WaitSeconds": "1"}) as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def document(service: Service) -> dict[str, Any]:
-    answer = urllib3.request("GET", f"{service.stack.url}/openapi.json")
-    assert answer.headers["Access-Control-Allow-Origin"] == "*"
-    return dict(answer.json())
+def document(staged_world: World) -> Json:
+    answer = fetched(f"{staged_world.stack.url}/openapi.json")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    return dict(answer.json)
 
 
 def closed(schema: Any) -> Any:
@@ -56,63 +47,58 @@ def closed(schema: Any) -> Any:
 class Described:
     """Asks, and holds each answer against its description. `seen` are the operations and statuses that came."""
 
-    def __init__(self, service: Service, document: dict[str, Any]) -> None:
-        self._service, self._document = service, document
+    def __init__(self, client: Client, document: Json) -> None:
+        self._client, self._document = client, document
+        self._root = client.base_url.removesuffix("/v1")
         self._components = closed(copy.deepcopy(document["components"]))
         self.seen: set[tuple[str, int]] = set()
 
-    def __call__(
-        self, method: str, path: str, template: str | None = None, body: Any = None, **headers: str
-    ) -> dict[str, Any]:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        sent = {"Authorization": f"Bearer {self._service.key}", "Content-Type": "application/json", **sent}
-        encoded = None if body is None else json.dumps(body)
-        url = f"{self._service.stack.url}{path}"
-        answer = urllib3.request(method, url, headers=sent, body=encoded, redirect=False)
+    def __call__(self, method: str, path: str, template: str = "", body: Json | None = None, **headers: str) -> Json:
+        answer = self._client.ask(method, self._root + path, body, **headers)
         operation = self._document["paths"][template or path.partition("?")[0]][method.lower()]
         response = operation["responses"][str(answer.status)]
         self.seen.add((operation["operationId"], answer.status))
-        ours = {name.lower() for name in answer.headers if not OF_THE_PROTOCOL.fullmatch(name.lower())}
+        own = {name for name in answer.headers if not OF_THE_PROTOCOL.fullmatch(name)}
         if operation["tags"] == ["Service"]:
-            ours = {name for name in ours if not OF_A_PAGE.fullmatch(name)}
-        assert ours <= {name.lower() for name in response["headers"]}, (method, path, answer.status)
+            own = {name for name in own if not OF_A_PAGE.fullmatch(name)}
+        assert own <= {name.lower() for name in response["headers"]}, (method, path, answer.status)
         if "content" not in response:
-            assert not answer.data
+            assert not answer.content
             return {}
-        media_type = answer.headers["Content-Type"].partition(";")[0]
+        media_type = answer.headers["content-type"].partition(";")[0]
         schema = response["content"][media_type]["schema"]
         if media_type != "application/json":
             return {}
-        Draft202012Validator({**closed(schema), "components": self._components}).validate(answer.json())
-        return dict(answer.json())
+        Draft202012Validator({**closed(schema), "components": self._components}).validate(answer.json)
+        return dict(answer.json)
 
 
-def refused(code: str, status: int = 400) -> Any:
+def refusing(code: str, status: int = 400) -> Any:
     error = {"message": "no", "type": "invalid_request_error", "param": None, "code": code}
     return lambda _: Reply(status, json.dumps({"error": error}).encode(), {"Content-Type": "application/json"})
 
 
-def test_a_life_is_answered_as_it_is_described(service: Service, document: dict[str, Any]) -> None:
-    ask = Described(service, document)
+def test_a_life_is_answered_as_it_is_described(staged_world: World, document: Json) -> None:
+    caller, run = staged_world.caller(), uuid4().hex
+    ask = Described(caller, document)
     create, one = "/v1/images/generations", "/v1/images/generations/{generation_id}"
+    made: Json = {}
     for model in ("dall-e-3", "gpt-image-1"):
-        body = {"prompt": "an otter", "model": model, "response_format": "url"}
-        made = ask("POST", create, body=body, Idempotency_Key=model, x_stainless_retry_count="0")
+        body, made = {"prompt": "an otter", "model": model, "response_format": "url"}, {}
         while "data" not in made:
-            made = ask("POST", create, body=body, Idempotency_Key=model, x_stainless_retry_count="0")
-    whole = ask("POST", create, body={"prompt": "whole", "response_format": "b64_json"}, x_stainless_retry_count="0")
+            made = ask("POST", create, body=body, Idempotency_Key=model, **INLINE)
+    whole = ask("POST", create, body={**SMALL, "prompt": "whole", "response_format": "b64_json"}, **INLINE)
     assert whole["data"][0]["b64_json"]
-    service.upstream.delay = 2
-    begun = ask("POST", create, body={"prompt": "slow"}, Prefer="respond-async")
+    gate = staged_world.hold(run)
+    begun = ask("POST", create, body={"prompt": run}, **QUEUED)
     ask("GET", f"{create}/{begun['id']}/result", f"{one}/result")
-    ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")
-    ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")  # the same again
+    for _ in range(2):
+        ask("POST", f"{create}/{begun['id']}/cancel", f"{one}/cancel")
     ask("GET", f"{create}/{begun['id']}/result", f"{one}/result")
-    service.upstream.delay = 0
+    gate.open()
     ask("POST", create, body={"prompt": "another", "model": "dall-e-3"}, Idempotency_Key="dall-e-3")
-    service.upstream.script += [refused("content_policy_violation"), refused("broken", 500)]
-    ask("POST", create, body={"prompt": "refused"}, x_stainless_retry_count="0")
-    ask("POST", create, body={"prompt": "broken"}, x_stainless_retry_count="0")
+    for script in (refusing("content_policy_violation"), refusing("broken", 500)):
+        ask("POST", create, body={"prompt": staged_world.will(f"{uuid4()}", script)}, **INLINE)
     ask("POST", create, body={"prompt": ""})
     ask("POST", create, body={"prompt": "x"}, Content_Type="text/plain")
     ask("POST", create, body={"prompt": "x"}, Authorization="Bearer ig_local_wrong")
@@ -126,20 +112,18 @@ def test_a_life_is_answered_as_it_is_described(service: Service, document: dict[
     ask("GET", "/v1/images/img_x", "/v1/images/{image_id}")
     ask("DELETE", f"{create}/{made['id']}", one)
     ask("GET", f"{create}/{made['id']}", one)
-    ask("GET", "/v1/models")
-    ask("GET", "/v1/models/dall-e-3", "/v1/models/{model}")
-    ask("GET", "/v1/models/dall-e-9", "/v1/models/{model}")
-    ask("GET", "/health")
-    until_batch_ended(service, drop(service, line("one", "by file") + "\n" + line("bad", "")))
-    batches = ask("GET", "/v1/batches")
-    batch = batches["data"][0]["id"]
+    for name in ("dall-e-3", "dall-e-9"):
+        ask("GET", f"/v1/models/{name}", "/v1/models/{model}")
+    lines = batch_line("one", "by file") + "\n" + batch_line("bad", "")
+    caller.until_batch_ended(staged_world.drop(lines, caller.name))
+    batch = ask("GET", "/v1/batches")["data"][0]["id"]
     assert ask("GET", f"/v1/batches?after={batch}")["data"] == []
     ask("GET", f"/v1/batches/{batch}", "/v1/batches/{batch_id}")
     ask("POST", f"/v1/batches/{batch}/cancel", "/v1/batches/{batch_id}/cancel")
-    for page in ("/", "/playground.js", "/playground.css", "/docs", "/openapi.json"):
+    for page in ("/health", "/v1/models", "/", "/playground.js", "/playground.css", "/docs", "/openapi.json"):
         ask("GET", page)
-    for file in ("docs.js", "swagger-ui.min.css", "nothing"):
-        ask("GET", f"/docs/{file}", "/docs/{file}")
+    for name in ("docs.js", "swagger-ui.min.css", "nothing"):
+        ask("GET", f"/docs/{name}", "/docs/{file}")
     operations = {operation["operationId"] for methods in document["paths"].values() for operation in methods.values()}
     assert {operation for operation, _ in ask.seen} == operations
     statuses = {status for operation, status in ask.seen if operation == "createImages"}
@@ -147,53 +131,31 @@ def test_a_life_is_answered_as_it_is_described(service: Service, document: dict[
     assert {303, 424} <= {status for operation, status in ask.seen if operation == "getResult"}
 
 
-def test_it_is_rendered_with_nothing_from_elsewhere(service: Service, document: dict[str, Any], tmp_path: Path) -> None:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is there")
-    with chromium(tmp_path) as page:
-        page.command("Network.enable")
-        page.open(f"{service.stack.url}/docs")
-        count = sum(len(methods) for methods in document["paths"].values())
-        page.until(f"document.querySelectorAll('.opblock').length === {count}")
-        page.click(".opblock-post .opblock-summary-control")
-        page.until("document.querySelector('.opblock-body .responses-table')")
-        assert not page.run("document.querySelector('.errors-wrapper')")
-        assert not page.complaints
-        asked = [url for url in page.asked if not url.startswith("data:")]
-        assert asked
-        assert all(url.startswith(f"{service.stack.url}/") for url in asked)
+def test_it_is_rendered_with_nothing_from_elsewhere(staged_world: World, document: Json, page: Page) -> None:
+    page.open(f"{staged_world.stack.url}/docs")
+    count = sum(len(methods) for methods in document["paths"].values())
+    page.until(f"$$('.opblock').length === {count}")
+    page.click(".opblock-post .opblock-summary-control")
+    page.until("$('.opblock-body .responses-table')")
+    assert not page.run("$('.errors-wrapper')")
+    assert not page.complaints
+    assert page.asked
+    assert all(url.startswith(f"{staged_world.stack.url}/") for url in page.asked)
 
 
-def search_for_deviations(service: Service, *options: str) -> None:
-    """Has schemathesis look for an answer that is not as described, as a client that has nothing yet."""
-    header = f"--header=Authorization: Bearer {service.stack.keys['other']}"
+SHORT = "--phases=examples,fuzzing --max-examples=2 --generation-deterministic"
+LONG = "--phases=examples,coverage,fuzzing,stateful --max-examples=100"
+
+
+@pytest.mark.parametrize("options", [SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "long"])
+def test_no_answer_deviates_from_the_description(staged_world: World, options: str) -> None:
+    """As schemathesis searches for one, as a client that has nothing yet."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'layers/imagegen'}"
+    environment["SCHEMATHESIS_HOOKS"] = "tests.e2e.schemathesis_hooks"
     command = [sys.executable, "-m", "schemathesis.cli", f"--config-file={ROOT / 'tests/e2e/schemathesis.toml'}", "run"]
-    done = subprocess.run(
-        [
-            *command,
-            f"{service.stack.url}/openapi.json",
-            "--request-timeout=60",
-            "--no-color",
-            header,
-            *options,
-        ],
-        cwd=service.stack.logs,  # it leaves a folder
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'layers/imagegen'}",
-            "SCHEMATHESIS_HOOKS": "tests.e2e.schemathesis_hooks",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command += [f"{staged_world.stack.url}/openapi.json", "--request-timeout=60", "--no-color", *options.split()]
+    command += [f"--header=Authorization: Bearer {staged_world.caller().key}"]
+    folder = staged_world.stack.logs  # it leaves a folder there
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
-
-
-def test_no_answer_deviates_from_the_description(service: Service) -> None:
-    search_for_deviations(service, "--phases=examples,fuzzing", "--max-examples=2", "--generation-deterministic")
-
-
-@pytest.mark.soak
-def test_no_answer_deviates_from_the_description_in_a_long_search(service: Service) -> None:
-    search_for_deviations(service, "--phases=examples,coverage,fuzzing,stateful", "--max-examples=100")

@@ -1,89 +1,67 @@
-"""The README's commands, run as they stand there but for the address."""
+"""The README's commands, run as they stand there but for the address and the prompt."""
 
 import json
 import os
-import re
-import shutil
-import subprocess
 import sys
 from base64 import b64decode, b64encode
-from urllib.request import urlopen
+from uuid import uuid4
 
 import msgspec
-import pytest
 from samtranslator.yaml_helper import yaml_parse
 
 from imagegen.credentials import BearerKey, ClientRecord
-from local.aws_door import REGION
 from local.serving import Reply
-from local.stack import CREDENTIALS
 from tests.conftest import ROOT
-from tests.e2e.conftest import Service
+from tests.support.client import Client, fetched
+from tests.support.programs import OTTER, bash, block, needs, operator, run
+from tests.support.world import World
 
-README = (ROOT / "README.md").read_text()
-
-
-def block(language: str, holding: str) -> str:
-    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    (found,) = [text for text in blocks if holding in text]
-    return found
+README = ROOT / "README.md"
 
 
-def needs(*tools: str) -> None:
-    for tool in tools:
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not there")
+def shown(caller: Client, language: str, holding: str) -> str:
+    return block(README, language, holding).replace("http://127.0.0.1:8000/v1", caller.base_url)
 
 
-def run(command: list[str], **environment: str) -> str:
-    env = {"PATH": os.environ["PATH"], **environment}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
-
-
-def test_the_curl_command_makes_an_image(service: Service) -> None:
+def test_the_curl_command_makes_an_image(caller: Client) -> None:
     needs("bash", "curl")
-    command = block("bash", "curl").replace("http://127.0.0.1:8000/v1", service.base_url)
-    (image,) = json.loads(run(["bash", "-c", command], KEY=service.key))["data"]
-    with urlopen(image["permalink"]) as response:
-        assert response.read(8) == b"\x89PNG\r\n\x1a\n"
+    (image,) = json.loads(bash(shown(caller, "bash", "curl"), {"KEY": caller.key}))["data"]
+    assert fetched(image["permalink"]).content.startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_the_curl_command_gets_ten_images_as_base64_however_heavy_they_are(service: Service) -> None:
+def test_the_curl_command_gets_ten_images_as_base64_however_heavy_they_are(world: World, caller: Client) -> None:
     """The answer is in the bucket, and a redirect leads there: its URL is signed for GET alone."""
     needs("bash", "curl")
     image = b"\x89PNG\r\n\x1a\n" + os.urandom(500_000) + b"\x00\x00\x00\x00IEND\xaeB`\x82"
     answer = json.dumps({"created": 1, "data": [{"b64_json": b64encode(image).decode()}]}).encode()
-    service.upstream.script += [lambda _: Reply(200, answer, {"Content-Type": "application/json"})] * 10
-    command = block("bash", "curl").replace("http://127.0.0.1:8000/v1", service.base_url)
+    prompt = world.will(uuid4().hex, *[lambda _: Reply(200, answer, {"Content-Type": "application/json"})] * 10)
+    command = shown(caller, "bash", "curl").replace(OTTER, prompt)
     command = command.replace('"n": 1,', '"n": 10, "response_format": "b64_json",')
-    images = json.loads(run(["bash", "-c", command], KEY=service.key))["data"]
+    images = json.loads(bash(command, {"KEY": caller.key}))["data"]
     assert [b64decode(each["b64_json"]) for each in images] == [image] * 10
 
 
-def test_the_curl_command_that_a_deployment_prints_makes_an_image(service: Service) -> None:
+def test_the_curl_command_that_a_deployment_prints_makes_an_image(caller: Client) -> None:
     needs("bash", "curl")
     text, _ = yaml_parse((ROOT / "template.yaml").read_text())["Outputs"]["Curl"]["Value"]["Fn::Sub"]
-    command = text.replace("${Base}/v1", service.base_url)
+    command = text.replace("${Base}/v1", caller.base_url)
     assert "${" not in command
-    assert len(json.loads(run(["bash", "-c", command], KEY=service.key))["data"]) == 1
+    assert len(json.loads(bash(command, {"KEY": caller.key}))["data"]) == 1
 
 
-def test_the_python_program_prints_both_links(service: Service) -> None:
-    program = block("python", "OpenAI(").replace("http://127.0.0.1:8000/v1", service.base_url)
-    url, permalink = run([sys.executable, "-c", program], KEY=service.key).split()
-    with urlopen(url) as first, urlopen(permalink) as second:
-        assert first.read() == second.read()
+def test_the_python_program_prints_both_links(caller: Client) -> None:
+    url, permalink = run([sys.executable, "-c", shown(caller, "python", "OpenAI(")], {"KEY": caller.key}).split()
+    assert fetched(url).content == fetched(permalink).content
 
 
-def test_the_command_that_lets_a_client_in_stores_the_hash_of_the_key_that_it_shows(service: Service) -> None:
+def test_the_command_that_lets_a_client_in_stores_the_hash_of_the_key_that_it_shows(world: World) -> None:
     needs("bash", "make")
     nothing = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}}
-    service.stack.client("cloudformation").create_stack(StackName="imagegen-dev", TemplateBody=json.dumps(nothing))
-    aws = {"AWS_ENDPOINT_URL": service.stack.aws_url, "AWS_DEFAULT_REGION": REGION, **CREDENTIALS}
+    world.aws("cloudformation").create_stack(StackName="imagegen-dev", TemplateBody=json.dumps(nothing))
     as_it_is_set_up = 'make() { command make --old-file=.venv/ready "$@"; }\n'
-    shown = run(["bash", "-c", as_it_is_set_up + block("bash", "make key")], **aws).strip()
-    stored = service.stack.client("ssm").get_parameter(Name="/imagegen-dev/clients/web")["Parameter"]["Value"]
-    key = BearerKey.parse(shown)
+    printed = bash(as_it_is_set_up + block(README, "bash", "make key"), operator(world)).strip()
+    stored = world.aws("ssm").get_parameter(Name="/imagegen-dev/clients/web")["Parameter"]["Value"]
+    key = BearerKey.parse(printed)
     assert key
     assert key.client == "web"
     assert key.opens(msgspec.json.decode(stored, type=ClientRecord))

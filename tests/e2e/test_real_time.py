@@ -1,49 +1,42 @@
 """The time-outs as they are on AWS: 25 s of waiting, 29 s at the gateway, leases of a minute. For `make soak`."""
 
 import json
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from uuid import uuid4
 
 import pytest
 
-from tests.e2e.conftest import Service, serve
-from tests.e2e.test_main_job import SAMPLE
-
-pytestmark = pytest.mark.soak
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with serve("source", tmp_path_factory.mktemp("real-time")) as service:
-        yield service
+from local.serving import Request
+from tests.support.client import Client
+from tests.support.programs import sample
+from tests.support.world import running_world
 
 
-def test_openais_client_waits_for_an_upstream_of_75_seconds(service: Service) -> None:
-    service.upstream.calls.clear()
-    service.upstream.script.append(lambda _: time.sleep(75))
-    answer = service.client().images.generate(model="gpt-image-1", prompt="75 seconds", response_format="url")
-    assert answer.data
-    assert answer.data[0].url
-    assert len(service.upstream.calls) == 1
+def url_by_openai(caller: Client, prompt: str, model: str) -> str | None:
+    client = caller.openai(max_retries=2)
+    (image,) = client.images.generate(model=model, prompt=prompt, response_format="url").data or []
+    return image.url
 
 
-def test_the_api_pages_sample_waits_for_an_upstream_of_75_seconds(service: Service) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not there")
-    service.upstream.calls.clear()
-    service.upstream.script.append(lambda _: time.sleep(75))
-    sample = SAMPLE.format(base_url=service.base_url, key=service.key)
-    out = subprocess.run(["bash", "-c", f"{sample} --silent"], capture_output=True, text=True, check=True).stdout
-    assert json.loads(out)["data"][0]["url"]
-    assert len(service.upstream.calls) == 1
+CASES: list[tuple[float, Callable[[Client, str], str | None]]] = [
+    (75, lambda caller, prompt: url_by_openai(caller, prompt, "gpt-image-1")),
+    (75, lambda caller, prompt: json.loads(sample(caller, prompt))["data"][0]["url"]),
+    (33, lambda caller, prompt: url_by_openai(caller, prompt, "dall-e-3")),  # over the gateway's time
+]
 
 
-def test_openais_client_gets_the_image_of_a_quick_model_that_takes_33_seconds(service: Service) -> None:
-    service.upstream.calls.clear()
-    service.upstream.script.append(lambda _: time.sleep(33))
-    answer = service.client().images.generate(model="dall-e-3", prompt="33 seconds")
-    assert answer.data
-    assert answer.data[0].url
-    assert len(service.upstream.calls) == 1
+@pytest.mark.soak
+def test_clients_wait_for_a_slow_upstream_and_pay_once(tmp_path: Path) -> None:
+    with running_world(tmp_path, {}) as world, ThreadPoolExecutor() as together:
+
+        def made(seconds: float, ask: Callable[[Client, str], str | None]) -> tuple[bool, int]:
+            def slow(_: Request) -> None:
+                Event().wait(seconds)
+
+            prompt = world.will(uuid4().hex, slow)
+            return bool(ask(world.caller(), prompt)), len(world.calls(prompt))
+
+        assert list(together.map(made, *zip(*CASES, strict=True))) == [(True, 1)] * 3

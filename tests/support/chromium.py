@@ -7,66 +7,68 @@ import queue
 import shutil
 import subprocess
 import threading
-import time
-from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import until
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars")
-SECONDS = 30.0  # until a page that does not come to what is expected has failed
+SECONDS = 60.0  # until a page that does not come to what is expected has failed
 _KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Space": (32, " "), "Escape": (27, "")}
 
 
 class Page:
-    """One tab. `complaints` is what the browser's console told of errors and of what the page's policy refused."""
+    """One tab, of a browser context that has storage and permissions of its own."""
 
-    def __init__(self, pipe: "_Pipe", session: str) -> None:
-        self._pipe, self._session = pipe, session
-        for domain in ("Page", "Runtime", "Log"):
+    def __init__(self, pipe: "_Pipe", session: str, context: str) -> None:
+        self._pipe, self._session, self.context = pipe, session, context
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.command(f"{domain}.enable")
+        self.command("Emulation.setFocusEmulationEnabled", enabled=True)  # so that it reads the clipboard
 
     @property
     def complaints(self) -> list[str]:
-        told = [event["params"] for event in self._pipe.events if event["method"] == "Log.entryAdded"]
-        thrown = [event["params"] for event in self._pipe.events if event["method"] == "Runtime.exceptionThrown"]
-        return [entry["entry"]["text"] for entry in told] + [json.dumps(each) for each in thrown]
+        """What the console says of errors and of what the page's policy refused."""
+        entries = [event["entry"]["text"] for event in self._events("Log.entryAdded")]
+        return entries + [json.dumps(event) for event in self._events("Runtime.exceptionThrown")]
 
     @property
     def asked(self) -> set[str]:
-        """The addresses that were asked, once `Network.enable` was commanded."""
-        sent = [event["params"] for event in self._pipe.events if event["method"] == "Network.requestWillBeSent"]
-        return {each["request"]["url"] for each in sent if not each["request"]["url"].startswith("data:")}
+        """The addresses that were asked, redirects included."""
+        urls = {event["request"]["url"] for event in self._events("Network.requestWillBeSent")}
+        return {url for url in urls if not url.startswith("data:")}
+
+    def _events(self, method: str) -> list[dict[str, Any]]:
+        events = [event for event in list(self._pipe.events) if event.get("sessionId") == self._session]
+        return [event["params"] for event in events if event["method"] == method]
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
-        return self._pipe.command(method, parameters, self._session)
+        return self._pipe.command(method, self._session, **parameters)
 
     def event(self, method: str) -> dict[str, Any]:
         """Waits for the first event of its kind."""
-        deadline = time.monotonic() + SECONDS
-        while not (found := [event["params"] for event in self._pipe.events if event["method"] == method]):
-            assert time.monotonic() < deadline, method
-            time.sleep(0.02)
-        return dict(found[0])
+        return until(lambda: self._events(method), SECONDS, what=method)[0]
 
     def open(self, url: str) -> None:
         self.command("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, expression: str) -> Any:
-        """What the expression gives in the page, awaited."""
-        told = self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
+        """What the expression gives in the page, awaited. `$` and `$$` are querySelector and querySelectorAll."""
+        options = {"awaitPromise": True, "returnByValue": True, "includeCommandLineAPI": True}
+        answer = self.command("Runtime.evaluate", expression=expression, **options)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def until(self, condition: str) -> None:
         """Waits for it to become true."""
-        deadline = time.monotonic() + SECONDS
-        while not self.run(f"Boolean({condition})"):
-            assert time.monotonic() < deadline, (condition, self.run("document.body.innerText"))
-            time.sleep(0.05)
+        try:
+            until(lambda: self.run(f"Boolean({condition})"), SECONDS)
+        except AssertionError as error:
+            raise AssertionError(condition, self.run("document.body.innerText")) from error
 
     def press(self, key: str, *, shift: bool = False) -> None:
         code, text = _KEYS[key]
@@ -82,43 +84,43 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Where the element is, as a mouse does: what is covered or not there is not clicked."""
-        found = json.dumps(selector)
-        box = self.run(f"""(() => {{
-          const element = document.querySelector({found});
-          element.scrollIntoView({{block: "center", behavior: "instant"}});
-          const {{x, y, width, height}} = element.getBoundingClientRect();
-          return [x + width / 2, y + height / 2];
-        }})()""")
-        where = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
+        found = f"$({json.dumps(selector)})"
+        self.run(f"{found}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        box = self.run(f"{found}.getBoundingClientRect().toJSON()")
+        where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
             self.command("Input.dispatchMouseEvent", type=kind, **where)
 
     def fill(self, selector: str, text: str) -> None:
         self.click(selector)
-        self.run(f"document.querySelector({json.dumps(selector)}).select()")
+        self.run(f"$({json.dumps(selector)}).select()")
         self.write(text)
 
     def choose(self, selector: str, value: str) -> None:
-        self.run(f"""(() => {{
-          const select = document.querySelector({json.dumps(selector)});
-          select.value = {json.dumps(value)};
-          select.dispatchEvent(new Event("change", {{bubbles: true}}));
-        }})()""")
-
-    def screenshot(self) -> bytes:
-        """A PNG of the whole page."""
-        return b64decode(self.command("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        found = f"$({json.dumps(selector)})"
+        self.run(f"{found}.value = {json.dumps(value)}; {found}.dispatchEvent(new Event('change', {{bubbles: true}}))")
 
     def window(self, width: int, height: int, *, scale: float = 1, dark: bool = False) -> None:
-        self.command(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=scale,
-            mobile=width < 500,
-        )
+        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 500}
+        self.command("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
+
+
+class Browser:
+    def __init__(self, pipe: "_Pipe") -> None:
+        self._pipe = pipe
+
+    @contextmanager
+    def page(self) -> Iterator[Page]:
+        """A new tab, which knows nothing of the others."""
+        context = self._pipe.command("Target.createBrowserContext")["browserContextId"]
+        target = self._pipe.command("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self._pipe.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        try:
+            yield Page(self._pipe, session, context)
+        finally:
+            self._pipe.command("Target.disposeBrowserContext", browserContextId=context)
 
 
 class _Pipe:
@@ -131,7 +133,7 @@ class _Pipe:
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def command(self, method: str, parameters: dict[str, Any], session: str | None = None) -> dict[str, Any]:
+    def command(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
         os.write(self._out, json.dumps(message).encode() + b"\0")
@@ -153,12 +155,12 @@ class _Pipe:
 
 
 @contextmanager
-def chromium(folder: Path) -> Iterator[Page]:
-    """A browser with one tab; what it keeps is kept in the folder."""
+def chromium(folder: Path) -> Iterator[Browser]:
+    """A browser that keeps what it keeps in the folder."""
     to_browser, out = os.pipe()
     back, from_browser = os.pipe()
 
-    def as_it_wants_them() -> None:
+    def place_pipes() -> None:
         os.dup2(to_browser, 13)  # aside first: either may be in the place of the other
         os.dup2(from_browser, 14)
         os.dup2(13, 3)
@@ -166,18 +168,15 @@ def chromium(folder: Path) -> Iterator[Page]:
 
     browser = subprocess.Popen(
         [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder}", "--remote-debugging-pipe"],
-        preexec_fn=as_it_wants_them,  # noqa: PLW1509  # nothing else can place a descriptor
+        preexec_fn=place_pipes,  # noqa: PLW1509  # nothing else can place a descriptor
         close_fds=False,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     os.close(to_browser)
     os.close(from_browser)
-    pipe = _Pipe(out, back)
     try:
-        target = pipe.command("Target.createTarget", {"url": "about:blank"})["targetId"]
-        session = pipe.command("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-        yield Page(pipe, session)
+        yield Browser(_Pipe(out, back))
     finally:
         browser.kill()
         browser.wait()

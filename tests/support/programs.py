@@ -1,0 +1,99 @@
+"""The programs and commands that the documents show, and how a test runs them."""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from local.aws_door import REGION
+from local.stack import CREDENTIALS
+from tests.conftest import ROOT
+from tests.support.client import Client
+from tests.support.world import World
+
+OTTER = "A cute baby sea otter"  # the documents' prompt, but for a few
+# The API page's sample, word for word but for host and key.
+SAMPLE = """curl --location --request POST '{base_url}/images/generations' \\
+--header 'Authorization: Bearer {key}' \\
+--header 'Content-Type: application/json' \\
+--data-raw '{{
+    "model": "dall-e-3",
+    "prompt": "A cute baby sea otter",
+    "n": 1,
+    "size": "1024x1024"
+  }}'"""
+
+
+def needs(*tools: str) -> None:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not there")
+
+
+def blocks(text: str, language: str = r"\w+") -> list[str]:
+    """The code of a Markdown page."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def block(page: Path, language: str, holding: str) -> str:
+    (found,) = [code for code in blocks(page.read_text(), language) if holding in code]
+    return found
+
+
+def run(command: list[str], environment: Mapping[str, str], folder: Path = ROOT, typed: str | None = None) -> str:
+    """What it prints. Nothing of this machine's environment reaches it but the path."""
+    env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", ""), **environment}
+    done = subprocess.run(
+        command, cwd=folder, env=env, input=typed, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def bash(text: str, environment: Mapping[str, str], folder: Path = ROOT, typed: str | None = None) -> str:
+    return run(["bash", "-c", text], environment, folder, typed)
+
+
+def sample(client: Client, prompt: str) -> str:
+    """What the API page's sample prints, for another prompt."""
+    needs("bash", "curl")
+    text = SAMPLE.format(base_url=client.base_url, key=client.key).replace(OTTER, prompt)
+    return bash(f"{text} --silent", {})
+
+
+def operator(world: World) -> dict[str, str]:
+    """The environment of who holds the AWS account that stands in."""
+    return {"AWS_ENDPOINT_URL": world.stack.aws_url, "AWS_DEFAULT_REGION": REGION, **CREDENTIALS}
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def called(main: Callable[[], int], *arguments: str, **environment: str) -> Done:
+    """What a tool of this project does, in this process: one of its own takes a second to start."""
+    out, err = io.StringIO(), io.StringIO()
+    kept = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_") or name == "PATH"}
+    with (
+        patch.dict(os.environ, {**kept, **environment}, clear=True),
+        patch.object(sys, "argv", ["tool", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            code = main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
