@@ -24,6 +24,9 @@ from werkzeug.serving import make_server
 
 from local.aws_door import AwsDoor
 from tests.conftest import ROOT
+from tests.support.canary import Canary
+from tests.support.images import REAL_PNG
+from tests.support.in_process import InProcess, in_process
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
@@ -142,3 +145,33 @@ def judged(request: pytest.FixtureRequest) -> Iterator[tuple["DynamoDBClient", s
 
 def in_index(client: "DynamoDBClient", table: str) -> Sequence[Any]:
     return client.scan(TableName=table, IndexName="by-caller")["Items"]
+
+
+@pytest.fixture(scope="session")
+def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+    with in_process(tmp_path_factory.mktemp("in-process")) as service:
+        yield service
+
+
+@pytest.fixture
+def handlers(_in_process: InProcess) -> Iterator[InProcess]:
+    """The functions' handlers in this process. Whatever a test does, no secret is logged and no key is answered."""
+    with _in_process.listening():
+        yield _in_process
+        _in_process.check_silence()
+
+
+@pytest.fixture(scope="session")
+def _canary() -> Iterator[Canary]:
+    canary = Canary(REAL_PNG)
+    yield canary
+    canary.close()
+
+
+@pytest.fixture
+def canary(_canary: Canary) -> Iterator[Canary]:
+    """A server on this machine that serves an image, and that nobody may reach."""
+    yield _canary
+    heard = list(_canary.heard)
+    _canary.heard.clear()
+    assert heard == []
