@@ -398,7 +398,7 @@ def test_every_way_that_an_upstream_fails_has_its_answer_and_its_price(
     prompt, stored = handlers.secret("prompt"), handlers.stored()
     handlers.will(prompt, *[script] * TRIES)
 
-    caller = handlers.caller()
+    caller = handlers.local
     sent = INLINE if way == "inline" else {}
     answer = caller.make(
         {"prompt": prompt, "user": handlers.secret("user")}, Idempotency_Key=handlers.secret("idempotency key"), **sent
