@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.canary import Canary
+from tests.support.images import REAL_PNG
+from tests.support.in_process import InProcess, in_process
 from tests.support.stores import (
     JUDGES,
     MINISTACK,
@@ -63,3 +66,33 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
     table: Table = request.getfixturevalue(f"{request.param}_table")
     yield table
     table.clear()
+
+
+@pytest.fixture(scope="session")
+def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+    with in_process(tmp_path_factory.mktemp("in-process")) as service:
+        yield service
+
+
+@pytest.fixture
+def handlers(_in_process: InProcess) -> Iterator[InProcess]:
+    """The functions' handlers in this process. Whatever a test does, no secret is logged and no key is answered."""
+    with _in_process.listening():
+        yield _in_process
+        _in_process.check_silence()
+
+
+@pytest.fixture(scope="session")
+def _canary() -> Iterator[Canary]:
+    canary = Canary(REAL_PNG)
+    yield canary
+    canary.close()
+
+
+@pytest.fixture
+def canary(_canary: Canary) -> Iterator[Canary]:
+    """A server on this machine that serves an image, and that nobody may reach."""
+    yield _canary
+    heard = list(_canary.heard)
+    _canary.heard.clear()
+    assert heard == []

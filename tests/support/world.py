@@ -162,9 +162,9 @@ class World:
         (self.upstream.downloads_by_prompt if download else self.upstream.by_prompt)[prompt].append(gate)
         return gate
 
-    def serve_file(self, script: Script) -> str:
+    def serve_file(self, script: Script, *, query: str = "") -> str:
         """A file under the upstream's own origin, answered by the script each time. Gives its URL."""
-        name = uuid4().hex
+        name = uuid4().hex + (f"?{query}" if query else "")
         self.upstream.pages[f"/files/{name}"] = script
         return f"{self.upstream_url.removesuffix('/v1')}/files/{name}"
 

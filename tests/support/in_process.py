@@ -1,0 +1,339 @@
+"""The functions' real handlers in this process, behind the gateway of the template, over moto and a stand-in upstream.
+
+Nothing starts but threads, so one serves all tests of a worker process. The environment and the wiring of a function
+hold only while it is wired and while it runs: other tests in the process see none of it.
+"""
+
+import importlib
+import io
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+
+from imagegen.bootstrap import sdk
+from imagegen.bootstrap.api import api
+from imagegen.bootstrap.authorizer import authorizer
+from imagegen.bootstrap.intake import intake
+from imagegen.bootstrap.site import site
+from imagegen.bootstrap.worker import worker
+from local import stack
+from local.aws_door import REGION, AwsDoor, DoorControl
+from local.event_source import _record
+from local.gateway import Gateway
+from local.lambda_host import MOST_PAYLOAD_BYTES, FunctionError, PayloadTooLargeError
+from local.lambda_host import Function as Configuration
+from local.serving import Request, serving
+from local.template import Template
+from local.upstream import StandInUpstream
+from tests.conftest import ROOT, UPSTREAM_KEY
+from tests.support.canary import answered, found, keys_and_hashes, leaks
+from tests.support.client import Answer, Client, Json
+from tests.support.world import World
+
+URL = "http://127.0.0.1"
+# Nobody works beside a request, so there is nothing to wait for.
+PARAMETERS = {"WaitSeconds": "0", "UpstreamTimeoutSeconds": "20", "QuickUpstreamTimeoutSeconds": "20"}
+AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
+_BUILDERS: dict[str, Any] = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
+_CLIENTS = ("dynamodb", "events", "sqs", "ssm")
+_NOT_OURS = ("moto", "werkzeug", "PIL")  # what stands in for AWS and for the upstream logs in this process too
+
+
+@dataclass
+class Context:
+    """What of Lambda's context the handlers use."""
+
+    seconds: float
+    function_name: str = "function"
+    aws_request_id: str = "request"
+    begun: float = field(default_factory=time.monotonic)
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int((self.begun + self.seconds - time.monotonic()) * 1000)
+
+
+class Function:
+    """Stands in for a FunctionHost. The handler runs in the caller's thread, one event at a time."""
+
+    def __init__(self, configuration: Configuration, lock: threading.Lock, out: io.StringIO) -> None:
+        """`lock` is of the module: the functions of a module share what it keeps. `out` gets what they print."""
+        self.function, self._lock, self._out = configuration, lock, out
+        self._name = configuration.code.name
+        self._module = importlib.import_module(f"functions.{self._name}.app")
+        with patch.dict(os.environ, configuration.environment, clear=True):
+            session = sdk.session.__wrapped__()
+            with patch.object(sdk, "session", lambda: session):
+                self._clients = {name: getattr(sdk, name).__wrapped__() for name in _CLIENTS}
+                self._credentials = sdk.credentials()
+        self.wired = self._wire({})
+
+    def _wire(self, changes: Mapping[str, str]) -> Any:
+        parts: dict[str, Any] = {name: (lambda client=client: client) for name, client in self._clients.items()}
+        with (
+            patch.dict(os.environ, {**self.function.environment, **changes}, clear=True),
+            patch.multiple(sdk, credentials=lambda: self._credentials, **parts),
+        ):
+            return _BUILDERS[self._name].__wrapped__()
+
+    @contextmanager
+    def changed(self, timeout: int | None = None, **changes: str) -> Iterator[None]:
+        """Another time-out, and other environment variables, for the time of the block."""
+        before = self.wired, self.function
+        self.wired = self._wire(changes)
+        self.function = replace(self.function, timeout=timeout or self.function.timeout)
+        try:
+            yield
+        finally:
+            self._end_wiring()
+            self.wired, self.function = before
+
+    def invoke(self, event: object) -> "Future[bytes]":
+        payload = json.dumps(event).encode()
+        if len(payload) > MOST_PAYLOAD_BYTES:
+            raise PayloadTooLargeError
+        handler = getattr(self._module, self.function.handler.rpartition(".")[2])
+        names: dict[str, Any] = {self._name: lambda: self.wired}
+        if self._name == "api":
+            names["cors_origin"] = lambda: self.wired.settings.cors_origin
+        future: Future[bytes] = Future()
+        with self._lock, patch.multiple(self._module, **names), redirect_stdout(self._out):
+            try:
+                answer = json.dumps(handler(json.loads(payload), Context(self.function.timeout))).encode()
+            except Exception as error:  # noqa: BLE001  # as the runtime takes it
+                future.set_exception(FunctionError(json.dumps({"errorMessage": str(error)})))
+            else:
+                if len(answer) > MOST_PAYLOAD_BYTES:
+                    future.set_exception(FunctionError("Function.ResponseSizeTooLarge"))
+                else:
+                    future.set_result(answer)
+        return future
+
+    def _end_wiring(self) -> None:
+        with suppress(AttributeError):  # who has no workshop has no pool
+            self.wired.workshop.pool.shutdown()
+        with suppress(AttributeError):
+            self.wired.batches.reader.pool.shutdown()
+
+    def close(self) -> None:
+        self._end_wiring()
+        for client in self._clients.values():
+            client.close()
+
+
+class InProcess(World):
+    """A World without processes and without HTTP between a client and the functions."""
+
+    def __init__(
+        self,
+        started: stack.LocalStack,
+        upstream: StandInUpstream,
+        upstream_url: str,
+        gateway: Gateway,
+        written: io.StringIO,
+    ) -> None:
+        super().__init__(started, upstream, upstream_url, [])
+        self._gateway = gateway
+        self.queues: dict[str, list[tuple[str, str]]] = {}  # by the function that works on them: URL and ARN of each
+        self.replies: list[Answer] = []
+        self._written = written
+        self._keys: dict[str, str] = {}
+        self.local, self.other = self.caller("local"), self.caller("other")  # for tests that leave nothing behind
+        self._secrets: dict[str, str] = {}
+        self._may_be_answered: set[str] = set()
+
+    def caller(self, name: str | None = None, *, images_per_day: int | None = None) -> "InProcessClient":
+        client = super().caller(name, images_per_day=images_per_day)
+        self._keys[client.name] = client.key
+        return InProcessClient(client.base_url, client.key, client.name, self)
+
+    def function(self, name: str) -> Function:
+        function = self.stack.functions[name]
+        assert isinstance(function, Function)
+        return function
+
+    def request(self, method: str, target: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> Answer:
+        """One request as API Gateway takes it, with the headers as they are but for a Host that is missing."""
+        own = list(headers)
+        if not any(name == "Host" for name, _ in own):
+            own.append(("Host", URL.partition("//")[2]))
+        reply = self._gateway.respond(Request(method, target, own, body, None))  # type: ignore[arg-type]
+        content = b"" if method == "HEAD" else reply.body
+        answer = Answer(reply.status, {name.lower(): value for name, value in reply.headers.items()}, content)
+        self.replies.append(answer)
+        return answer
+
+    def deliver(self, function: str = "WorkerFunction") -> list[Any]:
+        """Gives the function what its queue holds now, and deletes what it does not send back. Gives its answers."""
+        sqs, answers = self.aws("sqs"), []
+        for url, arn in self.queues[function]:
+            while messages := sqs.receive_message(
+                QueueUrl=url, MaxNumberOfMessages=1, MessageSystemAttributeNames=["All"], WaitTimeSeconds=0
+            ).get("Messages"):
+                event = {"Records": [_record(each, arn) for each in messages]}
+                answers.append(json.loads(self.stack.functions[function].invoke(event).result()))
+                again = {failure["itemIdentifier"] for failure in answers[-1]["batchItemFailures"]}
+                for message in messages:
+                    if message["MessageId"] not in again:
+                        sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        return answers
+
+    def secret(self, name: str, *, may_be_answered: bool = False, value: str = "") -> str:
+        """A canary of that name, which the test may put where it likes. It may be in no log."""
+        if may_be_answered:
+            self._may_be_answered.add(name)
+        return self._secrets.setdefault(name, value or f"canary{uuid4().hex}")
+
+    def keys(self) -> dict[str, str]:
+        """What belongs into no log, no answer and no record."""
+        return {"the upstream's key": UPSTREAM_KEY, **AWS_SECRETS, **keys_and_hashes(self._keys)}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Everything that is logged at any level, and what a function prints, is in `logs()`."""
+        self.forget()
+        root, handler, streams = logging.getLogger(), logging.StreamHandler(self._written), {}
+        quiet = {logging.getLogger(name): logging.WARNING for name in _NOT_OURS}
+        levels = {logger: logger.level for logger in (root, *quiet)}
+        for name in _BUILDERS:
+            for each in logging.getLogger(name).handlers:
+                if isinstance(each, logging.StreamHandler):
+                    streams[each] = each.setStream(self._written)
+        root.addHandler(handler)
+        for logger, level in {root: logging.DEBUG, **quiet}.items():
+            logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, level in levels.items():
+                logger.setLevel(level)
+            root.removeHandler(handler)
+            for each, stream in streams.items():
+                each.setStream(stream)
+
+    def logs(self) -> str:
+        return self._written.getvalue()
+
+    def forget(self) -> None:
+        """Begins anew, with no secrets but keys, and nothing written and answered."""
+        self._written.seek(0)
+        self._written.truncate()
+        for kept in (self.replies, self._secrets, self._may_be_answered):
+            kept.clear()
+        self._keys = {client.name: client.key for client in (self.local, self.other)}
+
+    def check_absent(self, text: str) -> None:
+        """No key is in a record."""
+        leaking = found(self.keys(), text.encode())
+        assert not leaking, leaking
+
+    def check_silence(self) -> None:
+        """No secret is in what the functions wrote, and none but what may be there in what they answered."""
+        secrets = {name: value for name, value in self._secrets.items() if name not in self._may_be_answered}
+        leaking = leaks({**self._secrets, **self.keys()}, self.logs().encode())
+        answers = answered({**secrets, **self.keys()}, self.replies)
+        if leaking or answers:
+            raise AssertionError(f"written: {leaking}, answered: {answers}")
+
+    def close(self) -> None:
+        for function in self.stack.functions.values():
+            function.close()
+        super().close()
+
+
+@dataclass(frozen=True)
+class InProcessClient(Client):
+    """A client whose requests go to the gateway without HTTP, and beside whom the worker works when it looks."""
+
+    service: InProcess = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def ask(self, method: str, path: str, body: Json | bytes | None = None, **headers: str) -> Answer:
+        sent = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        sent |= {} if body is None else {"Content-Type": "application/json"}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        target = (path if path.startswith("http") else self.base_url + path).removeprefix(URL)
+        content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        return self.service.request(method, target, [each for each in sent.items() if each[1]], content)
+
+    def result(self, generation_id: str) -> Answer:
+        self.service.deliver()
+        return super().result(generation_id)
+
+    def see(self, generation_id: str) -> Answer:
+        self.service.deliver()
+        return super().see(generation_id)
+
+
+@contextmanager
+def aws_in_this_process() -> Iterator[str]:
+    """moto behind the door, as the local stack has it; gives its address."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines hold signed URLs
+    door = AwsDoor(DomainDispatcherApplication(create_backend_app), stack.CREDENTIALS["AWS_SECRET_ACCESS_KEY"])
+    server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def in_process(logs: Path) -> Iterator[InProcess]:
+    """The stack of the template, made in this process's moto."""
+    upstream = StandInUpstream(UPSTREAM_KEY)
+    with ExitStack() as closing:
+        upstream_url = f"http://127.0.0.1:{closing.enter_context(serving(upstream.respond))}/v1"
+        aws_url = closing.enter_context(aws_in_this_process())
+        parameters = {**stack._UNBOUND, "UpstreamBaseUrl": upstream_url, **PARAMETERS}
+        options = stack.Options(upstream_url, UPSTREAM_KEY, parameters=parameters, environment=AWS_SECRETS)
+        template = Template.read(ROOT / "template.yaml", parameters, REGION)
+        deployed = stack._deploy(template, aws_url, parameters, URL)
+        stack._configure_buckets(template, deployed, aws_url)
+        stack._put_secrets(aws_url, UPSTREAM_KEY, [])
+        locks: dict[Path, threading.Lock] = {}
+        functions, written = {}, io.StringIO()
+        for name in template.of_type("AWS::Lambda::Function"):
+            configuration = stack._function(template, name, deployed, aws_url, options)
+            functions[name] = Function(configuration, locks.setdefault(configuration.code, threading.Lock()), written)
+        roles = stack._roles(template, deployed, aws_url)
+        door = DoorControl(aws_url)
+        door.let_in({name: {**role, "secret": AWS_SECRETS["AWS_SECRET_ACCESS_KEY"]} for name, role in roles.items()})
+        started = stack.LocalStack(
+            url=URL,
+            keys={},
+            aws_url=aws_url,
+            bucket=deployed["ImageBucket"],
+            inbox=deployed["InboxBucket"],
+            functions=functions,  # type: ignore[arg-type]
+            roles={name: role["statements"] for name, role in roles.items()},
+            door=door,
+            logs=logs,
+        )
+        service = InProcess(
+            started, upstream, upstream_url, Gateway(template.api_body(), started.functions, stage=""), written
+        )
+        closing.callback(service.close)
+        for mapping in template.of_type("AWS::Lambda::EventSourceMapping").values():
+            url = deployed[mapping["EventSourceArn"]["Fn::GetAtt"][0]]
+            attributes = service.aws("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+            queue = url, attributes["Attributes"]["QueueArn"]
+            service.queues.setdefault(mapping["FunctionName"]["Ref"], []).append(queue)
+        # What may be tried again is tried at once.
+        closing.enter_context(patch("imagegen.generate._FIRST_PAUSE_SECONDS", 0.001))
+        closing.enter_context(patch("imagegen.providers.openai_compatible._FIRST_PAUSE_SECONDS", 0.001))
+        yield service
