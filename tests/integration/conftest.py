@@ -26,10 +26,11 @@ from local.aws_door import AwsDoor
 from tests.conftest import ROOT
 from tests.support.canary import Canary
 from tests.support.images import REAL_PNG
-from tests.support.in_process import InProcess, in_process
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
+
+    from tests.support.in_process import InProcess
 
 JUDGES = ("moto", "ministack")
 MINISTACK = ROOT / ".venv-ministack/bin/python"
@@ -148,13 +149,15 @@ def in_index(client: "DynamoDBClient", table: str) -> Sequence[Any]:
 
 
 @pytest.fixture(scope="session")
-def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator["InProcess"]:
+    from tests.support.in_process import in_process  # noqa: PLC0415  # a second of imports that few files need
+
     with in_process(tmp_path_factory.mktemp("in-process")) as service:
         yield service
 
 
 @pytest.fixture
-def handlers(_in_process: InProcess) -> Iterator[InProcess]:
+def handlers(_in_process: "InProcess") -> Iterator["InProcess"]:
     """The functions' handlers in this process. Whatever a test does, no secret is logged and no key is answered."""
     with _in_process.listening():
         yield _in_process
