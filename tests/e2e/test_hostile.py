@@ -105,7 +105,7 @@ POST = b"POST /v1/images/generations HTTP/1.1\r\n"
     ids=lambda data: ascii(data)[-30:],
 )
 def test_what_is_hardly_http_reaches_nothing(world: World, caller: Client, data: bytes) -> None:
-    """On AWS it is not ours to answer: here the server may hang up."""
+    """AWS answers these by itself: here the server may hang up."""
     gateway = urlsplit(world.base_url)
     with socket.create_connection((gateway.hostname or "", gateway.port or 0), timeout=30) as connection:
         with suppress(OSError):  # it may have answered before all was sent

@@ -1,12 +1,12 @@
 """Emulators of AWS and their tables, made once for all tests."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.canary import Canary
 from tests.support.images import REAL_PNG
-from tests.support.in_process import InProcess, in_process
 from tests.support.stores import (
     JUDGES,
     MINISTACK,
@@ -17,6 +17,9 @@ from tests.support.stores import (
     moto_behind_the_door,
     new_table,
 )
+
+if TYPE_CHECKING:
+    from tests.support.in_process import InProcess
 
 
 @pytest.fixture(scope="session")
@@ -69,13 +72,15 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
 
 
 @pytest.fixture(scope="session")
-def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator["InProcess"]:
+    from tests.support.in_process import in_process  # noqa: PLC0415  # a second of imports that few files need
+
     with in_process(tmp_path_factory.mktemp("in-process")) as service:
         yield service
 
 
 @pytest.fixture
-def handlers(_in_process: InProcess) -> Iterator[InProcess]:
+def handlers(_in_process: "InProcess") -> Iterator["InProcess"]:
     """The functions' handlers in this process. Whatever a test does, no secret is logged and no key is answered."""
     with _in_process.listening():
         yield _in_process

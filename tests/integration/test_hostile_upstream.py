@@ -210,7 +210,7 @@ def test_each_redirect_of_a_chain_is_judged_and_the_fourth_is_not_followed(
 # ------------------------------------------------------------------ which contents are stored
 
 
-def told(content: bytes, *headers: str, status: str = "200 OK", length: int | None = -1) -> bytes:
+def http(content: bytes, *headers: str, status: str = "200 OK", length: int | None = -1) -> bytes:
     """A whole HTTP answer; with another length than its content's own, or with none."""
     lines = [f"HTTP/1.1 {status}", "Content-Type: image/png", *headers]
     lines += [] if length is None else [f"Content-Length: {len(content) if length < 0 else length}"]
@@ -223,38 +223,38 @@ LOCATION = "Location: http://{canary}/"
 NO_IMAGE, TOO_LARGE, CUT = errors.NotAnImageError, errors.ImageTooLargeError, errors.ImageTruncatedError
 FAILED, REFUSED = errors.ImageDownloadInterruptedError, errors.ImageDownloadError
 CONTENTS: dict[str, tuple[bytes, type[errors.ImagegenError]]] = {
-    "SVG told as PNG": (told(SVG), NO_IMAGE),
-    "SVG compressed": (told(gzip.compress(SVG), GZIPPED), NO_IMAGE),
-    "SVG compressed as a file": (told(gzip.compress(SVG)), NO_IMAGE),
-    "HTML with a PNG behind it": (told(HTML + REAL_PNG), NO_IMAGE),
-    "HTML that redirects": (told(b'<meta http-equiv="refresh" content="0;url=http://{canary}/">'), NO_IMAGE),
-    "XML with an entity": (told(b'<!DOCTYPE x [<!ENTITY e SYSTEM "http://{canary}/">]><x>&e;</x>'), NO_IMAGE),
-    "one byte": (told(b"\x89"), NO_IMAGE),
-    "a compression that nobody knows": (told(zlib.compress(REAL_PNG), "Content-Encoding: x-unknown"), NO_IMAGE),
-    "the head of a PNG alone": (told(PNG_HEAD), CUT),
-    "the head of a JPEG and HTML": (told(b"\xff\xd8\xff\xe0" + HTML), CUT),
-    "the head of a GIF and a script": (told(b"GIF89a=0;alert(1)//"), CUT),
-    "the head of a WebP that tells more": (told(b"RIFF\xff\xff\xff\x7fWEBPVP8 "), CUT),
-    "a PNG longer than its length": (told(REAL_PNG, length=20), CUT),
-    "half of a compressed PNG": (told(gzip.compress(REAL_PNG)[:40], GZIPPED), CUT),
-    "a PNG too large without a length": (told(PNG_HEAD + bytes(MAX_IMAGE_BYTES) + PNG_END, length=None), TOO_LARGE),
-    "a bomb": (told(BOMB, GZIPPED), TOO_LARGE),
-    "a bomb in a bomb": (told(gzip.compress(BOMB), "Content-Encoding: gzip, gzip"), TOO_LARGE),
+    "SVG as PNG": (http(SVG), NO_IMAGE),
+    "SVG compressed": (http(gzip.compress(SVG), GZIPPED), NO_IMAGE),
+    "SVG compressed as a file": (http(gzip.compress(SVG)), NO_IMAGE),
+    "HTML with a PNG behind it": (http(HTML + REAL_PNG), NO_IMAGE),
+    "HTML that redirects": (http(b'<meta http-equiv="refresh" content="0;url=http://{canary}/">'), NO_IMAGE),
+    "XML with an entity": (http(b'<!DOCTYPE x [<!ENTITY e SYSTEM "http://{canary}/">]><x>&e;</x>'), NO_IMAGE),
+    "one byte": (http(b"\x89"), NO_IMAGE),
+    "a compression that nobody knows": (http(zlib.compress(REAL_PNG), "Content-Encoding: x-unknown"), NO_IMAGE),
+    "the head of a PNG alone": (http(PNG_HEAD), CUT),
+    "the head of a JPEG and HTML": (http(b"\xff\xd8\xff\xe0" + HTML), CUT),
+    "the head of a GIF and a script": (http(b"GIF89a=0;alert(1)//"), CUT),
+    "the head of a longer WebP": (http(b"RIFF\xff\xff\xff\x7fWEBPVP8 "), CUT),
+    "a PNG longer than its length": (http(REAL_PNG, length=20), CUT),
+    "half of a compressed PNG": (http(gzip.compress(REAL_PNG)[:40], GZIPPED), CUT),
+    "a PNG too large without a length": (http(PNG_HEAD + bytes(MAX_IMAGE_BYTES) + PNG_END, length=None), TOO_LARGE),
+    "a bomb": (http(BOMB, GZIPPED), TOO_LARGE),
+    "a bomb in a bomb": (http(gzip.compress(BOMB), "Content-Encoding: gzip, gzip"), TOO_LARGE),
     "a chunk larger than all": (
-        told(b"ffffffffffffffff\r\n" + PNG_HEAD, "Transfer-Encoding: chunked", length=None),
+        http(b"ffffffffffffffff\r\n" + PNG_HEAD, "Transfer-Encoding: chunked", length=None),
         FAILED,
     ),
-    "what only claims to be compressed": (told(REAL_PNG, GZIPPED), FAILED),
+    "what only claims to be compressed": (http(REAL_PNG, GZIPPED), FAILED),
     "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", FAILED),
     "headers without end": (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000 + b"\r\n", FAILED),
-    "a refusal that names the canary": (told(b"", LOCATION, status="404 Not Found"), FAILED),
-    "a choice that names the canary": (told(b"", LOCATION, status="300 Multiple Choices"), REFUSED),
-    "a part": (told(REAL_PNG, status="206 Partial Content"), REFUSED),
+    "a refusal that names the canary": (http(b"", LOCATION, status="404 Not Found"), FAILED),
+    "a choice that names the canary": (http(b"", LOCATION, status="300 Multiple Choices"), REFUSED),
+    "a part": (http(REAL_PNG, status="206 Partial Content"), REFUSED),
 }
 
 
 @pytest.mark.parametrize(("content", "error"), CONTENTS.values(), ids=list(CONTENTS))
-def test_what_is_no_whole_image_is_none_whatever_it_is_told_to_be(
+def test_what_is_no_whole_image_is_none_whatever_it_is_called(
     handlers: InProcess, fill: Callable[[str], str], content: bytes, error: type[errors.ImagegenError]
 ) -> None:
     answer = content.replace(b"{canary}", fill("{canary}").encode())
@@ -292,7 +292,7 @@ def images(*data: object, **more: object) -> bytes:
 
 
 def page(content: bytes, *headers: str, **how: Any) -> str:
-    return told(content, *headers, **how).decode("latin-1")
+    return http(content, *headers, **how).decode("latin-1")
 
 
 NOT_HAD = ("image_download_failed", 1)
@@ -508,14 +508,14 @@ def test_an_image_is_stored_as_it_came_and_answered_and_nothing_is_logged_of_it(
     image = {**source, "revised_prompt": handlers.secret("revised prompt", may_be_answered=True)}
     answer = made(handlers, model, image, response_format="url" if kind == "url" else "b64_json")
     assert answer.status == 200
-    (told_of,) = answer.json["data"]
-    assert handlers.content(f"images/{told_of['id']}") == content
+    (shown,) = answer.json["data"]
+    assert handlers.content(f"images/{shown['id']}") == content
     if kind == "url":
-        stored = fetched(told_of["url"])
+        stored = fetched(shown["url"])
         assert (stored.content, stored.headers["content-type"]) == (content, "image/png")
     else:
-        assert told_of["b64_json"] == base64
-    found = handlers.local.get(f"/images/{told_of['id']}?{handlers.secret('query')}")
+        assert shown["b64_json"] == base64
+    found = handlers.local.get(f"/images/{shown['id']}?{handlers.secret('query')}")
     assert fetched(found.headers["location"]).content == content
 
 
@@ -599,7 +599,7 @@ def test_an_answer_behind_an_interim_one_reaches_the_caller_whose_it_is_and_no_o
 
 
 def test_a_bomb_costs_no_memory(handlers: InProcess) -> None:
-    url = handlers.serve_file(raw(told(BOMB, GZIPPED)))
+    url = handlers.serve_file(raw(http(BOMB, GZIPPED)))
     with handlers.function("ApiFunction").changed(MAX_IMAGE_BYTES="1000000"):
         tracemalloc.start()
         try:

@@ -132,7 +132,7 @@ def test_a_secret_that_a_library_or_a_function_writes_is_found(handlers: InProce
         urllib3.request("GET", f"{handlers.upstream_url}/{secret}", retries=False)
     finally:
         library.setLevel(level)
-    handlers.replies.append(Answer(200, {}, json.dumps({"url": f"http://x/?X-Amz-Signature={secret}"}).encode()))
+    handlers.seen.append(Answer(200, {}, json.dumps({"url": f"http://x/?X-Amz-Signature={secret}"}).encode()))
     with pytest.raises(AssertionError, match=r"written: .*query.*answered: .*query"):
         handlers.check_silence()
     handlers.forget()

@@ -147,7 +147,7 @@ class InProcess(World):
         super().__init__(started, upstream, upstream_url, [])
         self._gateway = gateway
         self.queues: dict[str, list[tuple[str, str]]] = {}  # by the function that works on them: URL and ARN of each
-        self.replies: list[Answer] = []
+        self.seen: list[Answer] = []
         self._written = written
         self._keys: dict[str, str] = {}
         self.local, self.other = self.caller("local"), self.caller("other")  # for tests that leave nothing behind
@@ -172,7 +172,7 @@ class InProcess(World):
         reply = self._gateway.respond(Request(method, target, own, body, None))  # type: ignore[arg-type]
         content = b"" if method == "HEAD" else reply.body
         answer = Answer(reply.status, {name.lower(): value for name, value in reply.headers.items()}, content)
-        self.replies.append(answer)
+        self.seen.append(answer)
         return answer
 
     def deliver(self, function: str = "WorkerFunction") -> list[Any]:
@@ -230,7 +230,7 @@ class InProcess(World):
         """Begins anew, with no secrets but keys, and nothing written and answered."""
         self._written.seek(0)
         self._written.truncate()
-        for kept in (self.replies, self._secrets, self._may_be_answered):
+        for kept in (self.seen, self._secrets, self._may_be_answered):
             kept.clear()
         self._keys = {client.name: client.key for client in (self.local, self.other)}
 
@@ -243,7 +243,7 @@ class InProcess(World):
         """No secret is in what the functions wrote, and none but what may be there in what they answered."""
         secrets = {name: value for name, value in self._secrets.items() if name not in self._may_be_answered}
         leaking = leaks({**self._secrets, **self.keys()}, self.logs().encode())
-        answers = answered({**secrets, **self.keys()}, self.replies)
+        answers = answered({**secrets, **self.keys()}, self.seen)
         if leaking or answers:
             raise AssertionError(f"written: {leaking}, answered: {answers}")
 
