@@ -1,31 +1,16 @@
 """The whole stack over HTTP: from source, under a stage prefix, and as `sam build` made it."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from uuid import uuid4
 
-import openai
 import pytest
 
-from local.gateway import INTEGRATION_SECONDS
-from local.lambda_host import MOST_PROCESSES
-from local.serving import serving
-from local.stack import BUILT, RUNTIME_PYTHON, LocalStack, Options, running
-from local.upstream import StandInUpstream
-from tests.conftest import UPSTREAM_KEY
+from local.stack import BUILT, RUNTIME_PYTHON
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 from tests.support.chromium import CHROMIUM, Browser, Page, chromium
 from tests.support.client import Client
 from tests.support.world import World, running_world
-
-_KINDS = {
-    "source": {},
-    "stage": {"stage": "prod"},
-    "built": {"built": True},
-}
 
 
 @pytest.fixture
@@ -95,78 +80,6 @@ def page(browser: Browser) -> Iterator[Page]:
         assert not [each for each in page.complaints if "Content Security Policy" in each or "exception" in each]
 
 
-@dataclass(frozen=True)
-class Service:
-    """A stack that serves, and the upstream behind it."""
-
-    stack: LocalStack
-    upstream: StandInUpstream
-    upstream_url: str
-
-    @property
-    def base_url(self) -> str:
-        return f"{self.stack.url}/v1"
-
-    @property
-    def key(self) -> str:
-        return self.stack.keys["local"]
-
-    def client(self, *, max_retries: int = 2) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.base_url, api_key=self.key, max_retries=max_retries)
-
-    def stored(self) -> dict[str, bytes]:
-        s3 = self.stack.client("s3")
-        keys = [item["Key"] for item in s3.list_objects_v2(Bucket=self.stack.bucket).get("Contents", [])]
-        return {key: s3.get_object(Bucket=self.stack.bucket, Key=key)["Body"].read() for key in keys}
-
-    def logs(self) -> str:
-        return "".join(path.read_text() for path in self.stack.logs.glob("*Function.log"))
-
-
-@contextmanager
-def serve(
-    kind: str,
-    logs: Path,
-    parameters: Mapping[str, str] | None = None,
-    environment: Mapping[str, str] | None = None,
-    most_processes: int = MOST_PROCESSES,
-    integration_seconds: float = INTEGRATION_SECONDS,
-) -> Iterator[Service]:
-    """As `local.stack.Options` has it."""
-    stand_in = StandInUpstream(UPSTREAM_KEY)
-    with serving(stand_in.respond) as port:
-        url = f"http://127.0.0.1:{port}/v1"
-        options = Options(
-            url,
-            UPSTREAM_KEY,
-            parameters=parameters or {},
-            environment=environment or {},
-            most_processes=most_processes,
-            integration_seconds=integration_seconds,
-            **_KINDS[kind],  # type: ignore[arg-type]
-        )
-        with running(options, logs) as stack:
-            yield Service(stack, stand_in, url)
-
-
-@pytest.fixture(scope="session", params=["stage", "built"])
-def any_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The same stack from source under a stage, and as it was built without one."""
-    kind: str = request.param
-    if kind == "built" and not (BUILT.is_dir() and RUNTIME_PYTHON.exists()):
-        pytest.skip("nothing is built: `make build` needs python3.13, which is not there")
-    with serve(kind, tmp_path_factory.mktemp(kind)) as service:
-        yield service
-
-
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """From source, with a short limit for the upstream's answer."""
-    parameters = {"QuickUpstreamTimeoutSeconds": "4", "UpstreamTimeoutSeconds": "4"}
-    with serve("source", tmp_path_factory.mktemp("faults"), parameters) as service:
-        yield service
-
-
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What `make verify` says before it spends."""
     base_url = os.environ.get("BASE_URL")
@@ -181,15 +94,3 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             reporter.write_line(
                 "OTHER_KEY is not given: that a client does not see another's generations is not tested"
             )
-
-
-@pytest.fixture(autouse=True)
-def _clean_upstream(request: pytest.FixtureRequest) -> None:
-    for name in ("any_service", "service"):
-        if name in request.fixturenames:
-            upstream = request.getfixturevalue(name).upstream
-            upstream.calls.clear()
-            upstream.downloads.clear()
-            upstream.script.clear()
-            upstream.download_script.clear()
-            upstream.files.clear()

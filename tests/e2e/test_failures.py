@@ -4,9 +4,6 @@ are in tests/integration/test_hostile_upstream.py.
 
 import json
 import threading
-from http.client import HTTPConnection
-from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -15,24 +12,9 @@ from local.gateway import Gateway
 from local.serving import Reply, Request
 from local.stack import ROOT
 from local.template import Template
-from tests.e2e.conftest import Service
 from tests.support.client import Client
 from tests.support.waiting import until
 from tests.support.world import World
-
-
-def post(
-    service: Service, body: bytes, *, path: str = "/images/generations", method: str = "POST", **headers: str
-) -> tuple[int, dict[str, str], dict[str, Any]]:
-    url = urlsplit(service.base_url)
-    connection = HTTPConnection(url.netloc, timeout=120)
-    sent = {"Authorization": f"Bearer {service.key}", "Content-Type": "application/json"}
-    connection.request(method, url.path + path, body, sent | {k.replace("_", "-"): v for k, v in headers.items()})
-    response = connection.getresponse()
-    content = response.read()
-    connection.close()
-    answer = json.loads(content) if content else {}
-    return response.status, {name.lower(): value for name, value in response.getheaders()}, answer
 
 
 def failing(status: int) -> Reply:

@@ -16,8 +16,6 @@ from local.aws_door import REGION
 from local.serving import Request
 from local.stack import CREDENTIALS, STACK_NAME
 from local.upstream import Script
-from tests.e2e.conftest import Service
-from tests.e2e.test_failures import post
 from tests.support.client import INLINE, QUEUED, SMALL, Client, fetched
 from tests.support.waiting import until
 from tests.support.world import World, answering, refusing
@@ -227,23 +225,3 @@ def test_an_operator_has_a_failed_generation_tried_again_on_the_same_record(
     assert len(world.calls(prompt)) == 3
     assert retry.main() == 1
     assert "cannot be tried again" in capsys.readouterr().err
-
-
-# For the tests that still have a stack of their own.
-
-
-def get(service: Service, path: str, *, key: str = "local", method: str = "GET", body: bytes = b"") -> Any:
-    return post(service, body, path=path, method=method, Authorization=f"Bearer {service.stack.keys[key]}")
-
-
-def until_ended(service: Service, generation_id: str, seconds: float = 30) -> dict[str, Any]:
-    def ended() -> dict[str, Any] | None:
-        generation = get(service, f"/images/generations/{generation_id}")[2]
-        return generation if generation["status"] in ("completed", "failed", "cancelled") else None
-
-    return until(ended, seconds, what=generation_id) or {}
-
-
-def kill_workers(service: Service, function: str = "WorkerFunction") -> None:
-    for pid in service.stack.functions[function].pids():
-        os.kill(pid, 9)

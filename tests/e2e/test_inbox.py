@@ -3,14 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import quote_plus
 from uuid import uuid4
 
 import pytest
 
-from tests.e2e.conftest import Service
-from tests.e2e.test_generations import get
 from tests.support.client import SMALL, Client, fetched
 from tests.support.waiting import until
 from tests.support.world import World, batch_line
@@ -161,23 +158,3 @@ def test_what_is_no_request_is_laid_aside_with_its_reason(world: World, caller: 
     dropped = [(world.drop(text, folder, suffix), why) for text, folder, suffix, why in bad]
     for key, why in dropped:
         assert why in world.laid_aside(key)
-
-
-# For the tests that still have a stack of their own.
-
-line = batch_line
-
-
-def drop(service: Service, text: str) -> str:
-    key = f"inbox/local/{uuid4().hex}.jsonl"
-    service.stack.client("s3").put_object(Bucket=service.stack.inbox, Key=key, Body=text.encode())
-    return key
-
-
-def until_ended(service: Service, key: str, seconds: float = 60) -> dict[str, Any]:
-    def ended() -> dict[str, Any] | None:
-        batches = get(service, "/batches?limit=100")[2]["data"]
-        done = ("completed", "cancelled")
-        return next((each for each in batches if each["input_file_id"] == key and each["status"] in done), None)
-
-    return until(ended, seconds, what=key) or {}
