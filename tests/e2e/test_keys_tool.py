@@ -55,7 +55,7 @@ def new(client: str = "web") -> str:
     return f"{client}-{uuid4().hex[:8]}"
 
 
-def made(world: World, client: str, *arguments: str, stack: str = STACK_NAME) -> str:
+def made(world: World, client: str, *arguments: str, stack: str = STACK_NAME, before: bool = False) -> str:
     """The key that `make key` shows, and nothing but the key."""
     done = tool(world, "key", f"--client={client}", *arguments, stack=stack)
     assert done.returncode == 0, done.stderr
@@ -64,6 +64,7 @@ def made(world: World, client: str, *arguments: str, stack: str = STACK_NAME) ->
     assert key.client == client
     assert key.key not in done.stderr
     assert "shown once" in done.stderr
+    assert ("the one before is dead" in done.stderr) is before
     return key.key
 
 
@@ -169,7 +170,7 @@ def test_a_replaced_key_and_a_revoked_one_are_dead_and_the_new_one_opens(world: 
     old, left = made(world, turns, "--images-per-day=7"), made(world, gone)
     assert [status(world, old), status(world, left)] == [200, 200]
     before = parameter(world, turns)["LastModifiedDate"]
-    key = made(world, turns, "--replace")
+    key = made(world, turns, "--replace", before=True)
     revoked = tool(world, "revoke", f"--client={gone}")
     assert (revoked.returncode, revoked.stdout) == (0, f"the key of {gone} is dead within five minutes\n")
     assert in_five_minutes(world, old, left, key) == [401, 401, 200]
@@ -181,7 +182,7 @@ def test_a_replaced_key_and_a_revoked_one_are_dead_and_the_new_one_opens(world: 
 def test_a_key_may_be_replaced_that_was_never_made_and_the_allowance_with_it(world: World) -> None:
     client = new()
     assert status(world, made(world, client, "--replace", "--images-per-day=7")) == 200
-    made(world, client, "--images-per-day=0", "--replace")
+    made(world, client, "--images-per-day=0", "--replace", before=True)
     assert record(world, client)["images_per_day"] == 0
 
 

@@ -33,6 +33,13 @@ def connect(page: Page, client: Client) -> None:
     page.until("!$('#fields').disabled")
 
 
+@pytest.fixture
+def user(caller: Client, page: Page) -> Page:
+    """The page of a user who has entered the key of `caller`."""
+    connect(page, caller)
+    return page
+
+
 def generate(page: Page, prompt: str, **fields: str) -> None:
     page.fill("#prompt", prompt)
     for name, value in fields.items():
@@ -50,53 +57,49 @@ def new(prompt: str) -> str:
     return f"{prompt} {uuid4().hex[:8]}"
 
 
-def test_a_visitor_enters_a_key_and_sees_images_come_one_by_one_and_finds_them_again(
-    world: World, caller: Client, page: Page
-) -> None:
-    connect(page, caller)
+def test_a_visitor_enters_a_key_and_sees_images_come_one_by_one_and_finds_them_again(world: World, user: Page) -> None:
     prompt = new("a lighthouse")
     world.upstream.downloads_by_prompt[prompt].append(lambda _: None)
     gate = world.hold(prompt, download=True)
-    generate(page, prompt, model="dall-e-3", n="2", quality="hd", style="natural")
-    page.until(f"$('{LIVE}')")
-    page.until("$$('article li').length === 2 && $('article .waiting')")
-    page.until("$$('article img').length === 1")
-    assert page.run("$('#news').textContent") == "In progress. 1 of 2 images are there."
+    generate(user, prompt, model="dall-e-3", n="2", quality="hd", style="natural")
+    user.until(f"$('{LIVE}')")
+    user.until("$$('article li').length === 2 && $('article .waiting')")
+    user.until("$$('article img').length === 1")
+    assert user.run("$('#news').textContent") == "In progress. 1 of 2 images are there."
     gate.open()
-    until_completed(page)
-    assert page.run("$('article .elapsed').textContent").startswith("2 of 2 · ")
-    assert re.fullmatch(r"Completed after \d+ s\. 2 of 2 images are there\.", page.run("$('#news').textContent"))
+    until_completed(user)
+    assert user.run("$('article .elapsed').textContent").startswith("2 of 2 · ")
+    assert re.fullmatch(r"Completed after \d+ s\. 2 of 2 images are there\.", user.run("$('#news').textContent"))
     asked = {"model": "dall-e-3", "n": 1, "quality": "hd", "style": "natural", "response_format": "url"}
     assert world.calls(prompt) == [{"prompt": prompt, **asked}] * 2
 
-    page.click("#reload")
-    page.until("$$('article img').length >= 2")
-    page.until("$$('article img').every((each) => each.naturalWidth === 1024)")
-    assert fetched(page.run("$('article a').href")).headers["content-type"] == "image/png"
+    user.click("#reload")
+    user.until("$$('article img').length >= 2")
+    user.until("$$('article img').every((each) => each.naturalWidth === 1024)")
+    assert fetched(user.run("$('article a').href")).headers["content-type"] == "image/png"
 
 
-def test_the_form_has_what_the_model_takes(world: World, caller: Client, page: Page) -> None:
-    connect(page, caller)
-    assert page.run("$('#model').value") == "dall-e-3"
+def test_the_form_has_what_the_model_takes(world: World, caller: Client, user: Page) -> None:
+    assert user.run("$('#model').value") == "dall-e-3"
     for model in caller.get("/models").json["data"]:
         if model["id"] not in ("dall-e-2", "dall-e-3", "gpt-image-2", "flux"):
             continue
-        page.choose("#model", model["id"])
+        user.choose("#model", model["id"])
         parameters = model["parameters"]
-        shown = page.run("$$('#parameters [name]').map((each) => each.name)")
+        shown = user.run("$$('#parameters [name]').map((each) => each.name)")
         assert set(shown) == parameters.keys() - {"prompt", "response_format"}
         for name, rule in parameters.items():
             if "values" in rule and name in shown:
-                options = page.run(f"$$('#field-{name} option').map((each) => each.value)")
+                options = user.run(f"$$('#field-{name} option').map((each) => each.value)")
                 assert options == ["", *rule["values"], *(["free"] if "free" in rule else [])]
-        assert page.run("$('#prompt').maxLength") == parameters["prompt"]["max_characters"]
+        assert user.run("$('#prompt').maxLength") == parameters["prompt"]["max_characters"]
 
-    page.choose("#model", "gpt-image-2")
-    page.choose("#field-size", "free")
-    page.fill("#free-size", "1280x720")
+    user.choose("#model", "gpt-image-2")
+    user.choose("#field-size", "free")
+    user.fill("#free-size", "1280x720")
     prompt = new("of a free size")
-    generate(page, prompt)
-    until_completed(page)
+    generate(user, prompt)
+    until_completed(user)
     assert [call["size"] for call in world.calls(prompt)] == ["1280x720"]
 
 
@@ -111,27 +114,26 @@ def test_a_gallery_is_the_callers_own_and_goes_on(caller: Client, page: Page) ->
 
 
 def test_what_is_under_way_is_cancelled_and_what_is_not_wanted_is_deleted_once_it_is_confirmed(
-    world: World, caller: Client, page: Page
+    world: World, caller: Client, user: Page
 ) -> None:
-    connect(page, caller)
     prompt = new("never mind")
     gate = world.hold(prompt)
-    generate(page, prompt, model="gpt-image-1")
-    page.until("$('article[data-status=in_progress]')")
-    page.click("article .cancel")
-    page.until("$('article').dataset.status === 'cancelled'")
+    generate(user, prompt, model="gpt-image-1")
+    user.until("$('article[data-status=in_progress]')")
+    user.click("article .cancel")
+    user.until("$('article').dataset.status === 'cancelled'")
     gate.open()
 
-    page.click("article .delete")
-    page.until("$('#confirm').open")
-    page.press("Escape")
-    page.until("!$('#confirm').open && $$('article').length === 1")
-    page.click("article .delete")
+    user.click("article .delete")
+    user.until("$('#confirm').open")
+    user.press("Escape")
+    user.until("!$('#confirm').open && $$('article').length === 1")
+    user.click("article .delete")
     # Asked again before the frame with the event that the dialog was closed.
-    page.run("$('#confirm').close() || $('article .delete').click()")
-    page.click("#confirm .danger")
-    page.until("$$('article').length === 0")
-    assert page.run("document.activeElement.id") == "gallery-title"
+    user.run("$('#confirm').close() || $('article .delete').click()")
+    user.click("#confirm .danger")
+    user.until("$$('article').length === 0")
+    assert user.run("document.activeElement.id") == "gallery-title"
     assert caller.newest() == []
 
 
@@ -163,17 +165,14 @@ def test_errors_are_shown_where_they_are_and_never_run(world: World, caller: Cli
     assert page.run("$$('article script, article img[src=x]').length") == 0
 
 
-def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_is_bought_twice(
-    world: World, caller: Client, page: Page
-) -> None:
-    connect(page, caller)
-    page.command("Fetch.enable", patterns=[{"urlPattern": "*/v1/images/generations", "requestStage": "Response"}])
+def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_is_bought_twice(world: World, user: Page) -> None:
+    user.command("Fetch.enable", patterns=[{"urlPattern": "*/v1/images/generations", "requestStage": "Response"}])
     prompt = new("lost on its way")
-    generate(page, prompt, model="dall-e-3")
-    lost = page.event("Fetch.requestPaused")
-    page.command("Fetch.failRequest", requestId=lost["requestId"], errorReason="ConnectionReset")
-    page.command("Fetch.disable")
-    until_completed(page)
+    generate(user, prompt, model="dall-e-3")
+    lost = user.event("Fetch.requestPaused")
+    user.command("Fetch.failRequest", requestId=lost["requestId"], errorReason="ConnectionReset")
+    user.command("Fetch.disable")
+    until_completed(user)
     assert lost["request"]["headers"]["Idempotency-Key"].startswith("playground-")
     assert len(world.calls(prompt)) == 1
 
@@ -184,10 +183,9 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_is_bought_twice(
     ids=["half of the answer", "the first look"],
 )
 def test_what_is_lost_on_its_way_hides_nothing_that_was_begun(
-    world: World, caller: Client, page: Page, number: int, instead: str
+    world: World, user: Page, number: int, instead: str
 ) -> None:
-    connect(page, caller)
-    page.run(f"""{{
+    user.run(f"""{{
       const later = window.setTimeout, real = window.fetch;
       let asked = 0;
       window.setTimeout = (work, pause) => later(work, pause / 20);
@@ -199,36 +197,35 @@ def test_what_is_lost_on_its_way_hides_nothing_that_was_begun(
       }};
     }}""")
     prompt = new("lost")
-    generate(page, prompt, model="dall-e-3")
-    until_completed(page)
-    assert prompt in page.run("$('article').textContent")
+    generate(user, prompt, model="dall-e-3")
+    until_completed(user)
+    assert prompt in user.run("$('article').textContent")
     assert len(world.calls(prompt)) == 1
 
 
-def test_what_is_copied_runs_and_holds_no_key(world: World, caller: Client, page: Page) -> None:
-    connect(page, caller)
-    page.fill("#prompt", new('it\'s "quoted" \\ and\non two lines'))
-    page.choose("#model", "gpt-image-2")
-    prompt = page.run("$('#prompt').value")
+def test_what_is_copied_runs_and_holds_no_key(world: World, caller: Client, user: Page) -> None:
+    user.fill("#prompt", new('it\'s "quoted" \\ and\non two lines'))
+    user.choose("#model", "gpt-image-2")
+    prompt = user.run("$('#prompt').value")
 
     def printed(*command: str) -> str:
         assert caller.key not in repr(command)
         environment = {**os.environ, "KEY": caller.key}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
-    page.command("Browser.grantPermissions", permissions=CLIPBOARD, browserContextId=page.context)
-    page.click("#copy-curl")
-    page.until("$('#news').textContent.startsWith('The curl command')")
-    curl = page.run("navigator.clipboard.readText()")
+    user.command("Browser.grantPermissions", permissions=CLIPBOARD, browserContextId=user.context)
+    user.click("#copy-curl")
+    user.until("$('#news').textContent.startsWith('The curl command')")
+    curl = user.run("navigator.clipboard.readText()")
     if shutil.which("curl"):
         assert json.loads(printed("sh", "-c", curl))["data"][0]["permalink"]
         assert len(world.calls(prompt)) == 1
 
-    page.run("navigator.clipboard.writeText = () => Promise.reject(new Error('as on a page without https'))")
-    page.click("#copy-python")
-    page.until("$('#by-hand').open")
-    python = page.run("$('#by-hand-text').value")
-    page.press("Escape")
+    user.run("navigator.clipboard.writeText = () => Promise.reject(new Error('as on a page without https'))")
+    user.click("#copy-python")
+    user.until("$('#by-hand').open")
+    python = user.run("$('#by-hand-text').value")
+    user.press("Escape")
     before = len(world.calls(prompt))
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1/images/img_\S+\n", printed(sys.executable, "-c", python))
     assert len(world.calls(prompt)) == before + 1
@@ -283,17 +280,16 @@ def test_it_works_by_keyboard_alone(caller: Client, page: Page) -> None:
     page.until("$('#news').textContent === 'Deleted.'")
 
 
-def test_a_screen_reader_has_a_name_for_all_that_can_be_used(caller: Client, page: Page) -> None:
-    connect(page, caller)
-    generate(page, "read aloud", model="dall-e-3")
-    until_completed(page)
-    page.command("Accessibility.enable")
-    nodes = [node for node in page.command("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+def test_a_screen_reader_has_a_name_for_all_that_can_be_used(user: Page) -> None:
+    generate(user, "read aloud", model="dall-e-3")
+    until_completed(user)
+    user.command("Accessibility.enable")
+    nodes = [node for node in user.command("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
     roles = {"button", "textbox", "combobox", "spinbutton", "link", "image", "checkbox"}
     named = [(node["role"]["value"], node["name"]["value"]) for node in nodes if node["role"]["value"] in roles]
     assert roles - {"checkbox"} <= {role for role, _ in named}
     assert all(name.strip() for _, name in named)
-    title = page.run("$('article h3').textContent")
+    title = user.run("$('article h3').textContent")
     of_it = [name for role, name in named if role in ("button", "link", "image") and title in name]
     assert len(set(of_it)) == 3  # to delete it, to copy its link, and its image, which is the link's name too
     assert {"status", "main", "banner"} <= {node["role"]["value"] for node in nodes}
@@ -319,15 +315,14 @@ CONTRAST = """(() => {
 })()"""
 
 
-def test_it_can_be_read_and_touched_on_a_phone_by_day_and_by_night(caller: Client, page: Page) -> None:
-    connect(page, caller)
-    generate(page, "on a phone", model="gpt-image-2")
-    until_completed(page)
+def test_it_can_be_read_and_touched_on_a_phone_by_day_and_by_night(user: Page) -> None:
+    generate(user, "on a phone", model="gpt-image-2")
+    until_completed(user)
     for dark in (False, True):
-        page.window(360, 740, dark=dark)
-        assert page.run("document.documentElement.scrollWidth") == 360
-        assert [each for each in page.run(CONTRAST) if each[1] < 4.5] == []  # WCAG AA
-        heights: list[Any] = page.run("$$('button, input, select').map((each) => each.getBoundingClientRect().height)")
+        user.window(360, 740, dark=dark)
+        assert user.run("document.documentElement.scrollWidth") == 360
+        assert [each for each in user.run(CONTRAST) if each[1] < 4.5] == []  # WCAG AA
+        heights: list[Any] = user.run("$$('button, input, select').map((each) => each.getBoundingClientRect().height)")
         assert all(height == 0 or height >= 24 for height in heights)
-        is_dark = page.run("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 21)"
+        is_dark = user.run("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 21)"
         assert is_dark is dark
