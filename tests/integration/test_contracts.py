@@ -68,7 +68,7 @@ def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     with serving(stand_in.respond) as port:
         url = f"http://127.0.0.1:{port}/v1"
         real = OpenAICompatibleProvider(
-            pool, base_url=url, key=lambda _: "sk-test", timeout=10, max_image_bytes=10_000_000
+            pool, base_url=url, key=lambda _: "sk-test", timeout=60, max_image_bytes=10_000_000
         )
         yield ProviderTwin(
             real, lambda why: stand_in.script.append(lambda _: refusals[why]), lambda: len(stand_in.calls)

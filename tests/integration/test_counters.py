@@ -175,9 +175,9 @@ def test_many_at_once_are_counted_right(waiters: DynamoWaiters) -> None:
     barrier = Barrier(8)
 
     def come(_: int) -> bool:
-        barrier.wait(10)
+        barrier.wait(60)
         with waiters.one() as room:
-            barrier.wait(10)
+            barrier.wait(60)
             return room
 
     with ThreadPoolExecutor(8) as pool:

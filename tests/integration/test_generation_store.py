@@ -75,7 +75,7 @@ def at_once(number: int, ask: Callable[[int], Any]) -> list[Any]:
     barrier = threading.Barrier(number)
 
     def wait_and_ask(index: int) -> Any:
-        barrier.wait(30)
+        barrier.wait(60)
         return ask(index)
 
     with ThreadPoolExecutor(number) as pool:

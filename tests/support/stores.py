@@ -39,6 +39,7 @@ MINISTACK = ROOT / ".venv-ministack/bin/python"
 ACCESS_KEY, SECRET = "AKIATESTTESTTESTTEST", "a/secret+of=all"
 RETENTION_SECONDS = 30 * 24 * 3600
 NOW = 1_760_000_000.123456
+PATIENCE_SECONDS = 120.0  # only ever waited for in full if a test fails
 Connect = Callable[..., Any]
 
 
@@ -95,8 +96,8 @@ def connecting() -> Iterator[Connect]:
             attempts: int = 1,
         ) -> Any:
             config = Config(
-                connect_timeout=2,
-                read_timeout=30,
+                connect_timeout=PATIENCE_SECONDS,
+                read_timeout=PATIENCE_SECONDS,
                 retries={"mode": "standard", "total_max_attempts": attempts},
                 max_pool_connections=100,
                 signature_version="s3v4" if service == "s3" else "v4",
