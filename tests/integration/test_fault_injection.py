@@ -165,6 +165,7 @@ class World:
         published = {(generation.id, generation.status) for generation in self.bus.ended}
         assert published == {(generation.id, generation.status) for generation in self.generations}, self.faults.calls
         assert all(generation.announced for generation in self.generations), self.faults.calls
+        assert {generation.id for generation in self.service.settled} == {id_ for id_, _ in published}, self.broken
 
     def assert_nothing_is_lost_or_paid_twice(self) -> None:
         """What holds in the end, whatever failed on the way. A call that was sent again counts its images again."""
