@@ -13,16 +13,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from local import lambda_host
 from local.gateway import MOST_BODY_BYTES, Gateway, TokenBucket
-from local.lambda_host import (
-    MOST_PAYLOAD_BYTES,
-    Account,
-    Function,
-    FunctionError,
-    FunctionHost,
-    PayloadTooLargeError,
-    ThrottledError,
-)
+from local.lambda_host import MOST_PAYLOAD_BYTES, FunctionError, FunctionHost
 from local.serving import Reply, Request
 from tests.support.waiting import until
 
@@ -84,9 +77,9 @@ Start = Callable[..., FunctionHost]
 def start(code: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def start(handler: str, account: Account | None = None, *, timeout: int = 60) -> FunctionHost:
+        def start(handler: str, account: lambda_host.Account | None = None, *, timeout: int = 60) -> FunctionHost:
             environment = {"MARK": str(code / "mark"), "MINE": "yes"}
-            function = Function(handler, f"app.{handler}", code, (), timeout, 128, environment)
+            function = lambda_host.Function(handler, f"app.{handler}", code, (), timeout, 128, environment)
             return stack.enter_context(closing(FunctionHost(function, code / "log", account=account)))
 
         yield start
@@ -119,24 +112,17 @@ def test_what_strangers_post_is_not_taken_for_an_answer(does: FunctionHost, path
     assert result(does, {})["AWS_LAMBDA_RUNTIME_API"] == runtime_api
 
 
-def test_a_function_over_its_time_out_is_killed(start: Start) -> None:
-    host = start("does", timeout=1)
-    host.warm_up()
-    (pid,) = host.pids()
-    with pytest.raises(FunctionError, match="timed out after 1"):
-        host.invoke({"stop": True}).result(timeout=60)
-    until(lambda: not Path(f"/proc/{pid}").exists())
-
-
-def test_closing_ends_every_process_also_a_busy_one(start: Start) -> None:
-    host = start("does")
+@pytest.mark.parametrize("by", ["its time-out", "closing"])
+def test_a_busy_process_is_killed(start: Start, by: str) -> None:
+    host = start("does", timeout=1 if by == "its time-out" else 60)
     host.warm_up()
     (pid,) = host.pids()
     future = host.invoke({"stop": True})
-    host.close()
-    with pytest.raises(FunctionError):
+    if by == "closing":
+        host.close()
+    with pytest.raises(FunctionError, match="timed out after 1" if by == "its time-out" else "exited|closing"):
         future.result(timeout=60)
-    assert not Path(f"/proc/{pid}").exists()
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_a_process_that_dies_or_fails_fails_its_event_and_after_a_death_comes_a_new_one(does: FunctionHost) -> None:
@@ -150,7 +136,7 @@ def test_a_process_that_dies_or_fails_fails_its_event_and_after_a_death_comes_a_
 def test_over_6_mb_an_event_is_refused_before_the_function_is_called_and_an_answer_is_a_failure(
     does: FunctionHost,
 ) -> None:
-    with pytest.raises(PayloadTooLargeError):
+    with pytest.raises(lambda_host.PayloadTooLargeError):
         does.invoke("x" * (MOST_PAYLOAD_BYTES - 1))
     assert len(result(does, {"bytes": MOST_PAYLOAD_BYTES - 2})) == MOST_PAYLOAD_BYTES - 2
     with pytest.raises(FunctionError):
@@ -342,7 +328,7 @@ def test_the_gateway_hangs_up_and_the_function_goes_on(make: Make, start: Start,
 
 
 def test_beyond_the_accounts_executions_a_function_is_not_called(start: Start, tmp_path: Path) -> None:
-    account, release = Account(2), tmp_path / "release"
+    account, release = lambda_host.Account(2), tmp_path / "release"
     proxy = start("proxy", account)
     served = Gateway(body(), {"Proxy": proxy, "Authorizer": start("authorizer", account)}, stage="")
     waiting = [proxy.invoke({"body": json.dumps({"wait": str(release)})}) for _ in range(2)]
@@ -350,7 +336,7 @@ def test_beyond_the_accounts_executions_a_function_is_not_called(start: Start, t
     reply = do(served)
     assert (reply.status, json.loads(reply.body)["kind"]) == (502, "INTEGRATION_FAILURE")
     assert ask(served, "GET", "/closed", token="good").headers["x-amzn-ErrorType"] == "AUTHORIZER_FAILURE"
-    with pytest.raises(ThrottledError):
+    with pytest.raises(lambda_host.ThrottledError):
         proxy.invoke({})
 
     release.touch()
