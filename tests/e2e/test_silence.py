@@ -115,7 +115,9 @@ def test_an_upstream_that_repeats_secrets_leaves_nothing(walk: Walk, model: str)
 
 
 @pytest.mark.parametrize(
-    "token", [BearerKey.new("local").key, BearerKey.new("nobody").key, f"sk-{uuid4().hex}", f"eyJ{uuid4().hex}.a.b"]
+    "token",
+    [BearerKey.new("local").key, BearerKey.new("nobody").key, f"sk-{uuid4().hex}", f"eyJ{uuid4().hex}.a.b"],
+    ids=["a known client", "an unknown client", "another service's", "a token"],
 )
 def test_a_key_that_is_refused_leaves_nothing(walk: Walk, token: str) -> None:
     walk.secrets["key"] = token
