@@ -608,4 +608,4 @@ def test_a_bomb_costs_no_memory(handlers: InProcess) -> None:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert peak < 10_000_000  # it would be 100 MB
+    assert peak < 50_000_000  # it would be 100 MB; other threads of this process have some, too
