@@ -31,11 +31,9 @@ help: ## this list
 run: .venv/ready $(if $(BUILT),build) ## serve the whole stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: local/README.md; BUILT=1 for what `make build` made
 	@exec .venv/bin/python -m local $(if $(BUILT),--built)
 
-# Whole stacks run side by side, with leases of seconds: on a busy machine one may miss its moment. So what fails is run
-# once more, by itself; what is broken fails again. In their own order, the long ones do not come last.
-test: .venv/ready $(if $(PYTHON313_BIN),build) ## every test, in under ten minutes; what fails, once more by itself
-	.venv/bin/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not soak" || { test $$? -eq 1 \
-		&& echo "once more, by themselves:" && .venv/bin/pytest --last-failed --last-failed-no-failures=none -m "not soak"; }
+# In their own order, the long files do not come last.
+test: .venv/ready $(if $(PYTHON313_BIN),build) ## every test, in under four minutes
+	.venv/bin/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not soak"
 
 coverage: .venv/ready $(if $(PYTHON313_BIN),build) ## the same, slower, and which lines it does not reach
 	.venv/bin/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term -m "not soak"

@@ -49,6 +49,7 @@ PARAMETERS = {"WaitSeconds": "0", "UpstreamTimeoutSeconds": "20", "QuickUpstream
 AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 _BUILDERS: dict[str, Any] = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
 _CLIENTS = ("dynamodb", "events", "sqs", "ssm")
+_MODULES_THAT_PAUSE = ("generate", "providers.openai_compatible")
 _NOT_OURS = ("moto", "werkzeug", "PIL")  # what stands in for AWS and for the upstream logs in this process too
 
 
@@ -202,8 +203,12 @@ class InProcess(World):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Everything that is logged at any level, and what a function prints, is in `logs()`."""
+        """Everything that is logged at any level, and what a function prints, is in `logs()`.
+
+        What may be tried again is tried at once.
+        """
         self.forget()
+        pauses = [patch(f"imagegen.{module}._FIRST_PAUSE_SECONDS", 0.001) for module in _MODULES_THAT_PAUSE]
         root, handler, streams = logging.getLogger(), logging.StreamHandler(self._written), {}
         quiet = {logging.getLogger(name): logging.WARNING for name in _NOT_OURS}
         levels = {logger: logger.level for logger in (root, *quiet)}
@@ -214,9 +219,13 @@ class InProcess(World):
         root.addHandler(handler)
         for logger, level in {root: logging.DEBUG, **quiet}.items():
             logger.setLevel(level)
+        for pause in pauses:
+            pause.start()
         try:
             yield
         finally:
+            for pause in pauses:
+                pause.stop()
             for logger, level in levels.items():
                 logger.setLevel(level)
             root.removeHandler(handler)
@@ -333,7 +342,4 @@ def in_process(logs: Path) -> Iterator[InProcess]:
             attributes = service.aws("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
             queue = url, attributes["Attributes"]["QueueArn"]
             service.queues.setdefault(mapping["FunctionName"]["Ref"], []).append(queue)
-        # What may be tried again is tried at once.
-        closing.enter_context(patch("imagegen.generate._FIRST_PAUSE_SECONDS", 0.001))
-        closing.enter_context(patch("imagegen.providers.openai_compatible._FIRST_PAUSE_SECONDS", 0.001))
         yield service
