@@ -17,9 +17,8 @@ from imagegen.openai_wire.errors import ROWS
 from imagegen.openai_wire.events import generation_event, rejection_event
 from imagegen.openai_wire.requests import read_image_request
 from tests.conftest import ROOT
-from tests.support.hooks import before
+from tests.support.hooks import after, before
 from tests.support.in_memory import NOW, InMemoryService
-from tests.support.outcomes import after
 
 ENDS = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 

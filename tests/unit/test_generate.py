@@ -18,9 +18,8 @@ from imagegen.generate import KEEP_TRIES, UnfinishedError
 from imagegen.generations import AnsweredImage, Call, CallAnswer, Generation, LostClaimError, Status, StoredImage
 from imagegen.images import ResponseFormat, UpstreamAnswer, UpstreamImage
 from tests.fakes.provider import png
-from tests.support.hooks import before
+from tests.support.hooks import after, before, changed, raising
 from tests.support.in_memory import InMemoryService, StillDeadline
-from tests.support.outcomes import after, changed, raising
 from tests.support.waiting import SECONDS
 
 EACH_FORMAT = pytest.mark.parametrize("response_format", ["url", "b64_json"])

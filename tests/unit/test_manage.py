@@ -11,9 +11,8 @@ from imagegen.failures import kept
 from imagegen.generations import Call, Generation, LostClaimError, Status
 from imagegen.manage import LEASE_SECONDS
 from imagegen.submit import SAFETY_NET_LEASES
-from tests.support.hooks import before
+from tests.support.hooks import after, before, raising
 from tests.support.in_memory import InMemoryService
-from tests.support.outcomes import after, raising
 
 N = 2  # images of each generation, in a call each
 SAFETY_NET = LEASE_SECONDS * SAFETY_NET_LEASES

@@ -18,9 +18,8 @@ from imagegen.images import ResponseFormat
 from imagegen.manage import LONGEST_WRITER_SECONDS
 from imagegen.submit import SAFETY_NET_LEASES
 from tests.fakes.provider import png
-from tests.support.hooks import before
+from tests.support.hooks import after, before, raising
 from tests.support.in_memory import LEASE, NOW, InMemoryService
-from tests.support.outcomes import after, raising
 from tests.support.waiting import SECONDS, until
 
 NO_ID = "gen_AAAAAAAAAAAAAAAAAAAAAA"
