@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from imagegen.web_address import read_web_address
+from imagegen.outbound.web_address import read_web_address
 from local.aws_door import REGION, read_delays
 from local.serving import PortError, serving
 from local.stack import ROOT, STACK_NAME, LocalStack, Options, running

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import msgspec
 
-from imagegen.credentials import BearerKey
+from imagegen.domain.credentials import BearerKey
 from local.aws_door import REGION, DoorControl
 from local.event_source import EventSource, polling
 from local.gateway import INTEGRATION_SECONDS, Gateway

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "layers/imagegen/imagegen"
-FOLDERS = (".", "openai_wire", "providers", "aws")  # use cases, wire formats, providers, stores
+FOLDERS = ("domain", "usecases", "wire", "providers", "aws")
 SECONDS = 1200  # a mutant under which the tests take longer hangs
 
 _SWAPPED: dict[type[ast.AST], ast.AST] = {

@@ -16,7 +16,7 @@ import boto3
 import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
-from imagegen.credentials import BearerKey, ClientRecord
+from imagegen.domain.credentials import BearerKey, ClientRecord
 from tools.stacks import find_stack, no_stack, read_stack_name
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.sqs import SqsGenerations
-from imagegen.errors import RecordsUnavailableError
-from imagegen.generations import is_generation_id
-from imagegen.manage import retry
+from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.generations import is_generation_id
+from imagegen.usecases.manage import retry
 from tools.stacks import find_stack, no_stack, read_stack_name
 
 

@@ -11,11 +11,10 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from imagegen.batches import Batch, Counts, is_batch_id
 from imagegen.bootstrap.api import Api, api, cors_origin
-from imagegen.catalog import CATALOG
-from imagegen.deadline import Deadline
-from imagegen.errors import (
+from imagegen.domain.batches import Batch, Counts, is_batch_id
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import (
     AnswerTooLargeError,
     GenerationCancelledError,
     GenerationStillRunningError,
@@ -25,12 +24,17 @@ from imagegen.errors import (
     UnknownImageError,
     UnknownRouteError,
 )
-from imagegen.failures import raised_again
-from imagegen.generations import Generation, Status
-from imagegen.images import is_image_id
-from imagegen.manage import cancel, delete, see
-from imagegen.manage_batch import cancel_batch, see_batch
-from imagegen.openai_wire.answers import (
+from imagegen.domain.failures import raised_again
+from imagegen.domain.generations import Generation, Status
+from imagegen.domain.images import is_image_id
+from imagegen.domain.models import CATALOG
+from imagegen.domain.redacted_traceback import silent_trace
+from imagegen.usecases.manage import cancel, delete, see
+from imagegen.usecases.manage_batch import cancel_batch, see_batch
+from imagegen.usecases.submit import Submitted, submit
+from imagegen.usecases.wait import wait
+from imagegen.usecases.work import work
+from imagegen.wire.answers import (
     MAX_ANSWER_BYTES,
     base64_bytes,
     generation_answer,
@@ -39,9 +43,9 @@ from imagegen.openai_wire.answers import (
     model_answer,
     models_answer,
 )
-from imagegen.openai_wire.batches import batch_answer, batch_list_answer
-from imagegen.openai_wire.errors import answer_error
-from imagegen.openai_wire.headers import (
+from imagegen.wire.batches import batch_answer, batch_list_answer
+from imagegen.wire.errors import answer_error
+from imagegen.wire.headers import (
     Preference,
     allowance_headers,
     cors_headers,
@@ -49,16 +53,12 @@ from imagegen.openai_wire.headers import (
     read_page,
     read_preference,
 )
-from imagegen.openai_wire.links import Links
-from imagegen.openai_wire.paths import as_get, no_route, slashes_at_the_end, split_path
-from imagegen.openai_wire.requests import read_image_request
-from imagegen.silent_trace import silent_trace
-from imagegen.submit import Submitted, submit
-from imagegen.wait import wait
-from imagegen.work import work
+from imagegen.wire.links import Links
+from imagegen.wire.paths import as_get, no_route, slashes_at_the_end, split_path
+from imagegen.wire.requests import read_image_request
 
 if TYPE_CHECKING:
-    from imagegen.allowance import Standing
+    from imagegen.usecases.quota import Standing
 
 CLOSING_SECONDS = 5.0  # kept back from the function's time-out to tell what happened
 READ_SECONDS = 20.0  # to read the images of one answer from S3, within the gateway's 29 s

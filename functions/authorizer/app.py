@@ -5,8 +5,8 @@ from typing import Any
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from imagegen.authorize import authorize
 from imagegen.bootstrap.authorizer import authorizer
+from imagegen.usecases.authorize import authorize
 
 logger = Logger(service="authorizer")
 

@@ -9,25 +9,25 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from imagegen.batches import batch_id_of, line_generation_id
 from imagegen.bootstrap.intake import Intake, intake
-from imagegen.carry_on import begin, carry_on
-from imagegen.come_again import ComeAgainError, pause_after_fault
-from imagegen.deadline import Deadline
-from imagegen.errors import (
+from imagegen.consumers.retry_delay import ComeAgainError, pause_after_fault
+from imagegen.domain.batches import batch_id_of, line_generation_id
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import (
     GenerationCancelledError,
     NothingSpentError,
     RecordsUnavailableError,
     RequestTooLargeError,
     SecretUnavailableError,
 )
-from imagegen.generations import Origin
-from imagegen.openai_wire.inbox_messages import DroppedFile, read_inbox_message
-from imagegen.openai_wire.request_events import MOST_CUSTOM_ID, RequestEvent, read_event
-from imagegen.openai_wire.requests import MAX_BODY_BYTES, read_image_request
-from imagegen.reject import reject
-from imagegen.silent_trace import silent_trace
-from imagegen.submit import Attempt, submit
+from imagegen.domain.generations import Origin
+from imagegen.domain.redacted_traceback import silent_trace
+from imagegen.usecases.carry_on import begin, carry_on
+from imagegen.usecases.reject import reject
+from imagegen.usecases.submit import Attempt, submit
+from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message
+from imagegen.wire.request_events import MOST_CUSTOM_ID, RequestEvent, read_event
+from imagegen.wire.requests import MAX_BODY_BYTES, read_image_request
 
 CLOSING_SECONDS = 60.0  # kept back from the function's time-out to end what is under way
 TURN_SECONDS = 60.0  # then the rest of a file goes to the end of the queue: a large one holds up no other

@@ -17,11 +17,11 @@ from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.bootstrap.site import site
-from imagegen.errors import UnknownRouteError
-from imagegen.openai_wire.errors import answer_error
-from imagegen.openai_wire.headers import cors_headers
-from imagegen.openai_wire.paths import as_get, no_route, split_path
-from imagegen.silent_trace import silent_trace
+from imagegen.domain.errors import UnknownRouteError
+from imagegen.domain.redacted_traceback import silent_trace
+from imagegen.wire.errors import answer_error
+from imagegen.wire.headers import cors_headers
+from imagegen.wire.paths import as_get, no_route, split_path
 
 HERE = Path(__file__).parent
 # Swagger UI comes with Powertools. Its own module is not imported, since it wants pydantic.
@@ -97,7 +97,7 @@ def openapi() -> Response[str]:
 
 @cache
 def _description(prefix: str) -> str:
-    from imagegen.openai_wire.openapi import openapi_document  # noqa: PLC0415  # few ask, and pages need not wait
+    from imagegen.wire.openapi import openapi_document  # noqa: PLC0415  # few ask, and pages need not wait
 
     return msgspec.json.encode(openapi_document(prefix, site().prompt_max_characters)).decode()
 

@@ -9,10 +9,10 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.bootstrap.worker import worker
-from imagegen.come_again import ComeAgainError, pause_after_fault
-from imagegen.deadline import Deadline
-from imagegen.silent_trace import silent_trace
-from imagegen.work import give_up, work_on_message
+from imagegen.consumers.retry_delay import ComeAgainError, pause_after_fault
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.redacted_traceback import silent_trace
+from imagegen.usecases.work import give_up, work_on_message
 
 CLOSING_SECONDS = 15.0  # kept back from the function's time-out to note what happened
 DEAD_LETTER_CLOSING_SECONDS = 10.0  # likewise; that function has 60

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
 
-from imagegen.allowance import Allowance
-from imagegen.batches import EndedLine, InboxFile
-from imagegen.carry_on import BatchShop, begin, carry_on
-from imagegen.deadline import Deadline
-from imagegen.generations import Generation
-from imagegen.openai_wire.batches import outcome_line, read_batch_line, refused_line
-from imagegen.read_batch import CHUNK_THREADS, Reader
-from imagegen.settle import Ledger
-from imagegen.submit import Desk
+from imagegen.domain.batches import EndedLine, InboxFile
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.generations import Generation
+from imagegen.usecases.carry_on import BatchShop, begin, carry_on
+from imagegen.usecases.quota import Allowance
+from imagegen.usecases.read_batch import CHUNK_THREADS, Reader
+from imagegen.usecases.settle import Ledger
+from imagegen.usecases.submit import Desk
+from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore
 from tests.fakes.event_bus import FakeEventBus

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
-from imagegen.work import Workshop
+from imagegen.usecases.work import Workshop
 from tests.bench.sink import ROOT
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.event_bus import FakeEventBus

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import urllib3
 
-from imagegen.deadline import Deadline
-from imagegen.generations import AnsweredImage, CallAnswer, Generation, StoredImage, admit
-from imagegen.images import ImageBody, ImageRequest
-from imagegen.openai_wire.answers import streamed_images_answer
-from imagegen.work import Workshop, work_on_message
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, StoredImage, admit
+from imagegen.domain.images import ImageBody, ImageRequest
+from imagegen.usecases.work import Workshop, work_on_message
+from imagegen.wire.answers import streamed_images_answer
 from tests.bench import file_of_requests, in_memory
 
 N = 10

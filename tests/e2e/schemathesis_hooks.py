@@ -5,7 +5,7 @@ from typing import Any
 
 import schemathesis
 
-from imagegen.catalog import CATALOG
+from imagegen.domain.models import CATALOG
 
 
 @schemathesis.hook

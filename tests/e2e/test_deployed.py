@@ -17,7 +17,7 @@ import openai
 import pytest
 import urllib3
 
-from imagegen.credentials import BearerKey
+from imagegen.domain.credentials import BearerKey
 from local.stack import STACK_NAME
 from tests.support.client import GENERATIONS, SMALL, Answer, Client, Json, fetched
 from tests.support.world import World

@@ -13,7 +13,7 @@ import pytest
 
 import tools.keys
 import tools.retry
-from imagegen.credentials import BearerKey
+from imagegen.domain.credentials import BearerKey
 from local.aws_door import REGION
 from local.stack import CREDENTIALS, ROOT, STACK_NAME
 from tests.support.client import Client

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imagegen.batches import line_generation_id
+from imagegen.domain.batches import line_generation_id
 from local.aws_door import AwsCall, Fault
 from local.serving import Reply, Request
 from tests.fakes.provider import png

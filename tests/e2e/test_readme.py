@@ -9,7 +9,7 @@ from uuid import uuid4
 import msgspec
 from samtranslator.yaml_helper import yaml_parse
 
-from imagegen.credentials import BearerKey, ClientRecord
+from imagegen.domain.credentials import BearerKey, ClientRecord
 from local.serving import Reply
 from tests.conftest import ROOT
 from tests.support.client import Client, fetched

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 
-from imagegen.credentials import BearerKey
+from imagegen.domain.credentials import BearerKey
 from local.lambda_host import FunctionHost
 from local.serving import Reply
 from local.stack import STACK_NAME

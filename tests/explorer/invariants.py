@@ -4,11 +4,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
-from imagegen.batches import Counts
-from imagegen.catalog import MAX_IMAGES
-from imagegen.generate import MOST_SENT
-from imagegen.generations import Call, Generation, Status
-from imagegen.openai_wire.batches import batch_answer
+from imagegen.domain.batches import Counts
+from imagegen.domain.generations import Call, Generation, Status
+from imagegen.domain.models import MAX_IMAGES
+from imagegen.usecases.generate import MOST_SENT
+from imagegen.wire.batches import batch_answer
 from tests.explorer.world import BatchWorld, World
 
 

@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 
-from imagegen import manage, manage_batch
-from imagegen.allowance import Allowance
-from imagegen.batches import InboxFile, batch_id_of
-from imagegen.carry_on import BatchShop, begin, carry_on
-from imagegen.come_again import pause_after_fault
-from imagegen.deadline import Deadline
-from imagegen.errors import (
+from imagegen.consumers.retry_delay import pause_after_fault
+from imagegen.domain.batches import InboxFile, batch_id_of
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import (
     ImageDownloadInterruptedError,
     ImagegenError,
     ImageStorageInterruptedError,
@@ -27,14 +24,17 @@ from imagegen.errors import (
     UpstreamKeyRefusedError,
     UpstreamTooFewImagesError,
 )
-from imagegen.generate import UnfinishedError
-from imagegen.generations import Generation, LostClaimError, Status
-from imagegen.images import ImageRequest, ResponseFormat, UpstreamAnswer, UpstreamImage
-from imagegen.openai_wire.batches import outcome_line, read_batch_line, refused_line
-from imagegen.read_batch import Reader
-from imagegen.settle import Ledger
-from imagegen.submit import Attempt, Desk, submit
-from imagegen.work import Workshop, give_up, work, work_on_message
+from imagegen.domain.generations import Generation, LostClaimError, Status
+from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamAnswer, UpstreamImage
+from imagegen.usecases import manage, manage_batch
+from imagegen.usecases.carry_on import BatchShop, begin, carry_on
+from imagegen.usecases.generate import UnfinishedError
+from imagegen.usecases.quota import Allowance
+from imagegen.usecases.read_batch import Reader
+from imagegen.usecases.settle import Ledger
+from imagegen.usecases.submit import Attempt, Desk, submit
+from imagegen.usecases.work import Workshop, give_up, work, work_on_message
+from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
 from tests.explorer.scenarios import REPEATED_BY_TOKEN, Scenario
 from tests.explorer.schedule import Actor, SameThread, Schedule
 from tests.fakes.allowance_counters import FakeAllowanceCounters
@@ -74,9 +74,9 @@ def patched(patch: pytest.MonkeyPatch, world: "Callable[[], World | None]") -> N
         with current.heartbeat(lease, beat):
             yield
 
-    patch.setattr("imagegen.carry_on.heartbeat", heartbeat)
-    patch.setattr("imagegen.read_batch.CHUNK_LINES", 2)  # a file of five lines is three chunks
-    patch.setattr("imagegen.generate._FIRST_PAUSE_SECONDS", 0)  # `tried` outside of Tools sleeps for real
+    patch.setattr("imagegen.usecases.carry_on.heartbeat", heartbeat)
+    patch.setattr("imagegen.usecases.read_batch.CHUNK_LINES", 2)  # a file of five lines is three chunks
+    patch.setattr("imagegen.usecases.generate._FIRST_PAUSE_SECONDS", 0)  # `tried` outside of Tools sleeps for real
 
 
 @dataclass(frozen=True)

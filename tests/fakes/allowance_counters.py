@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from imagegen.errors import RecordsUnavailableError
+from imagegen.domain.errors import RecordsUnavailableError
 from tests.fakes.failing import Failing
 
 _KEPT_TOKENS = 40  # as many as the real item keeps

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
-from imagegen.deadline import Deadline
-from imagegen.generations import LostClaimError
+from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.generations import LostClaimError
 from tests.fakes.failing import Failing
 
 

@@ -1,6 +1,6 @@
 """A bus in memory."""
 
-from imagegen.generations import Generation, Rejection
+from imagegen.domain.generations import Generation, Rejection
 from tests.fakes.failing import Failing
 
 

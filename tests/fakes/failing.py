@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from imagegen.errors import RecordsUnavailableError
+from imagegen.domain.errors import RecordsUnavailableError
 
 When = Literal["before", "after"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from imagegen.generations import (
+from imagegen.domain.generations import (
     Call,
     CallAnswer,
     Failure,

@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from imagegen import image_format
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageDownloadInterruptedError
-from imagegen.images import ImageBody
+from imagegen.domain import image_format
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageDownloadInterruptedError
+from imagegen.domain.images import ImageBody
 
 BLOCK_BYTES = 32  # so that the smallest image comes in several
 

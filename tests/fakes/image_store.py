@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
-from imagegen.generations import StoredImage
-from imagegen.images import ImageBody, SignedUrl
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageStorageError, ImageStorageInterruptedError
+from imagegen.domain.generations import StoredImage
+from imagegen.domain.images import ImageBody, SignedUrl
 
 LINK_SECONDS = 3600
 BLOCK_BYTES = 32  # so that the smallest image comes in several, none of which base64 encodes whole

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imagegen.errors import ImagegenError
-    from imagegen.generations import Generation, StoredImage
+    from imagegen.domain.errors import ImagegenError
+    from imagegen.domain.generations import Generation, StoredImage
 
 
 class FakeJournal:

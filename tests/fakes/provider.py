@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from imagegen.deadline import Deadline
-from imagegen.errors import UpstreamUnreachableError
-from imagegen.images import ImageRequest, UpstreamAnswer, UpstreamImage
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import UpstreamUnreachableError
+from imagegen.domain.images import ImageRequest, UpstreamAnswer, UpstreamImage
 
 Hook = Callable[[], object]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from imagegen import errors
 from imagegen.aws.cloudwatch import NAMESPACE, UNITS, CloudWatchJournal
+from imagegen.domain import errors
 from local.template import Template
 from tests.conftest import ROOT
 from tests.support.journal_lines import write_every_line

@@ -15,8 +15,8 @@ from samtranslator.yaml_helper import yaml_parse
 
 from imagegen import settings
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
-from imagegen.manage import LEASE_SECONDS
-from imagegen.openai_wire.openapi import GATEWAY, GATEWAY_KEY, openapi_document
+from imagegen.usecases.manage import LEASE_SECONDS
+from imagegen.wire.openapi import GATEWAY, GATEWAY_KEY, openapi_document
 from local.template import Template
 from tests.conftest import ROOT
 from tests.support.limits import MOST_RECEIPTS

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from imagegen.aws.bucket import S3Bucket
 from imagegen.aws.inbox import S3Inbox, S3Outbox
-from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile, batch_id_of
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageError, RecordsUnavailableError
-from imagegen.generations import LostClaimError
+from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile, batch_id_of
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageStorageError, RecordsUnavailableError
+from imagegen.domain.generations import LostClaimError
 from imagegen.outbound.pool import HttpPool
 from imagegen.ports import BatchLines, BatchStore
 from tests.fakes.batches import FakeBatchLines, FakeBatchStore

@@ -14,9 +14,9 @@ import pytest
 from urllib3 import HTTPResponse
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError
 
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageDownloadInterruptedError
-from imagegen.images import ImageRequest
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageDownloadInterruptedError
+from imagegen.domain.images import ImageRequest
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import _KEEPIDLE, HttpPool, _Connection
 from imagegen.outbound.url_guard import UrlGuard

@@ -12,10 +12,10 @@ from uuid import uuid4
 
 import pytest
 
-from imagegen import errors
 from imagegen.aws.ssm import SsmParameters
-from imagegen.deadline import Deadline
-from imagegen.images import ImageRequest
+from imagegen.domain import errors
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.images import ImageRequest
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard

@@ -12,7 +12,7 @@ import pytest
 
 from imagegen.aws.allowance import _short, _slot
 from imagegen.aws.waiters import DynamoWaiters
-from imagegen.errors import RecordsUnavailableError
+from imagegen.domain.errors import RecordsUnavailableError
 from imagegen.ports import AllowanceCounters
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.support.stores import JUDGES, NOW, Connect, Table, closed_url

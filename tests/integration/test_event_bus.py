@@ -10,12 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.aws.events import SOURCE, EventBridgeBatchBus, EventBridgeBus
-from imagegen.batches import Batch, InboxFile
-from imagegen.errors import RecordsUnavailableError
-from imagegen.generations import Failure, Generation, Origin, Rejection, Status, admit
-from imagegen.images import ImageRequest
-from imagegen.openai_wire.events import generation_event, rejection_event
+from imagegen.domain.batches import Batch, InboxFile
+from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.generations import Failure, Generation, Origin, Rejection, Status, admit
+from imagegen.domain.images import ImageRequest
 from imagegen.ports import EventBus
+from imagegen.wire.events import generation_event, rejection_event
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_store import When
 from tests.support.stores import Connect, closed_url

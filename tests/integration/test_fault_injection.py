@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import pytest
 
-from imagegen.deadline import Deadline
-from imagegen.errors import (
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import (
     ImageStorageError,
     ImageStorageInterruptedError,
     NothingSpentError,
@@ -22,12 +22,12 @@ from imagegen.errors import (
     SubmissionUncertainError,
     UpstreamRateLimitedError,
 )
-from imagegen.failures import cost_money
-from imagegen.generate import UnfinishedError
-from imagegen.generations import Generation, Status
-from imagegen.images import ImageRequest, ResponseFormat
-from imagegen.submit import Attempt
-from imagegen.work import work
+from imagegen.domain.failures import cost_money
+from imagegen.domain.generations import Generation, Status
+from imagegen.domain.images import ImageRequest, ResponseFormat
+from imagegen.usecases.generate import UnfinishedError
+from imagegen.usecases.submit import Attempt
+from imagegen.usecases.work import work
 from tests.support.in_memory import LEASE, InMemoryService
 
 AT_MOST_SECONDS = 30

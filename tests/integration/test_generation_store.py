@@ -14,10 +14,9 @@ from msgspec.json import encode
 from msgspec.structs import replace
 
 from imagegen.aws.generations import DynamoGenerations
-from imagegen.catalog import MAX_IMAGES
-from imagegen.errors import MoneySpentError, RecordsUnavailableError, UpstreamTooFewImagesError
-from imagegen.failures import kept
-from imagegen.generations import (
+from imagegen.domain.errors import MoneySpentError, RecordsUnavailableError, UpstreamTooFewImagesError
+from imagegen.domain.failures import kept
+from imagegen.domain.generations import (
     AnsweredImage,
     Call,
     CallAnswer,
@@ -31,11 +30,12 @@ from imagegen.generations import (
     Tombstone,
     admit,
 )
-from imagegen.images import ImageRequest, UpstreamAnswer
-from imagegen.openai_wire.request_events import MOST_CUSTOM_ID
-from imagegen.openai_wire.requests import LONGEST_USER, read_image_fields
+from imagegen.domain.images import ImageRequest, UpstreamAnswer
+from imagegen.domain.models import MAX_IMAGES
 from imagegen.ports import GenerationStore as Store
 from imagegen.providers.openai_answers import read_answer
+from imagegen.wire.request_events import MOST_CUSTOM_ID
+from imagegen.wire.requests import LONGEST_USER, read_image_fields
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.support.stores import JUDGES, NOW, RETENTION_SECONDS, Connect, Table, closed_url, new_generation
 

@@ -27,9 +27,9 @@ from imagegen.bootstrap import sdk
 from imagegen.bootstrap.api import api
 from imagegen.bootstrap.authorizer import authorizer
 from imagegen.bootstrap.worker import worker
-from imagegen.catalog import CATALOG
-from imagegen.credentials import BearerKey
-from imagegen.errors import IssuerUnavailableError
+from imagegen.domain.credentials import BearerKey
+from imagegen.domain.errors import IssuerUnavailableError
+from imagegen.domain.models import CATALOG
 from local.serving import HungUpError, Reply, Request
 from local.template import Template
 from tests.conftest import ROOT, UPSTREAM_KEY, Upstream

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagegen.credentials import BearerKey
-from imagegen.errors import ImagegenError
-from imagegen.openai_wire.headers import read_attempt, read_page, read_preference
-from imagegen.openai_wire.requests import read_image_request
+from imagegen.domain.credentials import BearerKey
+from imagegen.domain.errors import ImagegenError
+from imagegen.wire.headers import read_attempt, read_page, read_preference
+from imagegen.wire.requests import read_image_request
 from tests.conftest import UPSTREAM_KEY
 from tests.support.canary import Canary
 from tests.support.client import GENERATIONS, INLINE, Answer, fetched

@@ -18,10 +18,10 @@ from uuid import uuid4
 
 import pytest
 
-from imagegen import errors
-from imagegen.deadline import Deadline
-from imagegen.generate import KEEP_TRIES
+from imagegen.domain import errors
+from imagegen.domain.deadline import Deadline
 from imagegen.providers.openai_compatible import TRIES
+from imagegen.usecases.generate import KEEP_TRIES
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script
 from tests.conftest import UPSTREAM_KEY

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imagegen import errors
-from imagegen.deadline import Deadline
+from imagegen.domain import errors
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.version import VERSION
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES
 from imagegen.outbound.url_guard import UrlGuard
-from imagegen.version import VERSION
 from local.serving import HungUpError, Reply, Request, Responder
 from tests.fakes.provider import png
 from tests.support import odd_hosts

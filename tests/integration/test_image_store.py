@@ -18,15 +18,15 @@ from uuid import uuid4
 import pytest
 from botocore.credentials import ReadOnlyCredentials
 
-from imagegen import errors
 from imagegen.aws.bucket import S3Answer, S3Bucket, bucket_url
 from imagegen.aws.inbox import S3Inbox, S3Outbox
 from imagegen.aws.s3 import S3ImageStore
-from imagegen.batches import InboxFile
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
-from imagegen.generations import StoredImage
-from imagegen.images import ImageBody, new_image_id
+from imagegen.domain import errors
+from imagegen.domain.batches import InboxFile
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageStorageError, ImageStorageInterruptedError
+from imagegen.domain.generations import StoredImage
+from imagegen.domain.images import ImageBody, new_image_id
 from imagegen.outbound.pool import HttpPool
 from imagegen.ports import ImageStore
 from local.serving import HungUpError, Reply, Request, serving

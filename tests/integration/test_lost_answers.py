@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.generations import DynamoGenerations
-from imagegen.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile, batch_id_of
 from imagegen.bootstrap import sdk
-from imagegen.generations import (
+from imagegen.domain.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile, batch_id_of
+from imagegen.domain.generations import (
     AnsweredImage,
     CallAnswer,
     Failure,

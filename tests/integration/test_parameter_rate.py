@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
-from imagegen.errors import SecretUnavailableError
+from imagegen.domain.errors import SecretUnavailableError
 from local.aws_door import REGION
 from tests.support.stores import ACCESS_KEY, SECRET, Connect, moto_behind_the_door
 

@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageDownloadInterruptedError
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageDownloadInterruptedError
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES

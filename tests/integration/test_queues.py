@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from imagegen.aws.sqs import SqsBatches, SqsGenerations
-from imagegen.errors import RecordsUnavailableError
+from imagegen.domain.errors import RecordsUnavailableError
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.support.stores import Connect, closed_url
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 import urllib3
 
-from imagegen.credentials import BearerKey
+from imagegen.domain.credentials import BearerKey
 from local.aws_door import Fault
 from local.serving import Reply
 from tests.conftest import UPSTREAM_KEY

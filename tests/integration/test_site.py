@@ -8,7 +8,7 @@ import pytest
 
 from functions.site import app as site_app
 from imagegen.bootstrap.site import site
-from imagegen.openai_wire.openapi import openapi_document
+from imagegen.wire.openapi import openapi_document
 from tests.conftest import ROOT
 from tests.support.lambda_events import Event, example, over_http
 

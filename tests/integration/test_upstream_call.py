@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from urllib3.exceptions import NewConnectionError
 
-from imagegen import errors
-from imagegen.deadline import Deadline
-from imagegen.images import ImageRequest, ResponseFormat, UpstreamAnswer
+from imagegen.domain import errors
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamAnswer
+from imagegen.domain.version import VERSION
 from imagegen.outbound.pool import HttpPool
 from imagegen.providers.openai_compatible import TRIES, OpenAICompatibleProvider
-from imagegen.version import VERSION
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script, StandInUpstream
 from tests.fakes.parameters import FakeParameters

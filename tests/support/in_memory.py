@@ -8,13 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-from imagegen.allowance import Allowance
-from imagegen.announce import Settle, announce
-from imagegen.batches import Batch, InboxFile
-from imagegen.carry_on import BatchShop, begin, carry_on
-from imagegen.deadline import Deadline
-from imagegen.generate import Tools, generate
-from imagegen.generations import (
+from imagegen.domain.batches import Batch, InboxFile
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.generations import (
     AnsweredImage,
     Call,
     CallAnswer,
@@ -25,14 +21,18 @@ from imagegen.generations import (
     admit,
     new_owner,
 )
-from imagegen.images import ImageBody, ImageRequest
-from imagegen.manage import LEASE_SECONDS, cancel, delete, retry, see
-from imagegen.openai_wire.batches import outcome_line, read_batch_line, refused_line
+from imagegen.domain.images import ImageBody, ImageRequest
 from imagegen.ports import SILENT, Journal
-from imagegen.read_batch import Reader
-from imagegen.settle import Ledger
-from imagegen.submit import Attempt, Desk, Submitted, submit
-from imagegen.work import LargeAnswer, Workshop, give_up, work, work_on_message
+from imagegen.usecases.carry_on import BatchShop, begin, carry_on
+from imagegen.usecases.generate import Tools, generate
+from imagegen.usecases.manage import LEASE_SECONDS, cancel, delete, retry, see
+from imagegen.usecases.publish import Settle, announce
+from imagegen.usecases.quota import Allowance
+from imagegen.usecases.read_batch import Reader
+from imagegen.usecases.settle import Ledger
+from imagegen.usecases.submit import Attempt, Desk, Submitted, submit
+from imagegen.usecases.work import LargeAnswer, Workshop, give_up, work, work_on_message
+from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
 from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore, FakeFiles
 from tests.fakes.event_bus import FakeEventBus

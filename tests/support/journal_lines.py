@@ -5,9 +5,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from imagegen.aws.cloudwatch import CloudWatchJournal
-from imagegen.batches import Batch, BatchStatus, Counts, InboxFile
-from imagegen.generations import Call, CallAnswer, Failure, Generation, Origin, Status, StoredImage, admit
-from imagegen.images import ImageRequest
+from imagegen.domain.batches import Batch, BatchStatus, Counts, InboxFile
+from imagegen.domain.generations import Call, CallAnswer, Failure, Generation, Origin, Status, StoredImage, admit
+from imagegen.domain.images import ImageRequest
 
 CANARIES = ("canary prompt", "canary-user", "canary-custom-id", "canary message")
 NOW = 1_760_000_000.0

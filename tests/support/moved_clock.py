@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from imagegen.deadline import Deadline
+from imagegen.domain.deadline import Deadline
 from imagegen.outbound.reading import cut_off_at
 from tests.support.waiting import SECONDS
 
@@ -13,7 +13,7 @@ from tests.support.waiting import SECONDS
 class MovedClock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = 0.0
-        for module in ("imagegen.deadline", "imagegen.outbound.reading"):
+        for module in ("imagegen.domain.deadline", "imagegen.outbound.reading"):
             monkeypatch.setattr(f"{module}.time", self)
 
     def monotonic(self) -> float:

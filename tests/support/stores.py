@@ -26,8 +26,8 @@ from werkzeug.serving import make_server
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.generations import DynamoGenerations
-from imagegen.generations import Generation, admit
-from imagegen.images import ImageRequest
+from imagegen.domain.generations import Generation, admit
+from imagegen.domain.images import ImageRequest
 from local.aws_door import AwsDoor
 from tests.conftest import ROOT
 

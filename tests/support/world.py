@@ -19,8 +19,8 @@ import msgspec
 from jsonschema import Draft202012Validator, FormatChecker
 
 from imagegen.aws.generations import DynamoGenerations
-from imagegen.credentials import BearerKey
-from imagegen.generations import Generation
+from imagegen.domain.credentials import BearerKey
+from imagegen.domain.generations import Generation
 from local.aws_door import ACCOUNT
 from local.serving import HungUpError, Reply, Request, serving
 from local.stack import STACK_NAME, LocalStack, Options, running

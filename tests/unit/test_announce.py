@@ -8,14 +8,24 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 from msgspec.structs import replace
 
-from imagegen import errors, generations
-from imagegen.errors import ImagegenError
-from imagegen.failures import kept
-from imagegen.generations import Call, CallAnswer, Failure, Generation, Origin, Rejection, Status, StoredImage, admit
-from imagegen.images import ImageRequest
-from imagegen.openai_wire.errors import ROWS
-from imagegen.openai_wire.events import generation_event, rejection_event
-from imagegen.openai_wire.requests import read_image_request
+from imagegen.domain import errors, generations
+from imagegen.domain.errors import ImagegenError
+from imagegen.domain.failures import kept
+from imagegen.domain.generations import (
+    Call,
+    CallAnswer,
+    Failure,
+    Generation,
+    Origin,
+    Rejection,
+    Status,
+    StoredImage,
+    admit,
+)
+from imagegen.domain.images import ImageRequest
+from imagegen.wire.errors import ROWS
+from imagegen.wire.events import generation_event, rejection_event
+from imagegen.wire.requests import read_image_request
 from tests.conftest import ROOT
 from tests.support.hooks import after, before
 from tests.support.in_memory import NOW, InMemoryService

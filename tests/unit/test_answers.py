@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagegen import errors
-from imagegen.catalog import CATALOG, DEFAULT_MODEL
-from imagegen.deadline import Deadline
-from imagegen.failures import kept
-from imagegen.generations import AnsweredImage, Call, CallAnswer, Generation, Status, StoredImage
-from imagegen.images import ImageRequest, ResponseFormat, SignedUrl
-from imagegen.openai_wire import answers
-from imagegen.openai_wire.requests import read_image_fields
+from imagegen.domain import errors
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.failures import kept
+from imagegen.domain.generations import AnsweredImage, Call, CallAnswer, Generation, Status, StoredImage
+from imagegen.domain.images import ImageRequest, ResponseFormat, SignedUrl
+from imagegen.domain.models import CATALOG, DEFAULT_MODEL
+from imagegen.wire import answers
+from imagegen.wire.requests import read_image_fields
 from tests.fakes.image_store import FakeImageStore
 
 FORMATS = pytest.mark.parametrize("response_format", ["url", "b64_json"])

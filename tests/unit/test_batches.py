@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from imagegen import errors, file_lines
-from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, batch_id_of, line_generation_id
-from imagegen.file_lines import Line, lines_of
-from imagegen.generations import Generation
-from imagegen.manage_batch import cancel_batch, see_batch
-from imagegen.openai_wire.batches import batch_answer, batch_event
-from imagegen.openai_wire.inbox_messages import DroppedFile, read_inbox_message
-from imagegen.read_batch import CHUNK_LINES
+from imagegen.domain import errors, file_lines
+from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, batch_id_of, line_generation_id
+from imagegen.domain.file_lines import Line, lines_of
+from imagegen.domain.generations import Generation
+from imagegen.usecases.manage_batch import cancel_batch, see_batch
+from imagegen.usecases.read_batch import CHUNK_LINES
+from imagegen.wire.batches import batch_answer, batch_event
+from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message
 from tests.conftest import ROOT
 from tests.support.hooks import before
 from tests.support.in_memory import LEASE, NOW, InMemoryService, batch_line, in_memory_service

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from imagegen.catalog import CATALOG, DEFAULT_MODEL, MAX_IMAGES, ImageModel
-from imagegen.images import ImageRequest
+from imagegen.domain.images import ImageRequest
+from imagegen.domain.models import CATALOG, DEFAULT_MODEL, MAX_IMAGES, ImageModel
 from local.serving import Request
 from local.upstream import StandInUpstream
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from imagegen.aws.cloudwatch import CALLERS_OWN, NAMESPACE, UNITS, CloudWatchJournal, JournalledBatchBus, JournalledBus
-from imagegen.batches import Counts
-from imagegen.catalog import CATALOG
-from imagegen.errors import RecordsUnavailableError, UpstreamTimeoutError
-from imagegen.generations import Call, CallAnswer, Failure, Rejection, Status
-from imagegen.images import ImageRequest
-from imagegen.openai_wire.errors import ROWS
+from imagegen.domain.batches import Counts
+from imagegen.domain.errors import RecordsUnavailableError, UpstreamTimeoutError
+from imagegen.domain.generations import Call, CallAnswer, Failure, Rejection, Status
+from imagegen.domain.images import ImageRequest
+from imagegen.domain.models import CATALOG
+from imagegen.wire.errors import ROWS
 from tests.fakes.batches import FakeBatchBus
 from tests.fakes.event_bus import FakeEventBus
 from tests.support.journal_lines import CANARIES, batch, begun, ended, failed, write_every_line

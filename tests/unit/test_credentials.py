@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from imagegen.authorize import authorize
-from imagegen.credentials import BearerKey, Caller, ClientRecord
-from imagegen.errors import IssuerUnavailableError
+from imagegen.domain.credentials import BearerKey, Caller, ClientRecord
+from imagegen.domain.errors import IssuerUnavailableError
+from imagegen.usecases.authorize import authorize
 from tests.fakes.parameters import FakeParameters
 
 SECRET = "Ab0_-" * 8 + "xyz"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from imagegen import errors
-from imagegen.errors import ImagegenError, MoneySpentError, NothingSpentError, PartialGenerationError
-from imagegen.openai_wire import errors as error_table
-from imagegen.openai_wire.errors import ROWS, ErrorAnswer, answer_error, error_object
+from imagegen.domain import errors
+from imagegen.domain.errors import ImagegenError, MoneySpentError, NothingSpentError, PartialGenerationError
+from imagegen.wire import errors as error_table
+from imagegen.wire.errors import ROWS, ErrorAnswer, answer_error, error_object
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "layers").rglob("*.py"), *(ROOT / "functions").rglob("*.py")])

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from imagegen import errors
-from imagegen.errors import ImagegenError, MoneySpentError, NothingSpentError, PartialGenerationError
-from imagegen.failures import cost_money, kept, raised_again
-from imagegen.generations import Failure
-from imagegen.silent_trace import silent_trace
+from imagegen.domain import errors
+from imagegen.domain.errors import ImagegenError, MoneySpentError, NothingSpentError, PartialGenerationError
+from imagegen.domain.failures import cost_money, kept, raised_again
+from imagegen.domain.generations import Failure
+from imagegen.domain.redacted_traceback import silent_trace
 
 EVERY = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ImagegenError)]
 
@@ -104,10 +104,10 @@ def trace_of(call: Callable[..., None], *arguments: object) -> list[str]:
         (
             errors.UpstreamFailedError(SECRET),
             "by its cause",
-            ["imagegen.errors.UpstreamFailedError", "builtins.ValueError"],
+            ["imagegen.domain.errors.UpstreamFailedError", "builtins.ValueError"],
         ),
         (KeyError(SECRET), "by its context", ["builtins.KeyError", "builtins.ValueError"]),
-        (errors.UpstreamFailedError(SECRET), "hidden", ["imagegen.errors.UpstreamFailedError"]),
+        (errors.UpstreamFailedError(SECRET), "hidden", ["imagegen.domain.errors.UpstreamFailedError"]),
         (with_a_note(OSError(2, SECRET, SECRET)), "hidden", ["builtins.FileNotFoundError"]),
         (ExceptionGroup(SECRET, [ValueError(SECRET)]), "hidden", ["builtins.ExceptionGroup"]),
     ],

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from imagegen import errors
-from imagegen.deadline import Deadline
-from imagegen.errors import ImagegenError, NothingSpentError, PartialGenerationError, RecordsUnavailableError
-from imagegen.failures import kept
-from imagegen.generate import KEEP_TRIES, UnfinishedError
-from imagegen.generations import AnsweredImage, Call, CallAnswer, Generation, LostClaimError, Status, StoredImage
-from imagegen.images import ResponseFormat, UpstreamAnswer, UpstreamImage
+from imagegen.domain import errors
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImagegenError, NothingSpentError, PartialGenerationError, RecordsUnavailableError
+from imagegen.domain.failures import kept
+from imagegen.domain.generations import AnsweredImage, Call, CallAnswer, Generation, LostClaimError, Status, StoredImage
+from imagegen.domain.images import ResponseFormat, UpstreamAnswer, UpstreamImage
+from imagegen.usecases.generate import KEEP_TRIES, UnfinishedError
 from tests.fakes.provider import png
 from tests.support.hooks import after, before, changed, raising
 from tests.support.in_memory import InMemoryService, StillDeadline

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagegen.allowance import Standing
-from imagegen.batches import is_batch_id
-from imagegen.errors import InvalidRequestError
-from imagegen.generations import Status
-from imagegen.openai_wire.headers import Page, Preference, allowance_headers, read_attempt, read_page, read_preference
-from imagegen.submit import Attempt
+from imagegen.domain.batches import is_batch_id
+from imagegen.domain.errors import InvalidRequestError
+from imagegen.domain.generations import Status
+from imagegen.usecases.quota import Standing
+from imagegen.usecases.submit import Attempt
+from imagegen.wire.headers import Page, Preference, allowance_headers, read_attempt, read_page, read_preference
 
 GENERATION, BATCH = f"gen_{'x' * 22}", f"batch_{'x' * 22}"
 

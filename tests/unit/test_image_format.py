@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagegen.errors import ImageTruncatedError, NotAnImageError
-from imagegen.image_format import GIF, HEAD_BYTES, JPEG, PNG, WEBP, checked, media_type
+from imagegen.domain.errors import ImageTruncatedError, NotAnImageError
+from imagegen.domain.image_format import GIF, HEAD_BYTES, JPEG, PNG, WEBP, checked, media_type
 
 
 def painted(kind: str, frames: int = 1) -> bytes:

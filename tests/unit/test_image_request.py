@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagegen.catalog import CATALOG
-from imagegen.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
-from imagegen.images import ImageRequest
-from imagegen.openai_wire.requests import MAX_BODY_BYTES, read_image_fields, read_image_request
+from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
+from imagegen.domain.images import ImageRequest
+from imagegen.domain.models import CATALOG
+from imagegen.wire.requests import MAX_BODY_BYTES, read_image_fields, read_image_request
 
 PROMPT = "A cute baby sea otter"
 CAP = 1000

@@ -22,24 +22,25 @@ def modules_under(folder: str, root: Path) -> dict[str, Path]:
 OURS = modules_under("imagegen", LAYER)
 FUNCTIONS = modules_under("functions", ROOT)
 
-PLAIN = {
-    *("imagegen.errors", "imagegen.images", "imagegen.generations", "imagegen.batches", "imagegen.catalog"),
-    *("imagegen.deadline", "imagegen.image_format", "imagegen.lone_surrogates", "imagegen.redaction"),
-    *("imagegen.version", "imagegen.web_address"),
-}
-PORTS = {"imagegen.ports"}
-SETTINGS = {"imagegen.settings"}
-PACKAGES = {"openai_wire", "providers", "outbound", "aws", "bootstrap"}
 SDKS = {"boto3", "botocore", "urllib3", "aws_lambda_powertools", "jwt", "cryptography"}
+# Which rooms a room's modules may import, beside their own.
+KNOWN = {
+    "domain": set[str](),
+    "ports": {"domain"},
+    "usecases": {"ports", "domain"},
+    "wire": {"usecases", "ports", "domain"},
+    "consumers": {"usecases", "wire", "ports", "domain"},
+    "outbound": {"ports", "domain"},
+    "providers": {"outbound", "ports", "domain"},
+    "aws": {"outbound", "ports", "domain"},
+    "settings": {"outbound", "domain"},
+    "bootstrap": {"settings", "usecases", "wire", "consumers", "providers", "outbound", "aws", "ports", "domain"},
+}
+DECIDES = ("domain", "ports", "usecases", "wire", "settings")
 
 
 def package(name: str) -> set[str]:
     return {module for module in OURS if module == f"imagegen.{name}" or module.startswith(f"imagegen.{name}.")}
-
-
-IN_PACKAGES = set[str]().union(*(package(name) for name in PACKAGES))
-# Whatever else stands at the top is a verb.
-USE_CASES = OURS.keys() - IN_PACKAGES - PLAIN - PORTS - SETTINGS - {"imagegen"}
 
 
 def imports(source: str) -> set[str]:
@@ -72,13 +73,8 @@ def known(dotted: str) -> str:
     return dotted
 
 
-def test_the_rooms_that_these_rules_name_are_there() -> None:
-    assert OURS.keys() >= PLAIN | PORTS | SETTINGS
-    assert all(len(package(name)) > 1 for name in PACKAGES)
-    verbs = ("allowance", "announce", "authorize", "generate", "manage", "reject", "submit", "wait", "work")
-    of_batches = ("carry_on", "file_lines", "manage_batch", "read_batch", "settle", "write_batch")
-    helpers = ("come_again", "credentials", "failures", "heartbeat", "silent_trace")
-    assert {f"imagegen.{name}" for name in (*verbs, *of_batches, *helpers)} == USE_CASES
+def test_every_module_is_in_a_room_that_these_rules_name() -> None:
+    assert {name.split(".")[1] for name in OURS if "." in name} == KNOWN.keys()
     functions = ("api", "authorizer", "intake", "site", "worker")
     assert {f"functions.{name}.app" for name in functions} <= FUNCTIONS.keys()
 
@@ -86,7 +82,7 @@ def test_the_rooms_that_these_rules_name_are_there() -> None:
 def test_these_rules_see_an_import_in_every_spelling() -> None:
     source = """
 import boto3.session as x
-from imagegen import image_format
+from imagegen.domain import image_format
 from imagegen.aws.s3 import S3ImageStore
 from imagegen.bootstrap import sdk
 if TYPE_CHECKING:
@@ -94,37 +90,28 @@ if TYPE_CHECKING:
 def f():
     from urllib3.exceptions import HTTPError
 """
-    of_ours = {"imagegen.image_format", "imagegen.aws.s3", "imagegen.bootstrap.sdk", "imagegen.providers"}
+    of_ours = {"imagegen.domain.image_format", "imagegen.aws.s3", "imagegen.bootstrap.sdk", "imagegen.providers"}
     assert imports(source) == {"boto3", "urllib3", *of_ours}
 
 
-WIRE, OUTBOUND, BOOTSTRAP = package("openai_wire"), package("outbound"), package("bootstrap")
-OF_WIRE_FOR_BOOTSTRAP = {f"imagegen.openai_wire.{name}" for name in ("answers", "batches", "events")}
-OUTSIDE = package("providers") | package("aws") | OUTBOUND
-DECIDES = PLAIN | PORTS | USE_CASES | SETTINGS | WIRE
+def modules_of(*rooms: str) -> set[str]:
+    return set[str]().union(*map(package, rooms))
 
 
-@pytest.mark.parametrize(
-    ("modules", "known"),
-    [
-        (PLAIN | PORTS, PLAIN),
-        (USE_CASES, USE_CASES | PORTS | PLAIN),
-        (WIRE, WIRE | USE_CASES | PORTS | PLAIN),
-        *((package(name), package(name) | OUTBOUND | PORTS | PLAIN) for name in ("providers", "aws", "outbound")),
-        # What works on a generation announces its end, and stores an answer that is too large for Lambda.
-        (BOOTSTRAP, OURS.keys() - WIRE | OF_WIRE_FOR_BOOTSTRAP),
-        (FUNCTIONS.keys(), BOOTSTRAP | WIRE | USE_CASES | PORTS | PLAIN),
-        (SETTINGS | {"imagegen"}, OURS.keys() - OUTSIDE),
-    ],
-    ids=["plain", "use cases", "wire", "providers", "aws", "outbound", "bootstrap", "functions", "settings"],
-)
-def test_a_module_knows_only_the_modules_of_these_rooms(modules: set[str], known: set[str]) -> None:
-    assert modules
-    assert {name: extra for name in modules if (extra := ours_of(name) - known)} == {}
+@pytest.mark.parametrize("room", KNOWN)
+def test_a_module_imports_only_the_rooms_below_its_own(room: str) -> None:
+    assert package(room)
+    known = modules_of(room, *KNOWN[room]) | {"imagegen"}
+    assert {name: extra for name in package(room) if (extra := ours_of(name) - known)} == {}
+
+
+def test_a_function_takes_the_wired_parts_and_imports_no_store_and_no_upstream() -> None:
+    known = modules_of("bootstrap", "consumers", "usecases", "wire", "ports", "domain")
+    assert {name: extra for name in FUNCTIONS if (extra := ours_of(name) - known)} == {}
 
 
 def test_no_sdk_and_no_http_client_comes_near_what_we_decide() -> None:
-    assert {name: found for name in DECIDES if (found := imports_of(name) & SDKS)} == {}
+    assert {name: found for name in modules_of(*DECIDES) if (found := imports_of(name) & SDKS)} == {}
     slow = {"boto3", "botocore", "urllib3", "jwt", "cryptography"}
     assert {name: found for name in FUNCTIONS if (found := imports_of(name) & slow)} == {}
 
@@ -152,9 +139,9 @@ print(json.dumps(found))
 def test_a_module_can_be_imported_with_an_empty_environment_and_without_what_is_not_for_it() -> None:
     for_authorizer_alone = ["cryptography", "jwt"]
     groups = [
-        (sorted(DECIDES), sorted(SDKS)),
+        (sorted(modules_of(*DECIDES)), sorted(SDKS)),
         (sorted(FUNCTIONS), ["boto3", *for_authorizer_alone]),
-        (sorted(OUTSIDE | BOOTSTRAP), for_authorizer_alone),
+        (sorted(modules_of("providers", "aws", "outbound", "bootstrap")), for_authorizer_alone),
     ]
     done = subprocess.run(
         [sys.executable, "-c", LOAD],

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from imagegen import errors
-from imagegen.failures import kept
-from imagegen.generations import Call, Generation, LostClaimError, Status
-from imagegen.manage import LEASE_SECONDS
-from imagegen.submit import SAFETY_NET_LEASES
+from imagegen.domain import errors
+from imagegen.domain.failures import kept
+from imagegen.domain.generations import Call, Generation, LostClaimError, Status
+from imagegen.usecases.manage import LEASE_SECONDS
+from imagegen.usecases.submit import SAFETY_NET_LEASES
 from tests.support.hooks import after, before, raising
 from tests.support.in_memory import InMemoryService
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from imagegen.errors import IssuerUnavailableError
+from imagegen.domain.errors import IssuerUnavailableError
 from imagegen.outbound import issuer_keys
 from imagegen.outbound.issuer_keys import IssuerKeys
 from imagegen.outbound.oidc import MOST_TOKEN_CHARACTERS, OidcTokens

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from imagegen import errors
-from imagegen.images import UpstreamAnswer, UpstreamImage
+from imagegen.domain import errors
+from imagegen.domain.images import UpstreamAnswer, UpstreamImage
 from imagegen.providers.openai_answers import read_answer
 
 DYNAMODB_ITEM_BYTES = 400 * 1024

@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 from urllib3 import HTTPHeaderDict
 
-from imagegen import errors
+from imagegen.domain import errors
 from imagegen.providers.openai_refusals import read_refusal
 
 KEY = "plain.key/with=odd+characters"

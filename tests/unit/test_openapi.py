@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from imagegen.batches import is_batch_id
-from imagegen.catalog import CATALOG
-from imagegen.errors import InvalidRequestError, MethodNotAllowedError
-from imagegen.generations import is_generation_id
-from imagegen.images import is_image_id
-from imagegen.openai_wire.errors import ROWS
-from imagegen.openai_wire.headers import EXPOSED
-from imagegen.openai_wire.openapi import INVALID, openapi_document, told_as
-from imagegen.openai_wire.requests import read_image_fields
-from imagegen.openai_wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID
-from imagegen.version import VERSION
+from imagegen.domain.batches import is_batch_id
+from imagegen.domain.errors import InvalidRequestError, MethodNotAllowedError
+from imagegen.domain.generations import is_generation_id
+from imagegen.domain.images import is_image_id
+from imagegen.domain.models import CATALOG
+from imagegen.domain.version import VERSION
+from imagegen.wire.errors import ROWS
+from imagegen.wire.headers import EXPOSED
+from imagegen.wire.openapi import INVALID, openapi_document, told_as
+from imagegen.wire.requests import read_image_fields
+from imagegen.wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID
 from tests.conftest import ROOT
 
 CAP = 1_000
@@ -78,7 +78,7 @@ def test_every_row_of_the_error_table_is_an_example_of_some_operation() -> None:
 
 
 def test_the_codes_of_a_bad_request_are_those_that_are_raised() -> None:
-    wire = ROOT / "layers/imagegen/imagegen/openai_wire"
+    wire = ROOT / "layers/imagegen/imagegen/wire"
     raised = re.findall(r'code="(\w+)"', (wire / "requests.py").read_text() + (wire / "headers.py").read_text())
     assert set(INVALID) == set(raised)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagegen.redaction import SHAPES
+from imagegen.domain.redaction import SHAPES
 
 ROOT = Path(__file__).parents[2]
 LAYER = ROOT / "layers" / "imagegen"
@@ -26,7 +26,7 @@ Uses = set[tuple[str, str, int]]
 SCRIPT = """
 import json, re, resource, sys, time
 from imagegen.providers.openai_refusals import read_refusal
-from imagegen.redaction import redacted
+from imagegen.domain.redaction import redacted
 
 MARKS = ["a-", "a.", "?=", "::", "a:", "a@", "1.", "://", "x-amz-", "Bearer ", "token=", 'token="', "eyJ", "sk-", "%25",
          "a ", ", ", "A1", "é"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen.redaction import MOST_CHARACTERS, redacted
+from imagegen.domain.redaction import MOST_CHARACTERS, redacted
 
 
 @pytest.mark.parametrize(

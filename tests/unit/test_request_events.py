@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imagegen.errors import InvalidRequestError, RecordsUnavailableError
-from imagegen.images import ImageRequest
-from imagegen.openai_wire.request_events import ImagesByEvent, read_event
-from imagegen.reject import reject
+from imagegen.domain.errors import InvalidRequestError, RecordsUnavailableError
+from imagegen.domain.images import ImageRequest
+from imagegen.usecases.reject import reject
+from imagegen.wire.request_events import ImagesByEvent, read_event
 from tests.fakes.event_bus import FakeEventBus
 
 CAP = 1000

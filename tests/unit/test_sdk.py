@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imagegen.bootstrap import sdk
-from imagegen.manage import LEASE_SECONDS
+from imagegen.usecases.manage import LEASE_SECONDS
 from tools.keys import make
 
 

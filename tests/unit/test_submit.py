@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from imagegen import errors
-from imagegen.failures import kept
-from imagegen.generations import IdTakenError, Status, admit, fingerprint, is_generation_id
-from imagegen.images import ImageRequest
-from imagegen.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Attempt, submit
+from imagegen.domain import errors
+from imagegen.domain.failures import kept
+from imagegen.domain.generations import IdTakenError, Status, admit, fingerprint, is_generation_id
+from imagegen.domain.images import ImageRequest
+from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Attempt, submit
 from tests.support.hooks import before
 from tests.support.in_memory import BASE_URL, LEASE, NOW, REQUEST, InMemoryService
 

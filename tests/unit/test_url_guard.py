@@ -11,9 +11,14 @@ import urllib3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageDownloadError, ImageDownloadInterruptedError, ImagegenError, ImageUrlRefusedError
-from imagegen.images import ImageBody
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import (
+    ImageDownloadError,
+    ImageDownloadInterruptedError,
+    ImagegenError,
+    ImageUrlRefusedError,
+)
+from imagegen.domain.images import ImageBody
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.url_guard import Approved, UrlGuard, is_public, resolve
 

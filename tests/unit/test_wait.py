@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imagegen.come_again import pause_after_fault
-from imagegen.deadline import Deadline
-from imagegen.errors import RecordsUnavailableError
-from imagegen.generations import ENDED, Generation, Status
-from imagegen.wait import wait
+from imagegen.consumers.retry_delay import pause_after_fault
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.generations import ENDED, Generation, Status
+from imagegen.usecases.wait import wait
 from tests.support.in_memory import InMemoryService
 from tests.support.limits import MOST_RECEIPTS
 
@@ -38,7 +38,7 @@ class Waiting:
 @pytest.fixture
 def waiting(service: InMemoryService, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     waiting = Waiting(service, service.claimed(service.admitted()))
-    monkeypatch.setattr("imagegen.deadline.time.monotonic", lambda: waiting.now)
+    monkeypatch.setattr("imagegen.domain.deadline.time.monotonic", lambda: waiting.now)
     service.records.asked.clear()
     return waiting
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from imagegen import errors
-from imagegen.failures import cost_money
-from imagegen.generate import KEEP_TRIES, MOST_SENT, UnfinishedError
-from imagegen.generations import Call, Failure, Generation, LostClaimError, Status, StoredImage
-from imagegen.heartbeat import heartbeat
-from imagegen.images import ResponseFormat
-from imagegen.manage import LONGEST_WRITER_SECONDS
-from imagegen.submit import SAFETY_NET_LEASES
+from imagegen.domain import errors
+from imagegen.domain.failures import cost_money
+from imagegen.domain.generations import Call, Failure, Generation, LostClaimError, Status, StoredImage
+from imagegen.domain.images import ResponseFormat
+from imagegen.usecases.generate import KEEP_TRIES, MOST_SENT, UnfinishedError
+from imagegen.usecases.heartbeat import heartbeat
+from imagegen.usecases.manage import LONGEST_WRITER_SECONDS
+from imagegen.usecases.submit import SAFETY_NET_LEASES
 from tests.fakes.provider import png
 from tests.support.hooks import after, before, raising
 from tests.support.in_memory import LEASE, NOW, InMemoryService

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
-from imagegen.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile
-from imagegen.deadline import Deadline
-from imagegen.errors import ImagegenError
-from imagegen.generations import CallAnswer, Failure, Generation, Rejection, Status, StoredImage, Tombstone
-from imagegen.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
+from imagegen.domain.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImagegenError
+from imagegen.domain.generations import CallAnswer, Failure, Generation, Rejection, Status, StoredImage, Tombstone
+from imagegen.domain.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
 
 
 class ImageProvider(Protocol):

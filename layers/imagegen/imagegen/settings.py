@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from imagegen.catalog import CATALOG
-from imagegen.web_address import read_web_address
+from imagegen.domain.models import CATALOG
+from imagegen.outbound.web_address import read_web_address
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from imagegen.aws.items import ConditionFailedError, Item, number, update_under
-from imagegen.errors import RecordsUnavailableError
+from imagegen.domain.errors import RecordsUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

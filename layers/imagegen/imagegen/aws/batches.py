@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from imagegen.aws.items import ConditionFailedError, Item, asking, json_text, key, newest_items, number, update_under
-from imagegen.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
-from imagegen.errors import RecordsUnavailableError
-from imagegen.generations import LostClaimError
+from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
+from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.generations import LostClaimError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

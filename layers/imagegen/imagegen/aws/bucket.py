@@ -13,8 +13,8 @@ from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials
 
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageError, ImageStorageInterruptedError
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageStorageError, ImageStorageInterruptedError
 from imagegen.outbound.pool import HttpPool
 
 CALL_SECONDS = 60.0

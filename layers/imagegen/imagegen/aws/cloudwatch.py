@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
-from imagegen.generations import Status
+from imagegen.domain.generations import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from imagegen.batches import Batch
-    from imagegen.errors import ImagegenError
-    from imagegen.generations import Failure, Generation, Rejection, StoredImage
+    from imagegen.domain.batches import Batch
+    from imagegen.domain.errors import ImagegenError
+    from imagegen.domain.generations import Failure, Generation, Rejection, StoredImage
     from imagegen.ports import BatchBus, EventBus
 
 NAMESPACE = "imagegen"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from imagegen.errors import RecordsUnavailableError
+from imagegen.domain.errors import RecordsUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from types_boto3_events import EventBridgeClient
 
-    from imagegen.batches import Batch
-    from imagegen.generations import Generation, Rejection
+    from imagegen.domain.batches import Batch
+    from imagegen.domain.generations import Generation, Rejection
 
 SOURCE = "imagegen"
 

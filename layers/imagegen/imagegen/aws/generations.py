@@ -33,7 +33,7 @@ from imagegen.aws.items import (
     put_under,
     update_under,
 )
-from imagegen.generations import (
+from imagegen.domain.generations import (
     Call,
     CallAnswer,
     Failure,
@@ -46,7 +46,7 @@ from imagegen.generations import (
     Tombstone,
     with_extra_calls,
 )
-from imagegen.images import ImageRequest
+from imagegen.domain.images import ImageRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,9 +6,9 @@ from contextlib import closing
 from urllib3.exceptions import HTTPError
 
 from imagegen.aws.bucket import S3Answer, S3Bucket, s3_answer
-from imagegen.batches import InboxFile
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageInterruptedError
+from imagegen.domain.batches import InboxFile
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageStorageInterruptedError
 from imagegen.outbound.reading import cut_off_at
 
 _NOT_READ = "A file in the inbox could not be read."

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imagegen.errors import RecordsUnavailableError
-from imagegen.generations import IdTakenError, LostClaimError
+from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.generations import IdTakenError, LostClaimError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -10,10 +10,10 @@ from botocore.credentials import Credentials, ReadOnlyCredentials
 from urllib3.exceptions import HTTPError
 
 from imagegen.aws.bucket import S3Answer, S3Bucket, s3_answer
-from imagegen.deadline import Deadline
-from imagegen.errors import ImageStorageInterruptedError, MoneySpentError
-from imagegen.generations import StoredImage
-from imagegen.images import ImageBody, SignedUrl
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageStorageInterruptedError, MoneySpentError
+from imagegen.domain.generations import StoredImage
+from imagegen.domain.images import ImageBody, SignedUrl
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
 

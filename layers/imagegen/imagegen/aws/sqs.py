@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from imagegen.errors import RecordsUnavailableError
+from imagegen.domain.errors import RecordsUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

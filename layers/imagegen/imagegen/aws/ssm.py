@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from imagegen.errors import SecretUnavailableError
+from imagegen.domain.errors import SecretUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

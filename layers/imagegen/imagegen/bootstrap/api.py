@@ -4,14 +4,14 @@ import os
 from dataclasses import dataclass
 from functools import cache
 
-from imagegen.allowance import Allowance
 from imagegen.aws.waiters import DynamoWaiters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.workshop import journal, store_ledger, workshop
 from imagegen.settings import ApiSettings, SettingsError
-from imagegen.settle import Ledger
-from imagegen.submit import Desk
-from imagegen.work import Workshop
+from imagegen.usecases.quota import Allowance
+from imagegen.usecases.settle import Ledger
+from imagegen.usecases.submit import Desk
+from imagegen.usecases.work import Workshop
 
 
 @dataclass(frozen=True, slots=True)

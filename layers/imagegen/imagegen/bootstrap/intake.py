@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from imagegen.allowance import Allowance
-from imagegen.authorize import own_images_per_day
 from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.bucket import S3Bucket, bucket_url
 from imagegen.aws.cloudwatch import JournalledBatchBus
@@ -20,13 +18,15 @@ from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
 from imagegen.bootstrap.workshop import event_bus, journal, ledger
-from imagegen.carry_on import BatchShop
-from imagegen.openai_wire.batches import batch_event, read_batch_line, refused_line
 from imagegen.outbound.pool import HttpPool
 from imagegen.ports import BatchQueue, DeadLetters, EventBus, Inbox, Journal
-from imagegen.read_batch import CHUNK_THREADS, Reader
 from imagegen.settings import IntakeSettings
-from imagegen.submit import Desk
+from imagegen.usecases.authorize import own_images_per_day
+from imagegen.usecases.carry_on import BatchShop
+from imagegen.usecases.quota import Allowance
+from imagegen.usecases.read_batch import CHUNK_THREADS, Reader
+from imagegen.usecases.submit import Desk
+from imagegen.wire.batches import batch_event, read_batch_line, refused_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from imagegen.bootstrap import sdk
 from imagegen.bootstrap.workshop import journal, workshop
 from imagegen.ports import GenerationQueue
 from imagegen.settings import WorkerSettings
-from imagegen.work import Workshop
+from imagegen.usecases.work import Workshop
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,19 @@ from imagegen.aws.s3 import S3ImageStore
 from imagegen.aws.sqs import SqsBatches, SqsGenerations
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
-from imagegen.catalog import MAX_IMAGES
-from imagegen.deadline import Deadline
-from imagegen.generations import Generation
-from imagegen.openai_wire.answers import MAX_ANSWER_BYTES, base64_bytes, streamed_images_answer
-from imagegen.openai_wire.batches import outcome_line
-from imagegen.openai_wire.events import generation_event, rejection_event
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.generations import Generation
+from imagegen.domain.models import MAX_IMAGES
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai_compatible import OpenAICompatibleProvider
 from imagegen.settings import JournalSettings, RuntimeSettings, StoreSettings, UpstreamSettings
-from imagegen.settle import Ledger
-from imagegen.work import Workshop
+from imagegen.usecases.settle import Ledger
+from imagegen.usecases.work import Workshop
+from imagegen.wire.answers import MAX_ANSWER_BYTES, base64_bytes, streamed_images_answer
+from imagegen.wire.batches import outcome_line
+from imagegen.wire.events import generation_event, rejection_event
 
 SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read anew at once
 _ANSWER_SECONDS = 60.0

@@ -10,14 +10,14 @@ from urllib.parse import urljoin
 
 import urllib3
 
-from imagegen import image_format
-from imagegen.deadline import Deadline
-from imagegen.errors import (
+from imagegen.domain import image_format
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import (
     ImageDownloadError,
     ImageDownloadInterruptedError,
     ImageTooLargeError,
 )
-from imagegen.images import ImageBody
+from imagegen.domain.images import ImageBody
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
 from imagegen.outbound.url_guard import UrlGuard

@@ -14,10 +14,10 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from imagegen.deadline import Deadline
-from imagegen.errors import IssuerUnavailableError
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import IssuerUnavailableError
 from imagegen.outbound.reading import cut_off_at
-from imagegen.web_address import read_web_address
+from imagegen.outbound.web_address import read_web_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable

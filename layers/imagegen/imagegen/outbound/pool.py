@@ -17,9 +17,9 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 from urllib3.util.ssl_ import create_urllib3_context
 
-from imagegen.deadline import Deadline
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.version import VERSION
 from imagegen.outbound.reading import cut_off_at
-from imagegen.version import VERSION
 
 CONNECT_SECONDS = 5.0
 USER_AGENT = f"imagegen/{VERSION}"  # Cloudflare refuses the default names of HTTP libraries

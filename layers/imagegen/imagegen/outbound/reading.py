@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from imagegen.deadline import Deadline
+from imagegen.domain.deadline import Deadline
 
 BLOCK_BYTES = 128 * 1024  # three of them are alive for each of ten images at once; smaller ones cost time
 

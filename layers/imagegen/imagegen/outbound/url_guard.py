@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from imagegen.errors import ImageDownloadInterruptedError, ImageUrlRefusedError
+from imagegen.domain.errors import ImageDownloadInterruptedError, ImageUrlRefusedError
 
 Resolve = Callable[[str, int], Sequence[str]]
 

@@ -1,1 +1,1 @@
-"""One module for each upstream protocol."""
+"""The protocols of upstreams: each turns a request into calls, and answers into images or failures."""

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from imagegen.lone_surrogates import without_lone_surrogates
+from imagegen.domain.lone_surrogates import without_lone_surrogates
 
 T = TypeVar("T")
 

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from imagegen.errors import (
+from imagegen.domain.errors import (
     ImageUrlRefusedError,
     MoneySpentError,
     UpstreamAnswerInvalidError,
     UpstreamTooFewImagesError,
 )
-from imagegen.generations import summed_usage
-from imagegen.images import UpstreamAnswer, UpstreamImage
+from imagegen.domain.generations import summed_usage
+from imagegen.domain.images import UpstreamAnswer, UpstreamImage
 from imagegen.providers.lenient_json import decoded
 
 T = TypeVar("T")

@@ -13,9 +13,8 @@ import urllib3
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 
-from imagegen.catalog import CATALOG
-from imagegen.deadline import Deadline
-from imagegen.errors import (
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import (
     ImagegenError,
     MoneySpentError,
     SecretMissingError,
@@ -26,7 +25,8 @@ from imagegen.errors import (
     UpstreamUnavailableError,
     UpstreamUnreachableError,
 )
-from imagegen.images import ImageRequest, UpstreamAnswer
+from imagegen.domain.images import ImageRequest, UpstreamAnswer
+from imagegen.domain.models import CATALOG
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
 from imagegen.providers.openai_answers import read_answer

@@ -8,7 +8,7 @@ from typing import Any
 
 import urllib3
 
-from imagegen.errors import (
+from imagegen.domain.errors import (
     ImagegenError,
     PromptRejectedError,
     TryLaterError,
@@ -20,9 +20,9 @@ from imagegen.errors import (
     UpstreamRefusedRequestError,
     UpstreamUnavailableError,
 )
-from imagegen.images import ImageRequest
+from imagegen.domain.images import ImageRequest
+from imagegen.domain.redaction import redacted
 from imagegen.providers.lenient_json import decoded
-from imagegen.redaction import redacted
 
 _POLICY_CODES = {"content_policy_violation", "moderation_blocked"}
 _AZURE_POLICY_CODES = {"content_filter", "contentFilter", "ResponsibleAIPolicyViolation"}

@@ -1,0 +1,1 @@
+"""SQS in: what every consumer of a queue does with its messages. Imports use cases, formats and domain."""

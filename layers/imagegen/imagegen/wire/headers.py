@@ -1,0 +1,107 @@
+"""What a request says about itself in its headers and query, and what an answer tells beside its body."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from imagegen.domain.errors import InvalidRequestError
+from imagegen.domain.generations import Status, is_generation_id
+from imagegen.usecases.quota import Standing
+from imagegen.usecases.submit import Attempt
+
+# What a browser would keep from a page otherwise.
+EXPOSED = ", ".join(
+    (
+        "Location",
+        "Preference-Applied",
+        "Retry-After",
+        "x-generation-id",
+        "x-ratelimit-limit-images",
+        "x-ratelimit-remaining-images",
+        "x-ratelimit-reset-images",
+        "x-request-id",
+        "x-should-retry",
+    )
+)
+MOST_LISTED, LISTED = 100, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """RFC 7240: to be answered with 202, and how many seconds to wait at most. `applied` says what we honour."""
+
+    respond_async: bool = False
+    wait: int | None = None
+
+    @property
+    def applied(self) -> str:
+        parts = ["respond-async"] if self.respond_async else []
+        return ", ".join(parts + ([f"wait={self.wait}"] if self.wait is not None else []))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    limit: int
+    after: str | None
+    status: Status | None
+
+
+def read_attempt(headers: Mapping[str, str]) -> Attempt:
+    """`Idempotency-Key`, and the count of retries that OpenAI's clients send. Raises InvalidRequestError."""
+    key = read_idempotency_key(headers.get("Idempotency-Key"), "Idempotency-Key")
+    count = headers.get("x-stainless-retry-count") or ""
+    return Attempt(key, int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None)
+
+
+def read_idempotency_key(key: str | None, name: str) -> str | None:
+    """The key, which came under that name. Raises InvalidRequestError."""
+    if key is not None and not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
+        raise InvalidRequestError(
+            f"Invalid '{name}': expected 1 to 255 printable ASCII characters.", param=name, code="invalid_value"
+        )
+    return key
+
+
+def read_preference(headers: Mapping[str, str]) -> Preference:
+    """`Prefer: respond-async` and `Prefer: wait=N`. What else it holds is no business of ours, as the RFC has it."""
+    tokens = [token.strip().lower() for token in (headers.get("Prefer") or "").split(",")]
+    waits = [int(match[1]) for token in tokens if (match := re.fullmatch(r'wait="?([0-9]{1,6})"?', token))]
+    return Preference("respond-async" in tokens, waits[0] if waits else None)
+
+
+def allowance_headers(standing: Standing) -> dict[str, str]:
+    """How the caller stands with its allowance, in the manner of OpenAI's rate limit headers."""
+    seconds = math.ceil(standing.reset)
+    return {
+        "x-ratelimit-limit-images": str(standing.limit),
+        "x-ratelimit-remaining-images": str(standing.remaining),
+        "x-ratelimit-reset-images": f"{seconds // 3600}h{seconds // 60 % 60}m{seconds % 60}s",
+    }
+
+
+def cors_headers(origin: str) -> dict[str, str]:
+    """Lets a page of `origin` (`*`: of any) read the answer and what our headers tell. No cookies are involved."""
+    headers = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
+    return headers if origin == "*" else headers | {"Vary": "Origin"}
+
+
+def read_page(query: Mapping[str, str], is_id: Callable[[str], bool] = is_generation_id) -> Page:
+    """`limit`, `after` and `status` of a list, whose ids `is_id` knows. Raises InvalidRequestError."""
+    limit = query.get("limit", str(LISTED))
+    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= MOST_LISTED:
+        raise InvalidRequestError(
+            f"Invalid 'limit': expected a whole number from 1 to {MOST_LISTED}.", param="limit", code="invalid_value"
+        )
+    status = query.get("status")
+    if status is not None and status not in list(Status):
+        known = ", ".join(f"'{each}'" for each in Status)
+        raise InvalidRequestError(
+            f"Invalid 'status'. Supported values are: {known}.", param="status", code="invalid_value"
+        )
+    after = query.get("after")
+    if after is not None and not is_id(after):
+        raise InvalidRequestError(
+            "Invalid 'after': expected the id of one that is listed.", param="after", code="invalid_value"
+        )
+    return Page(int(limit), after, Status(status) if status else None)

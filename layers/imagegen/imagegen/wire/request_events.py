@@ -1,0 +1,80 @@
+"""Reads the event `Image Generation Requested`: an OpenAI request for images, and who sends it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imagegen.domain.credentials import is_client_name
+from imagegen.domain.errors import InvalidRequestError
+from imagegen.domain.images import ImageRequest
+from imagegen.wire.headers import read_idempotency_key
+from imagegen.wire.json_text import decoded
+from imagegen.wire.requests import NO_ALIASES, read_image_fields
+
+DEFAULT_CLIENT = "events"
+MOST_CUSTOM_ID = 256  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEvent:
+    """An event as far as it can be told apart from others; `fields` are the request itself, still to be read."""
+
+    event_id: str
+    client: str | None
+    custom_id: str | None
+    fields: Mapping[str, Any]
+
+    def read(self, *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES) -> "ImagesByEvent":
+        """What it asks for. Raises InvalidRequestError."""
+        own = dict(self.fields)
+        client = own.pop("client", None)
+        if client is not None and self.client is None:
+            raise _invalid("client", "1 to 32 of a-z, 0-9 and -, beginning with a letter or a digit")
+        custom_id = own.pop("custom_id", None)
+        if custom_id is not None and self.custom_id is None:
+            raise _invalid("custom_id", f"a text of 1 to {MOST_CUSTOM_ID} characters")
+        key = own.pop("idempotency_key", None)
+        if key is not None and not isinstance(key, str):
+            raise _invalid("idempotency_key", "a text")
+        return ImagesByEvent(
+            request=read_image_fields(own, prompt_cap=prompt_cap, aliases=aliases),
+            client=self.client or DEFAULT_CLIENT,
+            custom_id=self.custom_id,
+            idempotency_key=read_idempotency_key(key, "idempotency_key") or self.event_id,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesByEvent:
+    request: ImageRequest
+    client: str
+    custom_id: str | None
+    idempotency_key: str
+
+
+def read_event(body: str) -> RequestEvent:
+    """The event inside an SQS message, as EventBridge delivers it. Raises InvalidRequestError where it is none."""
+    try:
+        event = decoded(body.encode("utf-8", "surrogatepass"))
+    except ValueError:
+        raise InvalidRequestError("We could not parse the event as JSON.") from None
+    detail = event.get("detail") if isinstance(event, dict) else None
+    event_id = event.get("id") if isinstance(event, dict) else None
+    if (
+        not isinstance(detail, dict)
+        or not isinstance(event_id, str)
+        or not re.fullmatch(r"[\x20-\x7e]{1,255}", event_id)
+    ):
+        raise InvalidRequestError("Expected an event of EventBridge, with an id and a detail that is an object.")
+    client, custom_id = detail.get("client"), detail.get("custom_id")
+    return RequestEvent(
+        event_id=event_id,
+        client=client if isinstance(client, str) and is_client_name(client) else None,
+        custom_id=custom_id if isinstance(custom_id, str) and 1 <= len(custom_id) <= MOST_CUSTOM_ID else None,
+        fields=detail,
+    )
+
+
+def _invalid(name: str, expected: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Invalid '{name}': expected {expected}.", param=name, code="invalid_value")
