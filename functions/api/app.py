@@ -29,8 +29,8 @@ from imagegen.domain.generations import Generation, Status
 from imagegen.domain.images import is_image_id
 from imagegen.domain.models import CATALOG
 from imagegen.domain.redacted_traceback import silent_trace
+from imagegen.usecases.carry_on import cancel_batch, see_batch
 from imagegen.usecases.manage import cancel, delete, see
-from imagegen.usecases.manage_batch import cancel_batch, see_batch
 from imagegen.usecases.submit import Submitted, submit
 from imagegen.usecases.wait import wait
 from imagegen.usecases.work import work
@@ -58,7 +58,7 @@ from imagegen.wire.paths import as_get, no_route, slashes_at_the_end, split_path
 from imagegen.wire.requests import read_image_request
 
 if TYPE_CHECKING:
-    from imagegen.usecases.quota import Standing
+    from imagegen.domain.quota import Standing
 
 CLOSING_SECONDS = 5.0  # kept back from the function's time-out to tell what happened
 READ_SECONDS = 20.0  # to read the images of one answer from S3, within the gateway's 29 s

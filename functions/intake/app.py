@@ -11,6 +11,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.bootstrap.intake import Intake, intake
 from imagegen.consumers.retry_delay import ComeAgainError, pause_after_fault
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.batches import batch_id_of, line_generation_id
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
@@ -23,8 +24,7 @@ from imagegen.domain.errors import (
 from imagegen.domain.generations import Origin
 from imagegen.domain.redacted_traceback import silent_trace
 from imagegen.usecases.carry_on import begin, carry_on
-from imagegen.usecases.reject import reject
-from imagegen.usecases.submit import Attempt, submit
+from imagegen.usecases.submit import reject, submit
 from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message
 from imagegen.wire.request_events import MOST_CUSTOM_ID, RequestEvent, read_event
 from imagegen.wire.requests import MAX_BODY_BYTES, read_image_request

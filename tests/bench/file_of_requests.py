@@ -10,9 +10,9 @@ from imagegen.domain.batches import EndedLine, InboxFile
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import Generation
 from imagegen.usecases.carry_on import BatchShop, begin, carry_on
+from imagegen.usecases.publish import Ledger
 from imagegen.usecases.quota import Allowance
 from imagegen.usecases.read_batch import CHUNK_THREADS, Reader
-from imagegen.usecases.settle import Ledger
 from imagegen.usecases.submit import Desk
 from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
 from tests.fakes.allowance_counters import FakeAllowanceCounters

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from imagegen.consumers.retry_delay import pause_after_fault
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.batches import InboxFile, batch_id_of
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
@@ -26,13 +27,13 @@ from imagegen.domain.errors import (
 )
 from imagegen.domain.generations import Generation, LostClaimError, Status
 from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamAnswer, UpstreamImage
-from imagegen.usecases import manage, manage_batch
-from imagegen.usecases.carry_on import BatchShop, begin, carry_on
+from imagegen.usecases import manage
+from imagegen.usecases.carry_on import BatchShop, begin, cancel_batch, carry_on
 from imagegen.usecases.generate import UnfinishedError
+from imagegen.usecases.publish import Ledger
 from imagegen.usecases.quota import Allowance
 from imagegen.usecases.read_batch import Reader
-from imagegen.usecases.settle import Ledger
-from imagegen.usecases.submit import Attempt, Desk, submit
+from imagegen.usecases.submit import Desk, submit
 from imagegen.usecases.work import Workshop, give_up, work, work_on_message
 from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
 from tests.explorer.scenarios import REPEATED_BY_TOKEN, Scenario
@@ -757,7 +758,7 @@ class BatchWorld(World):
         self.cancelling = True
 
         def cancel() -> None:
-            manage_batch.cancel_batch(self.batch_id, "alice", self.ledger.batches, self.ledger.messages, self.now)
+            cancel_batch(self.batch_id, "alice", self.ledger.batches, self.ledger.messages, self.now)
 
         return self.spawn("canceller", lambda: self.answered(cancel))
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
     ImageStorageError,
@@ -26,7 +27,6 @@ from imagegen.domain.failures import cost_money
 from imagegen.domain.generations import Generation, Status
 from imagegen.domain.images import ImageRequest, ResponseFormat
 from imagegen.usecases.generate import UnfinishedError
-from imagegen.usecases.submit import Attempt
 from imagegen.usecases.work import work
 from tests.support.in_memory import LEASE, InMemoryService
 

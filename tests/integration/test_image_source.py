@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from imagegen import VERSION
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.version import VERSION
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.reading import BLOCK_BYTES

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from urllib3.exceptions import NewConnectionError
 
+from imagegen import VERSION
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamAnswer
-from imagegen.domain.version import VERSION
 from imagegen.outbound.pool import HttpPool
 from imagegen.providers.openai_compatible import TRIES, OpenAICompatibleProvider
 from local.serving import HungUpError, Reply, Request

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.batches import Batch, InboxFile
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import (
@@ -26,11 +27,10 @@ from imagegen.ports import SILENT, Journal
 from imagegen.usecases.carry_on import BatchShop, begin, carry_on
 from imagegen.usecases.generate import Tools, generate
 from imagegen.usecases.manage import LEASE_SECONDS, cancel, delete, retry, see
-from imagegen.usecases.publish import Settle, announce
+from imagegen.usecases.publish import Ledger, Settle, announce
 from imagegen.usecases.quota import Allowance
 from imagegen.usecases.read_batch import Reader
-from imagegen.usecases.settle import Ledger
-from imagegen.usecases.submit import Attempt, Desk, Submitted, submit
+from imagegen.usecases.submit import Desk, Submitted, submit
 from imagegen.usecases.work import LargeAnswer, Workshop, give_up, work, work_on_message
 from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
 from tests.fakes.allowance_counters import FakeAllowanceCounters

@@ -14,7 +14,7 @@ from imagegen.domain import errors, file_lines
 from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, batch_id_of, line_generation_id
 from imagegen.domain.file_lines import Line, lines_of
 from imagegen.domain.generations import Generation
-from imagegen.usecases.manage_batch import cancel_batch, see_batch
+from imagegen.usecases.carry_on import cancel_batch, see_batch
 from imagegen.usecases.read_batch import CHUNK_LINES
 from imagegen.wire.batches import batch_answer, batch_event
 from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message

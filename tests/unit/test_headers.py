@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.batches import is_batch_id
 from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.generations import Status
-from imagegen.usecases.quota import Standing
-from imagegen.usecases.submit import Attempt
+from imagegen.domain.quota import Standing
 from imagegen.wire.headers import Page, Preference, allowance_headers, read_attempt, read_page, read_preference
 
 GENERATION, BATCH = f"gen_{'x' * 22}", f"batch_{'x' * 22}"

@@ -2,9 +2,9 @@
 
 import pytest
 
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.errors import AllowanceSpentError, UpstreamFailedError, UpstreamUnavailableError
 from imagegen.domain.generations import Call
-from imagegen.usecases.submit import Attempt
 from tests.fakes.journal import FakeJournal
 from tests.support.in_memory import InMemoryService
 

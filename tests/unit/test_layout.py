@@ -28,7 +28,7 @@ KNOWN = {
     "domain": set[str](),
     "ports": {"domain"},
     "usecases": {"ports", "domain"},
-    "wire": {"usecases", "ports", "domain"},
+    "wire": {"ports", "domain"},
     "consumers": {"usecases", "wire", "ports", "domain"},
     "outbound": {"ports", "domain"},
     "providers": {"outbound", "ports", "domain"},

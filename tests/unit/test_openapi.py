@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from imagegen import VERSION
 from imagegen.domain.batches import is_batch_id
 from imagegen.domain.errors import InvalidRequestError, MethodNotAllowedError
 from imagegen.domain.generations import is_generation_id
 from imagegen.domain.images import is_image_id
 from imagegen.domain.models import CATALOG
-from imagegen.domain.version import VERSION
 from imagegen.wire.errors import ROWS
 from imagegen.wire.headers import EXPOSED
 from imagegen.wire.openapi import INVALID, openapi_document, told_as

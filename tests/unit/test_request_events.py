@@ -7,7 +7,7 @@ import pytest
 
 from imagegen.domain.errors import InvalidRequestError, RecordsUnavailableError
 from imagegen.domain.images import ImageRequest
-from imagegen.usecases.reject import reject
+from imagegen.usecases.submit import reject
 from imagegen.wire.request_events import ImagesByEvent, read_event
 from tests.fakes.event_bus import FakeEventBus
 

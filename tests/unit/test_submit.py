@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from imagegen.domain import errors
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.failures import kept
 from imagegen.domain.generations import IdTakenError, Status, admit, fingerprint, is_generation_id
 from imagegen.domain.images import ImageRequest
-from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Attempt, submit
+from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, submit
 from tests.support.hooks import before
 from tests.support.in_memory import BASE_URL, LEASE, NOW, REQUEST, InMemoryService
 

@@ -8,8 +8,8 @@ from imagegen.aws.waiters import DynamoWaiters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.workshop import journal, store_ledger, workshop
 from imagegen.settings import ApiSettings, SettingsError
+from imagegen.usecases.publish import Ledger
 from imagegen.usecases.quota import Allowance
-from imagegen.usecases.settle import Ledger
 from imagegen.usecases.submit import Desk
 from imagegen.usecases.work import Workshop
 

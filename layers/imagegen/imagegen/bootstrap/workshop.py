@@ -23,7 +23,7 @@ from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai_compatible import OpenAICompatibleProvider
 from imagegen.settings import JournalSettings, RuntimeSettings, StoreSettings, UpstreamSettings
-from imagegen.usecases.settle import Ledger
+from imagegen.usecases.publish import Ledger
 from imagegen.usecases.work import Workshop
 from imagegen.wire.answers import MAX_ANSWER_BYTES, base64_bytes, streamed_images_answer
 from imagegen.wire.batches import outcome_line

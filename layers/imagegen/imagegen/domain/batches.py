@@ -3,9 +3,13 @@
 import hashlib
 import re
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
+
+from imagegen.domain.images import ImageRequest
 
 INBOX, OUTBOX = "inbox/", "outbox/"
 LINES_SUFFIX = ".jsonl"
@@ -53,6 +57,14 @@ class EndedLine(msgspec.Struct, frozen=True):
 
     completed: bool
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskedLine:
+    """A line of a file; `request` raises an InvalidRequestError if it asks for nothing that can be made."""
+
+    custom_id: str
+    request: Callable[[], ImageRequest] = field(repr=False)
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

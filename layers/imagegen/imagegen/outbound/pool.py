@@ -17,8 +17,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 from urllib3.util.ssl_ import create_urllib3_context
 
+from imagegen import VERSION
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.version import VERSION
 from imagegen.outbound.reading import cut_off_at
 
 CONNECT_SECONDS = 5.0

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from imagegen.domain.batches import Batch, BatchStatus, InboxFile, batch_id_of, line_generation_id
+from imagegen.domain.batches import Batch, BatchStatus, InboxFile, batch_id_of, is_batch_id, line_generation_id
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.errors import GenerationCancelledError, RecordsUnavailableError
+from imagegen.domain.errors import BatchEndedError, GenerationCancelledError, RecordsUnavailableError, UnknownBatchError
 from imagegen.domain.generations import Generation, IdTakenError, LostClaimError, new_owner
-from imagegen.ports import AllowanceCounters, BatchBus, BatchStore, EventBus, Outbox
+from imagegen.ports import AllowanceCounters, BatchBus, BatchQueue, BatchStore, EventBus, Outbox
 from imagegen.usecases.heartbeat import heartbeat
 from imagegen.usecases.manage import stop
 from imagegen.usecases.read_batch import CHUNK_LINES, Reader, each_of, in_chunks, read_on
@@ -137,3 +137,21 @@ def _cancel_line(line: int, custom_id: str, batch: Batch, shop: BatchShop) -> No
         ledger.settle(generation)
     else:
         stop(generation, records, shop.counters, shop.bus, reader.desk.now, ledger.settle)
+
+
+def see_batch(batch_id: str, caller: str, batches: BatchStore) -> Batch:
+    """Raises UnknownBatchError."""
+    batch = batches.get(batch_id) if is_batch_id(batch_id) else None
+    if batch is None or batch.caller != caller:
+        raise UnknownBatchError("There is no such batch.", param="batch_id")
+    return batch
+
+
+def cancel_batch(batch_id: str, caller: str, batches: BatchStore, messages: BatchQueue, now: float) -> Batch:
+    """Has no further line begun and all pending ones cancelled. Raises UnknownBatchError, BatchEndedError."""
+    see_batch(batch_id, caller, batches)
+    cancelling = batches.begin_cancelling(batch_id, now=now)
+    if cancelling is None:
+        raise BatchEndedError("All lines of this batch have ended already.", param="batch_id")
+    messages.send(batch_id, caller)
+    return cancelling

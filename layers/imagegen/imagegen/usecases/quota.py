@@ -11,24 +11,12 @@ from dataclasses import dataclass
 
 from imagegen.domain.errors import AllowanceSpentError, RecordsUnavailableError
 from imagegen.domain.generations import Generation
+from imagegen.domain.quota import Standing
 from imagegen.ports import AllowanceCounters, GenerationStore
 
 STACK = "*"  # no caller is called so
 _DAY_SECONDS = 24 * 3600
 _NO_LIMIT = 2**53
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """The caller's images a day, how many it can still have, and the seconds until the next day.
-
-    `quota_used` is which part of the whole stack's images of the day is taken.
-    """
-
-    limit: int
-    remaining: int
-    reset: float
-    quota_used: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

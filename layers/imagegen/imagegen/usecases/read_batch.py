@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from imagegen.domain.batches import Batch, BatchStatus, EndedLine, line_generation_id
+from imagegen.domain.attempts import Attempt
+from imagegen.domain.batches import AskedLine, Batch, BatchStatus, EndedLine, line_generation_id
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
     GenerationCancelledError,
@@ -20,22 +21,14 @@ from imagegen.domain.file_lines import MAX_LINE_BYTES, Line, lines_of
 from imagegen.domain.generations import Origin
 from imagegen.domain.images import ImageRequest
 from imagegen.ports import Inbox
-from imagegen.usecases.settle import Ledger
-from imagegen.usecases.submit import Attempt, Desk, submit
+from imagegen.usecases.publish import Ledger
+from imagegen.usecases.submit import Desk, submit
 
 T = TypeVar("T")
 
 CHUNK_LINES = 50
 CHUNK_THREADS = 16  # how many of them are begun side by side
 READ_SECONDS = 30.0  # a block of the file, also where our time runs out meanwhile: it is little, and no fault
-
-
-@dataclass(frozen=True, slots=True)
-class AskedLine:
-    """A line of a file; `request` raises an InvalidRequestError where it asks for nothing that can be made."""
-
-    custom_id: str
-    request: Callable[[], ImageRequest] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

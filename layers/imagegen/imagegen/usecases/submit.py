@@ -13,17 +13,20 @@ from dataclasses import dataclass
 
 import msgspec
 
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.errors import (
     GenerationCancelledError,
     IdempotencyKeyReusedError,
+    NothingSpentError,
     RecordsUnavailableError,
     SubmissionUncertainError,
 )
-from imagegen.domain.failures import cost_money
+from imagegen.domain.failures import cost_money, kept
 from imagegen.domain.generations import (
     Generation,
     IdTakenError,
     Origin,
+    Rejection,
     Status,
     admit,
     fingerprint,
@@ -32,8 +35,9 @@ from imagegen.domain.generations import (
     successor_id,
 )
 from imagegen.domain.images import ImageRequest
-from imagegen.ports import SILENT, GenerationQueue, GenerationStore, Journal
-from imagegen.usecases.quota import Allowance, Standing
+from imagegen.domain.quota import Standing
+from imagegen.ports import SILENT, DeadLetters, EventBus, GenerationQueue, GenerationStore, Journal
+from imagegen.usecases.quota import Allowance
 
 KEY_SECONDS = 24 * 3600.0  # how long an Idempotency-Key holds
 RETRY_SECONDS = 15 * 60.0  # an OpenAI client gives up on a request after 10 minutes, and retries within seconds
@@ -42,19 +46,6 @@ _ROUNDS = 20  # each follows a generation that failed with nothing spent, or is 
 _SAFETY_NET_SLEEPS = 0.5  # the part of its delay within which the record's writing begins; it takes 42 s at most
 _PAUSE_SECONDS = 0.05  # after the first race
 _LONGEST_PAUSE_SECONDS = 0.8
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What a client says about a request of its own. `retry` counts its retries, None where it does not count."""
-
-    idempotency_key: str | None = None
-    retry: int | None = None
-
-    @property
-    def is_retried(self) -> bool:
-        """Whether the client is one that tries again by itself, and then finds what this try began."""
-        return self.retry is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,3 +253,25 @@ def _withdrawn(generation: Generation, desk: Desk, error: RecordsUnavailableErro
         desk.allowance.give_back(generation.caller, generation.request.n, at=generation.created_at, token=generation.id)
         raise error
     return there
+
+
+_MOST_REASON = 1000  # characters
+
+
+def reject(
+    error: NothingSpentError,
+    body: str,
+    dead_letters: DeadLetters,
+    bus: EventBus,
+    *,
+    event_id: str | None,
+    client: str | None,
+    custom_id: str | None,
+) -> None:
+    """Both may happen twice where we die in between. Raises RecordsUnavailableError."""
+    field = f" ({error.param})" if error.param else ""
+    reason = f"{type(error).__name__}{field}: {error.message}"[:_MOST_REASON]
+    # SQS takes no control characters, which the name of an unknown field may hold.
+    dead_letters.put(body, "".join(character if character.isprintable() else " " for character in reason))
+    if event_id is not None:  # otherwise there is no event that it could be told of
+        bus.request_rejected(Rejection(event_id, client, custom_id, kept(error)))

@@ -9,12 +9,11 @@ from typing import Any
 
 import msgspec
 
-from imagegen.domain.batches import Batch, BatchStatus, Counts, EndedLine, line_id
+from imagegen.domain.batches import AskedLine, Batch, BatchStatus, Counts, EndedLine, line_id
 from imagegen.domain.errors import GenerationCancelledError, ImagegenError, InvalidRequestError, MoneySpentError
 from imagegen.domain.failures import raised_again
 from imagegen.domain.generations import Generation, Status
 from imagegen.domain.images import ImageRequest
-from imagegen.usecases.read_batch import AskedLine
 from imagegen.wire.answers import links_answer
 from imagegen.wire.errors import answer_error
 from imagegen.wire.json_text import decoded

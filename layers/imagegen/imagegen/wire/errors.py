@@ -11,7 +11,7 @@ from typing import Any
 
 from imagegen.domain import errors
 from imagegen.domain.errors import ImagegenError, MoneySpentError
-from imagegen.usecases.quota import Standing
+from imagegen.domain.quota import Standing
 from imagegen.wire.headers import allowance_headers
 
 

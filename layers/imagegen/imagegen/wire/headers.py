@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from imagegen.domain.attempts import Attempt
 from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.generations import Status, is_generation_id
-from imagegen.usecases.quota import Standing
-from imagegen.usecases.submit import Attempt
+from imagegen.domain.quota import Standing
 
 # What a browser would keep from a page otherwise.
 EXPOSED = ", ".join(

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from imagegen import VERSION
 from imagegen.domain import errors
 from imagegen.domain.errors import MoneySpentError
 from imagegen.domain.generations import Status
-from imagegen.domain.version import VERSION
 from imagegen.wire.errors import ROWS
 from imagegen.wire.headers import LISTED, MOST_LISTED
 from imagegen.wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID, ref, schemas
