@@ -49,7 +49,7 @@ PARAMETERS = {"WaitSeconds": "0", "UpstreamTimeoutSeconds": "20", "QuickUpstream
 AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 _BUILDERS: dict[str, Any] = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
 _CLIENTS = ("dynamodb", "events", "sqs", "ssm")
-_MODULES_THAT_PAUSE = ("generate", "providers.openai_compatible")
+_MODULES_THAT_PAUSE = ("usecases.generate", "providers.openai_compatible")
 _NOT_OURS = ("moto", "werkzeug", "PIL")  # what stands in for AWS and for the upstream logs in this process too
 
 

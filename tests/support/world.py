@@ -175,7 +175,7 @@ class World:
     # AWS.
 
     def queue_url(self, name: str) -> str:
-        (url,) = [url for url in self.aws("sqs").list_queues()["QueueUrls"] if f"-{name}" in url]
+        (url,) = [url for url in self.aws("sqs").list_queues()["QueueUrls"] if f"/{STACK_NAME}-{name}-" in url]
         return str(url)
 
     def send(self, queue: str, body: str | Mapping[str, object]) -> None:
