@@ -132,6 +132,23 @@ def test_a_function_may_do_what_its_role_grants(
         assert AwsCall("Function", "dynamodb:PutItem", TABLE) in door.calls()
 
 
+def test_a_call_is_recorded_with_its_resource(door: DoorControl, client: Client, moto_url: str) -> None:
+    let(door)
+    entry = {"Source": "s", "DetailType": "t", "Detail": "{}", "EventBusName": "bus"}
+    query = {"TableName": "records", "IndexName": "by-age", "KeyConditionExpression": "pk = pk"}
+    calls: dict[str, tuple[str, Callable[[Any], object]]] = {
+        "dynamodb:Query": ("table/records/index/by-age", lambda dynamodb: dynamodb.query(**query)),
+        "sqs:DeleteMessage": ("q", lambda sqs: sqs.delete_message(QueueUrl=f"{moto_url}/1/q", ReceiptHandle="r")),
+        "events:PutEvents": ("event-bus/bus", lambda events: events.put_events(Entries=[entry])),
+        "ssm:GetParameter": ("parameter/stack/key", lambda ssm: ssm.get_parameter(Name="/stack/key")),
+    }
+    for action, (resource, call) in calls.items():
+        service = action.partition(":")[0]
+        with pytest.raises(ClientError, match="AccessDenied"):
+            call(client(service, "Function"))
+        assert AwsCall("Function", action, f"arn:aws:{service}:{REGION}:{ACCOUNT}:{resource}") in door.calls()
+
+
 @pytest.mark.parametrize(("resource", "status"), [("images/*", 200), ("answers/*", 403)])
 def test_a_signed_url_works_as_far_as_the_role_of_who_signed_it(
     door: DoorControl, client: Client, resource: str, status: int

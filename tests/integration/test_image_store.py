@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
@@ -335,12 +336,12 @@ def test_a_signed_url_is_made_without_any_call_and_by_credentials_that_are_asked
     assert s3.requests == []
 
 
-def test_two_saves_share_a_connection(s3: StandIn) -> None:
-    s3.reply = Reply(200, b"<xml/>")
+def test_calls_share_a_connection(s3: StandIn) -> None:
     store = a_store(s3.url)
     for _ in range(2):
-        store.save(new_image_id(), a_body(), soon())
-    assert s3.requests[0].connection is s3.requests[1].connection
+        store.save("img_1", a_body(), soon())
+        store.delete("img_1", soon())
+    assert len({request.connection for request in s3.requests}) == 1
 
 
 # What S3 refuses.
@@ -455,6 +456,16 @@ def test_an_image_that_ends_before_its_length_is_never_taken_for_whole(s3: Stand
     s3.reply = Reply(200, SMALL, declared_length=len(SMALL) + 1)
     with pytest.raises(ImageStorageInterruptedError):
         Bucket(s3.url).read()
+
+
+def test_a_block_that_comes_after_the_deadline_is_not_given(s3: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a connection was cut off, TLS may give ciphertext."""
+    s3.reply = Reply(200, SMALL)
+    with a_store(s3.url).read("img_1", soon()) as blocks:
+        over = time.monotonic() + AT_MOST_SECONDS
+        monkeypatch.setattr("imagegen.deadline.time", SimpleNamespace(monotonic=lambda: over))
+        with pytest.raises(ImageStorageInterruptedError):
+            next(blocks)
 
 
 # What breaks on the way.

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from imagegen.aws.sqs import SqsBatches, SqsGenerations
+from imagegen.aws.sqs import SqsBatches, SqsDeadLetters, SqsGenerations
 from imagegen.domain.errors import RecordsUnavailableError
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.support.stores import Connect, closed_url
@@ -84,6 +84,12 @@ def test_a_message_that_is_held_no_longer_is_received_at_once(sqs: Sqs) -> None:
     assert sqs.ids() == ["gen_a"]
 
 
+def test_a_dead_letter_is_as_it_was_with_the_reason(sqs: Sqs) -> None:
+    SqsDeadLetters(sqs, sqs.url).put('{"odd"', "NotJson")
+    (message,) = sqs.received(MessageAttributeNames=["All"])
+    assert (message["Body"], message["MessageAttributes"]["reason"]["StringValue"]) == ('{"odd"', "NotJson")
+
+
 def test_a_queue_that_cannot_be_reached_is_unavailable(connect: Connect) -> None:
     url, fake = closed_url(), FakeGenerationQueue()
     fake.failures += ["before", "after"]
@@ -92,6 +98,8 @@ def test_a_queue_that_cannot_be_reached_is_unavailable(connect: Connect) -> None
         with pytest.raises(RecordsUnavailableError):
             queue.send("gen_a", "alice")
     assert fake.sent == [("gen_a", 0)]
+    with pytest.raises(RecordsUnavailableError):
+        SqsDeadLetters(nobody, nobody.url).put("{}", "NotJson")
     fake.failures.append("before")
     for queue in (SqsGenerations(nobody, nobody.url), fake):
         with pytest.raises(Exception, match=r"could not|Could not"):
