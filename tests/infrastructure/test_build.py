@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -62,12 +61,6 @@ def test_the_layer_keeps_botocores_data_for_every_service_that_the_code_calls() 
     kept = re.search(r"^BOTOCORE_DATA := (.*)$", (ROOT / "layers/imagegen/Makefile").read_text(), re.MULTILINE)
     assert kept
     assert called == {name for name in kept[1].split() if "." not in name and not name.startswith("sdk-")}
-
-
-def test_every_sam_environment_has_its_own_stack() -> None:
-    config = tomllib.loads((ROOT / "samconfig.toml").read_text())
-    names = [config[name]["global"]["parameters"]["stack_name"] for name in ("dev", "staging", "prod")]
-    assert len(set(names)) == 3
 
 
 @needs_build

@@ -259,12 +259,14 @@ def test_make_deploys_nothing_if_something_is_missing(account: Account) -> None:
     assert "sam build" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_every_environment_is_ready_but_for_what_only_its_deployer_knows(environment: str) -> None:
-    config = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]
-    assert config["global"]["parameters"]["stack_name"]
-    # A person looks at what changes in production; elsewhere a deployment is one command.
-    assert config["deploy"]["parameters"]["confirm_changeset"] is (environment == "prod")
+def test_every_environment_is_ready_but_for_what_only_its_deployer_knows() -> None:
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    names = {config[environment]["global"]["parameters"]["stack_name"] for environment in ENVIRONMENTS}
+    assert len(names) == len(ENVIRONMENTS)
+    for environment in ENVIRONMENTS:
+        # A person looks at what changes in production; elsewhere a deployment is one command.
+        parameters = config[environment]["deploy"]["parameters"]
+        assert parameters["confirm_changeset"] is (environment == "prod")
 
 
 def test_every_consumer_of_a_queue_is_counted() -> None:

@@ -387,12 +387,7 @@ def test_gpt_image_takes_the_supported_values_and_no_others(field: str, supporte
 
 @pytest.mark.parametrize(
     ("output_format", "transparent", "compressions"),
-    [
-        ("png", True, [100]),
-        (None, True, [100]),
-        ("webp", True, [0, 1, 99, 100]),
-        ("jpeg", False, [0, 1, 99, 100]),
-    ],
+    [("png", True, [100]), (None, True, [100]), ("webp", True, [0, 1, 99, 100]), ("jpeg", False, [0, 1, 99, 100])],
 )
 def test_a_format_decides_what_goes_with_it(
     output_format: str | None, transparent: bool, compressions: list[int]
