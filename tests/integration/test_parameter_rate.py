@@ -8,6 +8,7 @@ from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError
 
@@ -25,7 +26,7 @@ AUTHORIZER_SECONDS = 10.0  # template.yaml
 def url(connect: Connect) -> Iterator[str]:
     """Of a door whose account has read nothing yet."""
     with moto_behind_the_door() as url:
-        connect("ssm", url).put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)
+        connect("ssm", url, region=REGION).put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)
         yield url
 
 
@@ -35,7 +36,7 @@ def test_who_reads_more_than_forty_parameters_a_second_is_throttled(
     now = [time.monotonic()]
     monkeypatch.setattr("local.gateway.time", SimpleNamespace(monotonic=lambda: now[0]))
     reads: list[Callable[[], object]] = []
-    for ssm in (connect("ssm", url, key=key) for key in ("operator", "Function")):
+    for ssm in (connect("ssm", url, key=key, region=REGION) for key in ("operator", "Function")):
         reads += [
             partial(ssm.get_parameter, Name=NAME),
             partial(ssm.get_parameters, Names=[NAME]),
@@ -58,18 +59,23 @@ def test_who_reads_more_than_forty_parameters_a_second_is_throttled(
     assert readable() == 0
     now[0] += 0.25
     assert readable() == 10
-    connect("ssm", url).put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)  # no read
+    connect("ssm", url, region=REGION).put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)  # no read
 
 
 @pytest.mark.soak
 def test_a_hundred_environments_of_two_functions_that_start_at_once_read_their_parameters_in_time(url: str) -> None:
     environments = 2 * 100  # of the authorizer and of the api function, which a request needs both
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", url)
-        environment.setenv("AWS_DEFAULT_REGION", REGION)
-        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        clients = [sdk.ssm.__wrapped__() for _ in range(environments)]  # each process has its own
+    clients = [  # each process has its own
+        boto3.client(
+            "ssm",
+            endpoint_url=url,
+            region_name=REGION,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET,
+            config=sdk._patience(),
+        )
+        for _ in range(environments)
+    ]
     at_once = Barrier(environments)
 
     def environment_begins(number: int) -> tuple[str | None, float]:
