@@ -463,7 +463,7 @@ def test_a_block_that_comes_after_the_deadline_is_not_given(s3: StandIn, monkeyp
     s3.reply = Reply(200, SMALL)
     with a_store(s3.url).read("img_1", soon()) as blocks:
         over = time.monotonic() + AT_MOST_SECONDS
-        monkeypatch.setattr("imagegen.deadline.time", SimpleNamespace(monotonic=lambda: over))
+        monkeypatch.setattr("imagegen.domain.deadline.time", SimpleNamespace(monotonic=lambda: over))
         with pytest.raises(ImageStorageInterruptedError):
             next(blocks)
 
