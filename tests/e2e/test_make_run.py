@@ -34,28 +34,35 @@ def children(pid: int) -> set[str]:
 
 
 @pytest.fixture
-def process() -> Iterator[subprocess.Popen[str]]:
+def printed(tmp_path: Path) -> Path:
+    """A file: a pipe that nobody reads is full after some thousand requests, and then the stack waits."""
+    return tmp_path / "printed"
+
+
+@pytest.fixture
+def process(printed: Path) -> Iterator[subprocess.Popen[str]]:
     kept = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_") or name == "PATH"}
     given = {"PYTHONPATH": str(ROOT / "layers/imagegen"), "PORT": "0", "GATEWAY_THROTTLE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "local"],
-        cwd=ROOT,
-        env=kept | given,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with printed.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "local"],
+            cwd=ROOT,
+            env=kept | given,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
     yield process
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it_started(
-    process: subprocess.Popen[str],
+    process: subprocess.Popen[str], printed: Path
 ) -> None:
-    assert process.stdout
-    ready, other, *rest = (process.stdout.readline().rstrip("\n") for _ in range(6))
+    until(lambda: printed.read_text().count("\n") >= 6, what="all that it prints at first")
+    ready, other, *rest = printed.read_text().splitlines()[:6]
     match = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+/v1)  key: (ig_local_\S{43})", ready)
     assert match, ready
     assert re.fullmatch(r"other  key: ig_other_\S{43}", other)
