@@ -215,10 +215,6 @@ class FunctionHost:
         return future
 
     def pids(self) -> list[int]:
-        with self._changed:
-            return [process.pid for process in (*self._idle, *self._busy)]
-
-    def living_pids(self) -> list[int]:
         """Without those of processes that have ended and are not yet replaced."""
         with self._changed:
             return [process.pid for process in (*self._idle, *self._busy) if process.alive]

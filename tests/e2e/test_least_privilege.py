@@ -115,7 +115,7 @@ def given_up(world: World, caller: Client) -> None:
     world.stack.functions["WorkerFunction"].close()
     for each in gates:
         each.open()
-    # A dead letter that meets a live lease comes again after the time-out of its queue, which is six minutes.
+    # If its lease still holds, a dead letter waits for the visibility time-out of its queue, which is six minutes.
     until(lambda: all(world.record(each).lease_until < time.time() for each in given_up), what="the end of the leases")
     for generation_id in given_up:
         world.send("GenerationDeadLetters", {"generation_id": generation_id})

@@ -9,28 +9,28 @@ if TYPE_CHECKING:
 
 
 class FakeJournal:
-    """Implements `ports.Journal`. `told` is what it was told, in order: the method's name, and what matters of it."""
+    """Implements `ports.Journal`. `calls` are in order: the method, and what matters of it."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def begun(self, generation: "Generation", *, quota_used: float) -> None:
-        self.told.append(("begun", generation.id, quota_used))
+        self.calls.append(("begun", generation.id, quota_used))
 
     def attached(self, generation: "Generation") -> None:
-        self.told.append(("attached", generation.id))
+        self.calls.append(("attached", generation.id))
 
     def claimed(self, generation: "Generation", *, age: float) -> None:
-        self.told.append(("claimed", generation.id, age))
+        self.calls.append(("claimed", generation.id, age))
 
     def asked(self, generation: "Generation", n: int) -> None:
-        self.told.append(("asked", generation.id, n))
+        self.calls.append(("asked", generation.id, n))
 
     def answered(self, generation: "Generation", seconds: float, error: "ImagegenError | None") -> None:
-        self.told.append(("answered", generation.id, type(error).__name__ if error else None))
+        self.calls.append(("answered", generation.id, type(error).__name__ if error else None))
 
     def stored(self, generation: "Generation", image: "StoredImage") -> None:
-        self.told.append(("stored", generation.id, image.length))
+        self.calls.append(("stored", generation.id, image.length))
 
     def interrupted(self, trace: Sequence[str], **about: str) -> None:
-        self.told.append(("interrupted", about))
+        self.calls.append(("interrupted", about))

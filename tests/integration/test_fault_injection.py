@@ -237,7 +237,7 @@ def test_with_a_fault_at_any_one_call_nothing_is_lost_and_nothing_is_paid_twice(
 ) -> None:
     """An answer of the upstream is never forgotten if its images could be stored or noted.
 
-    Who sent no key and counts no retries comes again with a request that is another.
+    A client that sends no key and no retry count begins another generation when it repeats its request.
     """
     refused = False
     for world in worlds(pool, run, when, attempt):

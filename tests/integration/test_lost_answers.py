@@ -271,6 +271,8 @@ WRITES: Sequence[tuple[Callable[..., object], Sequence[str], str]] = (
     (B.mark_announced, (*FINALIZING, "end batch"), "announce batch"),
     (L.begin, (), "begin line"),
     (L.end, ("begin line",), "end line"),
+    (L.end, (*BATCH_CLAIMED, "end line"), "end line"),
+    (L.end, (*BATCH_CLAIMED, "end line", "finalize"), "end line"),
     (L.forget_pending, ("begin line",), "forget line"),
     (C.take, (), "take"),
     (C.take, ("take",), "take more"),

@@ -30,7 +30,7 @@ ROTATED_KEY = "sk-Zk3HcB9sFjUa6eGo"
 PARAMETER = "/imagegen/upstream-api-key"
 URL = "https://images.example/1.png"
 IMAGE_BYTES = 64 * 1024
-JSON_BYTES = 64 * 1024  # what an answer may hold besides base64
+JSON_BYTES = 64 * 1024  # of an answer, without its base64
 PNG = png("a cat")
 COMPLETED = {"type": "image_generation.completed", "b64_json": b64encode(PNG).decode()}
 

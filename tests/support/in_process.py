@@ -20,9 +20,6 @@ from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
-
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.api import api
 from imagegen.bootstrap.authorizer import authorizer
@@ -30,7 +27,7 @@ from imagegen.bootstrap.intake import intake
 from imagegen.bootstrap.site import site
 from imagegen.bootstrap.worker import worker
 from local import stack
-from local.aws_door import REGION, AwsDoor, DoorControl
+from local.aws_door import REGION, DoorControl
 from local.event_source import _record
 from local.gateway import Gateway
 from local.lambda_host import MOST_PAYLOAD_BYTES, FunctionError, PayloadTooLargeError
@@ -41,6 +38,7 @@ from local.upstream import StandInUpstream
 from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.support.canary import answered, found, keys_and_hashes, leaks
 from tests.support.client import Answer, Client, Json
+from tests.support.stores import moto_behind_the_door
 from tests.support.world import World
 
 URL = "http://127.0.0.1"
@@ -286,28 +284,12 @@ class InProcessClient(Client):
 
 
 @contextmanager
-def aws_in_this_process() -> Iterator[str]:
-    """moto behind the door, as the local stack has it; gives its address."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines hold signed URLs
-    door = AwsDoor(DomainDispatcherApplication(create_backend_app), stack.CREDENTIALS["AWS_SECRET_ACCESS_KEY"])
-    server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@contextmanager
 def in_process(logs: Path) -> Iterator[InProcess]:
     """The stack of the template, made in this process's moto."""
     upstream = StandInUpstream(UPSTREAM_KEY)
     with ExitStack() as closing:
         upstream_url = f"http://127.0.0.1:{closing.enter_context(serving(upstream.respond))}/v1"
-        aws_url = closing.enter_context(aws_in_this_process())
+        aws_url = closing.enter_context(moto_behind_the_door(stack.CREDENTIALS["AWS_SECRET_ACCESS_KEY"]))
         parameters = {**stack._UNBOUND, "UpstreamBaseUrl": upstream_url, **PARAMETERS}
         options = stack.Options(upstream_url, UPSTREAM_KEY, parameters=parameters, environment=AWS_SECRETS)
         template = Template.read(ROOT / "template.yaml", parameters, REGION)

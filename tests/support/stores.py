@@ -44,10 +44,10 @@ Connect = Callable[..., Any]
 
 
 @contextmanager
-def moto_behind_the_door() -> Iterator[str]:
-    """Gives its address. All motos of a process have their resources in common."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    door = AwsDoor(DomainDispatcherApplication(create_backend_app), SECRET)
+def moto_behind_the_door(secret: str = SECRET) -> Iterator[str]:
+    """Gives its address. `secret` is the operators'. All motos of a process have their resources in common."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines hold signed URLs
+    door = AwsDoor(DomainDispatcherApplication(create_backend_app), secret)
     server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

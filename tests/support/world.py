@@ -240,9 +240,7 @@ class World:
         pids = self.stack.functions[function].pids()
         for pid in pids:
             os.kill(pid, 9)
-        until(
-            lambda: not set(pids) & set(self.stack.functions[function].living_pids()), what="the end of the processes"
-        )
+        until(lambda: not set(pids) & set(self.stack.functions[function].pids()), what="the end of the processes")
 
     def killing(self, function: str = "WorkerFunction") -> Script:
         """Kills the function that asks, and answers nothing."""

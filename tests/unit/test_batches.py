@@ -265,7 +265,7 @@ def test_a_fault_at_any_one_call_leaves_each_line_made_and_answered_once(port: s
         with in_memory_service() as service:
             failures = getattr(service, port).failures
             failures.extend([None] * at + [when])
-            for _ in range(8):  # what is interrupted comes again when the lease has ended
+            for _ in range(8):  # an interrupted message is received again when the lease has ended
                 with suppress(errors.RecordsUnavailableError):
                     batch = service.drop(batch_line("a"), "{", batch_line("b"), batch_line("c", size="1x1"))
                     service.carry_on(batch)

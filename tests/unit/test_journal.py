@@ -22,20 +22,20 @@ def test_a_begun_generation_is_reported_and_its_retry_as_attached(
     first = service.submit(Attempt("key")).generation
     assert service.submit(Attempt("key")).attached
     second = service.submit().generation
-    assert journal.told == [("begun", first.id, 0.25), ("attached", first.id), ("begun", second.id, 0.5)]
+    assert journal.calls == [("begun", first.id, 0.25), ("attached", first.id), ("begun", second.id, 0.5)]
 
 
 def test_what_is_read_again_is_no_retry(service: InMemoryService, journal: FakeJournal) -> None:
     for _ in range(2):
         service.submit(generation_id="gen_of-a-line")
-    assert [call for call, *_ in journal.told] == ["begun"]
+    assert [call for call, *_ in journal.calls] == ["begun"]
 
 
 def test_what_is_refused_is_not_begun(service: InMemoryService, journal: FakeJournal) -> None:
     service.whole_stack = 0
     with pytest.raises(AllowanceSpentError):
         service.submit()
-    assert journal.told == []
+    assert journal.calls == []
 
 
 def test_work_is_reported_step_by_step(service: InMemoryService, journal: FakeJournal) -> None:
@@ -43,7 +43,7 @@ def test_work_is_reported_step_by_step(service: InMemoryService, journal: FakeJo
     service.now += 7
     service.deliver(generation.id)
     (stored,) = service.record(generation).stored.values()
-    assert journal.told == [
+    assert journal.calls == [
         ("claimed", generation.id, 7),
         ("asked", generation.id, 1),
         ("answered", generation.id, None),
@@ -61,4 +61,4 @@ def test_a_call_that_fails_is_reported_as_the_upstream_failed_it(
         service.left_behind(generation, Call(generation.image_ids, sent=1))
     service.provider.failures.append(error)
     service.deliver(generation.id)
-    assert journal.told[1:] == [("asked", generation.id, 1), ("answered", generation.id, type(error).__name__)]
+    assert journal.calls[1:] == [("asked", generation.id, 1), ("answered", generation.id, type(error).__name__)]

@@ -47,7 +47,7 @@ class Ledger:
         if batch_id is None or line is None:
             return
         self.lines.end(batch_id, line, self.outcome(generation))
-        # Whoever reads the file notes the total before it looks for pending lines, so one of us sees the other.
+        # The reader notes the total before it looks for pending lines: either it or this call finds none left.
         batch = self.batches.get(batch_id)
         known = batch is not None and batch.total is not None and not batch.ended
         if known and not self.lines.any_pending(batch_id):

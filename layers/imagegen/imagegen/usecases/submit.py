@@ -268,10 +268,10 @@ def reject(
     client: str | None,
     custom_id: str | None,
 ) -> None:
-    """Both may happen twice where we die in between. Raises RecordsUnavailableError."""
+    """If the process dies in between, both happen twice. Raises RecordsUnavailableError."""
     field = f" ({error.param})" if error.param else ""
     reason = f"{type(error).__name__}{field}: {error.message}"[:_MOST_REASON]
     # SQS takes no control characters, which the name of an unknown field may hold.
     dead_letters.put(body, "".join(character if character.isprintable() else " " for character in reason))
-    if event_id is not None:  # otherwise there is no event that it could be told of
+    if event_id is not None:  # what cannot be read has no id to answer
         bus.request_rejected(Rejection(event_id, client, custom_id, kept(error)))
