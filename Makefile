@@ -1,53 +1,53 @@
-# The only command surface. Each target sets up what it needs.
+# All commands of the project. Each target installs what it needs.
 PYTHON ?= python3
 export PYTHONPATH := layers/imagegen
 export SAM_CLI_TELEMETRY := 0
 export UV_SYSTEM_CERTS := 1
 
-# The runtime's own Python, for `sam build`. A pyenv shim alone is not enough, so its real folder is looked up.
+# The functions' Python, for `sam build`, which needs the real folder instead of a pyenv shim.
 PYTHON313_BIN := $(shell python3.13 -c 'import sys; print(sys.prefix + "/bin")' 2>/dev/null \
 	|| ls -d $$(dirname $$(command -v python3.13 2>/dev/null) 2>/dev/null)/../versions/3.13*/bin 2>/dev/null | tail -n 1)
 ENV = dev
 BUILT_TEMPLATE := .aws-sam/build/template.yaml
 LOCK = .venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
 
-# $(call environment,FOLDER,PYTHON,LOCK): a virtual environment that holds exactly what the lock names.
+# $(call environment,FOLDER,PYTHON,LOCK): a virtual environment with exactly the packages of the lock file.
 define environment
 	@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@echo "setting up $(1) ..."
 	@$(2) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
 	@$(1)/bin/uv pip sync --quiet --require-hashes --python $(1) $(3) || { \
-		echo "uv could not; pip is trying, which takes minutes"; \
+		echo "uv failed; trying pip, which takes minutes"; \
 		$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(3); }
 	@touch $@
 endef
 
-.PHONY: run test coverage soak check lint format types template build preflight deploy verify retry key keys revoke bench lock clean help
+.PHONY: run test coverage soak check lint format types template build preflight deploy verify retry key keys revoke reference bench lock clean help
 
-help: ## this list
+help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-run: .venv/ready $(if $(BUILT),build) ## serve the whole stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: local/README.md; BUILT=1 for what `make build` made
+run: .venv/ready $(if $(BUILT),build) ## serve the stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; BUILT=1 runs the result of `make build`; GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: see local/README.md
 	@exec .venv/bin/python -m local $(if $(BUILT),--built)
 
-# In their own order, the long files do not come last.
-test: .venv/ready $(if $(PYTHON313_BIN),build) ## every test, in under four minutes
+# The default order of pytest-xdist, most tests first, would run the longest files last.
+test: .venv/ready $(if $(PYTHON313_BIN),build) ## run all tests, in under four minutes
 	.venv/bin/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not soak"
 
-coverage: .venv/ready $(if $(PYTHON313_BIN),build) ## the same, slower, and which lines it does not reach
+coverage: .venv/ready $(if $(PYTHON313_BIN),build) ## run all tests and report uncovered lines
 	.venv/bin/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term -m "not soak"
 
-soak: .venv/ready $(if $(PYTHON313_BIN),build) ## the long forms of the tests
+soak: .venv/ready $(if $(PYTHON313_BIN),build) ## run the long-running tests
 	.venv/bin/pytest -m soak
 
-check: lint types template .venv-langchain/ready .venv-ministack/ready test ## what CI runs
+check: lint types template .venv-langchain/ready .venv-ministack/ready test ## run everything that CI runs
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 
-format: .venv/ready ## format, and fix what can be fixed
+format: .venv/ready ## format the code and fix lint errors
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
@@ -58,42 +58,45 @@ template: .venv-sam/ready .venv-checkov/ready
 	AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
 	.venv-checkov/bin/checkov --file template.yaml --framework cloudformation --compact --quiet --skip-download
 
-build: $(BUILT_TEMPLATE) .venv-3.13/ready ## what a deployment runs, into .aws-sam/build; needs python3.13
+build: $(BUILT_TEMPLATE) .venv-3.13/ready ## build the deployment into .aws-sam/build; needs python3.13
 
 $(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(shell find functions layers -type f -not -path '*/__pycache__/*')
 	@test -n "$(PYTHON313_BIN)" || { echo "python3.13 is needed to build"; exit 1; }
 	PATH="$(PYTHON313_BIN):$$PATH" .venv-sam/bin/sam build
 	@touch $@
 
-preflight: .venv/ready .venv-sam/ready ## what a deployment would miss, each with the command for it: ENV=dev, staging or prod
+preflight: .venv/ready .venv-sam/ready ## list missing prerequisites of a deployment, each with the fix: ENV=dev, staging or prod
 	@.venv/bin/python -m tools.preflight "$(ENV)" --sam=.venv-sam/bin/sam --python="$(PYTHON313_BIN)"
 
-deploy: preflight build ## build and deploy, where nothing is missing: ENV=dev, staging or prod
+deploy: preflight build ## check prerequisites, build and deploy: ENV=dev, staging or prod
 	.venv-sam/bin/sam deploy --config-env "$(ENV)" $(if $(CI),--no-confirm-changeset)
 
-verify: .venv/ready ## the tests that hold for any stack, against a deployed one: BASE_URL, KEY, OTHER_KEY, STACK; MODEL and SIZE of the few images it has made
+verify: .venv/ready ## test a deployed stack: BASE_URL, KEY, OTHER_KEY, STACK; it makes a few images of MODEL and SIZE
 	@test -n "$(filter http://%/v1 https://%/v1,$(BASE_URL:/=))" -a -n "$(KEY)" || { \
 		echo "make verify needs BASE_URL=https://…/v1 and KEY=ig_…" >&2; exit 1; }
 	@BASE_URL="$(BASE_URL)" KEY="$(KEY)" OTHER_KEY="$(OTHER_KEY)" STACK="$(STACK)" MODEL="$(MODEL)" SIZE="$(SIZE)" \
 		.venv/bin/python -m pytest --no-header --tb=short -m deployed tests/e2e
 
-retry: .venv/ready ## a new attempt at a failed generation: STACK, ID; may pay again for calls without an answer
+retry: .venv/ready ## start a new attempt at a failed generation: STACK, ID; upstream calls without an answer may be charged again
 	@.venv/bin/python -m tools.retry --stack="$(STACK)" --id="$(ID)"
 
-key: .venv/ready ## a client's key, shown once: STACK, CLIENT, IMAGES_PER_DAY; REPLACE=1 where it has one already
+key: .venv/ready ## create a caller's key and show it once: STACK, CLIENT, IMAGES_PER_DAY; REPLACE=1 replaces the caller's key
 	@.venv/bin/python -m tools.keys key --stack="$(STACK)" --client="$(CLIENT)" \
 		$(if $(IMAGES_PER_DAY),--images-per-day="$(IMAGES_PER_DAY)") $(if $(filter 1,$(REPLACE)),--replace)
 
-keys: .venv/ready ## who has a key, since when, and with which allowance: STACK
+keys: .venv/ready ## list the callers with the date of the key and the quota: STACK
 	@.venv/bin/python -m tools.keys list --stack="$(STACK)"
 
-revoke: .venv/ready ## shuts a client out within five minutes: STACK, CLIENT
+revoke: .venv/ready ## revoke a caller's key within five minutes: STACK, CLIENT
 	@.venv/bin/python -m tools.keys revoke --stack="$(STACK)" --client="$(CLIENT)"
 
-bench: .venv/ready build ## speed and memory, as ratios against a baseline in the same run
+reference: .venv/ready ## write the tables of docs/api.md and the schema of events from the table of request fields
+	@.venv/bin/python -m tools.reference
+
+bench: .venv/ready build ## measure speed and memory, as ratios to a baseline in the same run
 	.venv/bin/python -m tests.bench
 
-lock: .venv/ready ## the lock files from pyproject.toml
+lock: .venv/ready ## write the lock files from pyproject.toml
 	$(LOCK) pyproject.toml -o layers/imagegen/requirements.txt
 	$(LOCK) --group authorizer -o functions/authorizer/requirements.txt
 	$(LOCK) pyproject.toml --group dev -o requirements-dev.txt
@@ -104,7 +107,7 @@ lock: .venv/ready ## the lock files from pyproject.toml
 	$(LOCK) --group ministack -o requirements-ministack.txt
 	$(LOCK) --group runtime -o requirements-runtime.txt
 
-clean: ## all that the other targets made
+clean: ## remove everything that the other targets created
 	rm -rf .aws-sam .local .venv .venv-checkov .venv-langchain .venv-ministack .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/ready: requirements-uv.txt requirements-dev.txt

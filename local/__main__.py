@@ -1,4 +1,4 @@
-"""`make run`: serves the local stack until Ctrl-C."""
+"""`make run`: serves the stack on this machine until Ctrl-C."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ _ENTRIES = json.dumps([_ENTRY])
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
-    parser.add_argument("--built", action="store_true", help="run what `make build` made")
+    parser.add_argument("--built", action="store_true", help="run the result of `make build`")
     arguments = parser.parse_args()
     try:
         port, stage = _port(os.environ.get("PORT") or "8000"), _stage(os.environ.get("STAGE") or "")
@@ -76,39 +76,39 @@ def main() -> int:
 
 def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
-        raise ValueError(f"PORT={text} is no port: give a number from 1 to 65535, or 0 for any that is free")
+        raise ValueError(f"PORT={text} is not a port: use a number from 1 to 65535, or 0 for any free port")
     return int(text)
 
 
 def _stage(text: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_]{0,64}", text):
-        raise ValueError(f"STAGE={text} is no stage: give 1 to 64 letters, digits and _")
+        raise ValueError(f"STAGE={text} is not a stage name: use 1 to 64 letters, digits and _")
     return text
 
 
 def _flag(name: str, text: str) -> bool:
     if text not in ("0", "1"):
-        raise ValueError(f"{name}={text} is neither 0 nor 1")
+        raise ValueError(f"{name}={text} is not valid: use 0 or 1")
     return text == "1"
 
 
 def _concurrency(text: str) -> int | None:
     if not re.fullmatch("([1-9][0-9]{0,4})?", text):
-        raise ValueError(f"LAMBDA_CONCURRENCY={text} is no limit: give a number from 1 to 99999")
+        raise ValueError(f"LAMBDA_CONCURRENCY={text} is not a limit: use a number from 1 to 99999")
     return int(text) if text else None
 
 
 def _upstream(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """The address and the key; None without an address, for the stand-in."""
+    """The base URL and the key of the upstream; None and None for the stand-in."""
     base_url, key = environ.get("UPSTREAM_BASE_URL"), environ.get("UPSTREAM_API_KEY")
     if base_url is None and not key:
         return None, None
     if not (base_url or "").strip() or not (key or "").strip():
-        raise ValueError("give UPSTREAM_BASE_URL and UPSTREAM_API_KEY together, or neither for the stand-in")
+        raise ValueError("set both UPSTREAM_BASE_URL and UPSTREAM_API_KEY, or neither to use the stand-in")
     try:
         read_web_address(base_url or "")
     except ValueError as error:
-        raise ValueError(f"UPSTREAM_BASE_URL {error}: give one such as https://api.example.com/v1") from None
+        raise ValueError(f"UPSTREAM_BASE_URL {error}: use a URL such as https://api.example.com/v1") from None
     return base_url, key
 
 
@@ -118,7 +118,7 @@ def _refused(error: Exception) -> int:
 
 
 def _aws(stack: LocalStack) -> str:
-    """How the AWS CLI is called, whatever its own credentials are."""
+    """The AWS CLI command for the local stack. It replaces the credentials that the CLI would find itself."""
     credentials = f"AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local AWS_DEFAULT_REGION={REGION}"
     return f"{credentials} aws --endpoint-url {stack.aws_url}"
 

@@ -1,8 +1,8 @@
-"""What stands between the functions and moto: records who calls what, enforces roles, breaks and delays calls.
+"""A WSGI application in front of moto: enforces the functions' roles, records their calls, injects faults and delays.
 
-moto's own IAM enforcement knows no presigned URL and no resource, so the functions' roles are enforced here. A function
-is told by its access key. Whoever has another key is an operator, who may do everything and is not recorded. The
-signatures of S3's requests are checked by the key's secret.
+moto's own IAM enforcement ignores presigned URLs and resources, so the roles are enforced here. The access key of a
+request identifies the function. A request with any other key is an operator's: it may do everything and is not
+recorded. The signatures of S3 requests are checked against the secret of the key.
 """
 
 import io
@@ -26,31 +26,31 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.session import Session
 
-from local.gateway import TokenBucket
-
-ACCOUNT = "123456789012"  # moto's
+ACCOUNT = "123456789012"  # moto's default account
 REGION = "us-east-1"
-CONTROL_PATH = "/_door/"  # no bucket's name begins like that
+CONTROL_PATH = "/_door/"  # bucket names contain no underscore
 
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 _S3_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
-_S3_OPERATIONS = _S3_ACTIONS | {"HEAD": "HeadObject"}  # by their names in the API, which differ from IAM's
+_S3_OPERATIONS = _S3_ACTIONS | {"HEAD": "HeadObject"}  # IAM has no action for HeadObject
 _S3_STATUSES = {"AccessDenied": "403 Forbidden", "ExpiredToken": "400 Bad Request", "RequestTimeout": "400 Bad Request"}
-_SERVICES = ("dynamodb", "events", "s3", "sqs", "ssm")  # those that the product calls
+_SERVICES = ("dynamodb", "events", "s3", "sqs", "ssm")  # the services that the functions call
 _PARAMETER_READS = ("GetParameter", "GetParameters", "GetParametersByPath")
-_PARAMETER_READS_A_SECOND = 40  # an account's, unless it pays for more
-_UNCOUNTED = "sqs:ReceiveMessage"  # comes at its own pace, whatever else happens
+# "AWS Systems Manager endpoints and quotas": GetParameter, default throughput, for the account in a region.
+_PARAMETER_READS_A_SECOND = 40
+# DynamoDB API reference, TransactWriteItems: a ClientRequestToken is valid for 10 minutes.
+_TOKEN_SECONDS = 600
+_UNCOUNTED = "sqs:ReceiveMessage"  # polling is not deterministic
 _NOT_EMPTY = {"ExpressionAttributeNames", "ExpressionAttributeValues"}
-_DATA = {"Item", "Key", "Keys", "ExclusiveStartKey", *_NOT_EMPTY}  # whose attributes may have any name
-_TOKEN_SECONDS = 600  # how long DynamoDB knows the token of a transaction
+_DATA = {"Item", "Key", "Keys", "ExclusiveStartKey", *_NOT_EMPTY}  # may contain attributes of any name
 _TRANSACTED = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": "ConditionCheckItem"}
 
 
 @dataclass(frozen=True)
 class AwsCall:
-    """One action on one resource, by the name of the function that called."""
+    """One action of a function on one resource."""
 
     function: str
     action: str
@@ -59,11 +59,12 @@ class AwsCall:
 
 @dataclass(frozen=True)
 class Fault:
-    """The functions' call numbered `at` from now on, the SDK's repetitions of it included, fails.
+    """Makes the functions' call number `at` fail, including the SDK's retries. Counting starts when the fault is set.
 
-    `before` or `after` its effect; of a call that fails after it, the repetitions fail before theirs. With `once` only
-    the first try fails, so that the SDK's own repetition meets what the first has done. Errors are what AWS answers:
-    `InternalServerError`, `ThrottlingException`, S3's `ExpiredToken` and `RequestTimeout`; `hang-up` is no answer.
+    `when` is `before` or `after` the call's effect. After a failure `after` the effect, retries fail before theirs.
+    With `once` only the first try fails, so that the SDK's retry finds the effect of the first try. `error` is a code
+    that AWS answers (`InternalServerError`, `ThrottlingException`, S3's `ExpiredToken` and `RequestTimeout`), or
+    `hang-up` for a connection that closes without an answer. `service` counts only the calls of one service.
     """
 
     at: int
@@ -76,18 +77,18 @@ class Fault:
 def read_delays(text: str) -> dict[str, int]:
     """Milliseconds by service, or by service and operation, from `dynamodb=100,sqs.SendMessage=20`.
 
-    Raises ValueError with what is wrong.
+    Raises ValueError with the reason.
     """
     delays = {}
     for each in text.split(",") if text else ():
         name, _, milliseconds = each.strip().partition("=")
         service, _, operation = name.partition(".")
         if service not in _SERVICES:
-            raise ValueError(f"AWS_DELAYS has {each!r}, which names none of {', '.join(_SERVICES)}")
+            raise ValueError(f"AWS_DELAYS has {each!r}: the service must be one of {', '.join(_SERVICES)}")
         if operation not in ("", *_operations(service)):
-            raise ValueError(f"AWS_DELAYS has {each!r}, which names no operation that is delayed: write it as AWS does")
+            raise ValueError(f"AWS_DELAYS has {each!r}: the operation is unknown or cannot be delayed")
         if not re.fullmatch(r"[0-9]{1,5}", milliseconds):
-            raise ValueError(f"AWS_DELAYS has {each!r}, which has no whole number of milliseconds, such as {name}=100")
+            raise ValueError(f"AWS_DELAYS has {each!r}: give whole milliseconds, for example {name}=100")
         delays[name] = int(milliseconds)
     return delays
 
@@ -99,8 +100,26 @@ def _operations(service: str) -> Iterable[str]:
     return operations
 
 
+class TokenBucket:
+    """Allows `rate` requests a second in the long run and `burst` at once."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens, self._at = float(burst), time.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._tokens, self._at = min(self._burst, self._tokens + (now - self._at) * self._rate), now
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
+
+
 class AwsDoor:
-    """A WSGI application around moto's. Paths under `CONTROL_PATH` tell it what to do. `secret` is the operators'."""
+    """Wraps moto's WSGI application. `secret` is the operators'. `DoorControl` uses the paths under `CONTROL_PATH`."""
 
     def __init__(self, app: WsgiApp, secret: str) -> None:
         self._app = app
@@ -113,7 +132,7 @@ class AwsDoor:
         self._numbers: dict[str, int] = {}
         self._faults: list[Fault] = []
         self._broken: dict[str, Fault] = {}
-        self._transactions: dict[str, tuple[float, dict[str, Any]]] = {}  # by their tokens, with when they were made
+        self._transactions: dict[str, tuple[float, dict[str, Any]]] = {}  # by token: time and request
         self._delays: dict[str, int] = {}
         self._parameter_reads = TokenBucket(_PARAMETER_READS_A_SECOND, _PARAMETER_READS_A_SECOND)
 
@@ -123,7 +142,7 @@ class AwsDoor:
             return self._control(path.removeprefix(CONTROL_PATH), environ, start_response)
         key, service = _credential(environ)
         time.sleep(self._delay(service, environ))
-        if environ["REQUEST_METHOD"] == "OPTIONS":  # a browser's preflight has neither signature nor role
+        if environ["REQUEST_METHOD"] == "OPTIONS":  # a preflight has no signature
             return self._passed_on(environ, start_response)
         if service in ("s3", "") and (refusal := _signature_refusal(environ, self._secrets.get(key, self._secret))):
             return _s3_error(environ, start_response, *refusal)
@@ -141,7 +160,7 @@ class AwsDoor:
         environ: Environ,
         start_response: Callable[..., Any],
     ) -> Iterable[bytes]:
-        """A function's call, whose role allows it or not, and which may meet a fault."""
+        """Handles a function's call: checks its role and injects a fault if one is due."""
         calls = [AwsCall(name, action, resource) for action, resource in _actions(service, environ)]
         with self._lock:
             self._calls.update(calls)
@@ -157,31 +176,31 @@ class AwsDoor:
         answer = (
             self._passed_on(environ, start)
             if service != "s3" or may_list
-            else self._hiding_what_is_missing(environ, start)
+            else self._hiding_missing_objects(environ, start)
         )
         if fault:
             deque(answer, maxlen=0)
-            environ["wsgi.input"] = io.BytesIO()  # it has been read
+            environ["wsgi.input"] = io.BytesIO()  # moto has read the body
             return _failed(fault, service, environ, start_response)
         return answer
 
     def _passed_on(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Moto locks nothing, where DynamoDB's writes are atomic: its requests go one by one, others side by side."""
+        """Serializes DynamoDB's requests, because moto has no locks and DynamoDB's writes are atomic."""
         if environ.get("HTTP_X_AMZ_TARGET") == "AWSEvents.PutEvents":
             return self._put_events(environ, start_response)
         if not environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB"):
             return self._app(environ, start_response)
-        asked = json.loads(_body(environ) or b"{}")
-        if empty := _empty_argument(asked):
+        arguments = json.loads(_body(environ) or b"{}")
+        if empty := _empty_argument(arguments):
             message = f"{empty} must not be empty"
             return _refusal("dynamodb", environ, start_response, "ValidationException", message)
         with self._one_at_a_time:
-            if "ClientRequestToken" in asked:
-                return self._transacted_once(asked, environ, start_response)
+            if "ClientRequestToken" in arguments:
+                return self._transacted_once(arguments, environ, start_response)
             return list(self._app(environ, start_response))
 
     def _put_events(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """An event for a bus that is not there is lost, and that is a success; moto refuses it."""
+        """EventBridge reports success for an event to a bus that does not exist, and drops it. moto refuses it."""
         entries = json.loads(_body(environ))["Entries"]
         started: list[Any] = []
         answer = b"".join(self._app(environ, lambda *start: started.append(start)))
@@ -194,13 +213,13 @@ class AwsDoor:
         return [answer]
 
     def _transacted_once(
-        self, asked: dict[str, Any], environ: Environ, start_response: Callable[..., Any]
+        self, arguments: dict[str, Any], environ: Environ, start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        """Moto does not look at a transaction's token: with DynamoDB the same transaction has no effect again."""
-        token, now = asked.pop("ClientRequestToken"), time.monotonic()
+        """DynamoDB applies a transaction with the same token only once. moto ignores the token."""
+        token, now = arguments.pop("ClientRequestToken"), time.monotonic()
         done_at, done = self._transactions.get(token, (0.0, None))
         if done is not None and now - done_at < _TOKEN_SECONDS:
-            if done != asked:
+            if done != arguments:
                 message = "The token was used with other parameters"
                 return _refusal("dynamodb", environ, start_response, "IdempotentParameterMismatchException", message)
             start_response("200 OK", [("Content-Type", "application/x-amz-json-1.0")])
@@ -208,13 +227,13 @@ class AwsDoor:
 
         def start(status: str, *rest: Any) -> Any:
             if status.startswith("200"):
-                self._transactions[token] = now, asked
+                self._transactions[token] = now, arguments
             return start_response(status, *rest)
 
         return list(self._app(environ, start))
 
-    def _hiding_what_is_missing(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """S3 says 403 and not 404 of a missing object to whoever may not list its bucket."""
+    def _hiding_missing_objects(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Without s3:ListBucket, S3 answers 403 instead of 404 for a missing object."""
         begun: list[Any] = []
         answer = self._passed_on(environ, lambda *begin: begun.extend(begin))
         if begun[0].startswith("404") and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
@@ -223,12 +242,12 @@ class AwsDoor:
         return answer
 
     def _delay(self, service: str, environ: Environ) -> float:
-        """Seconds. The delay of an operation takes the place of its service's."""
+        """The delay in seconds. An operation's own delay replaces that of its service."""
         name = f"{service}.{_operation(service, environ)}"
         return self._delays.get(name, self._delays.get(service, 0)) / 1000
 
     def _fault(self, service: str, environ: Environ) -> tuple[Fault | None, bool]:
-        """The fault that this request meets, and whether it is the first try at its call."""
+        """The fault for this request, if any, and whether the request is the first try of its call."""
         invocation = environ.get("HTTP_AMZ_SDK_INVOCATION_ID", "")
         with self._lock:
             if invocation in self._broken:
@@ -264,7 +283,7 @@ class AwsDoor:
 
 
 def _credential(environ: Environ) -> tuple[str, str]:
-    """The access key and the service that a request is signed for, by header or by query."""
+    """The access key and the service in the signature of a request, which is in the header or in the query."""
     scope = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0]
     if not scope:
         scope = parse_qs(environ.get("QUERY_STRING", "")).get("X-Amz-Credential", [""])[0]
@@ -279,47 +298,47 @@ def _operation(service: str, environ: Environ) -> str:
 
 
 def _actions(service: str, environ: Environ) -> Iterator[tuple[str, str]]:  # noqa: C901  # a row for each service
-    """What IAM would be asked: actions, each with its resource's ARN."""
+    """The actions that IAM would check, each with the ARN of its resource."""
     if service == "s3":
         path = unquote(environ["PATH_INFO"]).lstrip("/")
         action = _S3_ACTIONS[environ["REQUEST_METHOD"]]
         versioned = "versionId" in parse_qs(environ.get("QUERY_STRING", ""))
         yield f"s3:{action}{'Version' if versioned else ''}", f"arn:aws:s3:::{path}"
         return
-    if "HTTP_X_AMZ_TARGET" not in environ:  # CloudFormation and others that are asked by a form
+    if "HTTP_X_AMZ_TARGET" not in environ:  # CloudFormation and other services with form-encoded requests
         yield f"{service}:{parse_qs(_body(environ).decode()).get('Action', [''])[0]}", "*"
         return
     operation = _operation(service, environ)
-    asked = json.loads(_body(environ) or b"{}")
+    arguments = json.loads(_body(environ) or b"{}")
     if service == "dynamodb" and operation == "TransactWriteItems":
-        for item in asked["TransactItems"]:
+        for item in arguments["TransactItems"]:
             ((kind, details),) = item.items()
             yield f"dynamodb:{_TRANSACTED[kind]}", _arn("dynamodb", f"table/{details['TableName']}")
     elif service == "dynamodb":
-        index = f"/index/{asked['IndexName']}" if "IndexName" in asked else ""
-        for table in asked.get("RequestItems") or [asked["TableName"]]:
+        index = f"/index/{arguments['IndexName']}" if "IndexName" in arguments else ""
+        for table in arguments.get("RequestItems") or [arguments["TableName"]]:
             yield f"dynamodb:{operation}", _arn("dynamodb", f"table/{table}{index}")
     elif service == "sqs":
-        yield f"sqs:{operation}", _arn("sqs", urlsplit(asked["QueueUrl"]).path.rpartition("/")[2])
+        yield f"sqs:{operation}", _arn("sqs", urlsplit(arguments["QueueUrl"]).path.rpartition("/")[2])
     elif service == "events":
-        for entry in asked["Entries"]:
+        for entry in arguments["Entries"]:
             yield f"events:{operation}", _arn("events", f"event-bus/{entry['EventBusName']}")
     elif service == "ssm":
-        yield f"ssm:{operation}", _arn("ssm", f"parameter/{asked['Name'].lstrip('/')}")
+        yield f"ssm:{operation}", _arn("ssm", f"parameter/{arguments['Name'].lstrip('/')}")
     else:
         yield f"{service}:{operation}", "*"
 
 
-def _empty_argument(asked: Any) -> str | None:
-    """The name of an argument that DynamoDB refuses if it is there and empty, and that moto mostly accepts."""
-    if isinstance(asked, dict):
-        for name, value in asked.items():
+def _empty_argument(arguments: Any) -> str | None:
+    """The name of an argument that is empty, which DynamoDB refuses and moto mostly accepts."""
+    if isinstance(arguments, dict):
+        for name, value in arguments.items():
             if name in _NOT_EMPTY and not value:
                 return str(name)
             if name not in _DATA and (found := _empty_argument(value)):
                 return found
-    elif isinstance(asked, list):
-        return next((found for each in asked if (found := _empty_argument(each))), None)
+    elif isinstance(arguments, list):
+        return next((found for each in arguments if (found := _empty_argument(each))), None)
     return None
 
 
@@ -328,7 +347,7 @@ def _arn(service: str, resource: str) -> str:
 
 
 def _body(environ: Environ) -> bytes:
-    """The body, left there to be read again. Those of the services that are asked in JSON are small."""
+    """Reads the body and puts it back."""
     body: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     environ["wsgi.input"] = io.BytesIO(body)
     return body
@@ -373,7 +392,7 @@ def _refusal(
 def _s3_error(
     environ: Environ, start_response: Callable[..., Any], status: str, code: str, message: str
 ) -> Iterable[bytes]:
-    _body(environ)  # whoever is still sending would not listen
+    _body(environ)  # a client that is still sending would not read the answer
     start_response(status, [("Content-Type", "application/xml")])
     if environ["REQUEST_METHOD"] == "HEAD":
         return []
@@ -381,7 +400,7 @@ def _s3_error(
 
 
 def _signature_refusal(environ: Environ, secret: str) -> tuple[str, str, str] | None:
-    """Status, code and message of S3's refusal of a request by its signature, None if the signature is good."""
+    """Status, code and message of S3's refusal; None if the signature is valid."""
     query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))
     header = environ.get("HTTP_AUTHORIZATION", "")
     signer: type[SigV4Auth] = S3SigV4QueryAuth
@@ -408,7 +427,7 @@ def _signature_refusal(environ: Environ, secret: str) -> tuple[str, str, str] | 
 
 
 def _signature(kind: type[SigV4Auth], fields: Mapping[str, str], environ: Environ, secret: str) -> str:
-    """The signature of the request as it came, by whoever and when it says it was signed."""
+    """The signature that the request should have, for the key and the time that it names."""
     key, _, scope = fields.get("Credential", "").partition("/")
     signed = {name: _header(name, environ) for name in fields.get("SignedHeaders", "").split(";")}
     path = quote(environ["PATH_INFO"].encode("latin-1"), safe="/~")
@@ -431,30 +450,30 @@ def _header(name: str, environ: Environ) -> str:
 
 
 class DoorControl:
-    """What the stack and its tests tell the door, from another process. `aws_url` is where the door stands."""
+    """Controls the `AwsDoor` at `aws_url` from another process."""
 
     def __init__(self, aws_url: str) -> None:
         self._url = f"{aws_url}{CONTROL_PATH}"
 
     def let_in(self, roles: Mapping[str, Mapping[str, Any]]) -> None:
-        """Binds each access key to `{"function": its name, "statements": of its role's policies}`.
+        """Sets the role of each access key: `{"function": name, "statements": [...]}`.
 
-        `secret` may be there too, if it is not the operators'.
+        `"secret"` is optional and replaces the operators' secret.
         """
-        self._tell("roles", roles)
+        self._post("roles", roles)
 
     def calls(self) -> set[AwsCall]:
-        """What the functions have called so far."""
-        return {AwsCall(**call) for call in self._tell("calls", None)}
+        """All calls of the functions so far."""
+        return {AwsCall(**call) for call in self._post("calls", None)}
 
     def fail(self, *faults: Fault) -> int:
-        """Has these calls fail, and no others from now on; gives how many calls were counted since the last time."""
-        return int(self._tell("faults", [asdict(fault) for fault in faults]))
+        """Replaces all faults by these. Returns the number of calls since the last time."""
+        return int(self._post("faults", [asdict(fault) for fault in faults]))
 
     def delay(self, milliseconds: Mapping[str, int]) -> None:
-        """Has calls come so much later, whoever makes them: by service, or by service and operation."""
-        self._tell("delays", milliseconds)
+        """Delays all calls, by service (`s3`) or by service and operation (`s3.PutObject`)."""
+        self._post("delays", milliseconds)
 
-    def _tell(self, what: str, message: object) -> Any:
-        with urlopen(f"{self._url}{what}", json.dumps(message).encode()) as answer:  # noqa: S310  # our own
+    def _post(self, what: str, message: object) -> Any:
+        with urlopen(f"{self._url}{what}", json.dumps(message).encode()) as answer:  # noqa: S310  # a local URL
             return json.load(answer)

@@ -1,4 +1,4 @@
-"""Lambda's SQS event source on one machine: receives, invokes, and deletes what the function does not send back."""
+"""Lambda's SQS event source: receives messages, invokes the function, and deletes the messages that it processed."""
 
 import json
 import threading
@@ -11,12 +11,15 @@ from typing import Any
 from local.lambda_host import FunctionError, FunctionHost, ThrottledError
 
 _LONG_POLL_SECONDS = 2
-_PAUSE_SECONDS = 0.1  # after a look that failed
+_PAUSE_SECONDS = 0.1
+# Lambda developer guide, "Using Lambda with Amazon SQS": a mapping starts with five concurrent batches. Lambda raises
+# this number under load; this event source does not.
+DEFAULT_CONCURRENCY = 5
 
 
 @dataclass(frozen=True)
 class EventSource:
-    """One mapping of the template. At most `concurrency` batches are under way at once."""
+    """One mapping of the template. `concurrency` is the maximum number of batches at once."""
 
     queue_url: str
     queue_arn: str
@@ -27,7 +30,7 @@ class EventSource:
 
 @contextmanager
 def polling(source: EventSource, sqs: Any) -> Iterator[None]:
-    """Polls until the block is left. What is under way then is not waited for, as when a machine dies."""
+    """Polls until the block ends. Does not wait for running batches."""
     ending = threading.Event()
     threading.Thread(target=_poll, args=(source, sqs, ending), daemon=True).start()
     try:
@@ -57,7 +60,7 @@ def _receive(source: EventSource, sqs: Any) -> list[dict[str, Any]]:
             MessageSystemAttributeNames=["All"],
             MessageAttributeNames=["All"],
         )
-    except Exception:  # noqa: BLE001  # AWS is not to be had just now, or the stack is closing
+    except Exception:  # noqa: BLE001  # moto is unreachable, or the stack is closing
         time.sleep(_PAUSE_SECONDS)
         return []
     messages: list[dict[str, Any]] = answer.get("Messages", [])
@@ -66,23 +69,23 @@ def _receive(source: EventSource, sqs: Any) -> list[dict[str, Any]]:
 
 def _invoke(source: EventSource, sqs: Any, messages: list[dict[str, Any]], free: threading.Semaphore) -> None:
     try:
-        event = {"Records": [_record(message, source.queue_arn) for message in messages]}
+        event = {"Records": [sqs_record(message, source.queue_arn) for message in messages]}
         try:
             answer = json.loads(_invoked(source.function, event))
             again = {failure["itemIdentifier"] for failure in (answer or {}).get("batchItemFailures", [])}
         except (FunctionError, AttributeError, KeyError, TypeError, ValueError):
-            return  # all of them come again when their visibility time-out has run out
+            return  # the messages become visible again after their visibility time-out
         for message in messages:
             if message["MessageId"] not in again:
                 sqs.delete_message(QueueUrl=source.queue_url, ReceiptHandle=message["ReceiptHandle"])
-    except Exception:  # noqa: BLE001, S110  # likewise
+    except Exception:  # noqa: BLE001, S110  # as in _receive
         pass
     finally:
         free.release()
 
 
 def _invoked(function: FunctionHost, event: object) -> bytes:
-    """The function's answer. As long as the account has no execution for it, Lambda tries again."""
+    """The function's answer. Tries again while the account is at its limit of concurrent executions, as Lambda does."""
     while True:
         try:
             return function.invoke(event).result()
@@ -90,7 +93,8 @@ def _invoked(function: FunctionHost, event: object) -> bytes:
             time.sleep(_PAUSE_SECONDS)
 
 
-def _record(message: dict[str, Any], queue_arn: str) -> dict[str, Any]:
+def sqs_record(message: dict[str, Any], queue_arn: str) -> dict[str, Any]:
+    """A message as a record of Lambda's SQS event."""
     return {
         "messageId": message["MessageId"],
         "receiptHandle": message["ReceiptHandle"],

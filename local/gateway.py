@@ -1,6 +1,6 @@
-"""API Gateway on one machine: HTTP in, REST proxy events to the functions, and the rules that AWS enforces.
+"""API Gateway: turns HTTP requests into REST proxy events for the functions and enforces the gateway's rules.
 
-Routes, authorizer and gateway responses come from the OpenAPI document that SAM makes of the template.
+Routes, authorizer and gateway responses come from the OpenAPI document that SAM generates from the template.
 """
 
 import json
@@ -11,21 +11,26 @@ import time
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from concurrent.futures import TimeoutError as WaitedTooLongError
+from concurrent.futures import TimeoutError as IntegrationTimeoutError
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from local.aws_door import ACCOUNT, REGION, TokenBucket
 from local.lambda_host import FunctionError, FunctionHost, PayloadTooLargeError, ThrottledError
 from local.serving import Reply, Request
 
-INTEGRATION_SECONDS = 29.0
-_NOT_CALLED = (PayloadTooLargeError, ThrottledError)  # Lambda's own refusals, which reach a client as any failure does
-MOST_BODY_BYTES = 10 * 1024 * 1024
-_ANY = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})  # what a route for ANY method takes
-_ACCOUNT, _API_ID, _REGION = "123456789012", "local", "us-east-1"
-# What API Gateway answers where the template does not say: status and message.
+# API Gateway developer guide, "Quotas for configuring and running a REST API in API Gateway".
+INTEGRATION_SECONDS = 29.0  # integration time-out; higher only by a quota increase
+MOST_BODY_BYTES = 10 * 1024 * 1024  # payload size
+# API Gateway developer guide, "x-amazon-apigateway-authorizer object": authorizerResultTtlInSeconds.
+_DEFAULT_CACHE_SECONDS = 300
+_NOT_CALLED = (PayloadTooLargeError, ThrottledError)  # Lambda refused the invocation
+_ANY = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})  # the methods of an ANY route
+_API_ID = "local"
+# Status and message of the gateway's own answers, unless the template changes them. API Gateway developer guide,
+# "Gateway response types for API Gateway".
 _DEFAULTS = {
     "ACCESS_DENIED": (403, "User is not authorized to access this resource"),
     "AUTHORIZER_CONFIGURATION_ERROR": (500, "Internal server error"),
@@ -55,48 +60,30 @@ class _Route:
     pattern: re.Pattern[str]
     function: str
     authorizer: _Authorizer | None
-    mock: Mapping[str, str] | None = None  # the headers of a preflight's answer, which the gateway gives by itself
+    mock: Mapping[str, str] | None = None  # headers of a preflight's answer, for which no function is called
 
 
 @dataclass(frozen=True)
 class _Ids:
-    """A caller may choose the first by a header; nobody chooses the second."""
+    """A caller can set `request` by a header, but not `extended`."""
 
     request: str
     extended: str = field(default_factory=lambda: b64encode(os.urandom(11)).decode())
 
 
 class _RefusedError(Exception):
-    """The gateway answers by itself, by the named gateway response."""
+    """The gateway answers the request itself, with the gateway response `kind`."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
 
 
-class TokenBucket:
-    """So many requests a second in the long run, and so many at once."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate, self._burst = rate, burst
-        self._tokens, self._at = float(burst), time.monotonic()
-        self._lock = threading.Lock()
-
-    def take(self) -> bool:
-        with self._lock:
-            now = time.monotonic()
-            self._tokens, self._at = min(self._burst, self._tokens + (now - self._at) * self._rate), now
-            if self._tokens < 1:
-                return False
-            self._tokens -= 1
-            return True
-
-
 class Gateway:
     """Answers HTTP requests through the functions.
 
-    `stage` is the path prefix that clients use, empty as behind a custom domain. `throttle` is the rate and the burst
-    that each method has for itself.
+    `stage` is the first path segment, empty as behind a custom domain. `throttle` is the rate and the burst of each
+    method of each resource.
     """
 
     def __init__(
@@ -146,18 +133,18 @@ class Gateway:
             future = self._functions[route.function].invoke(event)
             answer = json.loads(future.result(timeout=self._integration_seconds))
             return _reply(answer)
-        except WaitedTooLongError:  # the function goes on
+        except IntegrationTimeoutError:  # the function continues
             raise _RefusedError("INTEGRATION_TIMEOUT") from None
         except (*_NOT_CALLED, FunctionError, AttributeError, ValueError, TypeError, KeyError):
             raise _RefusedError("INTEGRATION_FAILURE") from None
 
     def _bucket(self, route: _Route, rate: float, burst: int) -> TokenBucket:
-        """Each method of each resource has its own."""
+        """The bucket of one method of one resource."""
         with self._lock:
             return self._buckets.setdefault((route.resource, route.method), TokenBucket(rate, burst))
 
     def _route(self, request: Request, path: str) -> tuple[_Route, dict[str, str]]:
-        """The most specific resource, then its method. Slashes at the end make no difference."""
+        """Selects the most specific resource, then its method. Ignores trailing slashes."""
         own = path.removeprefix(self._prefix).rstrip("/") or "/"
         if path == self._prefix or path.startswith(f"{self._prefix}/"):
             for routes in self._resources:
@@ -166,18 +153,18 @@ class Gateway:
                     if route is None:
                         break
                     return route, {name: unquote(value) for name, value in match.groupdict().items()}
-        # What has no route is taken for a call of AWS's own API, which wants a signature in the header.
+        # Without a route, API Gateway reads the Authorization header as an AWS signature.
         raise _RefusedError("INVALID_SIGNATURE" if request.header("Authorization") else "MISSING_AUTHENTICATION_TOKEN")
 
     def _authorized(self, route: _Route, request: Request, path: str) -> dict[str, Any] | None:
-        """The policy that lets the caller in, None on an open route."""
+        """The policy that allows the request; None for a route without an authorizer."""
         authorizer = route.authorizer
         if authorizer is None:
             return None
         token = request.header(authorizer.header)
         if not token or not authorizer.expression.search(token):
             raise _RefusedError("UNAUTHORIZED")
-        arn = f"arn:aws:execute-api:{_REGION}:{_ACCOUNT}:{_API_ID}/{self._stage}/{route.method}{path}"
+        arn = f"arn:aws:execute-api:{REGION}:{ACCOUNT}:{_API_ID}/{self._stage}/{route.method}{path}"
         policy = self._policy(authorizer, token, arn)
         if not _allows(policy, arn):
             raise _RefusedError("ACCESS_DENIED")
@@ -193,10 +180,10 @@ class Gateway:
             answer = self._functions[authorizer.function].invoke(event).result(timeout=self._integration_seconds)
             policy: dict[str, Any] = json.loads(answer)
             policy["policyDocument"]["Statement"]
-            _handed_on(policy)
+            _authorizer_context(policy)
         except FunctionError as error:
             raise _RefusedError("UNAUTHORIZED" if '"Unauthorized"' in str(error) else "AUTHORIZER_FAILURE") from None
-        except (*_NOT_CALLED, WaitedTooLongError):
+        except (*_NOT_CALLED, IntegrationTimeoutError):
             raise _RefusedError("AUTHORIZER_FAILURE") from None
         except (ValueError, TypeError, KeyError):
             raise _RefusedError("AUTHORIZER_CONFIGURATION_ERROR") from None
@@ -228,9 +215,9 @@ class Gateway:
             "pathParameters": parameters or None,
             "stageVariables": None,
             "requestContext": {
-                "accountId": _ACCOUNT,
+                "accountId": ACCOUNT,
                 "apiId": _API_ID,
-                "authorizer": {**_handed_on(policy), "integrationLatency": 0} if policy else None,
+                "authorizer": {**_authorizer_context(policy), "integrationLatency": 0} if policy else None,
                 "domainName": host,
                 "domainPrefix": host.partition(".")[0],
                 "extendedRequestId": ids.extended,
@@ -271,7 +258,7 @@ class Gateway:
 
 
 def _resources(body: Mapping[str, Any]) -> list[list[_Route]]:
-    """The routes of each resource of the document, the most specific resource first."""
+    """The routes of each resource of the OpenAPI document, most specific resource first."""
     authorizers = {
         name: _authorizer(scheme) for name, scheme in body.get("components", {}).get("securitySchemes", {}).items()
     }
@@ -284,8 +271,8 @@ def _resources(body: Mapping[str, Any]) -> list[list[_Route]]:
             method = "ANY" if name == "x-amazon-apigateway-any-method" else name.upper()
             integration = operation["x-amazon-apigateway-integration"]
             if integration.get("type") == "mock":
-                told = integration["responses"]["default"]["responseParameters"]
-                mock = {name.removeprefix("method.response.header."): value.strip("'") for name, value in told.items()}
+                headers = integration["responses"]["default"]["responseParameters"].items()
+                mock = {name.removeprefix("method.response.header."): value.strip("'") for name, value in headers}
                 routes.append(_Route(method, resource, pattern, "", None, mock))
                 continue
             function = _function_of(integration["uri"])
@@ -296,7 +283,7 @@ def _resources(body: Mapping[str, Any]) -> list[list[_Route]]:
 
 
 def _generality(resource: str) -> list[int]:
-    """API Gateway prefers, segment by segment, fixed text to a parameter, and that to a greedy one."""
+    """A sort key. In each segment, API Gateway prefers fixed text to a parameter and a parameter to a greedy one."""
     return [2 if segment.endswith("+}") else int(segment.startswith("{")) for segment in resource.split("/")]
 
 
@@ -316,12 +303,12 @@ def _authorizer(scheme: Mapping[str, Any]) -> _Authorizer:
         function=_function_of(extension["authorizerUri"]),
         header=scheme["name"],
         expression=re.compile(extension.get("identityValidationExpression", ".*")),
-        cache_seconds=extension.get("authorizerResultTtlInSeconds", 300),
+        cache_seconds=extension.get("authorizerResultTtlInSeconds", _DEFAULT_CACHE_SECONDS),
     )
 
 
 def _function_of(uri: Mapping[str, Any]) -> str:
-    """The logical id of the function that an integration's URI names."""
+    """The logical id of the function in an integration's URI."""
     sub = uri["Fn::Sub"]
     if isinstance(sub, list):
         return str(sub[1]["__FunctionArn__"]["Fn::GetAtt"][0])
@@ -340,17 +327,17 @@ def _allows(policy: Mapping[str, Any], arn: str) -> bool:
     return effects == {"Allow"}
 
 
-def _handed_on(policy: Mapping[str, Any]) -> dict[str, str]:
-    """What a policy tells the function. API Gateway makes text of it, and takes nothing nested."""
+def _authorizer_context(policy: Mapping[str, Any]) -> dict[str, str]:
+    """The authorizer's context and principal for the function. API Gateway converts values to text."""
     context = dict(policy.get("context") or {})
     if not all(isinstance(value, str | int | float) for value in context.values()):
-        raise ValueError("a context holds text, numbers and truth values only")
-    told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in context.items()}
-    return {**told, "principalId": str(policy["principalId"])}
+        raise ValueError("a context may contain only text, numbers and booleans")
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in context.items()}
+    return {**texts, "principalId": str(policy["principalId"])}
 
 
 def _reply(answer: Mapping[str, Any]) -> Reply:
-    """The proxy answer as HTTP. Raises where API Gateway would find it malformed."""
+    """The HTTP answer for a function's proxy answer. Raises if API Gateway would reject the proxy answer."""
     headers = {name: str(value) for name, value in (answer.get("headers") or {}).items()}
     headers |= {name: ",".join(map(str, values)) for name, values in (answer.get("multiValueHeaders") or {}).items()}
     headers.setdefault("Content-Type", "application/json")

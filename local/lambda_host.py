@@ -1,4 +1,4 @@
-"""Runs a Lambda function under its real runtime interface client, in processes that take one request at a time."""
+"""Runs a Lambda function under AWS's runtime interface client, in processes that handle one event at a time."""
 
 import json
 import os
@@ -14,28 +14,33 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from local.aws_door import ACCOUNT, REGION
 from local.serving import HungUpError, Reply, Request, serving
 
-MOST_PROCESSES = 64  # a function, unless told otherwise; further requests wait for a free one
-MOST_PAYLOAD_BYTES = 6 * 1024 * 1024 + 100  # 6,291,556, each way
-_INIT_SECONDS = 30.0  # Lambda gives 10; a loaded machine with every function starting at once is slower
+# Lambda developer guide, "Lambda quotas", gives 6 MB each for request and answer of a synchronous invocation. The exact
+# numbers are in Lambda's error messages: "Request must be smaller than 6291456 bytes for the InvokeFunction operation"
+# and "Exceeded maximum allowed payload size (6291556 bytes)".
+MOST_EVENT_BYTES = 6_291_456
+MOST_ANSWER_BYTES = 6_291_556
+MOST_PROCESSES = 64  # default for a function; further events wait for a free process
+_INIT_SECONDS = 30.0  # Lambda's limit is 10 s; starting all functions at once on a loaded machine takes longer
 _PREFIX = "/2018-06-01/runtime"
 
 
 class FunctionError(Exception):
-    """The function failed, was killed or answered what Lambda does not take."""
+    """The function failed, was killed, or gave an answer that Lambda does not accept."""
 
 
 class PayloadTooLargeError(Exception):
-    """The event is over Lambda's limit, so the function was not called."""
+    """The event is larger than Lambda's limit. The function was not called."""
 
 
 class ThrottledError(Exception):
-    """The account has as many executions as it may have, so the function was not called."""
+    """The account is at its limit of concurrent executions. The function was not called."""
 
 
 class Account:
-    """Bounds how many executions all functions together have at once. None is no bound."""
+    """Limits the concurrent executions of all functions together. None means no limit."""
 
     def __init__(self, most_executions: int | None = None) -> None:
         self._most = most_executions
@@ -56,7 +61,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Function:
-    """What Lambda is told about a function. `layers` go on the import path."""
+    """The configuration of a function. `layers` are added to the import path."""
 
     name: str
     handler: str
@@ -92,7 +97,7 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                start_new_session=True,  # Ctrl-C is for the stack, which ends its processes itself
+                start_new_session=True,  # Ctrl-C must reach only the stack, which ends its processes
             )
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -109,7 +114,7 @@ class _Process:
         return self._process.pid
 
     def invoke(self, event: bytes) -> bytes:
-        """One event. A function over its time-out is killed. Raises FunctionError."""
+        """Handles one event. Kills the process at the function's time-out. Raises FunctionError."""
         self.wait_until_polling()
         self._deadline_ms = int((time.time() + self._function.timeout) * 1000)
         self._request_id = str(uuid.uuid4())
@@ -121,7 +126,7 @@ class _Process:
             raise FunctionError(f"Task timed out after {self._function.timeout} seconds") from None
         if kind != "response":
             raise FunctionError(f"{kind}: {body[:2000].decode(errors='replace')}")
-        if len(body) > MOST_PAYLOAD_BYTES:
+        if len(body) > MOST_ANSWER_BYTES:
             raise FunctionError("Function.ResponseSizeTooLarge")
         return body
 
@@ -161,7 +166,7 @@ class _Process:
                 },
             )
         path, _, kind = request.target.rpartition("/")
-        # Any other would be taken for the answer to this request, and this request's for the next one's, for ever.
+        # Anything else would be used as the answer to this event, and every later answer would go to the wrong event.
         if path not in (f"{_PREFIX}/invocation/{self._request_id}", f"{_PREFIX}/init"):
             return Reply(400, b'{"errorType":"InvalidRequestID"}', {"Content-Type": "application/json"})
         self._answer.put((kind, request.body))
@@ -169,7 +174,7 @@ class _Process:
 
 
 class FunctionHost:
-    """Every process of one function; starts another when all are busy."""
+    """The processes of one function. Starts another process when all are busy."""
 
     def __init__(
         self,
@@ -188,7 +193,7 @@ class FunctionHost:
         self._closed = False
 
     def warm_up(self) -> None:
-        """Starts one process. Raises FunctionError where the function does not start."""
+        """Starts one process. Raises FunctionError if the function does not start."""
         process = _Process(self.function, self._log)
         try:
             process.wait_until_polling()
@@ -202,12 +207,9 @@ class FunctionHost:
             self._idle.append(process)
 
     def invoke(self, event: object) -> "Future[bytes]":
-        """The function's answer to come, or its FunctionError.
-
-        Raises PayloadTooLargeError and ThrottledError at once.
-        """
+        """A future of the answer or of a FunctionError. Itself raises PayloadTooLargeError and ThrottledError."""
         payload = json.dumps(event).encode()
-        if len(payload) > MOST_PAYLOAD_BYTES:
+        if len(payload) > MOST_EVENT_BYTES:
             raise PayloadTooLargeError
         self._account.begin()
         future: Future[bytes] = Future()
@@ -215,7 +217,7 @@ class FunctionHost:
         return future
 
     def pids(self) -> list[int]:
-        """Without those of processes that have ended and are not yet replaced."""
+        """The ids of the living processes."""
         with self._changed:
             return [process.pid for process in (*self._idle, *self._busy) if process.alive]
 
@@ -280,7 +282,7 @@ class FunctionHost:
 
 
 def _lambda_environment(function: Function, port: int) -> dict[str, str]:
-    """What Lambda sets by itself. Nothing of this machine's own environment gets in."""
+    """The variables that Lambda sets. Passes on only PATH and coverage's variables of this machine's environment."""
     return {
         "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{port}",
         "AWS_LAMBDA_FUNCTION_NAME": function.name,
@@ -295,10 +297,9 @@ def _lambda_environment(function: Function, port: int) -> dict[str, str]:
         "TZ": ":UTC",
         "PYTHONPATH": os.pathsep.join(str(layer) for layer in function.layers),
         "PYTHONUNBUFFERED": "1",
-        # How coverage follows a child process.
         **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
     }
 
 
 def _arn(function: Function) -> str:
-    return f"arn:aws:lambda:us-east-1:123456789012:function:{function.name}"
+    return f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function.name}"

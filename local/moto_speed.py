@@ -1,7 +1,8 @@
-"""Has moto keep up with tens of thousands of records and messages, on which it spends a second a call otherwise.
+"""Patches moto so that it stays fast with tens of thousands of records and messages.
 
-For each transaction it copies its tables whole, to put them back if it fails; for each query it sorts the whole table;
-for each message that is received it counts all the others. All of that is under Python's one lock.
+Without the patches a call takes up to a second, under Python's global lock: moto copies whole tables for each
+transaction to be able to roll back, sorts the whole table for each query, and counts all messages of a queue for each
+receipt.
 """
 
 import copy
@@ -19,8 +20,8 @@ _query = Table.query
 
 
 def install() -> None:
-    """For the rest of this process."""
-    for part, name, ours in (
+    """Patches moto for the rest of this process."""
+    for part, name, replacement in (
         (Table, "__deepcopy__", lambda table, _: table),
         (Table, "all_items", _all_items),
         (DynamoDBBackend, "transact_write_items", _transact_write_items),
@@ -32,12 +33,12 @@ def install() -> None:
         (SQSBackend, "is_message_valid_based_on_retention_period", _is_retained),
     ):
         if not hasattr(part, name) and name != "__deepcopy__":
-            raise AttributeError(f"moto has no {part.__name__}.{name} any more")
-        setattr(part, name, ours)
+            raise AttributeError(f"this version of moto has no {part.__name__}.{name}")
+        setattr(part, name, replacement)
 
 
 def _transact_write_items(backend: DynamoDBBackend, transact_items: list[dict[str, Any]]) -> None:
-    """The copy of a table is the table itself; if the transaction fails, the items that it touched are put back."""
+    """Restores only the touched items if the transaction fails; `__deepcopy__` above makes moto's own copies no-ops."""
     touched = [_touched(backend, operation) for item in transact_items for operation in item.values()]
     before = [(table, key, copy.deepcopy(backend.get_item(table, key))) for table, key in touched]
     try:
@@ -51,27 +52,27 @@ def _transact_write_items(backend: DynamoDBBackend, transact_items: list[dict[st
 
 
 def _touched(backend: DynamoDBBackend, operation: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The table and the key of the item."""
+    """Table and key of the operation's item."""
     table = operation["TableName"]
     key = operation.get("Key") or {name: operation["Item"][name] for name in backend.get_table(table).table_key_attrs}
     return table, key
 
 
 def _query_partition(table: Table, hash_key: Any, *arguments: Any, **named: Any) -> Any:
-    """A query of the table itself looks at one partition, and where it wants the first few alone, at these."""
-    asked = inspect.signature(_query).bind(table, hash_key, *arguments, **named).arguments
-    if asked.get("index_name") is None:
-        partition = list((table.items.get(hash_key) or {}).items())  # others write meanwhile
-        if asked["limit"] and not asked["range_comparison"] and not asked["exclusive_start_key"]:
-            partition.sort(key=lambda item: str(item[0].value), reverse=not asked["scan_index_forward"])
-            partition = partition[: asked["limit"] + 1]
+    """Passes on only the queried partition, unless the query is of an index; with a limit, only its first items."""
+    query = inspect.signature(_query).bind(table, hash_key, *arguments, **named).arguments
+    if query.get("index_name") is None:
+        partition = list((table.items.get(hash_key) or {}).items())  # a copy: other threads write to it
+        if query["limit"] and not query["range_comparison"] and not query["exclusive_start_key"]:
+            partition.sort(key=lambda item: str(item[0].value), reverse=not query["scan_index_forward"])
+            partition = partition[: query["limit"] + 1]
         table = copy.copy(table)
         table.items = {hash_key: dict(partition)}  # type: ignore[assignment]
     return _query(table, hash_key, *arguments, **named)
 
 
 def _all_items(table: Table) -> list[Any]:
-    """Unsorted: what a query finds is sorted after it."""
+    """Unsorted: moto sorts the result of a query again."""
     if not table.range_key_attr:
         return list(table.items.values())
     return [item for partition in list(table.items.values()) for item in list(partition.values())]
@@ -93,7 +94,7 @@ def _not_visible(queue: Queue) -> int:
 
 
 def _delete_message(queue: Queue, receipt_handle: str) -> None:
-    """Without moto's copy of the queue, which loses what is sent while it is made."""
+    """Removes the message in place. moto replaces the list by a copy and loses messages that are sent meanwhile."""
     for message in list(queue._messages):  # noqa: SLF001
         if message.had_receipt_handle(receipt_handle):
             queue.pending_messages.discard(message)

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server on 127.0.0.1, for everything that the local stack serves."""
+"""A small HTTP/1.1 server on 127.0.0.1 for all parts of the local stack."""
 
 import socket
 import threading
@@ -13,7 +13,7 @@ _MOST_BODY_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Request:
-    """`target` is the path as it was sent, query included. `connection` is there for those who break it on purpose."""
+    """`target` is the path with the query, as sent. Tests use `connection` to break it."""
 
     method: str
     target: str
@@ -27,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """`declared_length` is the Content-Length to tell where it is not the body's own."""
+    """`declared_length` replaces the body's length in Content-Length."""
 
     status: int
     body: bytes = b""
@@ -36,11 +36,11 @@ class Reply:
 
 
 class PortError(Exception):
-    """The port that was asked for cannot be served at; the words say what to do."""
+    """The server cannot listen on the port. The message says what to do."""
 
 
 class HungUpError(Exception):
-    """Raised by a responder that leaves the client without an answer."""
+    """Raised by a responder to close the connection without an answer."""
 
 
 Responder = Callable[[Request], Reply]
@@ -48,11 +48,11 @@ Responder = Callable[[Request], Reply]
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 512  # a hundred clients may come at once
+    request_queue_size = 512  # tests open hundreds of connections at once
     responder: Responder
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is no error of ours."""
+        """Ignores clients that hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -105,11 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(responder: Responder, port: int = 0) -> Iterator[int]:
-    """Serves until the block is left; gives the port, a free one if 0 is asked for. Raises PortError."""
+    """Serves until the block ends. Yields the port, a free one if `port` is 0. Raises PortError."""
     try:
         server = _Server(("127.0.0.1", port), _Handler)
     except OSError as error:
-        raise PortError(f"port {port} cannot be served at ({error.strerror}): choose another by PORT=…") from None
+        raise PortError(f"cannot listen on port {port} ({error.strerror}): set another with PORT=…") from None
     server.responder = responder
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

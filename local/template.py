@@ -1,4 +1,4 @@
-"""Reads the SAM template as a deployment does: transformed by the translator that AWS itself uses."""
+"""Reads the SAM template as a deployment does: transformed by AWS's own translator."""
 
 import copy
 import logging
@@ -14,9 +14,9 @@ from samtranslator.yaml_helper import yaml_parse
 
 logging.getLogger("samtranslator").setLevel(logging.ERROR)
 
-_PACKAGED = "s3://packaged/code.zip"  # the translator wants code to be in S3 already
+_PACKAGED = "s3://packaged/code.zip"  # the translator accepts only code in S3
 _CODE_PROPERTY = {"AWS::Serverless::Function": "CodeUri", "AWS::Serverless::LayerVersion": "ContentUri"}
-# What moto's CloudFormation cannot make, and the local stack does itself.
+# Types that moto's CloudFormation does not support. The local stack handles them itself or does without them.
 _NOT_FOR_MOTO = (
     "AWS::ApiGateway::",
     "AWS::CloudWatch::",
@@ -30,9 +30,9 @@ _NOT_FOR_MOTO = (
 
 @dataclass(frozen=True)
 class Template:
-    """`resources` is what CloudFormation sees. `code` tells where the source of each function and layer is.
+    """`document` is the SAM template, `resources` its translation for CloudFormation.
 
-    `parameters` are those that were given.
+    `code` is the source folder of each function and layer. `parameters` are those given to `read`, without defaults.
     """
 
     document: dict[str, Any]
@@ -63,16 +63,13 @@ class Template:
         }
 
     def layers_of(self, function: str) -> list[Path]:
-        """Where the layers of a function are, in their order."""
+        """The source folders of a function's layers, in order."""
         properties = self.document["Resources"][function]["Properties"]
         layers = properties.get("Layers") or self.document["Globals"]["Function"].get("Layers", [])
         return [self.code[layer["Ref"]] for layer in layers]
 
     def for_moto(self, api_url: str) -> dict[str, Any]:
-        """The document that moto's CloudFormation can make: no API, no layers, functions without their code.
-
-        `api_url` stands for the address of the API.
-        """
+        """The template for moto's CloudFormation: without API, layers and code. `api_url` replaces the API's URL."""
         resources = {}
         for name, resource in _with_api_url(self.resources, api_url).items():
             if resource["Type"].startswith(_NOT_FOR_MOTO):
@@ -84,25 +81,26 @@ class Template:
         kept: dict[str, Any] = {
             key: self.document[key] for key in ("Parameters", "Conditions", "Mappings") if key in self.document
         }
-        # Asked about a resource, moto fails at the first that its condition left out: so these come last.
+        # moto's look-up of a resource fails at the first one whose condition is false, so resources with conditions
+        # come last.
         resources = dict(sorted(resources.items(), key=lambda item: "Condition" in item[1]))
         return {"AWSTemplateFormatVersion": "2010-09-09", **kept, "Resources": resources}
 
     def value(self, value: Any) -> Any:
-        """A property's value, where it may be a reference to a parameter."""
+        """A property's value. A reference to a parameter is replaced by the parameter's value."""
         if isinstance(value, dict) and value.get("Ref") in self.document["Parameters"]:
             name = value["Ref"]
             return self.parameters.get(name, self.document["Parameters"][name].get("Default"))
         return value
 
     def api_body(self) -> dict[str, Any]:
-        """The OpenAPI document of the one REST API, with the gateway's extensions; parameters have their values."""
+        """The OpenAPI document of the REST API, with API Gateway's extensions and the parameters' values."""
         (api,) = self.of_type("AWS::ApiGateway::RestApi").values()
         body: dict[str, Any] = self._with_parameters(api["Body"])
         return body
 
     def throttling(self) -> tuple[float, int]:
-        """How many requests a second the one stage lets through, and how many at once."""
+        """Rate and burst of the stage."""
         (stage,) = self.of_type("AWS::ApiGateway::Stage").values()
         (settings,) = stage["MethodSettings"]
         return float(self.value(settings["ThrottlingRateLimit"])), int(self.value(settings["ThrottlingBurstLimit"]))
@@ -120,7 +118,7 @@ class Template:
 
 
 def _with_api_url(value: Any, api_url: str) -> Any:
-    """A copy, with the URL in place of every text that is made of the API's id."""
+    """A copy in which `api_url` replaces every text that contains the API's id."""
     if isinstance(value, dict):
         if "${Api}.execute-api" in str(value.get("Fn::Sub", "")):
             return api_url

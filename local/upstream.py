@@ -1,4 +1,4 @@
-"""A stand-in for the image models' API: speaks its protocol and paints real images, so that all works offline."""
+"""A stand-in for the upstream: speaks OpenAI's protocol and paints real images, so that everything works offline."""
 
 import hashlib
 import io
@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from local.serving import Reply, Request
 
+_GPT_PREFIXES = ("gpt-", "chatgpt-")
 _GPT_FIELDS = {"model", "prompt", "n", "size", "quality", "user", "background", "moderation"} | {
     "output_format",
     "output_compression",
@@ -29,12 +30,12 @@ Script = Callable[[Request], Reply | None]
 
 
 class StandInUpstream:
-    """Answers as OpenAI and its resellers do, and refuses what they refuse.
+    """Answers and refuses as OpenAI and its resellers do.
 
-    `calls` are the bodies of the paid requests, `downloads` the requests for images. `script` holds what to answer in
-    place of an image: each entry is used once, in order, and may give None to go on as usual. `by_prompt` holds the
-    same for the calls with a prompt, and goes first; `downloads_by_prompt` for the images that were painted for it.
-    `pages` answer every request for a path under /files/. `delay` is in seconds.
+    `calls` are the bodies of the calls that would be charged, `downloads` the requests for images. Each entry of
+    `script` answers one call, in order; if it returns None, the usual answer follows. `by_prompt` does the same for
+    calls with that prompt and goes first. `download_script` and `downloads_by_prompt` do the same for downloads.
+    `pages` answer all requests for a path under /files/. `delay` is in seconds.
     """
 
     def __init__(self, key: str) -> None:
@@ -48,13 +49,13 @@ class StandInUpstream:
         self.downloads_by_prompt: defaultdict[str, deque[Script]] = defaultdict(deque)
         self.pages: dict[str, Script] = {}
         self.files: dict[str, tuple[str, bytes]] = {}
-        self._prompts: dict[str, str] = {}  # by the name of a painted file
+        self._prompts: dict[str, str] = {}  # by name of the image file
         self._painted: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def respond(self, request: Request) -> Reply:
         if (request.header("User-Agent") or "").lower().startswith("python"):
-            return Reply(403, b"error code: 1010")  # Cloudflare's, for the default names of HTTP libraries
+            return Reply(403, b"error code: 1010")  # as Cloudflare, for the default User-Agent of HTTP libraries
         if request.method == "POST" and request.target == "/v1/images/generations":
             return self._generate(request)
         if request.method == "GET" and request.target.startswith("/files/"):
@@ -64,39 +65,39 @@ class StandInUpstream:
     def _generate(self, request: Request) -> Reply:
         if request.header("Authorization") != f"Bearer {self.key}":
             return _error(401, "Incorrect API key provided.", code="invalid_api_key")
-        asked = json.loads(request.body)
+        call = json.loads(request.body)
         with self._lock:
-            self.calls.append(asked)
-            scripted = self._next(self.by_prompt, asked.get("prompt"), self.script)
+            self.calls.append(call)
+            scripted = self._next(self.by_prompt, call.get("prompt"), self.script)
         time.sleep(self.delay)
         if scripted and (reply := scripted(request)):
             return reply
-        if refused := _refusal(asked):
+        if refused := _refusal(call):
             return refused
-        images = [self._image(asked, request) for _ in range(asked.get("n", 1))]
+        images = [self._image(call, request) for _ in range(call.get("n", 1))]
         answer: dict[str, Any] = {"created": int(time.time()), "data": images}
-        if asked["model"].startswith(("gpt-", "chatgpt-")):
+        if call["model"].startswith(_GPT_PREFIXES):
             tokens = {"input_tokens": 10, "output_tokens": 40 * len(images), "total_tokens": 10 + 40 * len(images)}
             answer |= {
                 "background": "opaque",
-                "output_format": asked.get("output_format", "png"),
+                "output_format": call.get("output_format", "png"),
                 "quality": "high",
-                "size": _size(asked),
+                "size": _size(call),
                 "usage": {**tokens, "input_tokens_details": {"text_tokens": 10, "image_tokens": 0}},
             }
         return Reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-    def _image(self, asked: dict[str, Any], request: Request) -> dict[str, str]:
+    def _image(self, call: dict[str, Any], request: Request) -> dict[str, str]:
         with self._lock:
-            index = self._painted[asked["prompt"]] = self._painted.get(asked["prompt"], 0) + 1
-        kind = asked.get("output_format", "png")
-        content = paint(asked["prompt"], index, _size(asked), kind)
-        image = {"revised_prompt": f"{asked['prompt']}, in detail"} if asked["model"] == "dall-e-3" else {}
-        if asked["model"].startswith(("gpt-", "chatgpt-")) or asked.get("response_format") == "b64_json":
+            index = self._painted[call["prompt"]] = self._painted.get(call["prompt"], 0) + 1
+        kind = call.get("output_format", "png")
+        content = paint(call["prompt"], index, _size(call), kind)
+        image = {"revised_prompt": f"{call['prompt']}, in detail"} if call["model"] == "dall-e-3" else {}
+        if call["model"].startswith(_GPT_PREFIXES) or call.get("response_format") == "b64_json":
             return image | {"b64_json": b64encode(content).decode()}
         name = f"{uuid.uuid4().hex}.{kind}"
         self.files[name] = (f"image/{kind}", content)
-        self._prompts[name] = asked["prompt"]
+        self._prompts[name] = call["prompt"]
         return image | {"url": f"http://{request.header('Host')}/files/{name}"}
 
     def _file(self, request: Request) -> Reply:
@@ -118,7 +119,7 @@ class StandInUpstream:
 
 
 def paint(prompt: str, index: int, size: str, kind: str = "png") -> bytes:
-    """A picture with the prompt on it, another for each prompt and index."""
+    """A picture that shows the prompt. Each prompt and index gives another picture."""
     width, height = (int(side) for side in size.split("x"))
     seed = hashlib.sha256(f"{prompt}\0{index}".encode()).digest()
     top, bottom = (tuple(64 + byte // 2 for byte in seed[at : at + 3]) for at in (0, 3))
@@ -149,21 +150,21 @@ def paint(prompt: str, index: int, size: str, kind: str = "png") -> bytes:
     return out.getvalue()
 
 
-def _size(asked: dict[str, Any]) -> str:
-    size = str(asked.get("size", "1024x1024"))
+def _size(call: dict[str, Any]) -> str:
+    size = str(call.get("size", "1024x1024"))
     return "1024x1024" if size == "auto" else size
 
 
-def _refusal(asked: dict[str, Any]) -> Reply | None:
-    model = str(asked.get("model"))
+def _refusal(call: dict[str, Any]) -> Reply | None:
+    model = str(call.get("model"))
     family = "flux" if model.startswith("flux") else model
-    fields = _GPT_FIELDS if model.startswith(("gpt-", "chatgpt-")) else _FIELDS.get(family)
+    fields = _GPT_FIELDS if model.startswith(_GPT_PREFIXES) else _FIELDS.get(family)
     if fields is None:
         return _error(404, f"The model '{model}' does not exist.", code="model_not_found")
-    for name in asked:
+    for name in call:
         if name not in fields:
             return _error(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-    if model == "dall-e-3" and asked.get("n", 1) != 1:
+    if model == "dall-e-3" and call.get("n", 1) != 1:
         return _error(400, "You must provide n=1 for this model.", param="n", code="invalid_value")
     return None
 

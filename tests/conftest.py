@@ -1,4 +1,4 @@
-"""What several kinds of tests share: an upstream that is really there, AWS that stands in, the example events."""
+"""What several kinds of tests share: an upstream on a real socket, a stand-in for AWS, the example events."""
 
 import json
 import logging
@@ -19,13 +19,13 @@ UPSTREAM_KEY = "sk-canary-upstream-key-0123456789"
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: a third of the time a test waits, for a lease, a retry or a redirect."""
+    """One more than the cores: tests wait a third of their time, for leases, retries and redirects."""
     return (os.cpu_count() or 1) + 1
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A stand-in that serves; `base_url` ends in /v1."""
+    """A stand-in that is running. `base_url` ends in /v1."""
 
     stand_in: StandInUpstream
     base_url: str
@@ -40,7 +40,7 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="session")
 def aws_url() -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's log is not ours, and names signed URLs
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's lines contain signed URLs
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -1,10 +1,10 @@
-"""Draws mutants of the product by a seed, and asks the tests to kill them.
+"""Draws mutants of the product by a seed, and runs the tests against each.
 
     .venv/bin/python -m tests.mutants --seed 21 --count 40
 
-Run it in a clean checkout: it writes each mutant into the tree and takes it out again. For each mutant it runs first
-the tests that import the module, then, if those pass, all tests but the end-to-end ones. It prints what kills each
-mutant, and which survive.
+Run it in a clean checkout: it writes each mutant into the tree and removes it again. For each mutant it first runs the
+tests that import the module. If those pass, it runs the other tests but the end-to-end ones. It prints which test kills
+each mutant, and which mutants survive.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "layers/imagegen/imagegen"
 FOLDERS = ("domain", "usecases", "wire", "providers", "aws")
-SECONDS = 1200  # a mutant under which the tests take longer hangs
+SECONDS = 1200  # a mutant whose tests take longer hangs
 
 _SWAPPED: dict[type[ast.AST], ast.AST] = {
     ast.Eq: ast.NotEq(),
@@ -69,7 +69,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 def _not_run(node: ast.AST) -> Iterator[ast.AST]:
-    """Annotations, docstrings, parts of f-strings and what only a type checker reads."""
+    """Annotations, docstrings, parts of f-strings and code for type checkers only."""
     for field in ("annotation", "returns"):
         if isinstance(part := getattr(node, field, None), ast.AST):
             yield from ast.walk(part)
@@ -97,7 +97,7 @@ def _mutations(node: ast.AST) -> Iterator[str]:
             yield repr(not value)
         case ast.Constant(int(value) | float(value)):
             yield repr(value + 1)
-        case ast.Constant(str(value)) if value and " " not in value:  # with a blank it is a message
+        case ast.Constant(str(value)) if value and " " not in value:  # a text with a space is a message
             yield repr(f"{value}x")
         case ast.Return(ast.expr()) if ast.unparse(node) != "return None":
             yield "return None"

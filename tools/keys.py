@@ -1,7 +1,6 @@
-"""`make key`, `make keys` and `make revoke`: lets clients in, lists them, and shuts them out.
+"""`make key`, `make keys` and `make revoke`: create, list and revoke the callers' keys.
 
-A key is printed once and stored nowhere; SSM holds its hash, at `/<stack>/clients/<client>`. Nothing here prints either
-again.
+A key is printed once and not stored. SSM stores its hash in `/<stack>/clients/<client>`, which is never printed.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import boto3
 import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
-from imagegen.domain.credentials import BearerKey, ClientRecord
-from tools.stacks import find_stack, no_stack, read_stack_name
+from imagegen.domain.credentials import BearerKey, CallerRecord
+from tools.stacks import find_stack, no_stack, on_one_line, read_stack_name, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from types_boto3_ssm import SSMClient
 
-_MOST_IMAGES_PER_DAY = 1_000_000_000  # as the template has it
+_MOST_IMAGES_PER_DAY = 1_000_000_000  # MaxValue of ImagesPerClientPerDay in template.yaml
 
 
 def main() -> int:
@@ -33,14 +32,14 @@ def main() -> int:
     try:
         session = boto3.session.Session()
         if find_stack(session, arguments.stack) is None:
-            return _refused(no_stack(session, arguments.stack))
+            return refuse(no_stack(session, arguments.stack))
         return run(session.client("ssm"), arguments)
     except (BotoCoreError, ClientError) as error:
-        return _refused(" ".join(str(error).split()))
+        return refuse(on_one_line(error))
 
 
 def make(ssm: SSMClient, arguments: argparse.Namespace) -> int:
-    """A new key, in place of the client's one before if that is asked for. What else its record says stays."""
+    """Creates a key. With `--replace` it replaces the caller's key and keeps the rest of the caller's record."""
     name = _parameter(arguments)
     made = BearerKey.new(arguments.client)
     before = _stored(ssm, name) if arguments.replace else None
@@ -52,17 +51,17 @@ def make(ssm: SSMClient, arguments: argparse.Namespace) -> int:
     try:
         ssm.put_parameter(Name=name, Type="String", Value=value, Overwrite=arguments.replace)
     except ssm.exceptions.ParameterAlreadyExists:
-        # The SDK repeats a write whose answer was lost, and then finds its own.
+        # If the answer to a write is lost, the SDK writes again and finds its own parameter.
         if _stored(ssm, name) != value:
-            return _refused(f"{made.client} has a key already: REPLACE=1 makes a new one, and the one before dies")
+            return refuse(f"{made.caller} already has a key: REPLACE=1 replaces it and revokes the old key")
     print(made.key)
     if before is None:
-        works = "it works at once, or within five minutes where this client's name was tried before"
+        works = "it works now, or within five minutes if this caller's name was tried before"
     else:
-        works = "within five minutes it works, and the one before is dead"
-    print(f"shown once and stored nowhere; {works}", file=sys.stderr)
+        works = "within five minutes it works and the old key stops working"
+    print(f"shown once and not stored; {works}", file=sys.stderr)
     if before is not None and kept is None:
-        print("the record before could not be read, so nothing of it was kept", file=sys.stderr)
+        print("the old record was unreadable, so none of it was kept", file=sys.stderr)
     return 0
 
 
@@ -72,13 +71,13 @@ def show(ssm: SSMClient, arguments: argparse.Namespace) -> int:
     for page in ssm.get_paginator("get_parameters_by_path").paginate(Path=path, WithDecryption=True):
         for parameter in page["Parameters"]:
             record = _read(parameter["Value"])
-            allowed = "unreadable: lets nobody in" if record is None else _told(record.images_per_day)
+            quota = "unreadable: no key works" if record is None else _quota_text(record.images_per_day)
             written = parameter["LastModifiedDate"].astimezone(UTC)
-            found.append((parameter["Name"].rpartition("/")[2], f"{written:%Y-%m-%d %H:%M} UTC", allowed))
-    for client, when, allowed in sorted(found):
-        print(f"{client:<32}  {when}  {allowed}")
+            found.append((parameter["Name"].rpartition("/")[2], f"{written:%Y-%m-%d %H:%M} UTC", quota))
+    for client, when, quota in sorted(found):
+        print(f"{client:<32}  {when}  {quota}")
     if not found:
-        print(f"there is no client under {path}", file=sys.stderr)
+        print(f"there are no callers under {path}", file=sys.stderr)
     return 0
 
 
@@ -86,21 +85,21 @@ def revoke(ssm: SSMClient, arguments: argparse.Namespace) -> int:
     try:
         ssm.delete_parameter(Name=_parameter(arguments))
     except ssm.exceptions.ParameterNotFound:
-        return _refused(f"there is no client {arguments.client} in {arguments.stack}")
-    print(f"the key of {arguments.client} is dead within five minutes")
+        return refuse(f"there is no caller {arguments.client} in {arguments.stack}")
+    print(f"the key of {arguments.client} stops working within five minutes")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tools.keys", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    key = commands.add_parser("key", prog="make key", description="makes a client's key, and shows it once")
+    key = commands.add_parser("key", prog="make key", description="creates a caller's key and shows it once")
     _add_stack(key, make)
     _add_client(key)
-    key.add_argument("--images-per-day", type=_allowance, metavar="N", help="the client's own; else the stack's")
-    key.add_argument("--replace", action="store_true", help="also where the client has a key, which then dies")
-    _add_stack(commands.add_parser("list", prog="make keys", description="lists the clients"), show)
-    revoked = commands.add_parser("revoke", prog="make revoke", description="shuts a client out")
+    key.add_argument("--images-per-day", type=_quota, metavar="N", help="the caller's quota; default: the stack's")
+    key.add_argument("--replace", action="store_true", help="replace the caller's key, which then stops working")
+    _add_stack(commands.add_parser("list", prog="make keys", description="lists the callers"), show)
+    revoked = commands.add_parser("revoke", prog="make revoke", description="revokes a caller's key")
     _add_stack(revoked, revoke)
     _add_client(revoked)
     return parser
@@ -112,19 +111,19 @@ def _add_stack(parser: argparse.ArgumentParser, run: Callable[[SSMClient, argpar
 
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--client", type=_client, required=True, help="the client's name")
+    parser.add_argument("--client", type=_client, required=True, help="the caller's name")
 
 
 def _client(text: str) -> str:
     try:
-        return BearerKey.new(text).client
+        return BearerKey.new(text).caller
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _allowance(text: str) -> int:
+def _quota(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > _MOST_IMAGES_PER_DAY:
-        raise argparse.ArgumentTypeError(f"it is a whole number from 0 to {_MOST_IMAGES_PER_DAY}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {_MOST_IMAGES_PER_DAY}")
     return int(text)
 
 
@@ -139,22 +138,17 @@ def _stored(ssm: SSMClient, name: str) -> str | None:
         return None
 
 
-def _read(value: str) -> ClientRecord | None:
+def _read(value: str) -> CallerRecord | None:
     try:
-        return msgspec.json.decode(value, type=ClientRecord)
+        return msgspec.json.decode(value, type=CallerRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _told(images_per_day: int | None) -> str:
+def _quota_text(images_per_day: int | None) -> str:
     if images_per_day is None:
-        return "the stack's allowance"
+        return "the stack's quota"
     return f"{images_per_day} image{'' if images_per_day == 1 else 's'} a day"
-
-
-def _refused(why: str) -> int:
-    print(why, file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`make preflight ENV=…`: all that a deployment would miss, each with what mends it. It changes nothing.
+"""`make preflight ENV=…`: lists missing prerequisites of a deployment, each with the fix. It changes nothing.
 
-Of the upstream's key it asks SSM only the type; the value is never read.
+It reads only the type of the SSM parameter with the upstream's key, never the value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from samtranslator.yaml_helper import yaml_parse
 
-from tools.stacks import find_stack, read_stack_name
+from tools.stacks import find_stack, on_one_line, read_stack_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,23 +27,24 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = ("dev", "staging", "prod")
-_CONCURRENT_EXECUTIONS = "L-B99A9384"  # Service Quotas' code for Lambda's
+_CONCURRENT_EXECUTIONS = "L-B99A9384"  # code of Lambda's "Concurrent executions" in Service Quotas
+_DEFAULT_EXECUTIONS = 1000  # "Lambda quotas": the usual default of that quota
 _BRIEF_EXECUTIONS = 2  # an authorizer and an api function that do not wait
 _BROKEN = ("CREATE_FAILED", "DELETE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED")  # can only be deleted
-_NEW = "REVIEW_IN_PROGRESS"  # a change set was made and never executed; the next deployment takes it up
+_NEW = "REVIEW_IN_PROGRESS"  # has only an unexecuted change set; can be deployed to
 
 
 @dataclass(frozen=True)
 class Missing:
-    """`mend` is a command, or what to write where."""
+    """A missing prerequisite. `fix` is a command or an instruction."""
 
     what: str
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True)
 class Target:
-    """An environment as `samconfig.toml` has it. `overrides` are of the template's parameters."""
+    """An environment of `samconfig.toml`. `overrides` are its values for the template's parameters."""
 
     environment: str
     stack: str
@@ -68,7 +69,7 @@ class Target:
 
 
 def _unquoted(value: str) -> str:
-    """As SAM takes it: one pair of quotation marks around it does not belong to it."""
+    """The value without one pair of surrounding quotation marks, as SAM reads it."""
     quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
     return value[1:-1] if quoted else value
 
@@ -81,13 +82,13 @@ def main() -> int:
     region = target.region
     try:
         session = boto3.session.Session(region_name=region)
-    except BotoCoreError as error:  # a profile that is not there
-        missing.append(Missing(f"nothing in AWS was looked at: {_line(error)}", "aws configure sso"))
+    except BotoCoreError as error:  # for example a profile that does not exist
+        missing.append(Missing(f"AWS was not checked: {on_one_line(error)}", "aws configure sso"))
     else:
         region = session.region_name
         missing += of_aws(session, target, template)
     for each in missing:
-        print(f"{each.what}\n    {each.mend}", file=sys.stderr)
+        print(f"{each.what}\n    {each.fix}", file=sys.stderr)
     if missing:
         return 1
     print(f"nothing is missing for {target.stack} in {region}")
@@ -96,9 +97,9 @@ def main() -> int:
 
 def of_tools(sam: str, python: str) -> Iterator[Missing]:
     if shutil.which(sam) is None:
-        yield Missing("the AWS SAM CLI is not there", "make .venv-sam/ready")
+        yield Missing("the AWS SAM CLI is not installed", "make .venv-sam/ready")
     if shutil.which("python3.13", path=python) is None:
-        yield Missing("python3.13 is not there, which builds for the functions' runtime", "pyenv install 3.13")
+        yield Missing("python3.13, which builds the functions, is not installed", "pyenv install 3.13")
 
 
 def of_config(target: Target, template: Mapping[str, Any]) -> Iterator[Missing]:
@@ -106,14 +107,15 @@ def of_config(target: Target, template: Mapping[str, Any]) -> Iterator[Missing]:
     if wrong:
         yield Missing(
             wrong,
-            f"write there, below [{target.environment}.global.parameters]: "
+            f"add in samconfig.toml, below [{target.environment}.global.parameters]: "
             f'stack_name = "imagegen-{target.environment}"',
         )
     for name in target.overrides:
         if name not in template["Parameters"]:
             yield Missing(
-                f"{name} is no parameter of template.yaml",
-                f"mend its name in samconfig.toml, below {_overrides_of(target)}; docs/configuration.md lists all",
+                f"{name} is not a parameter of template.yaml",
+                f"correct its name in samconfig.toml, below {_overrides_of(target)}; "
+                "docs/configuration.md lists all parameters",
             )
 
 
@@ -126,15 +128,15 @@ def _wrong_name(target: Target) -> str | None:
 
 
 def of_aws(session: Session, target: Target, template: Mapping[str, Any]) -> list[Missing]:
-    """What the account and the region miss, as far as they can be asked."""
+    """What is missing in the account and the region."""
     if session.region_name is None:
-        return [Missing("no region is set, so nothing in AWS was looked at", "export AWS_DEFAULT_REGION=eu-central-1")]
+        return [Missing("no region is set, so AWS was not checked", "export AWS_DEFAULT_REGION=eu-central-1")]
     if session.get_credentials() is None:
-        return [Missing("no credentials are set, so nothing in AWS was looked at", "aws configure sso")]
+        return [Missing("no credentials are set, so AWS was not checked", "aws configure sso")]
     try:
         session.client("sts").get_caller_identity()
     except (BotoCoreError, ClientError) as error:
-        return [Missing(f"the credentials are not good: {_line(error)}", "aws sso login")]
+        return [Missing(f"the credentials do not work: {on_one_line(error)}", "aws sso login")]
     missing: list[Missing] = []
     deployed: dict[str, str] = {}
     if target.stack and not _wrong_name(target):
@@ -143,32 +145,32 @@ def of_aws(session: Session, target: Target, template: Mapping[str, Any]) -> lis
             ("ssm:DescribeParameters", lambda: of_secret(session, target)),
         ]
         for action, check in with_stack:
-            missing += _asked(action, check)
+            missing += _checked(action, check)
     values = {name: parameter.get("Default") for name, parameter in template["Parameters"].items()}
     values |= {**deployed, **target.overrides}
     missing += of_values(target, values)
-    missing += _asked("lambda:GetAccountSettings", lambda: of_executions(session, template, values))
+    missing += _checked("lambda:GetAccountSettings", lambda: of_executions(session, template, values))
     return missing
 
 
 def of_stack(session: Session, target: Target, deployed: dict[str, str]) -> Iterator[Missing]:
-    """Fills `deployed` with the parameters that the stack has now, if it is there."""
+    """Fills `deployed` with the parameters of the deployed stack, if it exists."""
     stack = find_stack(session, target.stack)
     if stack is None:
         return
     deployed |= {each["ParameterKey"]: each["ParameterValue"] for each in stack.get("Parameters", [])}
     status, name = stack["StackStatus"], f"--stack-name {target.stack}"
     if status in _BROKEN:
-        mend = f"aws cloudformation delete-stack {name} && aws cloudformation wait stack-delete-complete {name}"
+        fix = f"aws cloudformation delete-stack {name} && aws cloudformation wait stack-delete-complete {name}"
     elif status == "UPDATE_ROLLBACK_FAILED":
-        mend = f"aws cloudformation continue-update-rollback {name}"
+        fix = f"aws cloudformation continue-update-rollback {name}"
     elif status.endswith("_IN_PROGRESS") and status != _NEW:
         what = "delete" if status.startswith("DELETE") else "rollback" if "ROLLBACK" in status else "update"
         what = "create" if status.startswith("CREATE") else what
-        mend = f"aws cloudformation wait stack-{what}-complete {name}"
+        fix = f"aws cloudformation wait stack-{what}-complete {name}"
     else:
         return
-    yield Missing(f"the stack {target.stack} is {status}", mend)
+    yield Missing(f"the stack {target.stack} is {status}", fix)
 
 
 def of_secret(session: Session, target: Target) -> Iterator[Missing]:
@@ -177,10 +179,10 @@ def of_secret(session: Session, target: Target) -> Iterator[Missing]:
     named = [{"Key": "Name", "Option": "Equals", "Values": [name]}]
     found = session.client("ssm").describe_parameters(ParameterFilters=named)["Parameters"]  # type: ignore[arg-type]
     if not found:
-        yield Missing(f"{name} is not in SSM: the key for the image models' API", put)
+        yield Missing(f"{name}, the upstream's API key, is not in SSM", put)
     elif found[0].get("Type") != "SecureString":
-        # SSM does not let a parameter change its type
-        yield Missing(f"{name} is no SecureString", f"aws ssm delete-parameter --name {name} && {put}")
+        # SSM cannot change the type of a parameter
+        yield Missing(f"{name} is not a SecureString", f"aws ssm delete-parameter --name {name} && {put}")
 
 
 def of_values(target: Target, values: Mapping[str, Any]) -> Iterator[Missing]:
@@ -193,21 +195,21 @@ def of_values(target: Target, values: Mapping[str, Any]) -> Iterator[Missing]:
 
 
 def of_executions(session: Session, template: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Missing]:
-    """Lambda's quota in this region. A new account's may be as low as 10."""
+    """Checks Lambda's concurrency quota in this region. It may be as low as 10 in a new account."""
     limit = session.client("lambda").get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"]
     needed = executions_needed(template, values)
     if limit < needed:
         yield Missing(
-            f"Lambda runs at most {limit} functions at once in this region; MostWaiters, WorkerConcurrency,"
+            f"Lambda runs at most {limit} executions at once in this region; MostWaiters, WorkerConcurrency,"
             f" BatchConcurrency and the intake can need {needed}",
             f"aws service-quotas request-service-quota-increase --service-code lambda"
-            f" --quota-code {_CONCURRENT_EXECUTIONS} --desired-value {max(1000, needed)}"
+            f" --quota-code {_CONCURRENT_EXECUTIONS} --desired-value {max(_DEFAULT_EXECUTIONS, needed)}"
             f"\n    or lower MostWaiters, WorkerConcurrency and BatchConcurrency in samconfig.toml",
         )
 
 
 def executions_needed(template: Mapping[str, Any], values: Mapping[str, Any]) -> int:
-    """How many functions may run at once when all that may wait does, and every queue is full."""
+    """The number of concurrent executions with the maximum of waiting requests and all queues full."""
     consumers = 0
     for resource in template["Resources"].values():
         for event in resource.get("Properties", {}).get("Events", {}).values():
@@ -216,26 +218,22 @@ def executions_needed(template: Mapping[str, Any], values: Mapping[str, Any]) ->
     return int(values["MostWaiters"]) + consumers + _BRIEF_EXECUTIONS
 
 
-def _asked(action: str, check: Callable[[], Iterator[Missing]]) -> list[Missing]:
+def _checked(action: str, check: Callable[[], Iterator[Missing]]) -> list[Missing]:
     try:
         return list(check())
     except (BotoCoreError, ClientError) as error:
-        return [Missing(f"AWS could not be asked: {_line(error)}", f"allow {action} to whoever deploys")]
+        return [Missing(f"AWS could not be checked: {on_one_line(error)}", f"allow {action} for the deploying role")]
 
 
 def _overrides_of(target: Target) -> str:
     return f"[{target.environment}.deploy.parameters]"
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make preflight", description=__doc__)
     parser.add_argument("environment", choices=ENVIRONMENTS)
-    parser.add_argument("--sam", required=True, help="where the SAM CLI is")
-    parser.add_argument("--python", required=True, help="the folder that python3.13 is in")
+    parser.add_argument("--sam", required=True, help="path of the SAM CLI")
+    parser.add_argument("--python", required=True, help="folder of python3.13")
     parser.add_argument("--config", type=Path, default=ROOT / "samconfig.toml")
     return parser
 

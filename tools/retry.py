@@ -1,7 +1,7 @@
 """`make retry STACK=… ID=gen_…`: a new attempt at a failed generation, on the same record.
 
-What is stored stays, what was answered is fetched again, and only calls without an answer are sent again. They may have
-been paid for, so a person has to ask for it; the record counts them.
+Stored images stay, answered images are downloaded again, and only upstream calls without an answer are sent again. The
+upstream may already have charged for those, so an operator has to start the attempt. The record counts them.
 """
 
 import argparse
@@ -12,13 +12,14 @@ import boto3
 from boto3.session import Session
 from botocore.exceptions import BotoCoreError, ClientError
 
-from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.generations import DynamoGenerations
+from imagegen.aws.quota_counters import DynamoQuotaCounters
 from imagegen.aws.sqs import SqsGenerations
 from imagegen.domain.errors import RecordsUnavailableError
 from imagegen.domain.generations import is_generation_id
-from imagegen.usecases.manage import retry
-from tools.stacks import find_stack, no_stack, read_stack_name
+from imagegen.usecases.manage_generation import RetryGeneration
+from imagegen.usecases.quota import QuotaReturns
+from tools.stacks import find_stack, no_stack, on_one_line, read_stack_name, refuse
 
 
 def main() -> int:
@@ -29,32 +30,33 @@ def main() -> int:
     try:
         return _retry(boto3.session.Session(), arguments.stack, arguments.id)
     except (BotoCoreError, ClientError) as error:
-        return _refused(" ".join(str(error).split()))
+        return refuse(on_one_line(error))
     except RecordsUnavailableError as error:
-        return _refused(" ".join(str(error.__cause__ or error).split()))
+        return refuse(on_one_line(error.__cause__ or error))
 
 
 def _retry(session: Session, stack: str, generation_id: str) -> int:
     if find_stack(session, stack) is None:
-        return _refused(no_stack(session, stack))
+        return refuse(no_stack(session, stack))
     pages = session.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
     found = (each for page in pages for each in page["StackResourceSummaries"])
     resources = {each["LogicalResourceId"]: each.get("PhysicalResourceId", "") for each in found}
     if not {"GenerationTable", "GenerationQueue"} <= resources.keys():
-        return _refused(f"{stack} has no generations: it is another application's stack")
+        return refuse(f"{stack} has no generations: it is another application's stack")
     table = resources["GenerationTable"]
     records = DynamoGenerations(lambda: session.client("dynamodb"), table, retention_seconds=0)
-    counters = DynamoAllowanceCounters(lambda: session.client("dynamodb"), table)
+    counters = DynamoQuotaCounters(lambda: session.client("dynamodb"), table)
     queue = SqsGenerations(lambda: session.client("sqs"), resources["GenerationQueue"])
 
-    generation = retry(generation_id, records, counters, queue, time.time)
+    retry = RetryGeneration(records, QuotaReturns(counters, records), queue, time.time)
+    generation = retry.retry(generation_id)
     if generation is None:
-        return _refused(
-            f"{generation_id} cannot be tried again: it is not there, or it has not failed. "
-            "If it failed within the last minute, its end is not published yet: wait for a minute"
+        return refuse(
+            f"{generation_id} cannot be tried again: it does not exist, has not failed, or was retried 8 times. "
+            "If it failed within the last minute, its failure is not published yet: try again in a minute"
         )
     unanswered = sum(call.answer is None for call in generation.calls)
-    print(f"{generation.id} waits again; upstream calls to send: {unanswered} of {len(generation.calls)}")
+    print(f"{generation.id} is queued again; upstream calls to send: {unanswered} of {len(generation.calls)}")
     return 0
 
 
@@ -62,11 +64,6 @@ def _generation_id(text: str) -> str:
     if not is_generation_id(text):
         raise argparse.ArgumentTypeError("a generation's id is gen_ and 22 letters, digits, - and _")
     return text
-
-
-def _refused(why: str) -> int:
-    print(why, file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

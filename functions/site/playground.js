@@ -1,20 +1,20 @@
-// The playground: asks for images, follows them while they are made, and keeps the caller's gallery.
-// The key stays in this page's memory, and in sessionStorage where its owner says so. Whatever the server
-// answers is text and never markup.
+// The playground: requests images, shows their progress, and lists the generations of the caller.
+// The key is kept in the memory of this page, and in sessionStorage if the user chooses so. Texts from
+// the server are shown as text, never as markup.
 
-const BASE = new URL(".", import.meta.url); // holds under a stage, a custom domain and a proxy
+const BASE = new URL(".", import.meta.url); // works under a stage, a custom domain and a proxy
 const KEPT = "imagegen-key";
-const TRIES = 3; // of one request, all under the same Idempotency-Key
-const SOON = 1000, LATER = 5000; // milliseconds between two looks at a generation
+const TRIES = 3; // of one request, all with the same Idempotency-Key
+const SOON = 1000, LATER = 5000; // milliseconds between two requests for a generation
 const ENDED = new Set(["completed", "failed", "cancelled"]);
 const WORDS = {queued: "Queued", in_progress: "In progress", completed: "Completed", failed: "Failed", cancelled: "Cancelled"};
 
 const $ = (id) => document.getElementById(id);
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 const session = {key: null, models: [], attempt: null, last: null};
-const cards = new Map(); // by generation id: its element, and how it stood when it was last seen
+const cards = new Map(); // by generation id: its element, and the last known generation object
 
-// ---------------------------------------------------------------- the API
+// -------------------------------------------------------------------- the API
 
 class Failure extends Error {
   constructor(message, {code = null, param = null, status = 0, again = false, requestId = null, delay = 0} = {}) {
@@ -23,7 +23,7 @@ class Failure extends Error {
   }
 }
 
-/** The decoded answer. Throws a Failure; `again` tells whether the same request may be sent once more. */
+/** Returns the decoded answer. Throws a Failure; its `again` says whether the same request may be sent again. */
 async function call(method, path, {body, headers = {}} = {}) {
   const authorization = {Authorization: `Bearer ${session.key}`};
   const type = body ? {"Content-Type": "application/json"} : {};
@@ -38,18 +38,18 @@ async function call(method, path, {body, headers = {}} = {}) {
       {again: !response || response.ok || response.status >= 502, status: response?.status});
   }
   if (response.ok) return answer;
-  const told = response.headers.get("x-should-retry");
+  const shouldRetry = response.headers.get("x-should-retry");
   throw new Failure(answer.error?.message ?? `The server answered ${response.status}.`, {
     code: answer.error?.code,
     param: answer.error?.param,
     status: response.status,
-    again: told ? told === "true" : [408, 429, 502, 503, 504].includes(response.status),
+    again: shouldRetry ? shouldRetry === "true" : [408, 429, 502, 503, 504].includes(response.status),
     requestId: response.headers.get("x-request-id"),
     delay: 1000 * Number(response.headers.get("Retry-After") ?? 0),
   });
 }
 
-/** Begins a generation and gives its id. Asked again after a failure, the same body attaches to what it began. */
+/** Begins a generation and returns its id. After a failure, the same body attaches to the same generation. */
 async function begin(body) {
   if (session.attempt?.body !== body) session.attempt = {body, key: newKey()};
   const headers = {Prefer: "respond-async", "Idempotency-Key": session.attempt.key};
@@ -71,7 +71,7 @@ function newKey() {
   return `playground-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
 
-// ---------------------------------------------------------------- the key
+// -------------------------------------------------------------------- the key
 
 async function connect(key) {
   session.key = key;
@@ -98,7 +98,7 @@ function forget() {
   Object.assign(session, {key: null, models: [], attempt: null, last: null});
   empty();
   setConnected(false);
-  news("The key is forgotten.");
+  news("The key has been removed.");
   $("key").focus();
 }
 
@@ -107,14 +107,14 @@ function setConnected(connected) {
   $("connected").hidden = !connected;
   $("fields").disabled = !connected;
   $("reload").hidden = !connected;
-  if (!connected) $("nothing").textContent = "Enter a key to see what was made with it.";
+  if (!connected) $("nothing").textContent = "Enter a key to see its generations.";
 }
 
 function remember(key) {
   try {
     if (key) sessionStorage.setItem(KEPT, key);
     else sessionStorage.removeItem(KEPT);
-  } catch { /* a browser that forbids storage keeps nothing */ }
+  } catch { /* the browser forbids storage */ }
 }
 
 function remembered() {
@@ -125,7 +125,7 @@ function remembered() {
   }
 }
 
-// --------------------------------------------- the form, as the model has it
+// -------------------------------------------- the form for the selected model
 
 function offerModels() {
   const groups = new Map();
@@ -141,7 +141,7 @@ function parametersOfModel() {
   return session.models.find((model) => model.id === $("model").value)?.parameters ?? {};
 }
 
-/** A control for each field that makes a difference to the model; what was chosen before stays where it still holds. */
+/** Shows a control for each field of the model. Keeps the values that are still valid. */
 function offerParameters() {
   const before = chosen();
   const {prompt, response_format: _, ...others} = parametersOfModel();
@@ -166,12 +166,12 @@ function control(name, rule, before) {
   field.append(select);
   if (!rule.free) return field;
   const {multiple_of: step, longest_edge: edge, widest_ratio: ratio} = rule.free;
-  select.append(new Option("another …", "free"));
+  select.append(new Option("other …", "free"));
   if (before && !rule.values.includes(before)) select.value = "free";
   const free = made("input", {id: "free-size", placeholder: "1280x720", pattern: "[0-9]+x[0-9]+", required: true});
   free.value = select.value === "free" ? before : "";
-  free.setAttribute("aria-label", `Width x height: multiples of ${step}, at most ${edge} long and ${ratio}:1`);
-  free.title = `Multiples of ${step}, at most ${edge} long and ${ratio}:1`;
+  free.setAttribute("aria-label", `Width x height: multiples of ${step}, at most ${edge} long, at most ${ratio}:1`);
+  free.title = `Multiples of ${step}, at most ${edge} long, at most ${ratio}:1`;
   field.append(free);
   return field;
 }
@@ -182,7 +182,7 @@ function offerFreeSize() {
   free.hidden = free.disabled = $("field-size").value !== "free";
 }
 
-/** The fields of the request that are set. */
+/** Returns the fields of the request that are set. */
 function chosen() {
   const fields = {};
   for (const input of $("parameters").querySelectorAll("[name]")) {
@@ -216,7 +216,7 @@ async function generate() {
   }
 }
 
-// -------------------------------------------------------- what is made, shown
+// ---------------------------------------------------------------- the gallery
 
 async function reload() {
   empty();
@@ -232,7 +232,7 @@ async function listMore() {
   }
   session.last = page.last_id ?? session.last;
   $("more").hidden = !page.has_more;
-  tellEmptiness();
+  showEmptyHint();
 }
 
 function empty() {
@@ -242,11 +242,11 @@ function empty() {
   $("more").hidden = true;
 }
 
-function tellEmptiness() {
-  $("nothing").textContent = cards.size ? "" : "Nothing yet. What you generate appears here.";
+function showEmptyHint() {
+  $("nothing").textContent = cards.size ? "" : "No generations yet. Your images will appear here.";
 }
 
-/** Looks at a generation until it has ended, the key is another, or its card is gone. */
+/** Polls a generation until it has ended, the key has changed, or its card has been removed. */
 async function follow(id) {
   const key = session.key;
   for (let pause = SOON, shown = cards.has(id); ;) {
@@ -256,7 +256,7 @@ async function follow(id) {
       const before = cards.get(id)?.generation;
       show(generation, {onTop: true});
       shown = true;
-      tellChange(before, generation);
+      reportChange(before, generation);
       if (ENDED.has(generation.status)) return;
       pause = Math.min(pause * 1.1, LATER);
     } catch (failure) {
@@ -269,10 +269,10 @@ async function follow(id) {
   }
 }
 
-function tellChange(before, now) {
+function reportChange(before, now) {
   if (before?.status === now.status && before.data.length === now.data.length) return;
   const seconds = now.completed_at ? ` after ${duration(now.completed_at - now.created_at)}` : "";
-  const images = now.n === 1 ? "" : ` ${now.data.length} of ${now.n} images are there.`;
+  const images = now.n === 1 ? "" : ` ${now.data.length} of ${now.n} images are ready.`;
   news(`${WORDS[now.status]}${seconds}.${images} ${now.error?.message ?? ""}`.trim());
 }
 
@@ -284,7 +284,7 @@ function show(generation, {onTop = false} = {}) {
     card.element.querySelector(".cancel").addEventListener("click", () => cancel(generation.id));
     card.element.querySelector(".delete").addEventListener("click", () => remove(generation.id));
     $("gallery")[onTop ? "prepend" : "append"](card.element);
-    tellEmptiness();
+    showEmptyHint();
   }
   card.generation = generation;
   const ended = ENDED.has(generation.status);
@@ -303,7 +303,7 @@ function show(generation, {onTop = false} = {}) {
   showImages(card, title);
   const failure = element.querySelector(".failure");
   failure.hidden = !generation.error;
-  failure.textContent = generation.error ? told(generation.error) : "";
+  failure.textContent = generation.error ? messageOf(generation.error) : "";
   tick(card);
 }
 
@@ -324,14 +324,14 @@ function imageItem(image, name) {
   const item = $("image").content.firstElementChild.cloneNode(true);
   const picture = item.querySelector("img");
   picture.alt = image.revised_prompt ? `${name}: ${image.revised_prompt}` : name;
-  // A signed link has an end; the durable one, under our own address, has none.
+  // A signed URL expires. The durable link, at the address of this page, does not.
   picture.addEventListener("error", () => { picture.src = new URL(`v1/images/${image.id}`, BASE); }, {once: true});
   picture.src = image.url;
   if (/^https?:/.test(image.permalink)) item.querySelector("a").href = image.permalink;
   item.querySelector(".revised").textContent = image.revised_prompt ?? "";
   const button = item.querySelector(".copy-link");
   button.setAttribute("aria-label", `Copy the durable link of ${name}`);
-  button.addEventListener("click", () => copy(image.permalink, "The link is copied."));
+  button.addEventListener("click", () => copy(image.permalink, "Link copied."));
   return item;
 }
 
@@ -368,10 +368,10 @@ async function remove(id) {
 function drop(id) {
   cards.get(id)?.element.remove();
   cards.delete(id);
-  tellEmptiness();
+  showEmptyHint();
 }
 
-// ------------------------------------------------------------------ copying
+// -------------------------------------------------------------------- copying
 
 function asCurl() {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -408,19 +408,19 @@ async function copy(text, done) {
   }
 }
 
-// -------------------------------------------------------------- small things
+// -------------------------------------------------------------------- helpers
 
 function news(text) {
   $("news").textContent = text;
 }
 
-function told({message, code}) {
+function messageOf({message, code}) {
   return code ? `${message} (${code})` : message;
 }
 
 function showError(failure) {
   const box = $("error");
-  box.replaceChildren(made("p", {textContent: told(failure)}));
+  box.replaceChildren(made("p", {textContent: messageOf(failure)}));
   if (failure.requestId) box.append(made("p", {className: "hint", textContent: `Request ${failure.requestId}`}));
   box.hidden = false;
   news("");
@@ -440,7 +440,7 @@ function clearError() {
 function asked(dialog) {
   dialog.returnValue = "";
   dialog.showModal();
-  // A close event comes a frame late: by then the dialog may be open for the next question, whose answer it is not.
+  // The close event comes one frame late. By then the dialog may be open again, for the next question.
   return new Promise((resolve) => {
     dialog.onclose = () => dialog.open || resolve(dialog.returnValue);
   });
@@ -475,8 +475,8 @@ on("prompt", "keydown", (pressed) => {
   if (pressed.key === "Enter" && (pressed.ctrlKey || pressed.metaKey)) $("make").requestSubmit();
 });
 on("make", "submit", generate);
-on("copy-curl", "click", () => copy(asCurl(), "The curl command is copied. It reads the key from $KEY."));
-on("copy-python", "click", () => copy(asPython(), "The Python code is copied. It reads the key from $KEY."));
+on("copy-curl", "click", () => copy(asCurl(), "Copied. The curl command reads the key from $KEY."));
+on("copy-python", "click", () => copy(asPython(), "Copied. The Python code reads the key from $KEY."));
 on("reload", "click", reload);
 on("more", "click", listMore);
 setInterval(() => {

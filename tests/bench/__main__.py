@@ -1,6 +1,6 @@
 """`make bench`: speed and memory as ratios against a baseline in the same run, since machines differ and are noisy.
 
-Each figure compares the medians of its two sides. docs/architecture.md holds the budgets.
+Each figure compares the medians of its two sides. docs/architecture.md lists the budgets.
 """
 
 import sys
@@ -13,7 +13,7 @@ def main() -> int:
     width = max(len(row.name) for row in rows)
     for row in rows:
         budget = "" if row.budget is None else f"(budget {row.budget:.2f} x)"
-        print(f"{row.name:<{width}}  {row.ratio:.2f} x {budget:<15}  {row.ours:.1f} / {row.theirs:.1f} {row.unit}")
+        print(f"{row.name:<{width}}  {row.ratio:.2f} x {budget:<15}  {row.product:.1f} / {row.baseline:.1f} {row.unit}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""From the start of a process to its first event, for the built api function."""
+"""The time from the start of a process to its first event, for the built api function."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ _BASELINE = "import boto3; boto3.client('s3', region_name='us-east-1')"
 
 def measure() -> Iterator[Figure]:
     if not BUILT.is_dir() or not RUNTIME_PYTHON.exists():
-        print("cold start: nothing is built, since python3.13 is not there")
+        print("cold start: not measured, because there is no build or no python3.13")
         return
     layer = BUILT / "ImagegenLayer" / "python"
     full = _full_sdk()

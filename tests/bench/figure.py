@@ -1,4 +1,4 @@
-"""Two sides measured in turn."""
+"""A measurement beside its baseline."""
 
 import statistics
 from collections.abc import Callable
@@ -7,26 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """Medians: ours, and what it is measured against. Without a budget it is there to be known."""
+    """The medians of the product and of its baseline. `budget` is the largest ratio that is accepted, if any."""
 
     name: str
-    ours: float
-    theirs: float
+    product: float
+    baseline: float
     budget: float | None = None
     unit: str = "ms"
 
     @property
     def ratio(self) -> float:
-        return self.ours / self.theirs
+        return self.product / self.baseline
 
 
-def compare(name: str, ours: Callable[[], float], theirs: Callable[[], float], *, rounds: int, budget: float) -> Figure:
-    """Each side tells its own milliseconds; one round of each goes first and does not count."""
-    ours(), theirs()
-    pairs = [(ours(), theirs()) for _ in range(rounds)]
+def compare(
+    name: str, product: Callable[[], float], baseline: Callable[[], float], *, rounds: int, budget: float
+) -> Figure:
+    """Each side returns its own milliseconds. One round of each goes first and does not count."""
+    product(), baseline()
+    pairs = [(product(), baseline()) for _ in range(rounds)]
     return Figure(
-        name,
-        statistics.median(pair[0] for pair in pairs),
-        statistics.median(pair[1] for pair in pairs),
-        budget,
+        name, statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs), budget
     )

@@ -1,25 +1,29 @@
-"""A file in the inbox, carried from its first line to its output by the intake's own code, which writes to nowhere."""
+"""The intake reads a file of the inbox and writes its output. The stores keep nothing: only the intake is measured."""
 
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import repeat
 
 from imagegen.domain.batches import EndedLine, InboxFile
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import Generation
-from imagegen.usecases.carry_on import BatchShop, begin, carry_on
-from imagegen.usecases.publish import Ledger
-from imagegen.usecases.quota import Allowance
-from imagegen.usecases.read_batch import CHUNK_THREADS, Reader
-from imagegen.usecases.submit import Desk
-from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
-from tests.fakes.allowance_counters import FakeAllowanceCounters
+from imagegen.usecases.continue_batch import begin_batch
+from imagegen.usecases.manage_generation import CancelGeneration
+from imagegen.usecases.publish import BatchProgress, PublishGeneration
+from imagegen.usecases.quota import Quota, QuotaReturns
+from imagegen.usecases.read_batch import CHUNK_THREADS
+from imagegen.usecases.submit import SubmitGeneration
+from imagegen.wire.batches import outcome_line
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
+from tests.fakes.idempotency_keys import FakeIdempotencyKeys
+from tests.fakes.journal import FakeJournal
+from tests.fakes.quota_counters import FakeQuotaCounters
+from tests.support.in_memory import batch_continuation
+from tests.support.models import MODELS
 
 _BODY = {"model": "dall-e-3", "prompt": "x" * 900}
 _FIELDS = {"custom_id": "line", "method": "POST", "url": "/v1/images/generations", "body": _BODY}
@@ -31,14 +35,22 @@ class _Records(FakeGenerationStore):
     def create(self, generation: Generation) -> None:
         pass
 
+    def get(self, generation_id: str) -> Generation | None:
+        return None
+
+
+class _Journal(FakeJournal):
+    def begun(self, generation: Generation, *, quota_used: float) -> None:
+        pass
+
 
 class _Queue(FakeGenerationQueue):
-    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
         pass
 
 
 class _Lines(FakeBatchLines):
-    """None is pending, and each has ended with as many bytes as it began with."""
+    """No line is pending. The answer to each line is as long as the line."""
 
     def __init__(self, batches: FakeBatchStore, count: int) -> None:
         super().__init__(batches)
@@ -61,32 +73,35 @@ class _Files:
 
     def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
         if sum(map(len, blocks)) != length:
-            raise AssertionError("a file is not as long as it was said to be")
+            raise AssertionError("a file does not have the declared length")
 
     def delete(self, key: str, deadline: Deadline) -> None:
         pass
 
 
-def carry(count: int) -> None:
-    """Carries a file of so many lines on until it has ended."""
-    batches, files = FakeBatchStore(), _Files()
-    ledger = Ledger(batches, _Lines(batches, count), FakeBatchQueue(), outcome_line)
-    allowance = Allowance(FakeAllowanceCounters(), count, count)
+def run(count: int) -> None:
+    """Reads a file of `count` lines to its end and writes its output."""
+    batches, files, records, queue = FakeBatchStore(), _Files(), _Records(), _Queue()
+    lines, bus = _Lines(batches, count), FakeEventBus()
+    progress = BatchProgress(batches, lines, FakeBatchQueue(), outcome_line)
+    returns = QuotaReturns(FakeQuotaCounters(), records)
+    submission = SubmitGeneration(
+        models=MODELS,
+        keys=FakeIdempotencyKeys(),
+        records=records,
+        queue=queue,
+        quota=Quota(FakeQuotaCounters(), count, count),
+        journal=_Journal(),
+        now=lambda: 1.0,
+        lease=60.0,
+    )
     with ThreadPoolExecutor(CHUNK_THREADS) as pool:
-        reader = Reader(
-            desk=Desk(records=_Records(), queue=_Queue(), allowance=allowance, now=lambda: 1.0, lease=60.0),
-            ledger=ledger,
-            inbox=files,
-            pool=pool,
-            base_url="https://bench.example",
-            read_line=partial(read_batch_line, prompt_cap=1000),
-            refusal=refused_line,
-            own_images_per_day=lambda _: None,
-        )
-        shop = BatchShop(reader, FakeAllowanceCounters(), FakeEventBus(), FakeBatchBus(), files)
+        publisher = PublishGeneration(records, returns, progress, bus)
+        cancellation = CancelGeneration(records, publisher, lambda: 1.0)
+        continuation = batch_continuation(progress, submission, cancellation, files, FakeBatchBus(), pool)
         file = InboxFile("inbox/bench/file.jsonl", "1", count * len(LINE))
-        batch = begin("bucket", file, "bench", ledger.batches, 0.0)
-        carry_on(batch.id, shop, Deadline.after(_SECONDS), lambda _: None)
-    ended = ledger.batches.get(batch.id)
+        batch = begin_batch("bucket", file, "bench", batches, 0.0)
+        continuation.run(batch.id, Deadline.after(_SECONDS), lambda _: None)
+    ended = batches.get(batch.id)
     if ended is None or ended.counts is None or ended.counts.completed != count:
-        raise AssertionError("the file was not carried to its end")
+        raise AssertionError("the file was not read to its end")

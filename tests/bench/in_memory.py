@@ -1,22 +1,26 @@
-"""The api handler and the worker's workshop as deployed, against the sink; records and queue are in memory.
+"""The api handler and the worker as deployed, against the sink. Records and queues are in memory.
 
-The baselines have none, so what they cost at AWS is no part of a figure.
+The baselines have neither, so no figure contains their cost at AWS.
 """
 
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
-from imagegen.usecases.work import Workshop
+from imagegen.bootstrap.records import Records
+from imagegen.settings import ApiSettings, WorkerSettings
+from imagegen.usecases.work_on_generation import GenerationWorker
 from tests.bench.sink import ROOT
-from tests.fakes.allowance_counters import FakeAllowanceCounters
+from tests.fakes.batches import FakeBatchLines, FakeBatchQueue, FakeBatchStore
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
+from tests.fakes.idempotency_keys import FakeIdempotencyKeys
+from tests.fakes.parameters import FakeParameters
+from tests.fakes.quota_counters import FakeQuotaCounters
 
 Event = dict[str, Any]
 _NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115  # as long as the process
@@ -28,60 +32,54 @@ class _Context:
 
 
 def api_handler(port: int) -> Callable[[Event], None]:
-    """The api function, which does the work itself. Raises RuntimeError where it does not answer 200."""
-    _set_environment(port)
-    from functions.api import app  # noqa: PLC0415
-    from imagegen.bootstrap.api import api  # noqa: PLC0415
+    """The api function, which does the work itself. Raises RuntimeError if it does not answer 200."""
+    _set_up(port)
+    from imagegen.bootstrap import api  # noqa: PLC0415
 
-    wired = api()
-    workshop = _in_memory(wired.workshop)
-    allowance = replace(wired.desk.allowance, counters=workshop.counters)
-    desk = replace(
-        wired.desk,
-        records=workshop.records,
-        queue=workshop.queue,
-        allowance=allowance,
-        journal=workshop.journal,
-    )
-    in_memory = replace(wired, desk=desk, workshop=workshop)
-    app.api = lambda: in_memory  # type: ignore[assignment, attr-defined]
+    handle = api.wired(ApiSettings.from_env(os.environ), _in_memory()).handle
 
     def call(event: Event) -> None:
-        answer = app.lambda_handler(event, _Context())  # type: ignore[arg-type]
+        answer = handle(event, _Context())  # type: ignore[arg-type]
         if answer["statusCode"] != 200:
             raise RuntimeError(answer["body"])
 
     return call
 
 
-def worker_workshop(port: int) -> Workshop:
-    _set_environment(port)
-    from imagegen.bootstrap.worker import worker  # noqa: PLC0415
+def worker(port: int) -> GenerationWorker:
+    _set_up(port)
+    from imagegen.bootstrap import upstreams  # noqa: PLC0415
 
-    return _in_memory(worker().workshop)
+    settings = WorkerSettings.from_env(os.environ)
+    return upstreams.generation_worker(_in_memory(), settings.runtime, settings.images, settings.upstream).worker
 
 
 def event(**body: object) -> Event:
-    """A client's request for images that is safe to retry, so that the api function does the work."""
+    """A request for images with a retry count, so that the api function does the work."""
     example: Event = json.loads((ROOT / "events/create-images.json").read_text())
     example["headers"]["x-stainless-retry-count"] = "0"
     return example | {"body": json.dumps(json.loads(example["body"]) | body)}
 
 
-def _in_memory(workshop: Workshop) -> Workshop:
+def _in_memory() -> Records:
     journal = CloudWatchJournal("api", "bench", {}, write=lambda line: print(line, end="", file=_NOWHERE))
-    workshop.providers["openai_compatible"]._key = lambda _: "sk-bench"  # type: ignore[attr-defined]
-    return replace(
-        workshop,
-        records=FakeGenerationStore(),
+    batches = FakeBatchStore()
+    return Records(
+        generations=FakeGenerationStore(),
+        keys=FakeIdempotencyKeys(),
+        batches=batches,
+        lines=FakeBatchLines(batches),
+        counters=FakeQuotaCounters(),
         queue=FakeGenerationQueue(),
-        counters=FakeAllowanceCounters(),
+        batch_queue=FakeBatchQueue(),
         bus=JournalledBus(FakeEventBus(), journal),
         journal=journal,
+        durable_urls=False,
     )
 
 
-def _set_environment(port: int) -> None:
+def _set_up(port: int) -> None:
+    """Sets the environment and the upstream's key, before the product is wired."""
     os.environ |= {
         "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "bench",
@@ -112,3 +110,6 @@ def _set_environment(port: int) -> None:
         "WAIT_SECONDS": "25",
         "POWERTOOLS_LOG_LEVEL": "ERROR",  # the line a request goes to the terminal otherwise
     }
+    from imagegen.bootstrap import upstreams  # noqa: PLC0415
+
+    upstreams.SsmParameters = lambda *_, **__: FakeParameters({"/bench": "sk-bench"})  # type: ignore[assignment, attr-defined]

@@ -1,4 +1,4 @@
-"""By how much the peak of resident memory grows, each time in a process of its own. A MB is a million bytes."""
+"""The growth of the peak of resident memory, each time in a new process. A MB is a million bytes."""
 
 import statistics
 import subprocess
@@ -33,8 +33,8 @@ def measure() -> Iterator[Figure]:
     yield _figure(f"{file} / that file", grown["file of requests"], FILE_LINES * len(LINE), 0.3)
 
 
-def _figure(name: str, ours: float, theirs: float, budget: float | None = None) -> Figure:
-    return Figure(name, ours / 1e6, theirs / 1e6, budget, "MB")
+def _figure(name: str, product: float, baseline: float, budget: float | None = None) -> Figure:
+    return Figure(name, product / 1e6, baseline / 1e6, budget, "MB")
 
 
 def _grown(task: str, port: int) -> int:

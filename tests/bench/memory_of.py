@@ -1,7 +1,7 @@
 """`python -m tests.bench.memory_of TASK PORT`: one task in a process of its own. The port is the sink's.
 
-Prints by how many bytes the peak of resident memory grew while the task was done in large, after it was done once with
-one tiny image.
+Runs the task once with one tiny image, then in large. Prints by how many bytes the peak of resident memory grew in the
+second run.
 """
 
 import gc
@@ -17,11 +17,12 @@ from pathlib import Path
 import urllib3
 
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, StoredImage, admit
+from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, StoredImage, UpstreamAttempt
 from imagegen.domain.images import ImageBody, ImageRequest
-from imagegen.usecases.work import Workshop, work_on_message
+from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.answers import streamed_images_answer
 from tests.bench import file_of_requests, in_memory
+from tests.support.models import admitted
 
 N = 10
 IMAGE_BYTES = 4_000_000
@@ -41,7 +42,7 @@ def _growth(tiny: Task, large: Task) -> int:
     tiny()
     gc.collect()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
     except OSError:
         before, peak = _highest_ever(), _highest_ever
     else:
@@ -56,7 +57,7 @@ def _highest_since() -> int:
 
 
 def _highest_ever() -> int:
-    """Where the peak cannot be reset: what the start needed only for a while then hides a part of the growth."""
+    """For systems that cannot reset the peak. Memory that only the start needed hides a part of the growth."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -69,7 +70,7 @@ def _images_by_url(port: int) -> tuple[Task, Task]:
 
 
 def _usual_images_by_url(port: int) -> tuple[Task, Task]:
-    """Each image read whole and then stored, in one loop: the last one is let go when the next is there."""
+    """Each image read whole and then stored, in one loop: the last one is released when the next has arrived."""
     pool = urllib3.PoolManager()
     origin = f"http://127.0.0.1:{port}"
 
@@ -84,22 +85,22 @@ def _usual_images_by_url(port: int) -> tuple[Task, Task]:
 
 
 def _stored_answer(port: int) -> tuple[Task, Task]:
-    """The worker: all images are stored, what is left to do is the answer with their base64."""
-    workshop = in_memory.worker_workshop(port)
-    tiny, large = _made(workshop, 1, _TINY_BYTES), _made(workshop, N, IMAGE_BYTES)
+    """The worker: all images are stored. It stores the answer with their base64."""
+    worker = in_memory.worker(port)
+    tiny, large = _made(worker, 1, _TINY_BYTES), _made(worker, N, IMAGE_BYTES)
 
-    def save_tiny() -> None:  # which by itself would be too small to be stored
-        answer = streamed_images_answer(tiny, workshop.images, Deadline.after(_SECONDS))
-        workshop.images.save_answer(tiny.id, *answer, Deadline.after(_SECONDS))
+    def save_tiny() -> None:  # the worker does not store so small an answer
+        answer = streamed_images_answer(tiny, worker.images, Deadline.after(_SECONDS))
+        worker.images.save_answer(tiny.id, *answer, Deadline.after(_SECONDS))
 
-    return save_tiny, lambda: _work(workshop, large)
+    return save_tiny, lambda: _work(worker, large)
 
 
 def _images_in_base64(port: int) -> tuple[Task, Task]:
     """The worker: one upstream call whose answer holds every image."""
-    workshop = in_memory.worker_workshop(port)
-    tiny, large = _queued(workshop, 1, _TINY_BYTES), _queued(workshop, N, IMAGE_BYTES)
-    return lambda: _work(workshop, tiny), lambda: _work(workshop, large)
+    worker = in_memory.worker(port)
+    tiny, large = _queued(worker, 1, _TINY_BYTES), _queued(worker, N, IMAGE_BYTES)
+    return lambda: _work(worker, tiny), lambda: _work(worker, large)
 
 
 def _usual_images_in_base64(port: int) -> tuple[Task, Task]:
@@ -116,8 +117,8 @@ def _usual_images_in_base64(port: int) -> tuple[Task, Task]:
 
 
 def _file_of_requests(_: int) -> tuple[Task, Task]:
-    """The intake: each line of a file begins a generation, and the files that tell their ends are written."""
-    return lambda: file_of_requests.carry(1), lambda: file_of_requests.carry(FILE_LINES)
+    """The intake: each line of a file begins a generation, and the output files are written."""
+    return lambda: file_of_requests.run(1), lambda: file_of_requests.run(FILE_LINES)
 
 
 TASKS: Mapping[str, Callable[[int], tuple[Task, Task]]] = {
@@ -130,26 +131,26 @@ TASKS: Mapping[str, Callable[[int], tuple[Task, Task]]] = {
 }
 
 
-def _queued(workshop: Workshop, n: int, size: int) -> Generation:
+def _queued(worker: GenerationWorker, n: int, size: int) -> Generation:
     request = ImageRequest(prompt=f"bytes={size}", model="gpt-image-1", response_format="b64_json", n=n)
-    generation = admit(request, caller="bench", base_url="https://bench", now=time.time())
-    workshop.records.create(generation)
+    generation = admitted(request, caller="bench", base_url="https://bench", now=time.time())
+    worker.records.create(generation)
     return generation
 
 
-def _made(workshop: Workshop, n: int, size: int) -> Generation:
-    """A generation whose maker died when all images were stored."""
-    generation = _queued(workshop, n, size)
-    records, owner = workshop.records, "dead"
+def _made(worker: GenerationWorker, n: int, size: int) -> Generation:
+    """A generation whose worker died after all images were stored."""
+    generation = _queued(worker, n, size)
+    records, owner = worker.records, "dead"
     records.claim(generation.id, owner, now=0, lease_until=0)
     (call,) = generation.calls
     answered = CallAnswer(tuple(AnsweredImage() for _ in call.image_ids))
-    records.save_sending(generation.id, owner, 0, 1)
+    records.save_attempt(generation.id, owner, 0, 1, UpstreamAttempt("default", 0))
     records.save_answer(generation.id, 0, answered)
     block = bytes(_TINY_BYTES)
     for image_id in call.image_ids:
         body = ImageBody("image/png", size, repeat(block, size // len(block)))
-        workshop.images.save(image_id, body, Deadline.after(_SECONDS))
+        worker.images.save(image_id, body, Deadline.after(_SECONDS))
         records.save_image(generation.id, image_id, StoredImage("image/png", size))
     made = records.get(generation.id)
     if made is None:
@@ -157,10 +158,9 @@ def _made(workshop: Workshop, n: int, size: int) -> Generation:
     return made
 
 
-def _work(workshop: Workshop, generation: Generation) -> None:
-    until = Deadline.after(_SECONDS)
-    work_on_message(generation.id, workshop, until, hold=lambda _: None)
-    record = workshop.records.get(generation.id)
+def _work(worker: GenerationWorker, generation: Generation) -> None:
+    worker.on_message(generation.id, 0, Deadline.after(_SECONDS), extend_visibility=lambda _: None)
+    record = worker.records.get(generation.id)
     if record is None or record.status != "completed":
         raise RuntimeError(record and record.failure)
 

@@ -1,7 +1,7 @@
-"""An upstream and an S3 that cost next to nothing, in a process of their own: they read, and answer bytes made once.
+"""An upstream and an S3 that need hardly any CPU, in a process of their own: they answer with bytes that are made once.
 
-A prompt may tell the upstream what to answer: `bytes=4000000&at_once=10` is how long an image is and how many downloads
-wait for each other halfway. The S3 keeps the length of what is put, and answers with an image of that length.
+A prompt may say what the upstream answers: in `bytes=4000000&at_once=10` an image has 4,000,000 bytes, and 10 downloads
+wait for each other halfway. The S3 keeps only the length of an object, and answers with an image of that length.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 ROOT = Path(__file__).parents[2]
-_IMAGE_BYTES = 1_500_000  # where the prompt tells nothing
+_IMAGE_BYTES = 1_500_000  # if the prompt says nothing
 _MEETING_SECONDS = 20
 
 _stored: dict[str, int] = {}
@@ -27,7 +27,7 @@ _meetings: dict[int, threading.Barrier] = {}
 
 @contextmanager
 def running() -> Iterator[int]:
-    """Serves until the block is left; gives the port."""
+    """Serves during the block. Yields the port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.sink"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -97,12 +97,12 @@ def _send(connection: socket.socket, body: bytes, at_once: int) -> None:
 
 
 def _wanted(text: str) -> dict[str, int]:
-    """What a prompt or the query of an image's URL tells; nothing where it is another prompt, or S3's signature."""
+    """The fields of a prompt or of the query of an image's URL. Empty for other prompts and for S3's signatures."""
     return {name: int(value) for name, value in parse_qsl(text)} if text.startswith("bytes=") else {}
 
 
 def _answer(request: bytes, port: int) -> bytes:
-    """A URL; of a model that knows none, all images in base64."""
+    """A URL, or for a model without URLs all images in base64."""
     asked = json.loads(request)
     wanted = _wanted(asked["prompt"])
     if asked["model"].startswith("gpt-"):

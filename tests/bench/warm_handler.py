@@ -1,4 +1,4 @@
-"""The warm api handler on one 1.5 MB image by URL, beside bare urllib3 making the same three calls to the same sink."""
+"""The warm api handler with one 1.5 MB image by URL, beside urllib3 with the same three calls to the same sink."""
 
 import json
 import time

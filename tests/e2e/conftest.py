@@ -28,13 +28,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture
 def caller(world: World) -> Client:
-    """A client that no other test has."""
+    """A caller that no other test has."""
     return world.caller()
 
 
 @pytest.fixture(scope="session")
 def issuer() -> Iterator[FakeIssuer]:
-    """The OpenID issuer that the staged and the built world trust, beside the keys."""
+    """The OpenID issuer that the staged and the built world trust."""
     with running_issuer() as issuer:
         yield issuer
 
@@ -51,7 +51,7 @@ def staged_world(issuer: FakeIssuer, tmp_path_factory: pytest.TempPathFactory) -
 def built_world(issuer: FakeIssuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """As `make build` made it, with the template's own parameters."""
     if not (BUILT.is_dir() and RUNTIME_PYTHON.exists()):
-        pytest.skip("nothing is built: `make build` needs python3.13, which is not there")
+        pytest.skip("nothing is built: `make build` needs python3.13, which is not installed")
     parameters = {"OidcIssuer": issuer.url, "OidcAudience": AUDIENCE}
     with running_world(tmp_path_factory.mktemp("built"), parameters, built=True) as world:
         yield world
@@ -66,14 +66,14 @@ def any_world(request: pytest.FixtureRequest) -> World:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("no Chromium is there")
+        pytest.skip("Chromium is not installed")
     with chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A new visitor's tab. It ends without a complaint of the browser about a page's policy."""
+    """A new visitor's tab. In the end the browser has reported no exception and no breach of a page's policy."""
     with browser.page() as page:
         page.window(1100, 800)
         yield page
@@ -81,7 +81,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What `make verify` says before it spends."""
+    """Prints what `make verify` is about to spend."""
     base_url = os.environ.get("BASE_URL")
     marks = [mark for item in session.items if (mark := item.get_closest_marker("deployed"))]
     if base_url and marks:
@@ -89,8 +89,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         model = os.environ.get("MODEL") or "dall-e-2"
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         assert reporter
-        reporter.write_line(f"{base_url} is asked for {images} images by {model} at most, and deletes them in the end")
+        reporter.write_line(f"{base_url} makes at most {images} images with {model}. The tests delete them.")
         if not os.environ.get("OTHER_KEY"):
-            reporter.write_line(
-                "OTHER_KEY is not given: that a client does not see another's generations is not tested"
-            )
+            reporter.write_line("Without OTHER_KEY, no test checks that a caller does not see another's generations.")

@@ -1,22 +1,22 @@
-"""Loaded by schemathesis: what the description cannot say in a schema."""
+"""schemathesis loads this: rules that no schema of the description can express."""
 
 import re
 from typing import Any
 
 import schemathesis
 
-from imagegen.domain.models import CATALOG
+from tests.support.models import MODELS
 
 
 @schemathesis.hook
 def filter_body(context: Any, body: Any) -> bool:
     if not isinstance(body, dict):
         return True
-    # JSON Schema takes 62.0 for an integer; OpenAI does not, and neither do we.
+    # JSON Schema accepts 62.0 as an integer. OpenAI does not, and nor does this API.
     if any(isinstance(value, float) and value.is_integer() for value in body.values()):
         return False
-    # The bounds of a free size (multiples, ratio, pixels) are told in words, so not every one of its form is taken.
+    # The description gives the bounds of a free size in words, so some sizes of the right form are refused.
     size = body.get("size")
     if not isinstance(size, str) or not re.fullmatch(r"[0-9]+x[0-9]+", size):
         return True
-    return any(model.allows_size(size) for model in CATALOG.values())
+    return any(model.choice("size").allows(size) for model in MODELS.values())

@@ -1,4 +1,4 @@
-"""AWS's services answer at different speeds, and no request may pay for it with a message that comes too early."""
+"""AWS's services answer at different speeds. No request may wait longer because its message came too early."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ SLOWEST_TO_WRITE = {"dynamodb": 100, "dynamodb.PutItem": 1000}
         pytest.param(SLOW, 200, id="slow", marks=pytest.mark.soak),
     ],
 )
-def test_no_queued_request_waits_for_its_safety_net_while_dynamodb_is_slow_and_sqs_is_not(
+def test_no_request_waits_for_its_safety_net_if_only_dynamodb_is_slow(
     world: World, caller: Client, delays: Mapping[str, int], requests: int
 ) -> None:
     with ThreadPoolExecutor(CALLERS) as callers:

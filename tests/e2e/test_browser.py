@@ -1,20 +1,16 @@
 """A page of another origin, in a real browser: preflights, redirects, own headers, durable links and errors."""
 
 import json
-from base64 import b64encode
 from typing import Any
 from uuid import uuid4
-
-import pytest
 
 from local.serving import Reply, serving
 from tests.fakes.provider import png
 from tests.support.chromium import Browser
 from tests.support.waiting import until
-from tests.support.world import World
+from tests.support.world import World, answering
 
 PNG = "137,80,78,71,13,10,26,10"
-LARGE = {"created": 1, "data": [{"b64_json": b64encode(png("x" * 5_000_000)).decode()}]}
 
 # Runs in the page.
 SCENARIO = """
@@ -54,12 +50,10 @@ async function scenario(baseUrl, key, slow, large) {
 """
 
 
-@pytest.fixture(scope="module")
-def seen(world: World, browser: Browser) -> dict[str, Any]:
-    """What the scenario gives when a page of another origin runs it."""
+def test_a_page_of_another_origin_makes_reads_and_deletes_images(world: World, browser: Browser) -> None:
     caller, slow = world.caller(), f"slow {uuid4()}"
     gate = world.hold(slow)
-    large = world.will(f"large {uuid4()}", lambda _: Reply(200, json.dumps(LARGE).encode()))
+    large = world.will(f"large {uuid4()}", answering(png("x" * 5_000_000)))
     arguments = ", ".join(map(json.dumps, (caller.base_url, caller.key, slow, large)))
     with (
         serving(lambda _: Reply(200, b"<!doctype html><title>page</title>", {"Content-Type": "text/html"})) as port,
@@ -69,33 +63,18 @@ def seen(world: World, browser: Browser) -> dict[str, Any]:
         page.run(SCENARIO + f"void (window.outcome = scenario({arguments}))")
         until(lambda: [url for url in page.asked if url.endswith("/result")], what="a redirect")
         gate.open()
-        outcome: dict[str, Any] = page.run("window.outcome")
-        return outcome
+        seen: dict[str, Any] = page.run("window.outcome")
 
-
-def test_a_page_gets_its_image_through_preflight_and_redirects(seen: dict[str, Any]) -> None:
+    # Through a preflight and redirects.
     assert (seen["made"]["status"], seen["made"]["redirected"]) == (200, True)
-    assert seen["signed"] == PNG
     assert {"x-request-id", "x-generation-id"} <= seen["made"]["headers"].keys()
-
-
-def test_a_page_reads_the_bytes_behind_a_durable_link_and_shows_it(seen: dict[str, Any]) -> None:
-    assert (seen["durable"], seen["width"]) == (PNG, 1024)
-
-
-def test_a_page_follows_a_large_answer_into_the_bucket(seen: dict[str, Any]) -> None:
+    assert (seen["signed"], seen["durable"], seen["width"]) == (PNG, PNG, 1024)
+    # Into the bucket.
     status, redirected, length = seen["heavy"]
     assert (status, redirected) == (200, True)
     assert length > 6 * 1024 * 1024
-
-
-@pytest.mark.parametrize(
-    ("what", "status", "code"), [("badField", 400, "invalid_type"), ("badKey", 401, "invalid_api_key")]
-)
-def test_a_page_reads_errors_also_the_gateways_own(seen: dict[str, Any], what: str, status: int, code: str) -> None:
-    assert (seen[what]["status"], seen[what]["body"]["error"]["code"]) == (status, code)
-    assert seen[what]["headers"]["x-request-id"]
-
-
-def test_a_page_lists_and_deletes(seen: dict[str, Any]) -> None:
+    # The second error is the gateway's own.
+    for name, expected, code in (("badField", 400, "invalid_type"), ("badKey", 401, "invalid_api_key")):
+        assert (seen[name]["status"], seen[name]["body"]["error"]["code"]) == (expected, code)
+        assert seen[name]["headers"]["x-request-id"]
     assert (seen["listed"], seen["deleted"]) == (200, 200)

@@ -1,4 +1,4 @@
-"""docs/clients.md's programs, run as they stand there but for addresses, names, prompts and pauses."""
+"""The programs of docs/clients.md run as shown, except for addresses, names, prompts and pauses."""
 
 import fcntl
 import hashlib
@@ -46,7 +46,7 @@ def are_pictures(*urls: str) -> None:
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """The clients for Node: installed by their lock, once, by the first of the tests' processes."""
+    """The clients for Node. The first process installs them by their lock, once."""
     needs("node", "npm")
     lock = (NODE_CLIENTS / "package-lock.json").read_bytes()
     folder = ROOT / ".local/clients" / hashlib.sha256(lock).hexdigest()[:16]
@@ -71,7 +71,7 @@ def by_node(caller: Client, text: str, node_modules: Path, folder: Path) -> list
     return run(["node", "program.mjs"], {"KEY": caller.key}, folder).splitlines()
 
 
-def test_curl_gets_an_image_and_its_retry_the_same(world: World, caller: Client, prompt: str) -> None:
+def test_a_retry_of_curl_gets_the_same_image(world: World, caller: Client, prompt: str) -> None:
     needs("bash", "curl")
     first, again = (json.loads(bash(program(caller, "curl", 0, prompt), {"KEY": caller.key})) for _ in range(2))
     are_pictures(first["data"][0]["permalink"])
@@ -79,28 +79,30 @@ def test_curl_gets_an_image_and_its_retry_the_same(world: World, caller: Client,
     assert len(world.calls(prompt)) == 1
 
 
-def test_curl_polls_and_follows_no_redirects(world: World, caller: Client, prompt: str) -> None:
+def test_curl_polls_for_its_image(world: World, caller: Client, prompt: str) -> None:
     needs("bash", "curl", "grep", "sed")
     (image,) = json.loads(bash(program(caller, "curl", 1, prompt), {"KEY": caller.key}))["data"]
     are_pictures(image["permalink"])
     assert len(world.calls(prompt)) == 1
 
 
-def test_openai_for_python(world: World, caller: Client, prompt: str) -> None:
+def test_openai_for_python_gets_its_images(world: World, caller: Client, prompt: str) -> None:
     text = program(caller, "openai, Python", 0, prompt)
     are_pictures(*run([sys.executable, "-c", text], {"KEY": caller.key}).split())
     assert sum(call["n"] for call in world.calls(prompt)) == 2
 
 
-def test_openai_for_node(world: World, caller: Client, prompt: str, node_modules: Path, tmp_path: Path) -> None:
+def test_openai_for_node_gets_its_images(
+    world: World, caller: Client, prompt: str, node_modules: Path, tmp_path: Path
+) -> None:
     are_pictures(*by_node(caller, program(caller, "openai, Node", 0, prompt), node_modules, tmp_path))
     assert sum(call["n"] for call in world.calls(prompt)) == 2
 
 
-def test_vercels_ai_sdk_retries_into_the_same_generation(
+def test_a_retry_of_vercels_ai_sdk_gets_the_same_generation(
     world: World, caller: Client, prompt: str, node_modules: Path, tmp_path: Path
 ) -> None:
-    """It retries by the status alone: the key says that it is the same."""
+    """It retries by the status alone. Its idempotency key marks the request as the same."""
     keys = []
 
     def lose_the_first_answer(request: Request) -> Reply:
@@ -122,15 +124,15 @@ def test_vercels_ai_sdk_retries_into_the_same_generation(
     assert sum(call["n"] for call in world.calls(prompt)) == 2
 
 
-def test_langchain(world: World, caller: Client, prompt: str) -> None:
+def test_langchain_gets_its_image(world: World, caller: Client, prompt: str) -> None:
     if not LANGCHAIN.exists():
-        pytest.skip("LangChain is not there: `make check` sets it up, or `make .venv-langchain/ready`")
+        pytest.skip("LangChain is not installed: run `make check` or `make .venv-langchain/ready`")
     text = program(caller, "LangChain", 0, prompt)
     are_pictures(run([str(LANGCHAIN), "-W", "ignore", "-c", text], {"KEY": caller.key}).strip())
     assert len(world.calls(prompt)) == 1
 
 
-def test_a_browsers_page(caller: Client, page: Page) -> None:
+def test_a_page_in_a_browser_gets_its_image(caller: Client, page: Page) -> None:
     html = f"<!doctype html><title>page</title><script>{program(caller, 'A browser')}</script>"
     with serving(lambda _: Reply(200, html.encode(), {"Content-Type": "text/html"})) as port:
         page.open(f"http://127.0.0.1:{port}/")
@@ -138,14 +140,14 @@ def test_a_browsers_page(caller: Client, page: Page) -> None:
     are_pictures(image["permalink"])
 
 
-def test_boto3_asks_by_eventbridge(world: World, caller: Client) -> None:
+def test_boto3_begins_a_generation_by_eventbridge(world: World, caller: Client) -> None:
     text = program(caller, "boto3, by EventBridge")
     assert run([sys.executable, "-c", text], operator(world)) == ""
     (begun,) = until(caller.newest)
     assert caller.until_ended(begun["id"])["status"] == "completed"
 
 
-def test_the_aws_cli_asks_by_file(world: World, caller: Client, tmp_path: Path) -> None:
+def test_the_aws_cli_gets_its_images_by_file(world: World, caller: Client, tmp_path: Path) -> None:
     needs("bash", "aws")
     (tmp_path / "events").symlink_to(ROOT / "events")
     command = program(caller, "AWS CLI, by file")

@@ -1,6 +1,6 @@
-"""What holds for any stack that serves, seen from outside alone: the local one, or by `make verify` a deployed one.
+"""Tests from outside that pass on any stack: the local one, or with `make verify` a deployed one.
 
-`deployed(images=…)` says how many images a test has made at most; of the local stack that is checked.
+`deployed(images=…)` is the most images that a test makes. On the local stack that is checked.
 """
 
 import base64
@@ -28,7 +28,7 @@ IMAGE_TYPES = {"image/png", "image/jpeg", "image/webp", "image/gif"}
 
 @dataclass(frozen=True)
 class Deployment(Client):
-    """A stack by its name, with a client of it; `other` is another client's. `cheap` is what asks for one image."""
+    """A stack, with a client of it and perhaps an `other` one. `cheap` are the fields of a request for one image."""
 
     stack: str = ""
     other: Client | None = None
@@ -49,7 +49,7 @@ class Deployment(Client):
 
 @pytest.fixture
 def local(request: pytest.FixtureRequest) -> World | None:
-    """None: a deployed stack is asked."""
+    """None: the tests run on a deployed stack."""
     return None if os.environ.get("BASE_URL") else request.getfixturevalue("staged_world")
 
 
@@ -70,32 +70,32 @@ def deployed(request: pytest.FixtureRequest, local: World | None) -> Iterator[De
     if local is not None:
         paid = sum(call["n"] for call in list(local.upstream.calls) if deployment.run in call["prompt"])
         most = request.node.get_closest_marker("deployed").kwargs.get("images", 0)
-        assert paid <= most, "it costs more than it says"
+        assert paid <= most, "the test makes more images than its mark says"
 
 
 @pytest.fixture
 def aws(local: World | None, deployed: Deployment) -> Callable[[str], Any]:
-    """Gives boto3's client of a service, with an operator's credentials."""
+    """Makes boto3's client of a service, with an operator's credentials."""
     if local is not None:
         return local.aws
     if not deployed.stack:
-        pytest.skip("STACK is not given: what needs AWS credentials is not verified")
+        pytest.skip("without STACK, nothing is verified that needs AWS credentials")
     session = boto3.session.Session()
     if session.get_credentials() is None or session.region_name is None:
-        pytest.skip("AWS credentials or a region are not set: what needs them is not verified")
+        pytest.skip("AWS credentials or a region are not set, so nothing is verified that needs them")
     return cast("Callable[[str], Any]", session.client)
 
 
 @pytest.mark.deployed
-def test_it_is_healthy_without_a_key_and_lists_the_model_that_makes_the_images(deployed: Deployment) -> None:
+def test_health_needs_no_key_and_the_models_include_the_one_of_these_tests(deployed: Deployment) -> None:
     healthy = deployed.get(deployed.base_url.removesuffix("/v1") + "/health", Authorization="")
     assert (healthy.status, healthy.json) == (200, {"status": "ok"})
     assert deployed.cheap["model"] in {model["id"] for model in deployed.get("/models").json["data"]}
 
 
 @pytest.mark.deployed
-def test_the_gateway_leaves_what_is_unknown_to_the_functions(deployed: Deployment) -> None:
-    """With a key it would otherwise answer by itself, about a missing AWS signature."""
+def test_the_functions_answer_for_unknown_paths_and_methods(deployed: Deployment) -> None:
+    """Otherwise the gateway itself would answer a request with a key, about a missing AWS signature."""
     assert deployed.get("/nothing").failed == (404, "unknown_url")
     other_method = deployed.ask("DELETE", "/models")
     assert (other_method.status, other_method.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
@@ -109,7 +109,7 @@ def test_the_gateway_leaves_what_is_unknown_to_the_functions(deployed: Deploymen
     "sent",
     ["", "Bearer nonsense", "Bearer ig_nobody_{wrong}", "Bearer {start}{wrong}", "Bearer sk-other", "Basic ig_a_b"],
 )
-def test_nobody_gets_in_without_a_good_key(deployed: Deployment, sent: str) -> None:
+def test_a_bad_key_opens_nothing(deployed: Deployment, sent: str) -> None:
     sent = sent.format(start=deployed.key[:-43], wrong="x" * 43)
     answers = [deployed.post(deployed.asked(), Authorization=sent)]
     answers += [deployed.get(path, Authorization=sent) for path in (GENERATIONS, "/models")]
@@ -117,7 +117,7 @@ def test_nobody_gets_in_without_a_good_key(deployed: Deployment, sent: str) -> N
 
 
 @pytest.mark.deployed
-def test_a_bad_field_is_400_with_its_name_and_begins_nothing(deployed: Deployment) -> None:
+def test_a_bad_field_is_refused_by_its_name_and_begins_nothing(deployed: Deployment) -> None:
     bad: list[tuple[Json, str]] = [
         ({}, "prompt"),
         ({"prompt": 7}, "prompt"),
@@ -153,7 +153,7 @@ def test_a_bad_field_is_400_with_its_name_and_begins_nothing(deployed: Deploymen
     ],
     ids=lambda value: None if isinstance(value, bytes) else str(value),
 )
-def test_a_request_for_anything_else_is_refused_in_openais_shape(
+def test_any_other_request_is_refused_in_openais_shape(
     deployed: Deployment, method: str, path: str, body: bytes | None, headers: dict[str, str], status: int
 ) -> None:
     assert deployed.ask(method, path, body, **headers).failed[0] == status
@@ -161,7 +161,7 @@ def test_a_request_for_anything_else_is_refused_in_openais_shape(
 
 @pytest.mark.deployed
 @pytest.mark.parametrize("path", [GENERATIONS, f"{GENERATIONS}/gen_x", "/models", "/batches"])
-def test_a_browser_may_ask(deployed: Deployment, path: str) -> None:
+def test_a_browser_may_send_requests(deployed: Deployment, path: str) -> None:
     asks = {"Origin": "https://example.com", "Access_Control_Request_Method": "POST"}
     asks |= {"Authorization": "", "Access_Control_Request_Headers": "authorization,content-type,idempotency-key"}
     answer = deployed.ask("OPTIONS", path, None, **asks)
@@ -174,7 +174,7 @@ def test_a_browser_may_ask(deployed: Deployment, path: str) -> None:
 
 
 @pytest.mark.deployed(images=1)
-def test_openais_client_gets_an_image_by_its_url_and_by_a_link_that_does_not_expire(deployed: Deployment) -> None:
+def test_openais_client_gets_an_image_by_its_url_and_by_its_permalink(deployed: Deployment) -> None:
     client = deployed.openai(max_retries=2)
     raw = client.images.with_raw_response.generate(**deployed.asked(response_format="url"))
     deployed.keep(Answer(raw.status_code, {}, raw.content))
@@ -184,14 +184,14 @@ def test_openais_client_gets_an_image_by_its_url_and_by_a_link_that_does_not_exp
     signed = fetched(image.url)
     assert signed.headers["content-type"] in IMAGE_TYPES
 
-    # The stage, a custom domain or a proxy: the durable link leads there all the same.
+    # The permalink works under a stage, a custom domain and a proxy.
     assert more["permalink"].endswith(f"/v1/images/{more['id']}")
     durable = deployed.get(f"/images/{more['id']}", Authorization="")
     assert (durable.status, durable.headers["cache-control"]) == (302, "no-store")
     location = durable.headers["location"]
     assert fetched(more["permalink"]).content == fetched(location).content == signed.content
 
-    # What S3 makes of a URL that is signed for GET, as the local stack has it.
+    # S3 refuses these for a URL that is signed for GET. So does the local stack.
     assert urllib3.request("HEAD", location).status == 403
     with_key = urllib3.request("GET", location, headers={"Authorization": "Bearer any"})
     assert (with_key.status, b"<Code>InvalidArgument</Code>" in with_key.data) == (400, True)
@@ -209,14 +209,14 @@ def test_openais_client_understands_a_refusal(deployed: Deployment) -> None:
 
 
 @pytest.mark.deployed(images=1)
-def test_base64_is_the_image_that_the_durable_link_leads_to(deployed: Deployment) -> None:
+def test_base64_is_the_image_behind_the_permalink(deployed: Deployment) -> None:
     (image,) = deployed.keep(deployed.make(deployed.asked(response_format="b64_json")))["data"]
     assert "url" not in image
     assert base64.b64decode(image["b64_json"]) == fetched(image["permalink"]).content
 
 
 @pytest.mark.deployed(images=1)
-def test_an_idempotency_key_is_one_generation_however_often_it_comes(deployed: Deployment) -> None:
+def test_requests_with_one_idempotency_key_are_one_generation(deployed: Deployment) -> None:
     fields, key = deployed.asked(response_format="url"), uuid4().hex
     first, again = (deployed.keep(deployed.make(fields, Idempotency_Key=key)) for _ in range(2))
     assert again["id"] == first["id"]
@@ -254,7 +254,7 @@ def test_a_generation_is_polled_listed_hidden_from_others_and_deleted(deployed: 
     deleted = deployed.delete(generation_id)
     assert (deleted.status, deleted.json["deleted"]) == (200, True)
     assert deployed.see(generation_id).status == 404
-    assert fetched(image["permalink"]).status in (403, 404)  # S3's own word
+    assert fetched(image["permalink"]).status in (403, 404)  # S3 answers
 
 
 @pytest.mark.deployed(images=1)
@@ -270,22 +270,22 @@ def test_a_generation_is_cancelled_or_has_ended_already(deployed: Deployment) ->
 
 
 @pytest.mark.deployed
-def test_the_bus_that_every_end_is_published_on_is_there(deployed: Deployment, aws: Callable[[str], Any]) -> None:
-    """AWS answers success to an event for a bus that is not there, so nothing else says that it is lost."""
+def test_the_bus_for_the_events_exists(deployed: Deployment, aws: Callable[[str], Any]) -> None:
+    """AWS answers success to an event for a bus that does not exist, so nothing else reports the loss."""
     assert aws("events").describe_event_bus(Name=deployed.stack)["Name"] == deployed.stack
 
 
 @pytest.mark.deployed
-def test_a_file_is_answered_beside_it_whose_key_would_look_different_url_encoded(
+def test_a_file_is_answered_although_its_key_changes_with_url_encoding(
     deployed: Deployment, aws: Callable[[str], Any]
 ) -> None:
-    """Its one line is bad, so that nothing is spent."""
+    """Its one line is bad, so nothing is spent."""
     key = BearerKey.parse(deployed.key)
     if key is None:
-        pytest.skip("KEY is a token, whose caller has no folder in the inbox")
+        pytest.skip("KEY is a token, and its caller has no folder in the inbox")
     found = aws("cloudformation").describe_stack_resource(StackName=deployed.stack, LogicalResourceId="InboxBucket")
     s3, bucket = aws("s3"), found["StackResourceDetail"]["PhysicalResourceId"]
-    name = f"{key.client}/verify {uuid4().hex} 1+1 50%20"
+    name = f"{key.caller}/verify {uuid4().hex} 1+1 50%20"
     dropped, errors = f"inbox/{name}.jsonl", f"outbox/{name}.errors.jsonl"
     s3.put_object(Bucket=bucket, Key=dropped, Body=b"{")
     try:

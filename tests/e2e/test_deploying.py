@@ -1,4 +1,4 @@
-"""docs/deploying.md's commands, run as they stand there but for the stack's name, from the first key to the removal."""
+"""The commands of docs/deploying.md run as shown, except for the name of the stack."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def block(language: str, holding: str) -> str:
 
 
 @pytest.mark.soak  # fifteen starts of the AWS CLI
-def test_a_newcomers_path_from_the_first_key_to_the_removal(tmp_path: Path) -> None:
+def test_the_commands_work_from_the_first_key_to_the_removal(tmp_path: Path) -> None:
     programs.needs("bash", "curl", "aws")
     with running_world(tmp_path / "logs") as world:
         caller, aws = world.caller(), world.aws
@@ -66,7 +66,7 @@ def test_a_newcomers_path_from_the_first_key_to_the_removal(tmp_path: Path) -> N
         assert aws("ssm").get_parameters_by_path(Path=f"/{STACK_NAME}", Recursive=True)["Parameters"] == []
 
 
-def test_what_is_left_of_a_removed_stack_is_what_the_page_removes() -> None:
+def test_the_page_removes_what_a_removed_stack_leaves() -> None:
     template = Template.read(ROOT / "template.yaml", UPSTREAM, REGION)
     kept = {name for name, each in template.resources.items() if each.get("DeletionPolicy") == "Retain"}
     assert kept == set(re.findall(r"\$\(name (\w+)\)", PAGE.read_text()))
@@ -86,7 +86,7 @@ def merged(base: Any, added: Any) -> Any:
         ("SnapStart", {"AWS::Lambda::Alias", "AWS::Lambda::Version"}),
     ],
 )
-def test_what_may_be_added_to_the_template_fits_it(heading: str, made: set[str], tmp_path: Path) -> None:
+def test_each_addition_of_the_page_fits_the_template(heading: str, made: set[str], tmp_path: Path) -> None:
     section = PAGE.read_text().partition(f"### {heading}\n")[2]
     snippet = yaml_parse(section.partition("```yaml\n")[2].partition("```")[0])
     template = tmp_path / "template.yaml"

@@ -1,9 +1,9 @@
-"""A bad day, as clients see it. Of every failure: was the upstream paid, how often? All ways in which an upstream fails
-are in tests/integration/test_hostile_upstream.py.
+"""Failures as real clients and the gateway handle them, and how often the upstream is paid.
+
+All failures of an upstream are in tests/integration/test_hostile_upstream.py.
 """
 
 import json
-import threading
 
 import openai
 import pytest
@@ -22,7 +22,7 @@ def failing(status: int) -> Reply:
     return Reply(status, json.dumps({"error": error}).encode(), {"retry-after-ms": "1"})
 
 
-def test_openais_client_does_not_pay_again_after_a_failure_that_may_have_cost(world: World, caller: Client) -> None:
+def test_openais_client_does_not_retry_a_failure_that_may_have_cost_money(world: World, caller: Client) -> None:
     prompt = world.will(f"may have cost {caller.name}", lambda _: failing(500))
     with caller.openai(max_retries=2) as client, pytest.raises(openai.APIStatusError) as failed:
         client.images.generate(model="dall-e-3", prompt=prompt)
@@ -31,28 +31,24 @@ def test_openais_client_does_not_pay_again_after_a_failure_that_may_have_cost(wo
     assert len(world.calls(prompt)) == 1
 
 
-def test_openais_client_retries_what_cost_nothing_and_gets_its_image(world: World, caller: Client) -> None:
+def test_openais_client_retries_a_failure_that_cost_nothing(world: World, caller: Client) -> None:
     prompt = world.will(f"cost nothing {caller.name}", *[lambda _: failing(429)] * 3)
     with caller.openai(max_retries=2) as client:
         assert len(client.images.generate(model="dall-e-3", prompt=prompt).data or []) == 1
     assert len(world.calls(prompt)) == 4
 
 
-def test_behind_the_gateways_504_the_work_goes_on_and_ends_stored(world: World, caller: Client) -> None:
+def test_the_work_goes_on_after_the_gateways_504(world: World, caller: Client) -> None:
     template = Template.read(ROOT / "template.yaml", {"UpstreamBaseUrl": world.upstream_url}, "us-east-1")
     impatient = Gateway(template.api_body(), world.stack.functions, stage="", integration_seconds=0.5)
     caller.get("/models")  # the authorizer knows the caller
-    over = threading.Event()
-
-    def slow(_: Request) -> None:
-        over.wait(60)
-
-    prompt = world.will(f"slow {caller.name}", slow)
+    prompt = f"slow {caller.name}"
+    gate = world.hold(prompt)
     headers = [("Authorization", f"Bearer {caller.key}"), ("Content-Type", "application/json"), ("Host", "x")]
     headers.append(("x-stainless-retry-count", "0"))
     body = json.dumps({"prompt": prompt}).encode()
     reply = impatient.respond(Request("POST", "/v1/images/generations", headers, body, None))  # type: ignore[arg-type]
-    over.set()
+    gate.open()
     assert reply.status == 504
     assert reply.headers["x-should-retry"] == "true"  # the retry attaches
     assert set(json.loads(reply.body)["error"]) == {"message", "type", "param", "code"}
@@ -61,9 +57,7 @@ def test_behind_the_gateways_504_the_work_goes_on_and_ends_stored(world: World, 
     assert len(world.calls(prompt)) == 1
 
 
-def test_a_function_that_is_killed_at_work_is_424_and_only_clients_whose_retries_attach_are_asked_to_retry(
-    world: World, caller: Client
-) -> None:
+def test_the_answer_of_a_killed_function_asks_for_a_retry_that_attaches(world: World, caller: Client) -> None:
     prompt = world.will(f"killed {caller.name}", world.killing("ApiFunction"))
     answer = caller.post({"prompt": prompt}, x_stainless_retry_count="0")
     assert answer.status == 424

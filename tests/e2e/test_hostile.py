@@ -1,8 +1,8 @@
-"""One of each family of hostile input, through the whole stack. The families are in tests/integration/test_hostile_*:
-there they run through the same handlers, without processes and without HTTP between a client and the functions.
+"""Hostile input that HTTP, Lambda's runtime or the gateway's server handle in their own way, and one of each family.
+
+The families are in tests/integration/test_hostile_*: there they meet the same handlers, without processes and HTTP.
 """
 
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +15,7 @@ from local.serving import Reply
 from tests.support.canary import Canary
 from tests.support.client import INLINE, QUEUED, Client
 from tests.support.images import REAL_PNG, SVG
-from tests.support.world import World
+from tests.support.world import World, answering
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def canary() -> Iterator[Canary]:
 
 @pytest.mark.parametrize("way", [INLINE, QUEUED], ids=["inline", "queued"])
 @pytest.mark.parametrize("kind", ["URL", "redirect", "content"])
-def test_what_a_hostile_upstream_names_is_not_fetched_and_not_stored_and_bought_once(
+def test_an_image_of_a_hostile_upstream_is_neither_fetched_nor_stored_nor_bought_again(
     world: World, caller: Client, canary: Canary, kind: str, way: dict[str, str]
 ) -> None:
     url = f"http://127.0.0.1:{canary.port}/1.png?sig=secret"
@@ -36,7 +36,7 @@ def test_what_a_hostile_upstream_names_is_not_fetched_and_not_stored_and_bought_
         url = world.serve_file(lambda _, url=url: Reply(302, headers={"Location": url}))  # type: ignore[misc]
     elif kind == "content":
         url = world.serve_file(lambda _: Reply(200, SVG, {"Content-Type": "image/png"}))
-    prompt = world.will(f"hostile {caller.name}", lambda _: Reply(200, json.dumps({"data": [{"url": url}]}).encode()))
+    prompt = world.will(f"hostile {caller.name}", answering({"url": url}))
     answer = caller.post({"prompt": prompt}, **way)
     generation = caller.until_ended(answer.generation_id)
     code = "not_an_image" if kind == "content" else "image_url_refused"
@@ -49,22 +49,16 @@ def test_what_a_hostile_upstream_names_is_not_fetched_and_not_stored_and_bought_
     ("method", "path", "body", "headers", "status"),
     [
         ("POST", "/images/generations", b"\xff\xfe", {}, 400),
-        ("POST", "/images/generations", b'{"prompt":"x","n":11}', {}, 400),
-        ("POST", "/images/generations", b'{"prompt":"x"}', {"Content_Type": "text/plain"}, 415),
         ("POST", "/images/generations", b'{"prompt":"x"}', {"Idempotency_Key": "\xe9"}, 400),
-        ("POST", "/images/generations", b'{"prompt":"x"}', {"Authorization": "Bearer ig_local_wrong"}, 401),
-        ("POST", "/images/generations", b"a" * 600_000, {}, 413),
         ("POST", "/images/generations", b"a" * 7_000_000, {}, 424),  # Lambda takes 6 MB
         ("POST", "/images/generations", b"a" * 11_000_000, {}, 413),
-        ("POST", "/images/edits", b"{}", {}, 404),
-        ("PUT", "/images/generations", b"{}", {}, 405),
         ("GET", "/images/generations/..%2f..%2fmodels", None, {}, 404),
         ("GET", "/images/generations?limit=%D9%A1", None, {}, 400),
     ],
     ids=lambda value: ascii(value)[:30],
 )
 def test_a_hostile_request_is_refused_in_openais_shape(
-    world: World, caller: Client, method: str, path: str, body: bytes | None, headers: dict[str, str], status: int
+    caller: Client, method: str, path: str, body: bytes | None, headers: dict[str, str], status: int
 ) -> None:
     answer = caller.ask(method, path, body, **headers)
     assert answer.status == status
@@ -73,7 +67,7 @@ def test_a_hostile_request_is_refused_in_openais_shape(
 
 
 @pytest.mark.parametrize("path", ["/", "/openapi.json", "/v1/models"])
-def test_head_gives_the_headers_of_get_without_its_body(world: World, caller: Client, path: str) -> None:
+def test_head_has_the_headers_of_get_and_no_body(world: World, caller: Client, path: str) -> None:
     head, get = (caller.ask(method, world.stack.url + path) for method in ("HEAD", "GET"))
     assert (head.status, head.content) == (200, b"")
     assert get.content
@@ -104,8 +98,8 @@ POST = b"POST /v1/images/generations HTTP/1.1\r\n"
     ],
     ids=lambda data: ascii(data)[-30:],
 )
-def test_what_is_hardly_http_reaches_nothing(world: World, caller: Client, data: bytes) -> None:
-    """AWS answers these by itself: here the server may hang up."""
+def test_broken_http_is_refused_and_the_stack_serves_on(world: World, caller: Client, data: bytes) -> None:
+    """AWS answers these itself. Here the server may hang up."""
     gateway = urlsplit(world.base_url)
     with socket.create_connection((gateway.hostname or "", gateway.port or 0), timeout=30) as connection:
         with suppress(OSError):  # it may have answered before all was sent

@@ -1,4 +1,4 @@
-"""Files that are dropped into the inbox: every line becomes one generation or one error, whichever process dies."""
+"""Files in the inbox: each line becomes one generation or one error, whichever process dies."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.client import SMALL, Client, fetched
+from tests.support.client import SMALL, Client
 from tests.support.waiting import until
 from tests.support.world import World, batch_line
 
@@ -29,7 +29,7 @@ def outbox(key: str, kind: str) -> str:
 @pytest.mark.parametrize(
     ("count", "kills"), [pytest.param(40, 1, id="short"), pytest.param(10_000, 3, id="long", marks=pytest.mark.soak)]
 )
-def test_a_file_whose_reader_is_killed_has_each_line_made_once(
+def test_each_line_of_a_file_is_made_once_although_its_reader_is_killed(
     world: World, caller: Client, prompt: str, count: int, kills: int
 ) -> None:
     lines = [batch_line(f"line-{number}", f"{prompt} {number}") for number in range(count)]
@@ -58,28 +58,15 @@ def test_a_file_whose_reader_is_killed_has_each_line_made_once(
     assert set(calls) == {f"{prompt} {number}" for number in good}
     for number, each in zip(good, output, strict=True):
         assert len(each["response"]["body"]["data"]) == 1
-        if (made := calls[f"{prompt} {number}"]) > 1:  # this machine was too slow for a lease, and the record says so
+        if (made := calls[f"{prompt} {number}"]) > 1:  # the machine was too slow for a lease, and the record shows it
             assert made <= 1 + caller.see(each["response"]["request_id"]).json["repeated_calls"]
     versions = world.aws("s3").list_object_versions(Bucket=world.stack.inbox, Prefix=batch["output_file_id"])
     assert len(versions["Versions"]) == 1
 
 
-def test_an_output_line_leads_to_the_images_and_repeats_no_prompt(world: World, caller: Client) -> None:
-    line = batch_line("a line", "an otter", response_format="b64_json", n=2)
-    key = world.drop(line + "\r\n\r\n\n", caller.name)
-    batch = caller.until_batch_ended(key)
-    assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
-    assert (batch["output_file_id"], batch["error_file_id"]) == (outbox(key, "output"), None)
-    (output,) = world.lines(batch["output_file_id"])
-    assert "otter" not in json.dumps(output)
-    images = output["response"]["body"]["data"]
-    assert [set(image) for image in images] == [{"id", "permalink"}] * 2
-    assert {fetched(image["permalink"]).status for image in images} == {200}
-
-
 @pytest.fixture
 def silent_inbox(world: World) -> Iterator[None]:
-    """S3 sends no event for what is dropped."""
+    """S3 sends no event for a new file."""
     s3, bucket = world.aws("s3"), world.stack.inbox
     s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={})
     yield
@@ -103,7 +90,7 @@ def test_a_file_is_found_whether_its_key_comes_url_encoded_or_not(
         assert len(world.lines(batch["error_file_id"])) == 1
 
 
-def test_a_batch_is_its_clients_alone_and_cannot_be_cancelled_once_it_has_ended(world: World, caller: Client) -> None:
+def test_only_its_client_sees_a_batch_and_nobody_cancels_it_after_its_end(world: World, caller: Client) -> None:
     other, key = world.caller(), world.drop("", caller.name)
     batch = caller.until_batch_ended(key)
     assert batch["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
@@ -113,25 +100,7 @@ def test_a_batch_is_its_clients_alone_and_cannot_be_cancelled_once_it_has_ended(
     assert caller.cancel_batch(batch["id"]).failed == (409, "batch_ended")
 
 
-def test_a_cancelled_batch_has_no_further_line_made(world: World, caller: Client, prompt: str) -> None:
-    count = 20  # more than are made at once
-    gates = [world.hold(f"{prompt} {number}") for number in range(count)]
-    key = world.drop("\n".join(batch_line(f"line-{n}", f"{prompt} {n}") for n in range(count)), caller.name)
-    batch = until(lambda: (found := caller.batch_of(key)) and found["request_counts"]["total"] and found)
-    assert caller.cancel_batch(batch["id"]).status == 200  # type: ignore[index]
-    ended = caller.until_batch_ended(key)
-    for gate in gates:
-        gate.open()
-    assert ended["status"] == "cancelled"
-    assert ended["request_counts"] == {"total": count, "completed": 0, "failed": count}
-    assert ended["output_file_id"] is None
-    errors = world.lines(ended["error_file_id"])
-    assert {each["response"]["body"]["error"]["code"] for each in errors} == {"generation_cancelled"}
-    assert len(errors) == count
-    assert sum(call["prompt"].startswith(prompt) for call in list(world.upstream.calls)) < count
-
-
-def test_over_an_allowance_a_line_fails_and_says_so(world: World) -> None:
+def test_a_line_over_the_quota_fails(world: World) -> None:
     thrifty = world.caller(images_per_day=2)
     lines = [batch_line(str(number), f"thrift {number}") for number in range(5)]
     batch = thrifty.until_batch_ended(world.drop("\n".join(lines), thrifty.name))
@@ -141,14 +110,16 @@ def test_over_an_allowance_a_line_fails_and_says_so(world: World) -> None:
     assert {each["response"]["body"]["error"]["code"] for each in errors} == {"insufficient_quota"}
 
 
-def test_a_single_request_is_one_generation_of_its_client(world: World, caller: Client, prompt: str) -> None:
+def test_a_file_with_a_single_request_begins_one_generation_of_its_client(
+    world: World, caller: Client, prompt: str
+) -> None:
     for mark in ("", "\ufeff"):  # a byte order mark
         world.drop(mark + json.dumps({**SMALL, "prompt": prompt}), caller.name, ".json")
     until(lambda: [each["status"] for each in caller.newest()] == ["completed"] * 2, what="two generations")
     assert len(world.calls(prompt)) == 2
 
 
-def test_what_is_no_request_is_laid_aside_with_its_reason(world: World, caller: Client) -> None:
+def test_a_file_that_is_no_request_becomes_a_dead_letter_with_its_reason(world: World, caller: Client) -> None:
     bad = (
         ("{", caller.name, ".json", "could not parse"),
         ('{"prompt": ""}', caller.name, ".json", "prompt"),

@@ -1,4 +1,4 @@
-"""Processes that die at any moment: nothing is stuck, nothing that was answered or stored is bought again."""
+"""Processes die at any moment: every generation ends, and no image that was answered or stored is bought again."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from local.serving import Request
 from tests.support.client import INLINE, SMALL
 from tests.support.world import PARAMETERS, World, running_world
 
-CROWD = 4  # generations at once, all of which lose their process
+CROWD = 4  # generations at once, which all lose their process
 UPSTREAM_SECONDS = 0.6
 
 
@@ -33,16 +33,16 @@ def slow(_: Request) -> None:
         pytest.param("world_of_long_leases", 20, id="long", marks=pytest.mark.soak),
     ],
 )
-def test_however_often_its_process_is_killed_every_generation_ends_completed_and_is_paid_for_as_the_record_says(
+def test_kills_leave_every_generation_completed_and_paid_for_as_the_record_shows(
     request: pytest.FixtureRequest, prompt: str, fixture: str, kills: int, function: str
 ) -> None:
     world: World = request.getfixturevalue(fixture)
     caller, dice = world.caller(), random.Random(7)
-    # Only to the api function does a client say that it tries again by itself.
+    # The api function makes images itself only for clients that retry.
     first_worker = INLINE if function == "ApiFunction" else {}
 
     def ask(each: str) -> str | None:
-        """With a key, so that it can be asked again. None: it died before it answered for its generation."""
+        """A key makes a repetition the same request. None: the function died before its answer named a generation."""
         answer = caller.post({**SMALL, "prompt": each}, Idempotency_Key=each, **first_worker)
         return answer.headers.get("x-generation-id") if answer.status in (200, 303) else None
 

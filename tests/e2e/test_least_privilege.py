@@ -1,7 +1,6 @@
-"""Each function may do what it does, and nothing else: every AWS call of a life is held against the roles, both ways.
+"""Each role grants the AWS calls that its function makes, and no others.
 
-The door denies what is not granted, so a grant that is taken out of the template fails here; so does one that is put
-in and never used.
+The door denies a call that is not granted, so a missing grant fails here. A grant that no call uses fails too.
 """
 
 import time
@@ -27,8 +26,8 @@ AS_BASE64 = {"response_format": "b64_json"}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """After a life in which it has gone every way that makes a function call AWS. Its worker is no more."""
-    # Nothing here waits for the end of a wait, and a held upstream must not run into its time-out.
+    """A stack whose functions have made every kind of AWS call. Its worker is closed."""
+    # A held upstream must not run into its time-out.
     parameters = {**PARAMETERS, "WaitSeconds": "5", "UpstreamTimeoutSeconds": "300", "DurableUrls": "true"}
     with running_world(tmp_path_factory.mktemp("least-privilege"), parameters) as world:
         caller = world.caller()
@@ -50,7 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def asked(caller: Client, prompt: str, headers: dict[str, str], **fields: Any) -> str:
-    """With a key, and again with it: what attaches reads what the first has left."""
+    """Sends the request twice with one key: the second attaches and reads the result of the first."""
     for _ in range(2):
         answer = caller.make({**SMALL, "prompt": prompt, **fields}, Idempotency_Key=prompt, **headers)
         assert answer.status in (200, 303), answer.content
@@ -64,12 +63,12 @@ def left_to_the_worker(world: World, caller: Client) -> None:
     world.stack.door.fail(*(Fault(at, service="s3") for at in range(1, 1000)))  # the worker's may be among them
     assert caller.delete(generation_id).status == 503
     world.stack.door.fail()
-    world.send("GenerationQueue", {"generation_id": generation_id})
+    world.send("GenerationQueue", {"version": 1, "generation_id": generation_id, "poll": 0})
     until(lambda: not any(key.startswith(f"answers/{generation_id}") for key in world.stored()), what="the sweep")
 
 
 def by_event(world: World, caller: Client) -> None:
-    """One that begins a generation, though the records cannot be reached at first, and one that is refused."""
+    """An event that begins a generation, although the records fail at first, and one that is refused."""
     world.stack.door.fail(*(Fault(at, service="dynamodb") for at in range(1, 1000)))
     for prompt in ("by event", ""):
         world.publish(**SMALL | {"prompt": prompt}, client=caller.name)
@@ -80,7 +79,7 @@ def by_event(world: World, caller: Client) -> None:
 
 
 def by_file(world: World, caller: Client) -> None:
-    """One that is made, and one that is cancelled when it is read and not made yet."""
+    """A file that is made, and one that is cancelled before its image is made."""
     batch = caller.until_batch_ended(world.drop(batch_line("made", "by file"), caller.name))
     (output,) = world.lines(batch["output_file_id"])
     (image,) = output["response"]["body"]["data"]
@@ -95,7 +94,7 @@ def by_file(world: World, caller: Client) -> None:
 
 
 def given_up(world: World, caller: Client) -> None:
-    """One whose image is known by its URL, one of which nothing is known, and a line of a file; then a deletion."""
+    """A generation with a known image URL, one without, and a line of a file are given up. Then one is deleted."""
     gate = Gate()
 
     def page(request: Request) -> Reply:
@@ -115,15 +114,15 @@ def given_up(world: World, caller: Client) -> None:
     world.stack.functions["WorkerFunction"].close()
     for each in gates:
         each.open()
-    # If its lease still holds, a dead letter waits for the visibility time-out of its queue, which is six minutes.
+    # Under a lease that holds, a dead letter waits for the visibility time-out of its queue: six minutes.
     until(lambda: all(world.record(each).lease_until < time.time() for each in given_up), what="the end of the leases")
     for generation_id in given_up:
-        world.send("GenerationDeadLetters", {"generation_id": generation_id})
+        world.send("GenerationDeadLetters", {"version": 1, "generation_id": generation_id, "poll": 0})
     assert caller.until_ended(known)["status"] == "completed"
     assert caller.until_ended(unknown)["error"]["code"] == "abandoned"
     assert caller.until_batch_ended(key)["request_counts"]["failed"] == 1
     assert caller.delete(known).status == 200
-    world.send("GenerationDeadLetters", {"generation_id": known})
+    world.send("GenerationDeadLetters", {"version": 1, "generation_id": known, "poll": 0})
     until(lambda: called(world, "DeadLetterFunction", "sqs:SendMessage", "*-GenerationQueue*"), what="another sweep")
 
 
@@ -132,7 +131,7 @@ def called(world: World, function: str, action: str, resource: str = "*") -> boo
 
 
 def grants(world: World) -> list[AwsCall]:
-    """One for each action on each resource that a role names."""
+    """One for each action and resource of each role."""
     return [
         AwsCall(function, action, resource)
         for function, statements in world.stack.roles.items()
@@ -150,7 +149,7 @@ def covers(grant: AwsCall, call: AwsCall) -> bool:
     return (grant.function, grant.action) == (call.function, call.action) and fnmatchcase(call.resource, grant.resource)
 
 
-def test_nothing_is_called_that_is_not_granted(world: World) -> None:
+def test_every_call_is_granted(world: World) -> None:
     granted, calls = grants(world), world.stack.door.calls()
     assert {call.function for call in calls} == {
         each.function for each in granted if each.action not in CALLED_BY_LAMBDA
@@ -158,7 +157,7 @@ def test_nothing_is_called_that_is_not_granted(world: World) -> None:
     assert [call for call in calls if not any(covers(grant, call) for grant in granted)] == []
 
 
-def test_nothing_is_granted_that_is_never_called_or_is_granted_twice(world: World) -> None:
+def test_every_grant_is_used_and_granted_once(world: World) -> None:
     granted, calls = grants(world), world.stack.door.calls()
     needed = {
         grant
@@ -168,7 +167,7 @@ def test_nothing_is_granted_that_is_never_called_or_is_granted_twice(world: Worl
     assert [grant for grant in granted if grant not in needed and grant.action not in CALLED_BY_LAMBDA] == []
 
 
-def test_every_function_may_have_its_log_written_and_no_other(world: World) -> None:
+def test_each_role_grants_writing_its_own_log_alone(world: World) -> None:
     for function, statements in world.stack.roles.items():
         (log,) = [statement for statement in statements if "logs:PutLogEvents" in listed(statement["Action"])]
         assert set(listed(log["Action"])) == CALLED_BY_LAMBDA

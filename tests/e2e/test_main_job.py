@@ -1,4 +1,4 @@
-"""A prompt in, a durable image out, as clients see it: from source under a stage, and as it was built."""
+"""A prompt becomes a durable image: from source under a stage, and as `make build` made it."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from tests.support.programs import sample
 from tests.support.world import World
 
 
-def test_the_api_pages_sample_gives_an_image_whose_links_lead_to_the_upstreams_bytes(any_world: World) -> None:
+def test_the_links_of_the_api_pages_sample_lead_to_the_bytes_of_the_upstream(any_world: World) -> None:
     caller, prompt = any_world.caller(), f"an otter, {uuid4().hex}"
     downloads: list[Any] = []
     any_world.upstream.downloads_by_prompt[prompt].append(downloads.append)
@@ -30,7 +30,7 @@ def test_the_api_pages_sample_gives_an_image_whose_links_lead_to_the_upstreams_b
     assert image["revised_prompt"] == f"{prompt}, in detail"
     asked = {"model": "dall-e-3", "prompt": prompt, "n": 1, "size": "1024x1024", "response_format": "url"}
     assert any_world.calls(prompt) == [asked]
-    (download,) = downloads  # whose host never sees the key
+    (download,) = downloads  # its host never sees the key
     assert download.header("Authorization") is None
     assert UPSTREAM_KEY not in repr(download.headers)
 
@@ -38,7 +38,7 @@ def test_the_api_pages_sample_gives_an_image_whose_links_lead_to_the_upstreams_b
 @pytest.mark.parametrize(
     ("model", "n", "size"), [("dall-e-3", 2, "1792x1024"), ("flux-pro", 3, "768x512"), ("dall-e-2", 4, "256x256")]
 )
-def test_openais_client_gets_as_many_images_as_it_asked_for_each_another(
+def test_openais_client_gets_as_many_different_images_as_it_requested(
     any_world: World, model: str, n: int, size: Any
 ) -> None:
     prompt = f"seasons, {uuid4().hex}"
@@ -50,7 +50,7 @@ def test_openais_client_gets_as_many_images_as_it_asked_for_each_another(
     assert answer.created > 1_700_000_000
 
 
-def test_a_gpt_image_comes_as_base64_or_as_the_url_that_its_upstream_never_gives(any_world: World) -> None:
+def test_a_gpt_image_comes_as_base64_or_by_a_url_although_its_upstream_sends_none(any_world: World) -> None:
     client, prompt = any_world.caller().openai(), f"a fox, {uuid4().hex}"
     plain = client.images.generate(model="gpt-image-1", prompt=prompt, output_format="jpeg", quality="low")
     (image,) = plain.data or []
@@ -68,7 +68,7 @@ def test_a_gpt_image_comes_as_base64_or_as_the_url_that_its_upstream_never_gives
     assert not {"response_format", "style"} & any_world.calls(prompt)[-1].keys()
 
 
-def test_the_playground_and_what_it_loads_hold_wherever_it_is_served(any_world: World) -> None:
+def test_the_playground_loads_its_files_under_any_prefix(any_world: World) -> None:
     root = any_world.stack.url
     with_slash, without = (fetched(url).content for url in (f"{root}/", root))
     assert with_slash == without

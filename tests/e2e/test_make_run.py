@@ -1,4 +1,4 @@
-"""What `make run` starts, says and ends."""
+"""`make run`: its start, its output and its end."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def children(pid: int) -> set[str]:
 
 @pytest.fixture
 def printed(tmp_path: Path) -> Path:
-    """A file: a pipe that nobody reads is full after some thousand requests, and then the stack waits."""
+    """A file, since an unread pipe is full after some thousand requests and then blocks the stack."""
     return tmp_path / "printed"
 
 
@@ -58,10 +58,8 @@ def process(printed: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it_started(
-    process: subprocess.Popen[str], printed: Path
-) -> None:
-    until(lambda: printed.read_text().count("\n") >= 6, what="all that it prints at first")
+def test_it_prints_its_url_and_keys_and_ends_with_ctrl_c(process: subprocess.Popen[str], printed: Path) -> None:
+    until(lambda: printed.read_text().count("\n") >= 6, what="the output at the start")
     ready, other, *rest = printed.read_text().splitlines()[:6]
     match = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+/v1)  key: (ig_local_\S{43})", ready)
     assert match, ready
@@ -70,10 +68,10 @@ def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it
     (image,) = client.make({"prompt": "hello"}).json["data"]
     assert image["permalink"].startswith(match[1])
 
-    said = {name: text for name, _, text in (line.partition(": ") for line in rest)}
-    assert set(said) == {"upstream", "inbox", "event", "playground"}
-    assert shlex.split(said["inbox"])[-1].startswith("s3://")
-    *_, endpoint, _, _, _, entries = shlex.split(said["event"])
+    others = {name: text for name, _, text in (line.partition(": ") for line in rest)}
+    assert set(others) == {"upstream", "inbox", "event", "playground"}
+    assert shlex.split(others["inbox"])[-1].startswith("s3://")
+    *_, endpoint, _, _, _, entries = shlex.split(others["event"])
     keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
     events = boto3.client("events", endpoint_url=endpoint, region_name=REGION, **keys)  # type: ignore[call-overload]
     assert events.put_events(Entries=json.loads(entries))["FailedEntryCount"] == 0
@@ -83,14 +81,14 @@ def test_it_says_where_it_serves_and_with_which_keys_and_ctrl_c_ends_all_that_it
     with closing(HTTPConnection(urlsplit(client.base_url).netloc)) as connection:
 
         def answered_until_throttled() -> int:
-            """The gateway itself answers these, faster than the template's 50 a second."""
+            """The gateway answers these itself, faster than the template's 50 requests a second."""
             for number in range(1000):
                 connection.request("OPTIONS", "/v1/models")
                 response = connection.getresponse()
                 response.read()
                 if response.status == 429:
                     return number
-            raise AssertionError("it does not throttle")
+            raise AssertionError("no request was throttled")
 
         assert until(answered_until_throttled) >= 100  # the template's burst
 
@@ -110,8 +108,8 @@ def _signals() -> Iterator[None]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, _signals: None) -> list[Options]:
-    """What stacks are asked for, none of which starts."""
+def started_options(monkeypatch: pytest.MonkeyPatch, _signals: None) -> list[Options]:
+    """The options of the stacks, none of which starts."""
     options: list[Options] = []
 
     @contextmanager
@@ -126,14 +124,14 @@ def asked(monkeypatch: pytest.MonkeyPatch, _signals: None) -> list[Options]:
 
 
 def ran(given: str) -> Done:
-    """What it does with variables and options, which are separated by `|`."""
+    """Runs it with variables and options, which are separated by `|`."""
     options = [each for each in given.split("|") if each.startswith("--")]
     variables = dict(each.split("=", 1) for each in given.split("|") if each not in ("", *options))
     return called(make_run.main, *options, **variables)
 
 
 @pytest.mark.parametrize(
-    ("given", "asked_for"),
+    ("given", "expected"),
     [
         ("", {"port": 8000, "stage": "", "built": False, "throttle": False, "delays": {}, "concurrency": None}),
         (f"UPSTREAM_BASE_URL={URL}|UPSTREAM_API_KEY={KEY}", {"upstream_base_url": URL, "upstream_api_key": KEY}),
@@ -143,20 +141,22 @@ def ran(given: str) -> Done:
     ],
     ids=["nothing", "an upstream", "where", "limits", "delays"],
 )
-def test_it_starts_the_stack_that_is_asked_for(asked: list[Options], given: str, asked_for: dict[str, object]) -> None:
+def test_the_variables_and_options_configure_the_stack(
+    started_options: list[Options], given: str, expected: dict[str, object]
+) -> None:
     done = ran(given)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("ready: http://here/v1  key: one\nother  key: two\nupstream: ")
-    (options,) = asked
-    assert {name: getattr(options, name) for name in asked_for} == asked_for
+    (options,) = started_options
+    assert {name: getattr(options, name) for name in expected} == expected
 
 
-TOGETHER = "give UPSTREAM_BASE_URL and UPSTREAM_API_KEY together"
+TOGETHER = "set both UPSTREAM_BASE_URL and UPSTREAM_API_KEY"
 NO_URL = "UPSTREAM_BASE_URL is not an http or https URL"
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ("UPSTREAM_BASE_URL=http://127.0.0.1:9/v1", TOGETHER),
         (f"UPSTREAM_API_KEY={KEY}", TOGETHER),
@@ -165,40 +165,38 @@ NO_URL = "UPSTREAM_BASE_URL is not an http or https URL"
         (f"UPSTREAM_BASE_URL={URL}|UPSTREAM_API_KEY= ", TOGETHER),
         (f"UPSTREAM_BASE_URL=https://|UPSTREAM_API_KEY={KEY}", NO_URL),
         (f"UPSTREAM_BASE_URL=a.example/v1|UPSTREAM_API_KEY={KEY}", NO_URL),
-        (f"UPSTREAM_BASE_URL=https://u:canary@a.example/v1|UPSTREAM_API_KEY={KEY}", "carries a query, a fragment or"),
+        (f"UPSTREAM_BASE_URL=https://u:canary@a.example/v1|UPSTREAM_API_KEY={KEY}", "contains a query, a fragment or"),
         (f"UPSTREAM_BASE_URL=http://a.example/v1|UPSTREAM_API_KEY={KEY}", "is plain http to another machine"),
-        ("PORT=abc", "PORT=abc is no port: give a number from 1 to 65535"),
-        ("PORT=65536", "PORT=65536 is no port: give a number from 1 to 65535"),
-        ("PORT=-1", "PORT=-1 is no port: give a number from 1 to 65535"),
-        ("AWS_DELAYS=dynamodb=soon", "AWS_DELAYS has 'dynamodb=soon', which has no whole number"),
-        ("GATEWAY_THROTTLE=yes", "GATEWAY_THROTTLE=yes is neither 0 nor 1"),
-        ("LAMBDA_CONCURRENCY=0", "LAMBDA_CONCURRENCY=0 is no limit: give a number from 1 to 99999"),
-        ("LAMBDA_CONCURRENCY=100000", "LAMBDA_CONCURRENCY=100000 is no limit"),
-        ("STAGE=a/b", "STAGE=a/b is no stage: give 1 to 64 letters, digits and _"),
+        ("PORT=abc", "PORT=abc is not a port: use a number from 1 to 65535"),
+        ("PORT=65536", "PORT=65536 is not a port: use a number from 1 to 65535"),
+        ("PORT=-1", "PORT=-1 is not a port: use a number from 1 to 65535"),
+        ("AWS_DELAYS=dynamodb=soon", "AWS_DELAYS has 'dynamodb=soon': give whole milliseconds"),
+        ("GATEWAY_THROTTLE=yes", "GATEWAY_THROTTLE=yes is not valid: use 0 or 1"),
+        ("LAMBDA_CONCURRENCY=0", "LAMBDA_CONCURRENCY=0 is not a limit: use a number from 1 to 99999"),
+        ("LAMBDA_CONCURRENCY=100000", "LAMBDA_CONCURRENCY=100000 is not a limit"),
+        ("STAGE=a/b", "STAGE=a/b is not a stage name: use 1 to 64 letters, digits and _"),
     ],
     ids=lambda value: value.replace(KEY, "key"),
 )
-def test_what_it_cannot_serve_by_is_refused_in_a_line_that_says_what_to_do(
-    asked: list[Options], given: str, said: str
-) -> None:
+def test_an_invalid_setting_is_refused_with_its_fix(started_options: list[Options], given: str, message: str) -> None:
     line = refused(given)
-    assert said in line
+    assert message in line
     assert KEY not in line
     assert "canary" not in line
-    assert asked == []
+    assert started_options == []
 
 
 @pytest.mark.usefixtures("_signals")
-def test_a_port_that_is_taken_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_used_port_is_refused_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.stack.moto_server", Mock(side_effect=AssertionError))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = refused(f"PORT={port}")
-    assert said == f"port {port} cannot be served at (Address already in use): choose another by PORT=…"
+        message = refused(f"PORT={port}")
+    assert message == f"cannot listen on port {port} (Address already in use): set another with PORT=…"
 
 
 def refused(given: str) -> str:
-    """The one line that it says."""
+    """The one line of the error."""
     done = ran(given)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
     return done.stderr.removesuffix("\n")

@@ -1,7 +1,6 @@
-"""The description held against what the running API answers, both ways."""
+"""The running API answers as its description says, and the description has no more than that."""
 
 import copy
-import json
 import os
 import re
 import subprocess
@@ -12,13 +11,12 @@ from uuid import uuid4
 import pytest
 from jsonschema import Draft202012Validator
 
-from local.serving import Reply
 from tests.conftest import ROOT
 from tests.support.chromium import Page
 from tests.support.client import INLINE, QUEUED, SMALL, Client, Json, fetched
-from tests.support.world import World, batch_line
+from tests.support.world import World, batch_line, refusing
 
-# What HTTP and Fetch add to any answer.
+# Headers that HTTP and Fetch add to any answer.
 OF_THE_PROTOCOL = re.compile(r"content-(type|length)|access-control-.*|vary|x-amzn-.*")
 OF_A_PAGE = re.compile(
     r"content-security-policy|cross-origin-.*|permissions-policy|referrer-policy|x-(content|frame)-.*"
@@ -33,7 +31,7 @@ def document(staged_world: World) -> Json:
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, which a field that is not described does not pass."""
+    """The same schema, which refuses a field that it does not describe."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
@@ -45,7 +43,7 @@ def closed(schema: Any) -> Any:
 
 
 class Described:
-    """Asks, and holds each answer against its description. `seen` are the operations and statuses that came."""
+    """Sends requests, and checks each answer by its description. `seen` are the operations with their statuses."""
 
     def __init__(self, client: Client, document: Json) -> None:
         self._client, self._document = client, document
@@ -73,12 +71,7 @@ class Described:
         return dict(answer.json)
 
 
-def refusing(code: str, status: int = 400) -> Any:
-    error = {"message": "no", "type": "invalid_request_error", "param": None, "code": code}
-    return lambda _: Reply(status, json.dumps({"error": error}).encode(), {"Content-Type": "application/json"})
-
-
-def test_a_life_is_answered_as_it_is_described(staged_world: World, document: Json) -> None:
+def test_each_answer_of_a_whole_life_is_described(staged_world: World, document: Json) -> None:
     caller, run = staged_world.caller(), uuid4().hex
     ask = Described(caller, document)
     create, one = "/v1/images/generations", "/v1/images/generations/{generation_id}"
@@ -97,7 +90,7 @@ def test_a_life_is_answered_as_it_is_described(staged_world: World, document: Js
     ask("GET", f"{create}/{begun['id']}/result", f"{one}/result")
     gate.open()
     ask("POST", create, body={"prompt": "another", "model": "dall-e-3"}, Idempotency_Key="dall-e-3")
-    for script in (refusing("content_policy_violation"), refusing("broken", 500)):
+    for script in (refusing(code="content_policy_violation"), refusing(500, code="broken")):
         ask("POST", create, body={"prompt": staged_world.will(f"{uuid4()}", script)}, **INLINE)
     ask("POST", create, body={"prompt": ""})
     ask("POST", create, body={"prompt": "x"}, Content_Type="text/plain")
@@ -131,7 +124,9 @@ def test_a_life_is_answered_as_it_is_described(staged_world: World, document: Js
     assert {303, 424} <= {status for operation, status in ask.seen if operation == "getResult"}
 
 
-def test_it_is_rendered_with_nothing_from_elsewhere(staged_world: World, document: Json, page: Page) -> None:
+def test_the_docs_page_renders_every_operation_from_this_origin_alone(
+    staged_world: World, document: Json, page: Page
+) -> None:
     page.open(f"{staged_world.stack.url}/docs")
     count = sum(len(methods) for methods in document["paths"].values())
     page.until(f"$$('.opblock').length === {count}")
@@ -148,8 +143,7 @@ LONG = "--phases=examples,coverage,fuzzing,stateful --max-examples=100"
 
 
 @pytest.mark.parametrize("options", [SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "long"])
-def test_no_answer_deviates_from_the_description(staged_world: World, options: str) -> None:
-    """As schemathesis searches for one, as a client that has nothing yet."""
+def test_schemathesis_finds_no_answer_that_is_not_described(staged_world: World, options: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'layers/imagegen'}"
     environment["SCHEMATHESIS_HOOKS"] = "tests.e2e.schemathesis_hooks"

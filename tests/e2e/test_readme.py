@@ -1,20 +1,19 @@
-"""The README's commands, run as they stand there but for the address and the prompt."""
+"""The commands of the README run as shown, except for the address and the prompt."""
 
 import json
 import os
 import sys
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from uuid import uuid4
 
 import msgspec
 from samtranslator.yaml_helper import yaml_parse
 
-from imagegen.domain.credentials import BearerKey, ClientRecord
-from local.serving import Reply
+from imagegen.domain.credentials import BearerKey, CallerRecord
 from tests.conftest import ROOT
 from tests.support.client import Client, fetched
 from tests.support.programs import OTTER, bash, block, needs, operator, run
-from tests.support.world import World
+from tests.support.world import World, answering
 
 README = ROOT / "README.md"
 
@@ -29,12 +28,11 @@ def test_the_curl_command_makes_an_image(caller: Client) -> None:
     assert fetched(image["permalink"]).content.startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_the_curl_command_gets_ten_images_as_base64_however_heavy_they_are(world: World, caller: Client) -> None:
-    """The answer is in the bucket, and a redirect leads there: its URL is signed for GET alone."""
+def test_the_curl_command_gets_ten_large_images_as_base64(world: World, caller: Client) -> None:
+    """The answer is in the bucket. A redirect leads there, to a URL that is signed for GET alone."""
     needs("bash", "curl")
     image = b"\x89PNG\r\n\x1a\n" + os.urandom(500_000) + b"\x00\x00\x00\x00IEND\xaeB`\x82"
-    answer = json.dumps({"created": 1, "data": [{"b64_json": b64encode(image).decode()}]}).encode()
-    prompt = world.will(uuid4().hex, *[lambda _: Reply(200, answer, {"Content-Type": "application/json"})] * 10)
+    prompt = world.will(uuid4().hex, *[answering(image)] * 10)
     command = shown(caller, "bash", "curl").replace(OTTER, prompt)
     command = command.replace('"n": 1,', '"n": 10, "response_format": "b64_json",')
     images = json.loads(bash(command, {"KEY": caller.key}))["data"]
@@ -54,7 +52,7 @@ def test_the_python_program_prints_both_links(caller: Client) -> None:
     assert fetched(url).content == fetched(permalink).content
 
 
-def test_the_command_that_lets_a_client_in_stores_the_hash_of_the_key_that_it_shows(world: World) -> None:
+def test_make_key_stores_the_hash_of_the_key_that_it_prints(world: World) -> None:
     needs("bash", "make")
     nothing = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}}
     world.aws("cloudformation").create_stack(StackName="imagegen-dev", TemplateBody=json.dumps(nothing))
@@ -63,5 +61,5 @@ def test_the_command_that_lets_a_client_in_stores_the_hash_of_the_key_that_it_sh
     stored = world.aws("ssm").get_parameter(Name="/imagegen-dev/clients/web")["Parameter"]["Value"]
     key = BearerKey.parse(printed)
     assert key
-    assert key.client == "web"
-    assert key.opens(msgspec.json.decode(stored, type=ClientRecord))
+    assert key.caller == "web"
+    assert key.opens(msgspec.json.decode(stored, type=CallerRecord))

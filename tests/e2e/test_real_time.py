@@ -1,4 +1,4 @@
-"""The time-outs as they are on AWS: 25 s of waiting, 29 s at the gateway, leases of a minute. For `make soak`."""
+"""The time-outs of AWS: 25 s of waiting, 29 s at the gateway, leases of a minute. For `make soak`."""
 
 import json
 from collections.abc import Callable
@@ -24,12 +24,12 @@ def url_by_openai(caller: Client, prompt: str, model: str) -> str | None:
 CASES: list[tuple[float, Callable[[Client, str], str | None]]] = [
     (75, lambda caller, prompt: url_by_openai(caller, prompt, "gpt-image-1")),
     (75, lambda caller, prompt: json.loads(sample(caller, prompt))["data"][0]["url"]),
-    (33, lambda caller, prompt: url_by_openai(caller, prompt, "dall-e-3")),  # over the gateway's time
+    (33, lambda caller, prompt: url_by_openai(caller, prompt, "dall-e-3")),  # longer than the gateway waits
 ]
 
 
 @pytest.mark.soak
-def test_clients_wait_for_a_slow_upstream_and_pay_once(tmp_path: Path) -> None:
+def test_clients_wait_for_a_slow_upstream_that_is_paid_once(tmp_path: Path) -> None:
     with running_world(tmp_path, {}) as world, ThreadPoolExecutor() as together:
 
         def made(seconds: float, ask: Callable[[Client, str], str | None]) -> tuple[bool, int]:

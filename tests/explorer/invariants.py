@@ -1,26 +1,26 @@
-"""What holds after every run, whatever happened in it. Each function gives what is wrong."""
+"""The invariants after every run. Each function yields what breaks one."""
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from imagegen.domain.batches import Counts
-from imagegen.domain.generations import Call, Generation, Status
+from imagegen.domain.generations import Generation, Status, UpstreamCall
 from imagegen.domain.models import MAX_IMAGES
-from imagegen.usecases.generate import MOST_SENT
+from imagegen.usecases.run_upstream_calls import MOST_SENT
 from imagegen.wire.batches import batch_answer
 from tests.explorer.world import BatchWorld, World
 
 
 def broken(world: World) -> list[str]:
     if not world.quiet:
-        return ["it never comes to rest"]
-    checks = (_crashes, _ends, _money, _one_generation, _images, _quota)
+        return ["it never becomes quiet"]
+    checks = (_crashes, _ends, _money, _one_generation, _images, _tasks, _polling, _quota)
     return [wrong for check in checks for wrong in check(world)]
 
 
 def _crashes(world: World) -> Iterator[str]:
-    """No actor meets an error that its handler does not know."""
+    """No actor raises an error that its handler does not know."""
     for crash in world.schedule.crashes:
         yield f"an actor crashed: {crash}"
 
@@ -31,14 +31,14 @@ def _ends(world: World) -> Iterator[str]:
     for record in _live(world):
         if not record.ended:
             yield f"{record.id} never ends: {record.status}"
-        elif not record.announced:
-            yield f"{record.id} is not noted as announced"
+        elif not record.published:
+            yield f"{record.id} is not marked as published"
     for generation_id, completed_at in sorted(world.ends - published):
         yield f"{generation_id} ended at {completed_at}, which was never published"
 
 
 def _money(world: World) -> Iterator[str]:
-    """What was asked of the upstream is on the record: no call is sent, and none paid twice, without a note of it."""
+    """Each upstream call is on its record: none is sent, and none paid twice, without an attempt on the record."""
     asked = defaultdict(list)
     for each in world.upstream.asked:
         asked[each.generation_id, each.index].append(each)
@@ -48,46 +48,46 @@ def _money(world: World) -> Iterator[str]:
             sent = asked.pop((record.id, call.number), [])
             paid = [each for each in sent if each.paid]
             if len(sent) > call.sent:
-                yield f"{record.id}: {len(sent)} calls sent, {call.sent} noted"
+                yield f"{record.id}: {len(sent)} calls sent, {call.sent} recorded"
             if sum(each.n for each in sent) > wanted * max(1, call.sent):
-                yield f"{record.id}: more images asked for than wanted and counted as repeated"
+                yield f"{record.id}: more images requested than wanted and counted as repeated"
             if any(each.n + each.stored_before > wanted for each in sent):
-                yield f"{record.id}: an image that was stored is asked for again"
+                yield f"{record.id}: an image that was stored is requested again"
             if len(paid) > (1 if call.extra else MOST_SENT) + record.retries:
                 yield f"{record.id}: paid {len(paid)} times"
             if paid and not call.charged:
-                yield f"{record.id}: paid, and not noted as charged"
+                yield f"{record.id}: paid, and not recorded as charged"
     for generation_id, _ in asked:
         yield f"{generation_id} has no record, but was sent"
 
 
-def _wanted(record: Generation, call: Call) -> int:
-    """The images that a call was for, those of its extra calls included."""
+def _wanted(record: Generation, call: UpstreamCall) -> int:
+    """The images of a call, including those of its extra calls."""
     later = [each for each in record.calls if each.extra and each.number // MAX_IMAGES == call.number + 1]
     return len(call.image_ids) + (0 if call.extra else len(later))
 
 
 def _one_generation(world: World) -> Iterator[str]:
-    """A request is paid for in one generation, its retries included.
+    """A request and its retries are paid in one generation.
 
-    Unless that was deleted, or an operator asked for a failed one again. Two clients that send the same may share one.
+    Exceptions: it was deleted, or an operator retried it. Two clients with the same request may share one.
     """
     excepted = world.buried.keys() | world.retried
     paid = {each.generation_id for each in world.upstream.asked if each.paid} - excepted
     caller = {record.id: record.caller for record in _live(world)}
     by_caller = Counter(caller[generation_id] for generation_id in paid if generation_id in caller)
-    requests = Counter(client.caller for client in world.clients if client.attempt)
+    requests = Counter(client.caller for client in world.clients if client.actor)
     if isinstance(world, BatchWorld):
         requests["alice"] = world.size
     if world.clients and world.clients[0].key:
         requests = Counter(dict.fromkeys(requests, 1))  # the same key is the same request
-    for who, generations in by_caller.items():
-        if generations > requests[who]:
-            yield f"{who}: {requests[who]} requests paid for in {generations} generations"
+    for name, generations in by_caller.items():
+        if generations > requests[name]:
+            yield f"{name}: {requests[name]} requests paid in {generations} generations"
 
 
 def _images(world: World) -> Iterator[str]:
-    """A stored image is on its record and its own, until it is deleted; then nothing of it is stored."""
+    """A stored image is listed on its record and is its own. After a deletion no image is stored."""
     owner = {image_id: record for record in _live(world) for image_id in record.image_ids}
     for image_id, (_, content) in world.images.saved.items():
         record = owner.get(image_id)
@@ -96,7 +96,7 @@ def _images(world: World) -> Iterator[str]:
         elif image_id not in record.stored:
             yield f"{record.id} ({record.status}): an image is stored, but not listed"
         elif record.id.encode() not in content:
-            yield f"{record.id}: an image holds another generation's bytes"
+            yield f"{record.id}: an image has the bytes of another generation"
     for record in _live(world):
         if any(image_id not in world.images.saved for image_id in record.stored):
             yield f"{record.id}: an image is listed, but not stored"
@@ -106,21 +106,72 @@ def _images(world: World) -> Iterator[str]:
     for generation_id in world.images.answers.keys() - living:
         yield f"{generation_id}: an answer is stored, but there is no record"
     for generation_id in world.deleted & living:
-        yield f"{generation_id} is there, though its deletion was answered 200"
+        yield f"{generation_id} exists, though its deletion succeeded"
+
+
+def _tasks(world: World) -> Iterator[str]:
+    """No call has a second task, unless the first failed and an operator retried it.
+
+    A task is on its record, unless the upstream's answer was lost, or its process died or could not write.
+    """
+    records = {record.id: record for record in (*world.buried.values(), *_live(world))}
+    begun = Counter((task.generation_id, task.index) for task in world.upstream.tasks.values())
+    for (generation_id, _), tasks in begun.items():
+        if tasks > 1 + records[generation_id].retries:
+            yield f"{generation_id}: {tasks} tasks for one call"
+    for task in world.upstream.tasks.values():
+        if task.again:
+            yield f"{task.id} is begun, though the call has the task {task.again}"
+    for each in world.upstream.asked:
+        record = world.store._records.get(each.generation_id)
+        if each.task and each.outcome == "answered" and record and record.id not in world.concerned:
+            known = {attempt.task_id for call in record.calls for attempt in call.attempts}
+            if each.task.id not in known:
+                yield f"{each.task.id} was begun, and is not on the record"
+
+
+def _polling(world: World) -> Iterator[str]:
+    """A task that is on a record is polled until it ends or its time is over, and then its images are stored.
+
+    Exceptions, which an operator's retry polls: the generation was given up, or failed before a process that had lost
+    its claim recorded the task.
+    """
+    for record in _live(world):
+        calls = record.calls if world.upstream.tasks else ()
+        for call in calls:
+            if attempt := call.open_task:
+                task = world.upstream.tasks[attempt.task_id or ""]
+                is_over = task.pending_at - attempt.sent_at >= task.task_seconds
+                is_left = _reason(record) == "abandoned" or (task.disowned and record.status is Status.FAILED)
+                if not is_over and not is_left:
+                    yield f"{task.id} is no longer polled ({record.status}), and its time is not over"
+                if record.status is Status.COMPLETED:
+                    yield f"{task.id} may still run, but its generation is completed"
+                is_other = len(calls) > 1 or is_left or _reason(record) == "upstream_timeout"
+                if record.status is Status.FAILED and not is_other:
+                    yield f"{record.id} failed with {_reason(record)}, but its task did not end in time"
+            elif call.answer and record.id not in world.unfetched:
+                images = zip(call.image_ids, call.answer.images, strict=True)
+                if any(image_id not in record.stored for image_id, image in images if not image.failure):
+                    yield f"{record.id} ({record.status}): a task gave an image that is not stored"
+
+
+def _reason(record: Generation) -> str:
+    return record.failure.reason.code if record.failure else ""
 
 
 def _quota(world: World) -> Iterator[str]:
-    """The quota is taken for what was charged or possibly charged, for each caller and for all.
+    """The quotas of each caller and of the stack are taken for all images that were charged or possibly charged.
 
-    It may be more for what an actor died at or a counter failed for, by at most the images of these generations. If a
-    generation was deleted while its call ran, that possibly was charged.
+    They may be higher by the images of generations at which an actor died or a counter failed. A call was possibly
+    charged if its generation was deleted while it ran.
     """
     charged: Counter[str] = Counter()
     possibly: Counter[str] = Counter()
     for record in (*_live(world), *world.buried.values()):
         deleted_at = world.deletions.get(record.id, float("inf"))
         for call in record.calls:
-            if call.extra:  # paid for by the call before
+            if call.extra:  # paid with the call before
                 continue
             of_this = (record.id, call.number)
             sent = [each for each in world.upstream.asked if (each.generation_id, each.index) == of_this]
@@ -131,20 +182,20 @@ def _quota(world: World) -> Iterator[str]:
                 possibly[record.caller] += n
     slack = sum(_size(world, generation_id) for generation_id in world.concerned)
     used: Counter[str] = Counter()
-    for (who, _), images in world.counters.used.items():
-        used[who] += images
-    for who in {*charged, *possibly, *used} - {"*"}:
-        yield from _taken(who, used[who], charged[who], possibly[who] + slack)
+    for (name, _), images in world.counters.used.items():
+        used[name] += images
+    for name in {*charged, *possibly, *used} - {"*"}:
+        yield from _taken(name, used[name], charged[name], possibly[name] + slack)
     yield from _taken("all", used["*"], charged.total(), possibly.total() + slack)
 
 
-def _taken(who: str, used: int, least: int, more: int) -> Iterator[str]:
+def _taken(name: str, used: int, least: int, more: int) -> Iterator[str]:
     if not least <= used <= least + more:
-        yield f"quota of {who}: {used} taken, {least} to {least + more} charged"
+        yield f"quota of {name}: {used} taken, {least} to {least + more} charged"
 
 
 def _size(world: World, generation_id: str) -> int:
-    """The images of a generation, of which there may be no record; each retry of an operator takes them again."""
+    """The images of a generation, with or without a record. Each retry of an operator takes them again."""
     record = world.store._records.get(generation_id) or world.buried.get(generation_id)
     return (len(record.image_ids) * (1 + record.retries + (record.id in world.retried))) if record else world.scenario.n
 
@@ -154,20 +205,20 @@ def _live(world: World) -> list[Generation]:
 
 
 def broken_in_batch(world: BatchWorld) -> list[str]:
-    """The invariants of its generations, and those of the batch."""
+    """Checks the invariants of its generations and those of the batch."""
     wrong = broken(world)
     return wrong + list(_batch(world)) if world.quiet else wrong
 
 
 def _batch(world: BatchWorld) -> Iterator[str]:
-    """The batch ends and that is published; each line is in its files once, as the counts say; nothing is pending."""
+    """The batch ends and is published. Each line is in its files once, as the counts say. None is pending."""
     batch = world.batches._records.get(world.batch_id)
     if world.batch_mailbox.dead:
-        yield "a message of the batch went to the dead letters"
+        yield "a message of the batch is a dead letter"
     if batch is None or not batch.ended:
         yield f"the batch never ends: {batch and batch.status}"
         return
-    if not batch.announced or batch.id not in {ended.id for ended in world.batch_bus.ended}:
+    if not batch.published or batch.id not in {ended.id for ended in world.batch_bus.ended}:
         yield "the end of the batch was never published"
     if world.batch_lines._pending:
         yield "a line is pending after the end"

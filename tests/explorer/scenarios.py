@@ -1,28 +1,33 @@
-"""The tables of scenarios: what may happen in a run, and how often. All else is decided by the seed."""
+"""The tables of scenarios: the events of a run and their probabilities. The seed decides the rest."""
 
 from dataclasses import dataclass
 from dataclasses import replace as but
 
-# A client library repeats what it did not hear of. These the fakes recognise as the same, as the real stores do.
+# The SDK repeats a call without an answer. The fakes recognise a repetition of these, as the real stores do.
 REPEATED_IN_FULL = frozenset(
     {
-        *("hold_key", "claim", "renew", "let_go", "save_sending", "save_refusal", "save_answer", "save_image", "end"),
-        *("mark_announced", "cancel", "void", "bury", "take", "give_back", "delete", "delete_answer"),
+        *("hold", "claim", "renew", "release", "await_poll", "save_attempt", "save_task", "save_failure"),
+        *("save_answer", "save_image", "end", "mark_published", "cancel", "void", "bury"),
+        *("take", "give_back", "delete", "delete_answer"),
     }
 )
-# These the real stores recognise by a token, which the fakes do not know: the first answer is given again. The
-# contract tests of the stores hold that.
-REPEATED_BY_TOKEN = frozenset({"attach_attempt", "mark_attempt", "create", "note_returned", "requeue"})
+# The real stores recognise a repetition of these by a token, which the fakes do not have: here the first answer is
+# returned again. The contract tests of the stores guard that.
+REPEATED_BY_TOKEN = frozenset({"attach", "mark", "create", "note_returned", "requeue"})
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Rates are probabilities. `before`, `after` and `repeat` count for each call of a store named in `faulty`.
+    """Rates are probabilities. `before`, `after` and `repeat` apply to each call of a store that `faulty` names.
 
-    `refused`, `failed`, `unexpected` and `broken` count for each upstream call: nothing was spent; it was paid for and
-    gave nothing; it raised what nobody expects; one of its images is not usable; of several images some do not come
-    (`short`). `kill` counts for each round, `kills`
-    is how many actors die at most. `jump` is the longest step of the clock, in seconds.
+    These apply to each upstream call. `refused`: it costs nothing. `failed`: it is paid and returns no image.
+    `unexpected`: it raises an error that no provider may raise. `broken`: one of its images is not usable. `short`: of
+    several images some are missing. `kill` applies to each round, and at most `kills` actors die. `jump` is the longest
+    step of the clock, in seconds.
+
+    With `tasks` the upstream answers each call with a task that has one of these ends: "images"; "refunded" or
+    "charged" if it fails; "late", after the longest wait for it; "never". `blind` applies to each poll: it does not see
+    that the task has ended.
     """
 
     refused: float = 0.15
@@ -45,14 +50,17 @@ class Scenario:
     counts: bool = True
     key: bool | None = None  # None: the seed decides
     clients: tuple[str, ...] = ("alice",)
-    allowance: int = 100
+    quota: int = 100
+    meddling: float = 0.2  # the rate at which a round may cancel or delete
     cancel: bool = False
     delete: bool = False
     early_dead_letter: bool = False
     duplicate: bool = False
     operator: bool = False
-    hurry: float = 0.0  # how many processes have little time
-    until: float = 1e6  # seconds that the intake has for one turn
+    hurry: float = 0.0  # the rate of processes with little time
+    tasks: tuple[str, ...] = ()
+    blind: float = 0.1
+    until: float = 1e6  # the seconds of one turn of the intake
     rounds: tuple[int, ...] = (40, 80, 160)
 
 
@@ -67,7 +75,7 @@ REQUESTS = {
     "faults": but(_CALM, before=0.03, after=0.03),
     "faults and kills": but(_KILLS, before=0.02, after=0.02),
     "repeats": but(_CALM, repeat=0.15, cancel=True, early_dead_letter=True),
-    "repeated attachments": but(_CALM, repeat=0.2, repeatable=frozenset({"attach_attempt", "mark_attempt"}), key=False),
+    "repeated attachments": but(_CALM, repeat=0.2, repeatable=frozenset({"attach", "mark"}), key=False),
     "cancel": but(_CALM, cancel=True),
     "cancel and faults": but(_CALM, cancel=True, before=0.02, after=0.02, kill=0.05),
     "delete": but(_CALM, delete=True),
@@ -91,12 +99,34 @@ REQUESTS = {
     "the same request twice": but(_CALM, clients=("alice", "alice")),
     "little time": but(_CALM, hurry=0.5, n=2, delete=True, early_dead_letter=True),
     "little time and faults": but(_CALM, hurry=0.5, before=0.04, after=0.04, kill=0.05),
-    "little allowance": but(_CALM, clients=("alice", "alice"), allowance=1, before=0.02, after=0.02),
+    "small quota": but(_CALM, clients=("alice", "alice"), quota=1, before=0.02, after=0.02),
     **{
         f"lost answers: {store}": but(_LOST, faulty=frozenset({store}), cancel=True, delete=True, operator=True, n=2)
         for store in ("records", "counters", "queue", "bus", "images", "source")
     },
     "lost answers": but(_LOST, before=0.05, after=0.08, cancel=True, delete=True, operator=True, n=2, model="dall-e-2"),
+}
+
+_TASK = Scenario(refused=0.05, failed=0.05, tasks=("images",), meddling=0.03, rounds=(80, 160, 240))
+_TASK_TROUBLE = but(_TASK, before=0.02, after=0.03, kill=0.08, kills=3, jump=45, duplicate=True)
+_ANY_END = ("images", "images", "refunded", "charged", "late", "never")
+
+REQUESTS |= {
+    "one task": _TASK_TROUBLE,
+    "one task, many deaths": but(_TASK, refused=0, failed=0, unexpected=0, kill=0.3, kills=8, jump=70, tries=1),
+    "one task, lost answers": but(_TASK, before=0.06, after=0.1, repeat=0.1),
+    "one task, no heartbeat": but(_TASK, tasks=_ANY_END, beats=False, jump=45),
+    "a task is cancelled": but(_TASK_TROUBLE, tasks=_ANY_END, cancel=True),
+    "a task is deleted": but(_TASK_TROUBLE, tasks=_ANY_END, delete=True),
+    "a task fails": but(_TASK_TROUBLE, tasks=("refunded", "refunded", "charged"), operator=True),
+    "a task never ends": but(_TASK_TROUBLE, tasks=("late", "never"), operator=True),
+    "a task, dead letters": but(_TASK_TROUBLE, tasks=_ANY_END, early_dead_letter=True, cancel=True),
+    "a task, little time": but(_TASK_TROUBLE, tasks=_ANY_END, hurry=0.4, cancel=True),
+    "two tasks": but(_TASK_TROUBLE, tasks=("images", "refunded", "charged"), n=2, cancel=True),
+    "a task for three images": but(_TASK_TROUBLE, n=3, model="dall-e-2", short=0.4, cancel=True),
+    "tasks and all else": but(
+        _TASK_TROUBLE, tasks=_ANY_END, n=2, cancel=True, delete=True, operator=True, early_dead_letter=True
+    ),
 }
 
 _BATCH = Scenario(kills=3, rounds=(60, 120, 180))
@@ -116,5 +146,6 @@ BATCHES = {
     "delete and faults": but(_BATCH, delete=True, before=0.02, after=0.02, duplicate=True),
     "little time": but(_BATCH, hurry=0.3, before=0.01, after=0.01, cancel=True),
     "short turns": but(_BATCH, until=0, kill=0.05, duplicate=True),
+    "tasks": but(_BATCH_KILLS, tasks=_ANY_END, before=0.01, after=0.01, cancel=True, delete=True),
     "lost answers": but(_BATCH, before=0.04, after=0.06, cancel=True, delete=True, duplicate=True),
 }

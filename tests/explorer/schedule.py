@@ -1,4 +1,4 @@
-"""Actors that take turns, each in a greenlet of its own: one runs until its next point, and then another may."""
+"""Actors that take turns, each in its own greenlet: one runs until its next point, then another may."""
 
 import math
 import traceback
@@ -12,16 +12,15 @@ from greenlet import getcurrent, greenlet
 T = TypeVar("T")
 
 
-class Death(BaseException):  # no error that a program could handle
-    """The process of an actor ends here. No code of the product catches it."""
+class Death(BaseException):  # not an Exception: no code of the product catches it
+    """The process of an actor ends here."""
 
 
 class Actor:
-    """One process. With `doomed` it dies at its next point, and at every later one: `finally` blocks do nothing.
+    """One process. With `doomed` it dies at its next point and at every later one: `finally` blocks have no effect.
 
-    `touched` are the generations that it has named in a call. `beat` is the heartbeat under which it works, and
-    `beaten_at` when that came last. `stored_before` are the images that were stored when it began.
-    It takes its next step by `next_by`.
+    `touched` are the generations that its calls named. `beat` is its heartbeat, and `beaten_at` the time of the last
+    beat. `stored_before` are the images that were stored when it began. It takes its next step by `next_by`.
     """
 
     def __init__(self, name: str, kind: str) -> None:
@@ -32,11 +31,12 @@ class Actor:
         self.next_by = math.inf
         self.beat: Callable[[], None] | None = None
         self.beaten_at = 0.0
-        self.sending: tuple[str, int] = ("", 0)  # the call that it noted last as about to be sent
+        self.owner: str | None = None  # the token of its claim
+        self.sending: tuple[str, int] = ("", 0)  # the call whose attempt it recorded last
 
 
 class Schedule:
-    """Runs actors until `next_actor` gives None. It is asked at each point of an actor, and at each actor's end."""
+    """Runs actors until `next_actor`, called at each point and at each end of an actor, returns `None`."""
 
     def __init__(self, next_actor: Callable[[], Actor | None], died: Callable[[Actor], None]) -> None:
         self.live: list[Actor] = []
@@ -65,7 +65,7 @@ class Schedule:
         return actor
 
     def point(self) -> None:
-        """The running actor may be stopped here, for any time, or for ever."""
+        """The running actor may stop here, for any time or for ever."""
         actor = self.running
         if actor is None:
             return
@@ -86,7 +86,7 @@ class Schedule:
                 work()
         except Death:
             pass
-        except Exception:  # noqa: BLE001  # a use case must raise nothing that its handler does not expect
+        except Exception:  # noqa: BLE001  # a use case must raise only errors that its handler expects
             self.crashes.append(traceback.format_exc())
         self.live.remove(actor)
         if actor.doomed:
@@ -94,7 +94,7 @@ class Schedule:
 
 
 class _OrderedFuture(Future[T]):
-    """`as_completed` gives finished futures in the order of a set: by their hashes. These do not change by run."""
+    """A future with a stable hash: `as_completed` returns finished futures in the order of a set."""
 
     _numbers = count()
 
@@ -110,7 +110,7 @@ class _OrderedFuture(Future[T]):
 
 
 class SameThread(Executor):
-    """Runs what is submitted at once, in the thread of the actor."""
+    """Runs a submitted call at once, in the thread of the actor."""
 
     def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         future: Future[T] = _OrderedFuture()

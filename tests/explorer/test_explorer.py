@@ -1,7 +1,7 @@
-"""The use cases keep their promises, in whatever order their steps come and whatever fails between them.
+"""The use cases keep the invariants for any order of their steps, with any failures between them.
 
-A failing run prints its steps, and the command that repeats it alone. EXPLORER_SEEDS is a number of seeds, or
-FIRST:LAST without the last.
+A failing run prints its steps and the command that repeats it. EXPLORER_SEEDS is a number of seeds, or FIRST:LAST
+without the last.
 """
 
 import os
@@ -17,7 +17,7 @@ SHORT, LONG = 200, 20_000
 
 
 class Playing:
-    """The world that the patched places of the product belong to."""
+    """The world of the current run, for the patched functions of the product."""
 
     world: World | None = None
 

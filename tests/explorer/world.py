@@ -1,4 +1,4 @@
-"""The real use cases over fakes, the actors that run them, and all that may go wrong between two of their steps."""
+"""The real use cases over fakes, the actors that run them, and the failures between their steps."""
 
 import json
 import math
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from imagegen.consumers.retry_delay import pause_after_fault
-from imagegen.domain.attempts import Attempt
+from imagegen.consumers.queue_consumer import retry_delay
 from imagegen.domain.batches import InboxFile, batch_id_of
+from imagegen.domain.credentials import Caller
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
     ImageDownloadInterruptedError,
@@ -24,49 +24,67 @@ from imagegen.domain.errors import (
     UpstreamFailedError,
     UpstreamKeyRefusedError,
     UpstreamTooFewImagesError,
+    UpstreamUnavailableError,
 )
 from imagegen.domain.generations import Generation, LostClaimError, Status
-from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamAnswer, UpstreamImage
-from imagegen.usecases import manage
-from imagegen.usecases.carry_on import BatchShop, begin, cancel_batch, carry_on
-from imagegen.usecases.generate import UnfinishedError
-from imagegen.usecases.publish import Ledger
-from imagegen.usecases.quota import Allowance
-from imagegen.usecases.read_batch import Reader
-from imagegen.usecases.submit import Desk, submit
-from imagegen.usecases.work import Workshop, give_up, work, work_on_message
-from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
+from imagegen.domain.images import (
+    ImageRequest,
+    ResponseFormat,
+    UpstreamImage,
+    UpstreamImages,
+    UpstreamRequest,
+    UpstreamTask,
+)
+from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.usecases.continue_batch import begin_batch, cancel_batch
+from imagegen.usecases.delete_images import DeleteImages
+from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration, RetryGeneration
+from imagegen.usecases.publish import BatchProgress, PublishGeneration
+from imagegen.usecases.quota import Quota, QuotaReturns
+from imagegen.usecases.run_upstream_calls import UnfinishedError, UpstreamRunner
+from imagegen.usecases.submit import Submission, SubmitGeneration
+from imagegen.usecases.work_on_generation import GenerationWorker
+from imagegen.wire.batches import outcome_line
 from tests.explorer.scenarios import REPEATED_BY_TOKEN, Scenario
 from tests.explorer.schedule import Actor, SameThread, Schedule
-from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchStore, FakeFiles
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_store import FakeGenerationStore
+from tests.fakes.idempotency_keys import FakeIdempotencyKeys
 from tests.fakes.image_source import FakeImageSource
 from tests.fakes.image_store import FakeImageStore
+from tests.fakes.journal import FakeJournal
 from tests.fakes.provider import png
+from tests.fakes.quota_counters import FakeQuotaCounters
+from tests.support.in_memory import batch_continuation
+from tests.support.models import MODELS
 
 START = 1_760_000_000.0
 LEASE = 60.0
 BEAT_SECONDS = 20.0
 DEAD_LETTER_SECONDS = 180.0
 MOST_RECEIPTS = 20
-MOST_DELAY_SECONDS = 900  # SQS takes no longer one
-GIVES_UP_SECONDS = 600  # so long a client retries
-MOST_ROUNDS = 8000  # by then all is quiet, unless something never ends
+MOST_DELAY_SECONDS = 900  # the longest of SQS
+GIVES_UP_SECONDS = 600  # a client retries for so long
+MOST_ROUNDS = 8000  # enough for all work to end
 NEVER = Deadline(math.inf)
-# What follows on a message is written while the message sleeps: the SDK gives up after three tries of 13 s each
-# (bootstrap/sdk.py). Other steps take any time.
+# The step after a `send` comes within this time, while the message is still delayed: the SDK gives up after three tries
+# of 13 s each (bootstrap/sdk.py). Other steps take any time.
 LONGEST_CALL_SECONDS = 40.0
 ID_LENGTH = 26
-# A failure of these may leave quota taken that nothing was charged for: a counter, or a note of what is (not) charged.
-LEAKY = frozenset({"take", "give_back", "note_returned", "void", "requeue", "save_sending", "save_refusal"})
+# A failure of these may leave quota taken without a charge: a counter, or a record of what was charged.
+LEAKY = frozenset(
+    {"take", "give_back", "note_returned", "void", "requeue", "save_attempt", "save_task", "save_failure"}
+)
+# These are tried again a few times, and then a paid image is lost.
+STORING = frozenset({"open", "save", "find"})
+BASE_URL = "https://x.example"
 
 Move = Callable[[], Actor | None]
 
 
 def patched(patch: pytest.MonkeyPatch, world: "Callable[[], World | None]") -> None:
-    """The only patches: what the product gives no field for."""
+    """Patches only what has no parameter in the product."""
 
     @contextmanager
     def heartbeat(lease: float, beat: Callable[[], None]) -> Iterator[None]:
@@ -75,9 +93,9 @@ def patched(patch: pytest.MonkeyPatch, world: "Callable[[], World | None]") -> N
         with current.heartbeat(lease, beat):
             yield
 
-    patch.setattr("imagegen.usecases.carry_on.heartbeat", heartbeat)
-    patch.setattr("imagegen.usecases.read_batch.CHUNK_LINES", 2)  # a file of five lines is three chunks
-    patch.setattr("imagegen.usecases.generate._FIRST_PAUSE_SECONDS", 0)  # `tried` outside of Tools sleeps for real
+    patch.setattr("imagegen.usecases.continue_batch.heartbeat", heartbeat)
+    patch.setattr("imagegen.usecases.read_batch.CHUNK_LINES", 2)  # five lines are three chunks
+    patch.setattr("imagegen.usecases.run_upstream_calls._FIRST_PAUSE_SECONDS", 0)  # a pause's length is random
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,7 @@ class Message:
     body: str
     at: float
     receipts: int = 0
+    poll: int = 0
 
 
 class Mailbox:
@@ -105,11 +124,9 @@ class Mailbox:
         self.messages: list[Message] = []
         self.dead: list[Message] = []
 
-    def send(self, body: str, caller: str, *, delay: float = 0) -> None:
+    def send(self, body: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
         assert 0 <= delay <= MOST_DELAY_SECONDS
-        self.messages.append(Message(body, self._world.now + delay))
-
-    def hold(self, receipt: str, seconds: float) -> None: ...
+        self.messages.append(Message(body, self._world.now + delay, poll=poll))
 
     def done(self, message: Message, again: float | None) -> None:
         if message not in self.messages:
@@ -126,12 +143,39 @@ class Mailbox:
         self.dead.append(message)
 
 
+class UnexpectedError(Exception):
+    """A poll of a task raises what no provider may raise."""
+
+
+@dataclass
+class Task:
+    """A task at the upstream, which ends at `ends_at`: with images, or as `fate` says.
+
+    `pending_at` is the last poll that found it running, and `reported` whether a poll returned its end. `again` is the
+    task that the record of the call already had: then this one must not have begun. `disowned` is whether only
+    processes that had lost their claim recorded it.
+    """
+
+    id: str
+    generation_id: str
+    index: int
+    fate: str
+    ends_at: float
+    poll_seconds: float
+    task_seconds: float
+    images: UpstreamImages
+    pending_at: float = 0.0
+    reported: bool = False
+    again: str = ""
+    disowned: bool = True
+
+
 @dataclass
 class Asked:
-    """One call to the upstream. `outcome` is "" while it runs, and for ever if its actor died under it.
+    """One call to the upstream. `outcome` is "" while it runs, and for ever if its actor died meanwhile.
 
-    `refused_at` is when the record had a refusal noted: before, nobody else can know that nothing was spent.
-    `stored_before` is how many of the call's images were stored when the actor that sends it began.
+    `task` is the task in its answer. `refused_at` is when its refusal was recorded: before, no other process can know
+    that it cost nothing. `stored_before` is how many of its images were stored when the actor that sends it began.
     """
 
     generation_id: str
@@ -141,15 +185,19 @@ class Asked:
     outcome: str = ""
     refused_at: float = math.inf
     stored_before: int = 0
+    task: Task | None = None
 
     @property
     def paid(self) -> bool:
+        """Or possibly paid. A refunded task is paid until a poll reports it, or if its call was not answered."""
+        if self.task and self.outcome == "answered":
+            return not (self.task.fate == "refunded" and self.task.reported)
         return self.outcome != "refused"
 
 
 @dataclass
 class Client:
-    """One logical request and its retries. `marked` is whether an attempt has written its marker."""
+    """One request and its retries. `actor` sends the last try. `marked` is whether a try has written its marker."""
 
     caller: str
     key: str | None
@@ -157,11 +205,11 @@ class Client:
     marked: bool = False
     failed: bool = False
     ids: list[str] = field(default_factory=list)
-    attempt: Actor | None = None
+    actor: Actor | None = None
 
 
 class Faulty:
-    """A fake behind a network: each call is a point of its actor, and may fail before or after its effect."""
+    """A fake behind a network: each call is a point of its actor and may fail before or after its effect."""
 
     def __init__(self, world: "World", fake: object, label: str, error: Callable[[str], Exception]) -> None:
         self._world, self._fake, self._label, self._error = world, fake, label, error
@@ -193,35 +241,107 @@ class Faulty:
 
 
 class PaintingUpstream:
-    """An upstream that writes the generation's id into each image. It answers by URL or by bytes, as it likes."""
+    """An upstream that writes the generation's id into each image. It answers by URL or with bytes, at random.
+
+    With `Scenario.tasks` it answers with a task. A repeated call with the same reference has the same task.
+    """
+
+    upstream = "painting"
 
     def __init__(self, world: "World") -> None:
         self._world = world
         self.asked: list[Asked] = []
+        self.tasks: dict[str, Task] = {}  # by the reference of the call, which is also the id
 
-    def generate(self, request: ImageRequest, n: int, deadline: Deadline) -> UpstreamAnswer:
-        world, scenario = self._world, self._world.scenario
+    def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
+        world, n = self._world, call.n
         actor = world.step("upstream call", (), {})
         asked = Asked(*actor.sending, n, len(self.asked))
+        assert call.reference.startswith(f"{asked.generation_id}.{asked.index}.")
         asked.stored_before = world.stored_before(actor)
         self.asked.append(asked)
         chance = world.rng.random()
+        if world.scenario.tasks:
+            return self._start_task(call, asked, chance)
         for _ in range(world.rng.choice((0, 1, 3))):
             world.step("upstream still at it", (), {})
-        outcome = "answered"
+        asked.outcome = self._outcome(chance)
+        self._raise(asked.outcome)
+        return self._images(asked)
+
+    def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
+        world, scenario, task = self._world, self._world.scenario, self.tasks[task_id]
+        world.step("upstream poll", (), {})
+        running = world.now < task.ends_at
+        cannot_look = world.wild and world.rng.random() < scenario.blind
+        unexpected = world.wild and world.rng.random() < scenario.unexpected
+        if unexpected:
+            world.log("poll raises")
+            raise UnexpectedError
+        if running or cannot_look or not deadline.remaining():
+            task.pending_at = world.now
+            world.log("poll: still running")
+            return UpstreamTask(task.id, task.poll_seconds, task.task_seconds)
+        task.reported = True
+        world.log(f"poll: {task.fate}")
+        if task.fate == "refunded":
+            raise UpstreamUnavailableError("The task failed, and nothing was charged.")
+        if task.fate == "charged":
+            raise UpstreamFailedError("The task failed.")
+        return task.images
+
+    def _start_task(self, call: UpstreamRequest, asked: Asked, chance: float) -> UpstreamTask:
+        world = self._world
+        outcome = self._outcome(chance)
+        asked.task = self.tasks.get(call.reference)
+        if asked.task is None and outcome in ("answered", "unexpected"):
+            asked.task = self.tasks[call.reference] = self._new_task(call.reference, asked)
+        asked.outcome = "answered" if asked.task and outcome != "unexpected" else outcome
+        for _ in range(world.rng.choice((0, 0, 1, 3))):
+            world.step("upstream still at it", (), {})
+        self._raise(asked.outcome)
+        assert asked.task
+        return UpstreamTask(asked.task.id, asked.task.poll_seconds, asked.task.task_seconds)
+
+    def _new_task(self, reference: str, asked: Asked) -> Task:
+        world, choice = self._world, self._world.rng.choice
+        fate, poll_seconds, task_seconds = choice(world.scenario.tasks), choice((2, 10)), choice((60, 200))
+        runs = {"never": math.inf, "late": task_seconds + choice((1, 50, 200))}.get(fate, choice((1, 8, 20, 45)))
+        world.log(f"task begun: {fate} after {runs} s")
+        task = Task(
+            reference,
+            asked.generation_id,
+            asked.index,
+            fate,
+            world.now + runs,
+            poll_seconds,
+            task_seconds,
+            self._images(asked),
+        )
+        record = world.store._records.get(asked.generation_id)
+        for call in record.calls if record else ():
+            if call.number == asked.index and call.open_task:
+                task.again = call.open_task.task_id or ""
+        return task
+
+    def _outcome(self, chance: float) -> str:
         for name in ("refused", "failed", "unexpected"):
-            chance -= getattr(scenario, name)
+            chance -= getattr(self._world.scenario, name)
             if chance < 0:
-                outcome = name
-                break
-        asked.outcome = outcome
-        world.log(f"upstream {outcome}")
+                return name
+        return "answered"
+
+    def _raise(self, outcome: str) -> None:
+        self._world.log(f"upstream {outcome}")
         if outcome == "refused":
             raise UpstreamKeyRefusedError("No.")
         if outcome == "failed":
             raise UpstreamFailedError("500")
         if outcome == "unexpected":
-            raise RuntimeError("nobody expects this")
+            raise RuntimeError("unexpected")
+
+    def _images(self, asked: Asked) -> UpstreamImages:
+        world, scenario, n = self._world, self._world.scenario, asked.n
         broken = world.rng.randrange(n) if world.rng.random() < scenario.broken else -1
         by_url = world.rng.random() < 0.5
         images = [self._image(asked, at, by_url=by_url, broken=at == broken) for at in range(n)]
@@ -229,7 +349,7 @@ class PaintingUpstream:
             came = world.rng.randrange(1, n)
             world.log(f"upstream gives {came} of {n}")
             images[came:] = [UpstreamImage(failure=UpstreamTooFewImagesError("Too few."))] * (n - came)
-        return UpstreamAnswer(tuple(images))
+        return UpstreamImages(tuple(images))
 
     def _image(self, asked: Asked, at: int, *, by_url: bool, broken: bool) -> UpstreamImage:
         if broken:
@@ -253,7 +373,7 @@ class World:
         self.now = START
         self.lines: list[tuple[float, str, str]] = []
         self.rounds = 0
-        self.wild = True  # faults, deaths and new requests; once it is over, all that is begun has to end
+        self.wild = True  # faults, deaths and new requests happen; afterwards all work must end
         self.wild_rounds = rng.choice(scenario.rounds)
         self.quiet = False
         self.schedule = Schedule(self._next_actor, self._died)
@@ -262,7 +382,7 @@ class World:
 
         self.files: dict[str, bytes] = {}
         self.store, self.images, self.bus = FakeGenerationStore(), FakeImageStore(), FakeEventBus()
-        self.counters = FakeAllowanceCounters()
+        self.counters, self.journal = FakeQuotaCounters(), FakeJournal()
         self.mailbox = Mailbox(self)
         self.upstream = PaintingUpstream(self)
         self.records = self.faulty(self.store, "records")
@@ -271,48 +391,75 @@ class World:
         self.faulty_bus = self.faulty(self.bus, "bus")
         self.faulty_images: Any = Faulty(self, self.images, "images", ImageStorageInterruptedError)
 
-        self.ends: set[tuple[str, float | None]] = set()  # all ends that a record ever had
-        self.buried: dict[str, Generation] = {}  # the records that were deleted, as they were then
-        self.concerned: set[str] = set()  # generations whose quota may stay taken for nothing
-        self.retried: set[str] = set()  # those that an operator tried again
-        self.deletions: dict[str, float] = {}  # when the first of each began
+        self.ends: set[tuple[str, float | None]] = set()  # all ends of all records
+        self.buried: dict[str, Generation] = {}  # the deleted records
+        self.concerned: set[str] = set()  # generations whose quota may stay taken without a charge
+        self.retried: set[str] = set()  # those that an operator retried
+        self.deletions: dict[str, float] = {}  # when the first deletion of each began
         self.most_deletions = 2
-        self.deleted: set[str] = set()  # those whose deletion was answered 200
+        self.deleted: set[str] = set()  # those whose deletion succeeded
         self.cancelled: set[str] = set()
-        self.dead_letters = 0
+        self.unfetched: set[str] = set()  # those with a failed download, save or look-up
 
         self.response_format: ResponseFormat = rng.choice(("url", "b64_json"))
         self.work_here = rng.random() < 0.6
         large = rng.random() < 0.5
         pool = SameThread()
-        self.desk = Desk(
-            self.records,
-            self.queue,
-            Allowance(self.faulty_counters, scenario.allowance, 100),
-            lambda: self.now,
-            LEASE,
+        self.batches = FakeBatchStore()
+        self.batch_lines = FakeBatchLines(self.batches)
+        self.batch_mailbox = Mailbox(self)
+        self.progress = BatchProgress(
+            self.faulty(self.batches, "records"),
+            self.faulty(self.batch_lines, "records"),
+            self.faulty(self.batch_mailbox, "queue"),
+            outcome_line,
+        )
+        self.submission = SubmitGeneration(
+            models=MODELS,
+            keys=self.faulty(FakeIdempotencyKeys(), "records"),
+            records=self.records,
+            queue=self.queue,
+            quota=Quota(self.faulty_counters, each_caller=scenario.quota, whole_stack=100),
+            journal=self.journal,
+            now=self.clock,
+            lease=LEASE,
             sleep=self._sleep,
         )
-        self.workshop = self._workshop(pool, large=large)
+        self.returns = QuotaReturns(self.faulty_counters, self.records)
+        self.publisher = PublishGeneration(self.records, self.returns, self.progress, self.faulty_bus)
+        self.cancellation = CancelGeneration(self.records, self.publisher, self.clock)
+        self.worker = self._worker(pool, large=large)
         key = (rng.random() < 0.4) if scenario.key is None else scenario.key
         self.clients = [Client(caller, "key" if key else None) for caller in scenario.clients]
 
-    def _workshop(self, pool: SameThread, *, large: bool) -> Workshop:
-        return Workshop(
-            records=self.records,
-            queue=self.queue,
-            counters=self.faulty_counters,
-            bus=self.faulty_bus,
-            images=self.faulty_images,
+    def clock(self) -> float:
+        return self.now
+
+    def _worker(self, pool: SameThread, *, large: bool) -> GenerationWorker:
+        runner = UpstreamRunner(
+            providers={"openai": self.upstream},
             source=self._source(),
-            providers={"openai_compatible": self.upstream},
+            images=self.faulty_images,
+            records=self.records,
+            journal=self.journal,
             pool=pool,
-            large_answer=lambda _: (2, iter([b"{}"])) if large else None,
-            now=lambda: self.now,
-            lease=LEASE,
-            settle=self.settle,
+            repeat_unknown=True,
+            call_seconds=0,
+            now=self.clock,
             executor=lambda _: pool,
             sleep=self._sleep,
+        )
+        return GenerationWorker(
+            records=self.records,
+            queue=self.queue,
+            images=self.faulty_images,
+            runner=runner,
+            publisher=self.publisher,
+            deletion=DeleteImages(self.faulty_images),
+            large_answer=lambda _: (2, iter([b"{}"])) if large else None,
+            journal=self.journal,
+            now=self.clock,
+            lease=LEASE,
             heartbeat=self.heartbeat,
         )
 
@@ -322,19 +469,17 @@ class World:
     def faulty(self, fake: object, label: str) -> Any:
         return Faulty(self, fake, label, RecordsUnavailableError)
 
-    def settle(self, generation: Generation) -> None: ...
-
     def run(self) -> None:
         self.schedule.run()
 
-    # What happens at a step.
+    # The steps of an actor.
 
     def log(self, text: str) -> None:
         actor = self.schedule.running
         self.lines.append((self.now - START, actor.name if actor else "-", text))
 
     def step(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Actor:
-        """A point of the actor at which it may stop for any time; gives the actor."""
+        """A point at which the actor may stop for any time. Returns the actor."""
         actor = self.schedule.running
         assert actor is not None
         actor.touched.update(_named(args, kwargs))
@@ -347,12 +492,12 @@ class World:
         return actor
 
     def _beat(self, actor: Actor, beat: Callable[[], None]) -> None:
-        actor.beaten_at, actor.beat = self.now, None  # its own calls are steps, too
+        actor.beaten_at, actor.beat = self.now, None  # the calls of a beat are steps too
         try:
             beat()
         except LostClaimError:
             return
-        except Exception:  # noqa: BLE001  # as the real heartbeat: the next one tries again
+        except Exception:  # noqa: BLE001  # like the real heartbeat: the next beat tries again
             pass
         actor.beat = beat
 
@@ -367,7 +512,7 @@ class World:
             actor.beat = None
 
     def deadline(self) -> Deadline:
-        """By when a process has to end. Some have little time, but for all that is left at the end there is enough."""
+        """The deadline of a process. Some processes have little time, but none after the wild rounds."""
         if self.wild and self.scenario.hurry and self.rng.random() < self.scenario.hurry:
             return WorldDeadline(self.now + self.rng.choice((1, 10, 60)), self)
         return NEVER
@@ -386,13 +531,16 @@ class World:
             return "after"
         if chance < scenario.before + scenario.after + scenario.repeat and (label, name) != (
             "images",
-            "save_answer",  # its blocks can be read once
+            "save_answer",  # its blocks can be read only once
         ):
             return "repeat" if name in scenario.repeatable else None
         return None
 
     def note_failure(self, text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.log(text)
+        actor = self.schedule.running
+        if name in STORING and actor:
+            self.unfetched |= actor.touched
         if name in self.leaky:
             self.concerned.update(_named(args, kwargs))
 
@@ -410,20 +558,26 @@ class World:
     def seen(self, actor: Actor, name: str, args: tuple[Any, ...], result: Any) -> None:
         if name in ("end", "cancel") and isinstance(result, Generation):
             self.ends.add((result.id, result.completed_at))
-        elif name == "save_sending":
+        elif name == "save_attempt":
             actor.sending = (args[0], args[2])
-        elif name == "save_refusal":
+        elif name == "claim" and result:
+            actor.owner = result.owner
+        elif name == "create":
+            actor.owner = args[0].owner
+        elif name == "save_task" and (record := self.store._records[args[0]]):
+            self.upstream.tasks[args[3]].disowned &= record.owner != actor.owner
+        elif name == "save_failure" and not args[3].money_spent:
             last = next(each for each in reversed(self.upstream.asked) if (each.generation_id, each.index) == args[:2])
             last.refused_at = min(last.refused_at, self.now)
-        elif name in ("hold_key", "mark_attempt") or (name == "attach_attempt" and result):
+        elif name in ("hold", "mark") or (name == "attach" and result):
             for client in self.clients:
-                client.marked |= client.attempt is actor
+                client.marked |= client.actor is actor
 
     def _died(self, actor: Actor) -> None:
         self.lines.append((self.now - START, actor.name, "DIES"))
         self.concerned |= actor.touched
 
-    # Who is next.
+    # The next actor.
 
     def _next_actor(self) -> Actor | None:
         while True:
@@ -450,12 +604,12 @@ class World:
         return self.mailbox.messages + self.mailbox.dead
 
     def _time_passes(self) -> bool:
-        """False if there is nothing left that time could bring."""
+        """Moves the clock. Returns `False` if no actor is alive and no message is left."""
         waiting, live = self.waiting(), self.schedule.live
         by = min((actor.next_by for actor in live), default=math.inf)
         later = [message.at for message in waiting if message.at > self.now]
         if not waiting and not live:
-            self.rounds += 4  # most of these rounds would see nothing but time pass
+            self.rounds += 4  # time passes with fewer rounds
         if later and not live:
             self.now = max(self.now + 0.1, min(later))
         else:
@@ -481,11 +635,11 @@ class World:
         if live and self.killed < scenario.kills and chance() < scenario.kill:
             moves += [partial(self._kill, self.rng.choice(live))] * 2
         for client in self.clients:
-            moves += self._attempts(client)
+            moves += self._tries(client)
         known = [generation_id for client in self.clients for generation_id in client.ids]
-        if known and scenario.cancel and not self.cancelled and chance() < 0.2:
+        if known and scenario.cancel and not self.cancelled and chance() < scenario.meddling:
             moves.append(partial(self._cancel, self.rng.choice(known)))
-        if known and scenario.delete and self.most_deletions and chance() < 0.2:
+        if known and scenario.delete and self.most_deletions and chance() < scenario.meddling:
             moves.append(partial(self._delete, self.rng.choice(known)))
         messages = self.mailbox.messages
         if messages and scenario.early_dead_letter and chance() < 0.02:
@@ -500,14 +654,14 @@ class World:
     def _at_work(self, kind: str) -> int:
         return sum(actor.kind == kind for actor in self.schedule.live)
 
-    def _attempts(self, client: Client) -> list[Actor | Move]:
-        if client.attempt is None:
+    def _tries(self, client: Client) -> list[Actor | Move]:
+        if client.actor is None:
             return [partial(self._post, client)]
         if client.tries >= self.scenario.tries or self.now - START > GIVES_UP_SECONDS:
             return []
-        if client.attempt not in self.schedule.live and client.failed:
+        if client.actor not in self.schedule.live and client.failed:
             return [partial(self._post, client)] * 3
-        if client.marked and self.rng.random() < 0.03:  # the gateway gave up, the function goes on
+        if client.marked and self.rng.random() < 0.03:  # the gateway timed out, the function continues
             return [partial(self._post, client)]
         return []
 
@@ -520,7 +674,7 @@ class World:
         return actor
 
     def stored_before(self, actor: Actor) -> int:
-        """How many images of the call that it sends were stored before it began, and still are."""
+        """How many images of the actor's call were stored before it began, and still are."""
         generation_id, number = actor.sending
         record = self.store._records.get(generation_id)
         asked_for = (
@@ -536,11 +690,11 @@ class World:
         return actor
 
     def _post(self, client: Client) -> Actor:
-        attempt = Attempt(client.key, client.tries if self.scenario.counts else None)
+        identity = RetryIdentity(client.key, client.tries if self.scenario.counts else None)
         client.tries += 1
-        client.failed = True  # unless it is answered
-        client.attempt = self.spawn("api", lambda: self._api(client, attempt))
-        return client.attempt
+        client.failed = True  # until it is answered
+        client.actor = self.spawn("api", lambda: self._api(client, identity))
+        return client.actor
 
     def _deliver(self, message: Message) -> Actor:
         message.at = self.now + LEASE
@@ -553,15 +707,7 @@ class World:
     def _cancel(self, generation_id: str) -> Actor:
         self.cancelled.add(generation_id)
         caller = self._caller(generation_id)
-        return self.spawn(
-            "canceller",
-            lambda: self.answered(
-                lambda: manage.cancel(
-                    *(generation_id, caller, self.records, self.faulty_counters, self.faulty_bus),
-                    *(lambda: self.now, self.settle),
-                )
-            ),
-        )
+        return self.spawn("canceller", lambda: self.answered(lambda: self.cancellation.cancel(generation_id, caller)))
 
     def _delete(self, generation_id: str) -> Actor:
         self.most_deletions -= 1
@@ -569,10 +715,9 @@ class World:
         caller = self._caller(generation_id)
 
         def delete() -> None:
-            manage.delete(
-                *(generation_id, caller, self.records, self.queue, self.faulty_counters, self.faulty_bus),
-                *(self.faulty_images, lambda: self.now, self.deadline(), self.settle),
-            )
+            images = DeleteImages(self.faulty_images)
+            deletion = DeleteGeneration(self.records, self.queue, self.publisher, self.progress, images, self.clock)
+            deletion.delete(generation_id, caller, self.deadline())
             self.deleted.add(generation_id)
 
         return self.spawn("deleter", lambda: self.answered(delete))
@@ -581,7 +726,7 @@ class World:
         self.retried.add(generation_id)
 
         def retry() -> None:
-            manage.retry(generation_id, self.records, self.faulty_counters, self.queue, lambda: self.now)
+            RetryGeneration(self.records, self.returns, self.queue, self.clock).retry(generation_id)
 
         return self.spawn("operator", lambda: self.answered(retry))
 
@@ -589,82 +734,77 @@ class World:
         self.mailbox.bury(message)
 
     def _duplicate(self, message: Message) -> None:
-        self.mailbox.messages.append(Message(message.body, self.now))
+        self.mailbox.messages.append(Message(message.body, self.now, poll=message.poll))
 
     def _caller(self, generation_id: str) -> str:
         record = self.store._records.get(generation_id)
         tombstone = self.store._tombstones.get(generation_id)
-        return record.caller if record else tombstone.caller if tombstone else "nobody"
+        return record.caller if record else tombstone.caller if tombstone else ""
 
     # The actors.
 
-    def _api(self, client: Client, attempt: Attempt) -> None:
+    def _api(self, client: Client, identity: RetryIdentity) -> None:
         scenario = self.scenario
         request = ImageRequest("a cat", scenario.model, self.response_format, scenario.n)
+        submission = Submission(request, Caller(client.caller), BASE_URL, identity=identity, claim=self.work_here)
         try:
-            submitted = submit(
-                request,
-                attempt,
-                self.desk,
-                caller=client.caller,
-                base_url="https://x.example",
-                work_here=self.work_here,
-            )
+            submitted = self.submission.submit(submission)
         except ImagegenError as error:
             self.log(f"answers {type(error).__name__}")
             return
         client.failed = False
         client.ids.append(submitted.generation.id)
         if submitted.owner:
+            generation, owner = submitted.generation, submitted.owner
             self.unless_interrupted(
-                lambda: work(submitted.generation, submitted.owner or "", self.workshop, self.deadline())
+                lambda: self.worker.work(generation, owner, self.deadline(), poll=0, extend_visibility=lambda _: None)
             )
 
     def receive(
-        self, mailbox: Mailbox, message: Message, handle: Callable[[str, Callable[[float], None]], float | None]
+        self, mailbox: Mailbox, message: Message, handle: Callable[[Message, Callable[[float], None]], float | None]
     ) -> None:
         message.receipts += 1
-        mine = message.receipts  # a stale receipt neither holds nor deletes
+        mine = message.receipts  # a stale receipt neither extends visibility nor deletes
 
-        def hold(seconds: float) -> None:
+        def extend_visibility(seconds: float) -> None:
             if message.receipts == mine:
                 message.at = self.now + seconds
 
-        again: list[float | None] = [pause_after_fault(mine)]
-        hold(LEASE)
-        self.unless_interrupted(lambda: again.append(handle(message.body, hold)))
+        again: list[float | None] = [retry_delay(mine)]
+        extend_visibility(LEASE)
+        self.unless_interrupted(lambda: again.append(handle(message, extend_visibility)))
         if message.receipts == mine:
             mailbox.done(message, again[-1])
 
-    def _work(self, generation_id: str, hold: Callable[[float], None]) -> float | None:
-        return work_on_message(generation_id, self.workshop, self.deadline(), hold=hold)
+    def _work(self, message: Message, extend: Callable[[float], None]) -> float | None:
+        return self.worker.on_message(message.body, message.poll, self.deadline(), extend_visibility=extend)
 
     def _dead_letter(self, message: Message) -> None:
         again: list[float | None] = [1.0]
-        self.unless_interrupted(lambda: again.append(give_up(message.body, self.workshop, self.deadline())))
+        self.unless_interrupted(lambda: again.append(self.worker.give_up(message.body, message.poll, self.deadline())))
         if again[-1] is None:
             if message in self.mailbox.dead:
                 self.mailbox.dead.remove(message)
         else:
             message.at = self.now + DEAD_LETTER_SECONDS
 
-    def answered(self, what: Callable[[], object]) -> None:
+    def answered(self, call: Callable[[], object]) -> None:
         try:
-            what()
+            call()
         except ImagegenError as error:
             self.log(f"answers {type(error).__name__}")
         else:
             self.log("answers")
 
-    def unless_interrupted(self, what: Callable[[], object]) -> None:
+    def unless_interrupted(self, call: Callable[[], object]) -> None:
         try:
-            what()
-        except (ImagegenError, UnfinishedError) as error:
+            call()
+        except (ImagegenError, UnfinishedError, UnexpectedError) as error:
             self.log(f"interrupted: {type(error).__name__}")
 
 
 def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
-    """The generations that a call names, also by a token or by an image's record."""
+    """The generations that a call names by their id, their record or a token."""
     for value in args:
         if isinstance(value, Generation):
             yield value.id
@@ -675,43 +815,27 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
 
 
 class BatchWorld(World):
-    """A run in which a file of one to five lines is dropped, of which one may ask for nothing that can be made."""
+    """A run with a file of one to five lines in the inbox, of which one may be invalid."""
 
-    # A line that could not be begun is begun when the file is read again, by the same id. If its batch is cancelled
-    # before, nobody knows for certain whether its quota was taken, so it stays taken.
+    # A line that could not begin begins with the same id when the file is read again. If its batch is cancelled before,
+    # it is unknown whether its quota was taken, so it stays taken.
     leaky = LEAKY | {"create", "send"}
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
         super().__init__(scenario, seed)
         self.clients = []
-        self.batches = FakeBatchStore()
-        self.batch_lines = FakeBatchLines(self.batches)
         self.batch_bus, self.box = FakeBatchBus(), FakeFiles()
-        self.batch_mailbox = Mailbox(self)
-        self.ledger = Ledger(
-            self.faulty(self.batches, "records"),
-            self.faulty(self.batch_lines, "records"),
-            self.faulty(self.batch_mailbox, "queue"),
-            outcome_line,
-        )
         box: Any = Faulty(self, self.box, "images", ImageStorageInterruptedError)
-        reader = Reader(
-            desk=self.desk,
-            ledger=self.ledger,
-            inbox=box,
-            pool=self.workshop.pool,
-            base_url="https://x.example",
-            read_line=partial(read_batch_line, prompt_cap=1000),
-            refusal=refused_line,
-            own_images_per_day=lambda _: None,
+        bus = self.faulty(self.batch_bus, "bus")
+        self.continuation = batch_continuation(
+            self.progress, self.submission, self.cancellation, box, bus, SameThread()
         )
-        self.shop = BatchShop(reader, self.faulty_counters, self.faulty_bus, self.faulty(self.batch_bus, "bus"), box)
         self.size = self.rng.choice((1, 3, 5))
         wrong = self.rng.randrange(self.size) if self.rng.random() < 0.4 else -1
         self.box.content = b"\n".join(self._line(number, wrong=number == wrong) for number in range(self.size))
         self.file = InboxFile("inbox/alice/a.jsonl", "v1", len(self.box.content))
         self.batch_id = batch_id_of("bucket", self.file.key, self.file.version)
-        self.told_again = 0
+        self.repeated_drops = 0
         self.cancelling = False
         self.batch_mailbox.send(_DROPPED, "alice")
 
@@ -720,9 +844,6 @@ class BatchWorld(World):
         body = {"prompt": f"cat {number}", "response_format": self.response_format}
         return json.dumps({"custom_id": f"c{number}", "method": "POST", "url": url, "body": body}).encode()
 
-    def settle(self, generation: Generation) -> None:
-        self.ledger.settle(generation)
-
     def waiting(self) -> list[Message]:
         return super().waiting() + self.batch_mailbox.messages
 
@@ -730,7 +851,7 @@ class BatchWorld(World):
         moves = super().moves()
         due = [message for message in self.batch_mailbox.messages if message.at <= self.now]
         if due and self._at_work("intake") < 3:
-            moves += [partial(self._carry_on, self.rng.choice(due))] * 2
+            moves += [partial(self._continue_batch, self.rng.choice(due))] * 2
         return moves
 
     def wild_moves(self) -> list[Actor | Move]:
@@ -738,33 +859,33 @@ class BatchWorld(World):
         moves = super().wild_moves()
         if scenario.cancel and not self.cancelling and self.batches._records and chance() < 0.05:
             moves += [self._cancel_batch] * 3
-        if scenario.duplicate and self.told_again < 2 and chance() < 0.03:
-            moves += [self._tell_again] * 3
+        if scenario.duplicate and self.repeated_drops < 2 and chance() < 0.03:
+            moves += [self._repeat_drop] * 3
         if scenario.delete and self.most_deletions and chance() < 0.05:
-            there = [each.id for each in self.store._records.values() if each]
-            moves += [partial(self._delete, self.rng.choice(there))] * 3 if there else []
+            existing = [each.id for each in self.store._records.values() if each]
+            moves += [partial(self._delete, self.rng.choice(existing))] * 3 if existing else []
         return moves
 
-    def _carry_on(self, message: Message) -> Actor:
+    def _continue_batch(self, message: Message) -> Actor:
         message.at = self.now + LEASE
         return self.spawn("intake", lambda: self.receive(self.batch_mailbox, message, self._intake))
 
-    def _intake(self, body: str, hold: Callable[[float], None]) -> float | None:
-        if body == _DROPPED:
-            begin("bucket", self.file, "alice", self.ledger.batches, self.now)
-        return carry_on(self.batch_id, self.shop, Deadline.after(self.scenario.until), hold)
+    def _intake(self, message: Message, extend: Callable[[float], None]) -> float | None:
+        if message.body == _DROPPED:
+            begin_batch("bucket", self.file, "alice", self.progress.batches, self.now)
+        return self.continuation.run(self.batch_id, Deadline.after(self.scenario.until), extend)
 
     def _cancel_batch(self) -> Actor:
         self.cancelling = True
 
         def cancel() -> None:
-            cancel_batch(self.batch_id, "alice", self.ledger.batches, self.ledger.messages, self.now)
+            cancel_batch(self.batch_id, "alice", self.progress.batches, self.progress.queue, self.now)
 
         return self.spawn("canceller", lambda: self.answered(cancel))
 
-    def _tell_again(self) -> None:
-        self.told_again += 1
+    def _repeat_drop(self) -> None:
+        self.repeated_drops += 1
         self.batch_mailbox.send(_DROPPED, "alice")
 
 
-_DROPPED = "S3 tells that the file was dropped"
+_DROPPED = "the message of S3 about the file"

@@ -44,9 +44,9 @@ class FakeBatchStore(Failing):
 
     def renew(self, batch_id: str, owner: str, lease_until: float) -> None:
         with self._asked():
-            self._put(self._ours(batch_id, owner), lease_until=lease_until)
+            self._put(self._owned(batch_id, owner), lease_until=lease_until)
 
-    def let_go(self, batch_id: str, owner: str) -> None:
+    def release(self, batch_id: str, owner: str) -> None:
         with self._asked():
             batch = self._records.get(batch_id)
             if batch is not None and batch.owner == owner:
@@ -54,11 +54,11 @@ class FakeBatchStore(Failing):
 
     def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch:
         with self._asked():
-            return self._put(self._ours(batch_id, owner), checkpoint=checkpoint)
+            return self._put(self._owned(batch_id, owner), checkpoint=checkpoint)
 
     def save_total(self, batch_id: str, owner: str, total: int) -> Batch:
         with self._asked():
-            batch = self._ours(batch_id, owner)
+            batch = self._owned(batch_id, owner)
             return self._put(batch, total=total if batch.total is None else batch.total)
 
     def begin_cancelling(self, batch_id: str, *, now: float) -> Batch | None:
@@ -70,7 +70,7 @@ class FakeBatchStore(Failing):
 
     def begin_finalizing(self, batch_id: str, owner: str, *, now: float) -> Batch:
         with self._asked():
-            batch = self._ours(batch_id, owner)
+            batch = self._owned(batch_id, owner)
             return self._put(batch, status=BatchStatus.FINALIZING, finalizing_at=batch.finalizing_at or now)
 
     def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
@@ -81,16 +81,16 @@ class FakeBatchStore(Failing):
             ended = BatchStatus.COMPLETED if batch.cancelling_at is None else BatchStatus.CANCELLED
             return self._put(batch, status=ended, ended_at=now, counts=counts)
 
-    def mark_announced(self, batch_id: str) -> None:
+    def mark_published(self, batch_id: str) -> None:
         with self._asked():
             if batch := self._records.get(batch_id):
-                self._put(batch, announced=True)
+                self._put(batch, published=True)
 
     def may_change(self, batch_id: str) -> bool:
         batch = self._records.get(batch_id)
         return batch is not None and batch.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
 
-    def _ours(self, batch_id: str, owner: str) -> Batch:
+    def _owned(self, batch_id: str, owner: str) -> Batch:
         batch = self._records.get(batch_id)
         if batch is None or batch.owner != owner or batch.ended:
             raise LostClaimError
@@ -152,7 +152,7 @@ class FakeBatchLines(Failing):
 class FakeBatchQueue(Failing):
     """Passes the contract of `ports.BatchQueue`. `sent` are batch ids, in order, and `delays` those of each.
 
-    `callers` are whose messages were sent.
+    `callers` are the callers whose messages were sent.
     """
 
     def __init__(self) -> None:
@@ -167,12 +167,12 @@ class FakeBatchQueue(Failing):
             self.sent.append(batch_id)
             self.delays.append(delay)
 
-    def hold(self, receipt: str, seconds: float) -> None:
+    def extend_visibility(self, receipt: str, seconds: float) -> None:
         pass
 
 
 class FakeBatchBus(Failing):
-    """Passes the contract of `ports.BatchBus`. `ended` is what was told, in order."""
+    """Passes the contract of `ports.BatchBus`. `ended` are the published ends, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class FakeBatchBus(Failing):
 class FakeFiles(Failing):
     """Passes the contracts of `ports.Inbox` and `ports.Outbox`.
 
-    `saved` are all files that were written, in order; `there` are those that are left.
+    `saved` are all files that were written, in order. `there` are those that exist.
     """
 
     def __init__(self, content: bytes = b"") -> None:

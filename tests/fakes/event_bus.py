@@ -5,7 +5,7 @@ from tests.fakes.failing import Failing
 
 
 class FakeEventBus(Failing):
-    """Passes the contract of `ports.EventBus`. `ended` and `rejected` are what was reported, in order."""
+    """Passes the contract of `ports.EventBus`. `ended` and `rejected` are the published ones, in order."""
 
     def __init__(self) -> None:
         super().__init__()

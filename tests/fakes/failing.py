@@ -1,4 +1,4 @@
-"""Fakes whose calls fail when a test says so."""
+"""Fakes whose calls fail as a test wants it."""
 
 import threading
 from collections import deque
@@ -12,10 +12,9 @@ When = Literal["before", "after"]
 
 
 class Failing:
-    """`failures` are taken in turn, one a call.
+    """`failures` apply in turn, one a call: "before" raises RecordsUnavailableError without an effect, "after" with it.
 
-    "before" raises RecordsUnavailableError and changes nothing, "after" raises it when all is done, None lets the call
-    through.
+    `None` lets the call through.
     """
 
     def __init__(self) -> None:
@@ -24,7 +23,7 @@ class Failing:
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
-        """One call at a time, with the failure that is due."""
+        """Runs one call at a time, with its failure."""
         with self._lock:
             failure = self.failures.popleft() if self.failures else None
             if failure == "before":

@@ -1,4 +1,4 @@
-"""A queue in memory, which delivers nothing by itself."""
+"""A queue in memory. It delivers no message by itself."""
 
 from tests.fakes.failing import Failing
 
@@ -6,21 +6,23 @@ from tests.fakes.failing import Failing
 class FakeGenerationQueue(Failing):
     """Passes the contract of `ports.GenerationQueue`.
 
-    `sent` are generation ids with their delays, `held` are receipts with seconds, both in order. `callers` are whose
-    messages were sent.
+    `sent` are generation ids with their delays, `hidden` are receipts with seconds, both in order. `polls` are the
+    rounds of polling of the messages. `callers` are the callers whose messages were sent.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[tuple[str, float]] = []
-        self.held: list[tuple[str, float]] = []
+        self.hidden: list[tuple[str, float]] = []
+        self.polls: list[int] = []
         self.callers: set[str] = set()
 
-    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
         with self._asked():
             self.callers.add(caller)
             self.sent.append((generation_id, delay))
+            self.polls.append(poll)
 
-    def hold(self, receipt: str, seconds: float) -> None:
+    def extend_visibility(self, receipt: str, seconds: float) -> None:
         with self._asked():
-            self.held.append((receipt, seconds))
+            self.hidden.append((receipt, seconds))

@@ -2,40 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
+from imagegen.domain.failures import Failure
 from imagegen.domain.generations import (
-    Call,
     CallAnswer,
-    Failure,
     Generation,
     IdTakenError,
     LostClaimError,
     Status,
     StoredImage,
     Tombstone,
+    UpstreamAttempt,
+    UpstreamCall,
     with_extra_calls,
 )
 from tests.fakes.failing import Failing, When
 
 __all__ = ["FakeGenerationStore", "When"]
 _ACTIVE = (Status.QUEUED, Status.IN_PROGRESS)
-
-
-@dataclass
-class KeyMarker:
-    generation_id: str
-    fingerprint: str
-    created_at: float
-
-
-@dataclass
-class RetryMarker:
-    generation_id: str
-    created_at: float
-    seen: set[int]
 
 
 def _place(record: Generation) -> tuple[float, str]:
@@ -49,43 +35,8 @@ class FakeGenerationStore(Failing):
         super().__init__()
         self.asked: list[str] = []
         self._records: dict[str, Generation | None] = {}  # None is a tombstone
-        self._refused: dict[tuple[str, int], set[int]] = {}
         self._answers: dict[tuple[str, int], CallAnswer] = {}
         self._tombstones: dict[str, Tombstone] = {}
-        self._keys: dict[tuple[str, str], KeyMarker] = {}
-        self._retries: dict[tuple[str, str], list[RetryMarker]] = {}
-
-    def hold_key(
-        self,
-        caller: str,
-        idempotency_key: str,
-        generation_id: str,
-        fingerprint: str,
-        *,
-        now: float,
-        expired_before: float,
-        replacing: str | None = None,
-    ) -> KeyMarker:
-        with self._noted("hold_key"):
-            holder = self._keys.get((caller, idempotency_key))
-            if holder is None or holder.created_at < expired_before or holder.generation_id == replacing:
-                holder = KeyMarker(generation_id, fingerprint, now)
-                self._keys[caller, idempotency_key] = holder
-            return holder
-
-    def mark_attempt(self, caller: str, fingerprint: str, generation_id: str, attempt: int, *, now: float) -> None:
-        with self._noted("mark_attempt"):
-            markers = self._retries.setdefault((caller, fingerprint), [])
-            markers.append(RetryMarker(generation_id, now, {attempt}))
-
-    def attach_attempt(self, caller: str, fingerprint: str, attempt: int, *, since: float) -> str | None:
-        with self._noted("attach_attempt"):
-            markers = self._retries.get((caller, fingerprint), [])
-            for marker in sorted(markers, key=lambda marker: marker.created_at, reverse=True):
-                if marker.created_at > since and attempt not in marker.seen:
-                    marker.seen.add(attempt)
-                    return marker.generation_id
-            return None
 
     def create(self, generation: Generation) -> None:
         with self._noted("create"):
@@ -115,15 +66,20 @@ class FakeGenerationStore(Failing):
             found = [record for record in own if status is None or record.status is status]
             return sorted(found, key=_place, reverse=True)[:limit]
 
-    def claim(self, generation_id: str, owner: str, *, now: float, lease_until: float) -> Generation | None:
+    def claim(
+        self, generation_id: str, owner: str, *, now: float, lease_until: float, poll: int = 0
+    ) -> Generation | None:
         with self._noted("claim"):
             record = self._records.get(generation_id)
-            if record is None:
+            if record is None or record.polls > poll:
                 return None
-            taken_over = record.status is Status.IN_PROGRESS and (record.lease_until < now or record.owner == owner)
-            if record.status is not Status.QUEUED and not taken_over:
+            if record.status is Status.QUEUED:
+                return self._put(record, status=Status.IN_PROGRESS, owner=owner, lease_until=lease_until)
+            has_task = any(attempt.task_id for call in record.calls for attempt in call.attempts)
+            is_worked_on = record.status is Status.IN_PROGRESS or (record.status is Status.CANCELLED and has_task)
+            if not is_worked_on or not (record.lease_until < now or record.owner == owner):
                 return None
-            return self._put(record, status=Status.IN_PROGRESS, owner=owner, lease_until=lease_until)
+            return self._put(record, owner=owner, lease_until=lease_until)
 
     def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
         with self._noted("renew"):
@@ -132,32 +88,42 @@ class FakeGenerationStore(Failing):
                 raise LostClaimError
             self._put(record, lease_until=lease_until)
 
-    def let_go(self, generation_id: str, owner: str) -> None:
-        with self._noted("let_go"):
+    def release(self, generation_id: str, owner: str) -> None:
+        with self._noted("release"):
             record = self._records.get(generation_id)
             if record is not None and record.owner == owner:
                 self._put(record, lease_until=0.0)
 
-    def save_sending(self, generation_id: str, owner: str, index: int, sent: int) -> None:
-        with self._noted("save_sending"):
+    def await_poll(self, generation_id: str, owner: str, poll: int) -> None:
+        with self._noted("await_poll"):
+            record = self._live(generation_id)
+            if record.owner != owner or record.status not in (Status.IN_PROGRESS, Status.CANCELLED):
+                raise LostClaimError
+            self._put(record, lease_until=0.0, polls=poll)
+
+    def save_attempt(self, generation_id: str, owner: str, call: int, number: int, attempt: UpstreamAttempt) -> None:
+        with self._noted("save_attempt"):
             record = self._live(generation_id)
             if record.owner != owner or record.status is not Status.IN_PROGRESS:
                 raise LostClaimError
-            self._put_call(record, index, sent=sent)
+            before = _call(record, call).attempts[: number - 1]
+            self._put_call(record, call, attempts=(*before, attempt))
 
-    def save_refusal(self, generation_id: str, index: int, sending: int) -> None:
-        with self._noted("save_refusal"):
-            record = self._live(generation_id)
-            refused = self._refused.setdefault((generation_id, index), set())
-            refused.add(sending)
-            self._put_call(record, index, refused=len(refused))
+    def save_task(self, generation_id: str, call: int, number: int, task_id: str) -> None:
+        with self._noted("save_task"):
+            self._put_attempt(generation_id, call, number, task_id=task_id)
 
-    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> CallAnswer:
+    def save_failure(self, generation_id: str, call: int, number: int, failure: Failure) -> None:
+        with self._noted("save_failure"):
+            attempt = _call(self._live(generation_id), call).attempts[number - 1]
+            self._put_attempt(generation_id, call, number, failure=attempt.failure or failure)
+
+    def save_answer(self, generation_id: str, call: int, answer: CallAnswer) -> CallAnswer:
         with self._noted("save_answer"):
             record = self._live(generation_id)
-            noted = self._answers.setdefault((generation_id, index), answer)
-            if _call(record, index).answer is None:
-                self._put_call(record, index, answer=noted)
+            noted = self._answers.setdefault((generation_id, call), answer)
+            if _call(record, call).answer is None:
+                self._put_call(record, call, answer=noted)
             return noted
 
     def save_image(self, generation_id: str, image_id: str, image: StoredImage) -> None:
@@ -174,11 +140,11 @@ class FakeGenerationStore(Failing):
                 raise LostClaimError
             return self._put(record, status=status, completed_at=now, failure=failure or record.failure)
 
-    def mark_announced(self, generation: Generation) -> None:
-        with self._noted("mark_announced"):
+    def mark_published(self, generation: Generation) -> None:
+        with self._noted("mark_published"):
             record = self._records.get(generation.id)
             if record is not None and record.ended and record.completed_at == generation.completed_at:
-                self._put(record, announced=True)
+                self._put(record, published=True)
 
     def cancel(self, generation_id: str, *, now: float) -> Generation | None:
         with self._noted("cancel"):
@@ -190,7 +156,7 @@ class FakeGenerationStore(Failing):
     def requeue(self, generation: Generation, *, now: float) -> Generation | None:
         with self._noted("requeue"):
             record = self._records.get(generation.id)
-            if record is None or record.status is not Status.FAILED or not record.announced:
+            if record is None or record.status is not Status.FAILED or not record.published:
                 return None
             if record.completed_at != generation.completed_at:
                 return None
@@ -200,11 +166,12 @@ class FakeGenerationStore(Failing):
                 lease_until=0.0,
                 failure=None,
                 completed_at=None,
-                announced=False,
+                published=False,
                 owner=None,
                 retries=generation.retries + 1,
                 reserved_at=now,
                 returned=0,
+                polls=0,
             )
 
     def void(self, generation_id: str, *, now: float) -> Generation | None:
@@ -248,11 +215,17 @@ class FakeGenerationStore(Failing):
             raise LostClaimError
         return record
 
-    def _put_call(self, record: Generation, index: int, **changes: object) -> None:
-        changed: Call = msgspec.structs.replace(_call(record, index), **changes)
-        others = {call.number: call for call in record.calls if call.number != index}
+    def _put_call(self, record: Generation, number: int, **changes: object) -> None:
+        changed: UpstreamCall = msgspec.structs.replace(_call(record, number), **changes)
+        others = {call.number: call for call in record.calls if call.number != number}
         known = {call.number: call for call in with_extra_calls([changed])} | others
-        self._put(record, calls=tuple(known[number] for number in sorted(known)))
+        self._put(record, calls=tuple(known[each] for each in sorted(known)))
+
+    def _put_attempt(self, generation_id: str, number: int, attempt: int, **changes: object) -> None:
+        record = self._live(generation_id)
+        attempts = list(_call(record, number).attempts)
+        attempts[attempt - 1] = msgspec.structs.replace(attempts[attempt - 1], **changes)
+        self._put_call(record, number, attempts=tuple(attempts))
 
     def _put(self, record: Generation, **changes: object) -> Generation:
         changed = msgspec.structs.replace(record, **changes)
@@ -260,5 +233,5 @@ class FakeGenerationStore(Failing):
         return changed
 
 
-def _call(record: Generation, number: int) -> Call:
+def _call(record: Generation, number: int) -> UpstreamCall:
     return next(call for call in record.calls if call.number == number)

@@ -10,14 +10,14 @@ from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageDownloadInterruptedError
 from imagegen.domain.images import ImageBody
 
-BLOCK_BYTES = 32  # so that the smallest image comes in several
+BLOCK_BYTES = 32  # the smallest image has several blocks
 
 
 class FakeImageSource:
     """Passes the contract of `ports.ImageSource`.
 
-    `files` is what is where. `opened` are the sources asked for, in order. `failures` are raised in turn, one an
-    opening, and `failures_in_body` one a body, after its first block; None lets one through.
+    `files` are the contents by URL. `opened` are the requested sources, in order. `failures` are raised in turn, one a
+    call of `open`, and `failures_in_body` one a body, after its first block. `None` lets one through.
     """
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:

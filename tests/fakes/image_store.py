@@ -13,7 +13,7 @@ from imagegen.domain.generations import StoredImage
 from imagegen.domain.images import ImageBody, SignedUrl
 
 LINK_SECONDS = 3600
-BLOCK_BYTES = 32  # so that the smallest image comes in several, none of which base64 encodes whole
+BLOCK_BYTES = 32  # the smallest image has several blocks, and base64 must carry bytes over from each
 
 Hook = Callable[[], object]
 
@@ -21,10 +21,9 @@ Hook = Callable[[], object]
 class FakeImageStore:
     """Passes the contract of `ports.ImageStore`.
 
-    `saved` is what is stored by image id, `answers` by generation id. `tries` are the ids of all attempts to save an
-    image, in order, and `looked_for` those of all attempts to find one. `failures` are raised in turn, one an attempt
-    to save an image, before anything is stored; `failures_to_find` likewise; None lets one through. `during_save` runs
-    inside each attempt to save an image.
+    `saved` are the images by image id, `answers` the answers by generation id. `tries` are the ids of all calls of
+    `save`, in order, and `looked_for` those of `find`. `failures` are raised in turn, one for each `save`, before
+    anything is stored; `failures_to_find` likewise. `None` lets one through. `during_save` runs inside each `save`.
     """
 
     def __init__(self) -> None:
@@ -45,7 +44,7 @@ class FakeImageStore:
         if failure is not None:
             raise failure
         _in_time(deadline)
-        if image_id in self.saved:  # S3 too answers without reading on
+        if image_id in self.saved:  # like S3, without reading the body
             return False
         content = (body.media_type, _whole(body.blocks, body.length))
         with self._lock:

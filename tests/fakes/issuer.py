@@ -1,4 +1,4 @@
-"""An OpenID issuer, and every way to make a token that looks like one of its own."""
+"""An OpenID issuer, and functions that make genuine and forged tokens."""
 
 import hashlib
 import hmac
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 @cache
 def rsa_key(name: str, bits: int = 2048) -> rsa.RSAPrivateKey:
-    """The same for the same name, since making one takes its time."""
+    """One key for each name, since making one is slow."""
     return rsa.generate_private_key(65537, bits)
 
 
@@ -54,7 +54,7 @@ def segment(content: Any) -> str:
 
 
 def signature(key: PrivateKey | bytes, signed: bytes) -> bytes:
-    """By what the key is: RS256, ES256 or, for a secret, HS256."""
+    """RS256, ES256 or, for a secret, HS256, by the type of the key."""
     if isinstance(key, bytes):
         return hmac.digest(key, signed, hashlib.sha256)
     if isinstance(key, rsa.RSAPrivateKey):
@@ -64,16 +64,16 @@ def signature(key: PrivateKey | bytes, signed: bytes) -> bytes:
 
 
 def token(header: Any, claims: Any, key: PrivateKey | bytes) -> str:
-    """Signed whatever it says; a header or claims of bytes go in as they are."""
+    """A signed token with any content. A header or claims of bytes are used unchanged."""
     signed = f"{segment(header)}.{segment(claims)}"
     return f"{signed}.{b64(signature(key, signed.encode()))}"
 
 
 @dataclass
 class FakeIssuer:
-    """`url` is its name; `keys` are by kid; `listed` is what its key set holds besides their public halves.
+    """`url` is its name, `keys` are by kid, `listed` are further entries of its key set.
 
-    `asked` are the paths that were asked for. `instead` answers in place of the document at a path.
+    `asked` are the requested paths. `instead` answers in place of the document at a path.
     """
 
     url: str
@@ -112,13 +112,13 @@ class FakeIssuer:
         return Reply(404)
 
     def claims(self, **changed: Any) -> Json:
-        """A good token's; what is changed to `...` is left out."""
+        """The claims of a good token with these changes. `...` removes a claim."""
         now = int(time.time())
         good = {"iss": self.url, "aud": AUDIENCE, "sub": "ann@example.org", "exp": now + 600, "iat": now, "nbf": now}
         return {name: value for name, value in {**good, **changed}.items() if value is not ...}
 
     def token(self, kid: str = "rsa-1", header: Json | None = None, **changed: Any) -> str:
-        """A token, good but for what is changed in its header and claims."""
+        """A good token with these changes of its header and its claims."""
         key = self.keys[kid]
         algorithm = "RS256" if isinstance(key, rsa.RSAPrivateKey) else "ES256"
         shown = {"alg": algorithm, "kid": kid, "typ": "JWT", **(header or {})}
@@ -131,7 +131,7 @@ def json_reply(content: Any) -> Reply:
 
 @contextmanager
 def running_issuer(path: str = "/tenant") -> Iterator[FakeIssuer]:
-    """Serves from here until the block is left; `path` is the end of its name."""
+    """Serves during the block. `path` is the path of its URL."""
     issuer = FakeIssuer("")
     with serving(issuer.respond) as port:
         issuer.url = f"http://127.0.0.1:{port}{path}"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imagegen.domain.errors import ImagegenError
+    from imagegen.domain.failures import Failure
     from imagegen.domain.generations import Generation, StoredImage
 
 
 class FakeJournal:
-    """Implements `ports.Journal`. `calls` are in order: the method, and what matters of it."""
+    """Implements `ports.Journal`. `calls` are in order: the method and the main arguments."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -26,8 +26,8 @@ class FakeJournal:
     def asked(self, generation: "Generation", n: int) -> None:
         self.calls.append(("asked", generation.id, n))
 
-    def answered(self, generation: "Generation", seconds: float, error: "ImagegenError | None") -> None:
-        self.calls.append(("answered", generation.id, type(error).__name__ if error else None))
+    def answered(self, generation: "Generation", seconds: float, failure: "Failure | None") -> None:
+        self.calls.append(("answered", generation.id, failure.code if failure else None))
 
     def stored(self, generation: "Generation", image: "StoredImage") -> None:
         self.calls.append(("stored", generation.id, image.length))

@@ -6,8 +6,8 @@ from collections import deque
 class FakeParameters:
     """Passes the contract of `ports.Parameters`, and caches for ever.
 
-    `values` may change at any time. `asked` are all questions, in order, each with whether it was to be fresh.
-    `failures` are raised in turn, one a question; None lets one through.
+    `values` may change at any time. `asked` are the names of all calls, in order, each with `fresh`. `failures` are
+    raised in turn, one a call; `None` lets one through.
     """
 
     def __init__(self, values: dict[str, str] | None = None) -> None:

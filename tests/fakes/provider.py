@@ -10,7 +10,7 @@ from typing import Any
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import UpstreamUnreachableError
-from imagegen.domain.images import ImageRequest, UpstreamAnswer, UpstreamImage
+from imagegen.domain.images import ImageRequest, UpstreamImage, UpstreamImages, UpstreamRequest, UpstreamTask
 
 Hook = Callable[[], object]
 
@@ -20,15 +20,20 @@ class Call:
     request: ImageRequest
     n: int
     deadline: Deadline
+    reference: str
 
 
 class FakeProvider:
     """Passes the contract of `ports.ImageProvider`.
 
-    `calls` are those that reached the upstream. `files` holds the images that were answered by URL, for a
-    FakeImageSource. `failures` are raised in turn, one a call; None lets a call through. `during_call` runs inside
-    each call.
+    `calls` are those that reached the upstream. `files` are the images that were answered by URL, for a
+    FakeImageSource. `failures` are raised in turn, one a call; `None` lets a call through. `during_call` runs inside
+    each call. With `polls` a call is answered with a task, which ends at that poll, or fails then with `fails`. A
+    repeated call with the same reference is answered with the same task.
     """
+
+    upstream = "fake"
+    poll_seconds, task_seconds = 5.0, 600.0
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -37,33 +42,61 @@ class FakeProvider:
         self.during_call: Hook = lambda: None
         self.details: dict[str, str] = {}
         self.usage: dict[str, Any] | None = None
+        self.polls = 0
+        self.fails: Exception | None = None
+        self.polled: list[str] = []
         self._lock = threading.Lock()
 
-    def generate(self, request: ImageRequest, n: int, deadline: Deadline) -> UpstreamAnswer:
+    @property
+    def tasks(self) -> set[str]:
+        return {f"task of {call.reference}" for call in self.calls} if self.polls else set()
+
+    def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
         if not deadline.remaining():
             raise UpstreamUnreachableError("There was no time left to ask.")
+        request, n = call.request, call.n
         with self._lock:
-            self.calls.append(Call(request, n, deadline))
+            self.calls.append(Call(request, n, deadline, call.reference))
             number = len(self.calls)
             failure = self.failures.popleft() if self.failures else None
         self.during_call()
         if failure is not None:
             raise failure
-        images = tuple(self._image(request, f"{number}-{index}") for index in range(1, n + 1))
-        return UpstreamAnswer(images, self.details, self.usage)
+        if self.polls:
+            return self._task(f"task of {call.reference}")
+        return self._images(request, n, str(number))
+
+    def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
+        assert task_id in self.tasks
+        with self._lock:
+            self.polled.append(task_id)
+            ended = self.polled.count(task_id) >= self.polls
+        self.during_call()
+        if not ended or not deadline.remaining():
+            return self._task(task_id)
+        if self.fails is not None:
+            raise self.fails
+        return self._images(call.request, call.n, task_id)
+
+    def _task(self, task_id: str) -> UpstreamTask:
+        return UpstreamTask(task_id, self.poll_seconds, self.task_seconds)
+
+    def _images(self, request: ImageRequest, n: int, name: str) -> UpstreamImages:
+        images = tuple(self._image(request, f"{name}-{index}") for index in range(1, n + 1))
+        return UpstreamImages(images, self.details, self.usage)
 
     def _image(self, request: ImageRequest, name: str) -> UpstreamImage:
         content = png(name)
         revised = f"{request.prompt}, {name}"
         if request.response_format == "b64_json":
             return UpstreamImage(content, revised)
-        url = f"https://images.example/{name}.png"
+        url = f"https://images.example/{name.replace(' ', '-')}.png"
         self.files[url] = content
         return UpstreamImage(url, revised)
 
 
 def png(label: str) -> bytes:
-    """A whole PNG of one pixel that carries `label`: no two are alike, and a long one makes a large image."""
+    """A whole PNG of one pixel with `label` in it: each label gives another image, a long one a large image."""
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
         (b"tEXt", b"label\0" + label.encode()),

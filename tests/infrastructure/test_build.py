@@ -1,4 +1,4 @@
-"""What gets built and installed: locks, the layer's cut, the command surface."""
+"""The build: locks, the layer, the commands of make, and links in the documents."""
 
 import ast
 import json
@@ -18,9 +18,7 @@ AUTHORIZER_LOCK = ROOT / "functions/authorizer/requirements.txt"
 LOCKS = sorted([*ROOT.glob("requirements-*.txt"), ROOT / "layers/imagegen/requirements.txt", AUTHORIZER_LOCK])
 LAYER = ROOT / ".aws-sam/build/ImagegenLayer/python"
 AUTHORIZER = ROOT / ".aws-sam/build/AuthorizerFunction"
-needs_build = pytest.mark.skipif(
-    not LAYER.is_dir(), reason="nothing is built: `make build` needs python3.13, which is not there"
-)
+needs_build = pytest.mark.skipif(not LAYER.is_dir(), reason="nothing is built: `make build` needs python3.13")
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -39,19 +37,19 @@ def versions(lock: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("lock", [ROOT / "layers/imagegen/requirements.txt", AUTHORIZER_LOCK])
-def test_what_is_deployed_and_the_development_environment_have_the_same_versions(lock: Path) -> None:
+def test_the_deployment_and_the_development_environment_have_the_same_versions(lock: Path) -> None:
     development = versions(ROOT / "requirements-dev.txt")
     for name, version in versions(lock).items():
         assert development[name] == version
 
 
-def test_the_layer_does_not_carry_what_the_authorizer_alone_needs() -> None:
+def test_the_layer_has_no_package_that_only_the_authorizer_needs() -> None:
     carried = versions(AUTHORIZER_LOCK)
     assert {"pyjwt", "cryptography"} <= carried.keys()
     assert not carried.keys() & versions(ROOT / "layers/imagegen/requirements.txt").keys()
 
 
-def test_the_layer_keeps_botocores_data_for_every_service_that_the_code_calls() -> None:
+def test_the_layer_has_botocores_data_for_each_called_service() -> None:
     called = set()
     for path in (ROOT / "layers/imagegen/imagegen").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -64,13 +62,13 @@ def test_the_layer_keeps_botocores_data_for_every_service_that_the_code_calls() 
 
 
 @needs_build
-def test_what_is_built_runs_on_both_processors_and_the_authorizer_holds_no_more_than_it_needs() -> None:
+def test_the_build_runs_on_both_processors_and_the_authorizer_is_minimal() -> None:
     processors = {"aarch64-linux-gnu.so", "x86_64-linux-gnu.so"}
     of_authorizer = [AUTHORIZER.glob(f"{name}.*") for name in ("_cffi_backend", "cryptography/hazmat/bindings/_rust")]
     for libraries in (LAYER.glob("msgspec/*.so"), *of_authorizer):
         assert {path.name.split("-313-")[1] for path in libraries} == processors
     assert not list(AUTHORIZER.rglob("*abi3*"))
-    machines = {"aarch64": 0xB7, "x86_64": 0x3E}  # as ELF numbers them
+    machines = {"aarch64": 0xB7, "x86_64": 0x3E}  # ELF's numbers
     for path in AUTHORIZER.rglob("*.so"):
         with path.open("rb") as file:
             assert file.read(20)[18] == machines[path.name.split("-")[2]], path
@@ -80,17 +78,17 @@ def test_what_is_built_runs_on_both_processors_and_the_authorizer_holds_no_more_
 
 @needs_build
 @pytest.mark.parametrize("folder", [LAYER, AUTHORIZER])
-def test_every_module_that_is_built_is_compiled(folder: Path) -> None:
+def test_every_built_module_is_compiled(folder: Path) -> None:
     sources = [path for path in folder.rglob("*.py") if "__pycache__" not in path.parts]
     assert sources
     for source in sources:
         compiled = source.parent / "__pycache__" / f"{source.stem}.cpython-313.pyc"
         flags = int.from_bytes(compiled.read_bytes()[4:8], "little")
-        assert flags == 0b01, source  # unchecked hash: not compared with the source at import
+        assert flags == 0b01, source  # unchecked hash: the import does not compare it with the source
 
 
 @needs_build
-def test_the_layer_carries_what_renders_the_description_and_is_within_its_budget(tmp_path: Path) -> None:
+def test_the_layer_has_swagger_ui_and_is_within_its_size_limit(tmp_path: Path) -> None:
     for file in ("swagger-ui-bundle.min.js", "swagger-ui.min.css"):
         assert (LAYER / "aws_lambda_powertools/event_handler/openapi/swagger_ui" / file).is_file()
     archive = tmp_path / "layer.zip"
@@ -101,7 +99,7 @@ def test_the_layer_carries_what_renders_the_description_and_is_within_its_budget
 
 
 @needs_build
-def test_the_build_is_of_the_source_as_it_is() -> None:
+def test_the_build_is_up_to_date() -> None:
     def files(folder: Path) -> dict[str, bytes]:
         found = (path for path in folder.rglob("*") if path.suffix in (".py", ".html", ".js", ".css"))
         return {str(path.relative_to(folder)): path.read_bytes() for path in found}
@@ -115,27 +113,27 @@ def test_the_build_is_of_the_source_as_it_is() -> None:
 def made(*arguments: str) -> str:
     make = shutil.which("make")
     if make is None:
-        pytest.skip("make is not there")
+        pytest.skip("make is missing")
     environment = {name: value for name, value in os.environ.items() if name != "UV_SYSTEM_CERTS"}
     command = [make, "-s", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_uv_that_make_calls_takes_the_certificates_of_the_system() -> None:
-    """The bench calls it too, and `make lock`."""
+def test_make_calls_uv_with_the_systems_certificates() -> None:
+    """`make lock` and the bench call it too."""
     uv = Path(sys.executable).parent / "uv"
     show = f"show: ; @{uv} pip sync --show-settings requirements-uv.txt"
     assert "system_certs: true" in made("--eval", show, "show")
 
 
-def test_make_help_names_every_command_that_the_documents_use() -> None:
+def test_make_help_lists_every_command_in_the_documents() -> None:
     known = {line.split("\t")[0] for line in made("help").splitlines()}
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         used = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE))
         assert used <= known, (page.name, used - known)
 
 
-def test_documents_link_only_to_files_that_exist() -> None:
+def test_links_in_the_documents_lead_to_files() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "local/README.md"]
     assert pages
     for page in pages:
@@ -143,6 +141,6 @@ def test_documents_link_only_to_files_that_exist() -> None:
             assert (page.parent / target).exists(), (page.name, target)
 
 
-def test_json_files_are_json() -> None:
+def test_every_example_event_is_json() -> None:
     for path in (ROOT / "events").rglob("*.json"):
         json.loads(path.read_text())

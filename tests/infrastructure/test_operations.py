@@ -1,4 +1,4 @@
-"""Alarms and dashboard: each names metrics that are there, and each alarm has its page."""
+"""Alarms and dashboard: their metrics exist, and each alarm has its section in the documents."""
 
 import json
 import re
@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from imagegen.aws.cloudwatch import NAMESPACE, UNITS, CloudWatchJournal
-from imagegen.domain import errors
+from imagegen.wire.errors import ROWS
 from local.template import Template
 from tests.conftest import ROOT
 from tests.support.journal_lines import write_every_line
 
 Metric = tuple[str, str, frozenset[str]]  # namespace, name, names of the dimensions
 
-# AWS's own metrics, by the dimensions that they have there.
+# AWS's metrics with their dimensions.
 AWS = (
     ("AWS/ApiGateway", {"ApiName", "Stage"}, {"4XXError", "5XXError", "Count", "Latency"}),
     ("AWS/DynamoDB", {"TableName"}, {"ReadThrottleEvents", "WriteThrottleEvents"}),
@@ -27,18 +27,18 @@ AWS = (
 
 @pytest.fixture(scope="module")
 def known() -> set[Metric]:
-    """All metrics that there are: ours as the journal writes them, and those of AWS that are used."""
+    """The metrics that exist: those of the journal, and AWS's metrics that are used."""
     lines: list[str] = []
     write_every_line(CloudWatchJournal("any", "any", dict.fromkeys(("dall-e-3",), 1.0), lines.append))
-    ours = {
+    own = {
         (directive["Namespace"], metric["Name"], frozenset(dimensions))
         for line in map(json.loads, lines)
         for directive in line.get("_aws", {}).get("CloudWatchMetrics", ())
         for metric in directive["Metrics"]
         for dimensions in directive["Dimensions"]
     }
-    assert {name for _, name, _ in ours} == set(UNITS)
-    return ours | {(namespace, name, frozenset(dimensions)) for namespace, dimensions, names in AWS for name in names}
+    assert {name for _, name, _ in own} == set(UNITS)
+    return own | {(namespace, name, frozenset(dimensions)) for namespace, dimensions, names in AWS for name in names}
 
 
 def alarms(template: Template) -> dict[str, dict[str, Any]]:
@@ -46,7 +46,7 @@ def alarms(template: Template) -> dict[str, dict[str, Any]]:
 
 
 def watched(alarm: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The metrics of an alarm, each with Namespace, MetricName and Dimensions."""
+    """The metrics of an alarm, with Namespace, MetricName and Dimensions."""
     if "Metrics" not in alarm:
         yield alarm
     for each in alarm.get("Metrics", ()):
@@ -70,21 +70,19 @@ def drawn(template: Template) -> Iterator[list[Any]]:
         yield from widget["properties"].get("metrics", ())
 
 
-def test_an_alarm_watches_metrics_that_there_are_and_kinds_of_error_that_are_ours(
-    template: Template, known: set[Metric]
-) -> None:
-    kinds = set()
+def test_the_metrics_and_codes_of_an_alarm_exist(template: Template, known: set[Metric]) -> None:
+    codes = set()
     for name, alarm in alarms(template).items():
         found = {named(metric) for metric in watched(alarm)}
         assert found, name
         assert found <= known, name
         dimensions = [each for metric in watched(alarm) for each in metric["Dimensions"]]
-        kinds |= {each["Value"] for each in dimensions if each["Name"] == "kind"}
-    assert "UpstreamKeyRefusedError" in kinds
-    assert all(issubclass(getattr(errors, kind), errors.ImagegenError) for kind in kinds)
+        codes |= {each["Value"] for each in dimensions if each["Name"] == "code"}
+    assert "upstream_key_refused" in codes
+    assert codes <= set(ROWS)
 
 
-def test_the_dashboard_draws_metrics_that_there_are_and_all_of_ours(template: Template, known: set[Metric]) -> None:
+def test_the_dashboard_shows_all_own_metrics_and_only_existing_ones(template: Template, known: set[Metric]) -> None:
     found: set[Metric] = set()
     for row in drawn(template):
         if isinstance(row[0], dict):
@@ -101,7 +99,7 @@ def test_the_dashboard_draws_metrics_that_there_are_and_all_of_ours(template: Te
     assert {name for namespace, name, _ in found if namespace == NAMESPACE} == set(UNITS)
 
 
-def test_the_dashboard_shows_every_alarm_refers_to_what_is_there_and_does_not_overlap(template: Template) -> None:
+def test_the_dashboard_shows_every_alarm_and_its_widgets_do_not_overlap(template: Template) -> None:
     shown = [alarm for widget in widgets(template) for alarm in widget["properties"].get("alarms", ())]
     assert sorted(shown) == sorted(f"${{{name}.Arn}}" for name in alarms(template))
     taken: set[tuple[int, int]] = set()
@@ -116,7 +114,7 @@ def test_the_dashboard_shows_every_alarm_refers_to_what_is_there_and_does_not_ov
     assert references <= set(template.resources) | set(template.document["Parameters"])
 
 
-def test_no_function_dies_or_is_throttled_unseen(template: Template) -> None:
+def test_errors_and_throttles_of_every_function_have_an_alarm(template: Template) -> None:
     functions = set(template.of_type("AWS::Lambda::Function"))
     for name, metric in (("FunctionsDieAlarm", "Errors"), ("ThrottlesAlarm", "Throttles")):
         seen = {each["Dimensions"][0]["Value"]["Ref"] for each in watched(alarms(template)[name])}
@@ -125,7 +123,7 @@ def test_no_function_dies_or_is_throttled_unseen(template: Template) -> None:
         assert drawn_for == {f"${{{function}}}" for function in functions}
 
 
-def test_neither_the_table_nor_an_index_is_throttled_unseen(template: Template) -> None:
+def test_throttles_of_the_table_and_each_index_have_an_alarm(template: Template) -> None:
     ((name, table),) = template.of_type("AWS::DynamoDB::Table").items()
     indexes = {index["IndexName"] for index in table["GlobalSecondaryIndexes"]}
     expected = {
@@ -145,18 +143,18 @@ def test_neither_the_table_nor_an_index_is_throttled_unseen(template: Template) 
 
 
 def _plain(value: Any) -> str:
-    """The name of a resource that is referred to, or the text itself."""
+    """The name of a referenced resource, or the text."""
     return str(value["Ref"]) if isinstance(value, dict) else str(value)
 
 
-def test_no_queue_grows_old_unseen(template: Template) -> None:
+def test_the_dashboard_shows_the_age_of_each_queue(template: Template) -> None:
     queues = template.of_type("AWS::SQS::Queue")
     worked = {name for name, queue in queues.items() if "RedrivePolicy" in queue}
     drawn_for = {row[3] for row in drawn(template) if row[1:2] == ["ApproximateAgeOfOldestMessage"]}
     assert drawn_for == {f"${{{name}.QueueName}}" for name in worked}
 
 
-def test_an_alarm_notifies_the_topic_if_there_is_one_and_costs_nothing_if_unwanted(template: Template) -> None:
+def test_an_alarm_notifies_the_topic_and_can_be_switched_off(template: Template) -> None:
     for name, alarm in alarms(template).items():
         assert template.resources[name]["Condition"] == "IsMonitored"
         for actions in (alarm["AlarmActions"], alarm["OKActions"]):
@@ -164,7 +162,7 @@ def test_an_alarm_notifies_the_topic_if_there_is_one_and_costs_nothing_if_unwant
     assert template.resources["Dashboard"]["Condition"] == "IsMonitored"
 
 
-def test_an_expression_uses_each_of_its_metrics_and_is_the_one_that_is_watched(template: Template) -> None:
+def test_an_expression_uses_all_metrics_of_its_alarm(template: Template) -> None:
     about_dynamodb = 0
     for name, alarm in alarms(template).items():
         if "Metrics" not in alarm:
@@ -177,7 +175,7 @@ def test_an_expression_uses_each_of_its_metrics_and_is_the_one_that_is_watched(t
         assert len(metrics) <= 10, name  # CloudWatch's limit
         assert len({each["Period"] for each in metrics.values()}) == 1
         if "AWS/DynamoDB" in {each["Metric"]["Namespace"] for each in metrics.values()}:
-            # CloudWatch lets such an alarm keep its state otherwise, however it is to treat missing data.
+            # Without it, CloudWatch keeps such an alarm's state on missing data, in spite of TreatMissingData.
             assert "FILL(METRICS(), 0)" in expression
             about_dynamodb += 1
     assert about_dynamodb
@@ -189,7 +187,7 @@ def headings(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_alarm_leads_to_its_section_which_names_it_and_every_metric_is_on_the_page(template: Template) -> None:
+def test_operations_md_has_a_section_for_each_alarm_and_every_metric(template: Template) -> None:
     page = (ROOT / "docs/operations.md").read_text()
     for name, alarm in alarms(template).items():
         description = alarm["AlarmDescription"]

@@ -1,4 +1,4 @@
-"""Emulators of AWS and their tables, made once for all tests."""
+"""Emulators of AWS and their tables, created once for all tests."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ def moto_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ministack_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not MINISTACK.exists():
-        pytest.skip("ministack is not there: `make check` sets it up, or `make .venv-ministack/ready`")
+        pytest.skip("ministack is missing: `make check` or `make .venv-ministack/ready` installs it")
     with ministack(tmp_path_factory.mktemp("ministack")) as url:
         yield url
 
@@ -54,7 +54,7 @@ def ministack_table(connect: Connect, ministack_url: str) -> Table:
 
 @pytest.fixture(params=["fake", *JUDGES])
 def judged(request: pytest.FixtureRequest) -> Iterator[Table | None]:
-    """An empty table of a judge; None for the fake, which passes the same tests."""
+    """An empty table of an emulator, or None for the fake, which passes the same tests."""
     if request.param == "fake":
         yield None
         return
@@ -65,7 +65,7 @@ def judged(request: pytest.FixtureRequest) -> Iterator[Table | None]:
 
 @pytest.fixture(params=JUDGES)
 def table(request: pytest.FixtureRequest) -> Iterator[Table]:
-    """Empty."""
+    """An empty table of an emulator."""
     table: Table = request.getfixturevalue(f"{request.param}_table")
     yield table
     table.clear()
@@ -73,7 +73,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
 
 @pytest.fixture(scope="session")
 def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator["InProcess"]:
-    from tests.support.in_process import in_process  # noqa: PLC0415  # a second of imports that few files need
+    from tests.support.in_process import in_process  # noqa: PLC0415  # takes a second, and few files need it
 
     with in_process(tmp_path_factory.mktemp("in-process")) as service:
         yield service
@@ -81,7 +81,7 @@ def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator["InProcess
 
 @pytest.fixture
 def handlers(_in_process: "InProcess") -> Iterator["InProcess"]:
-    """The functions' handlers in this process. Whatever a test does, no secret is logged and no key is answered."""
+    """The functions' handlers in this process. After each test, no secret is in a log and no key in an answer."""
     with _in_process.listening():
         yield _in_process
         _in_process.check_silence()
@@ -96,7 +96,7 @@ def _canary() -> Iterator[Canary]:
 
 @pytest.fixture
 def canary(_canary: Canary) -> Iterator[Canary]:
-    """A server on this machine that serves an image, and that nobody may reach."""
+    """A server on this machine that serves an image and must receive no request."""
     yield _canary
     heard = list(_canary.heard)
     _canary.heard.clear()

@@ -1,4 +1,4 @@
-"""What the local stack enforces in front of moto: roles, S3's signatures, injected faults, delays."""
+"""The rules that the local stack enforces in front of moto: roles, S3's signatures, injected faults, delays."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +17,6 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
-from imagegen.aws.bucket import bucket_url
-from imagegen.aws.s3 import S3ImageStore
-from imagegen.outbound.pool import HttpPool
 from local.aws_door import ACCOUNT, REGION, AwsCall, DoorControl, Fault, read_delays
 from tests.support.stores import SECRET, Connect
 
@@ -61,11 +58,11 @@ def door(moto_url: str) -> Iterator[DoorControl]:
 
 @pytest.fixture
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the SDK would repeat after a pause, it repeats at once."""
+    """The SDK repeats a call without a pause."""
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))
 
 
-def let(door: DoorControl, *grants: tuple[str, str]) -> None:
+def grant(door: DoorControl, *grants: tuple[str, str]) -> None:
     statements = [{"Effect": "Allow", "Action": action, "Resource": resource} for action, resource in grants]
     door.let_in({"Function": {"function": "Function", "statements": statements}})
 
@@ -74,15 +71,15 @@ def put(client: Client, name: str) -> None:
     client("dynamodb", "Function").put_item(TableName="records", Item={"pk": {"S": name}})
 
 
-def there(client: Client, name: str) -> bool:
+def exists(client: Client, name: str) -> bool:
     return "Item" in client("dynamodb").get_item(TableName="records", Key={"pk": {"S": name}})
 
 
 # Roles.
 
 
-def test_an_operator_may_do_everything(door: DoorControl, client: Client) -> None:
-    let(door)
+def test_an_operator_has_all_permissions(door: DoorControl, client: Client) -> None:
+    grant(door)
     assert client("ssm").get_parameter(Name="/stack/key")["Parameter"]["Value"] == "v"
     assert door.calls() == set()
 
@@ -113,27 +110,27 @@ CALLS: dict[str, Callable[[Client], object]] = {
         ("transact a delete", "dynamodb:PutItem", TABLE, False),
         ("get many", "dynamodb:BatchGetItem", TABLE, True),
         ("get many", "dynamodb:GetItem", TABLE, False),
-        ("describe", "cloudformation:DescribeStacks", "*", True),  # asked by a form
+        ("describe", "cloudformation:DescribeStacks", "*", True),  # the request is a form
         ("list", "cloudformation:DescribeStacks", "*", False),
     ],
 )
-def test_a_function_may_do_what_its_role_grants(
+def test_a_function_has_the_permissions_of_its_role(
     door: DoorControl, client: Client, call: str, action: str, resource: str, allowed: bool
 ) -> None:
     client("dynamodb").delete_item(TableName="records", Key={"pk": {"S": "granted"}})
-    let(door, (action, resource))
+    grant(door, (action, resource))
     if allowed:
         CALLS[call](client)
     else:
         with pytest.raises(ClientError, match="AccessDenied"):
             CALLS[call](client)
-    assert there(client, "granted") is (allowed and call == "put")
+    assert exists(client, "granted") is (allowed and call == "put")
     if call == "put":
         assert AwsCall("Function", "dynamodb:PutItem", TABLE) in door.calls()
 
 
 def test_a_call_is_recorded_with_its_resource(door: DoorControl, client: Client, moto_url: str) -> None:
-    let(door)
+    grant(door)
     entry = {"Source": "s", "DetailType": "t", "Detail": "{}", "EventBusName": "bus"}
     query = {"TableName": "records", "IndexName": "by-age", "KeyConditionExpression": "pk = pk"}
     calls: dict[str, tuple[str, Callable[[Any], object]]] = {
@@ -150,10 +147,10 @@ def test_a_call_is_recorded_with_its_resource(door: DoorControl, client: Client,
 
 
 @pytest.mark.parametrize(("resource", "status"), [("images/*", 200), ("answers/*", 403)])
-def test_a_signed_url_works_as_far_as_the_role_of_who_signed_it(
+def test_a_signed_url_has_its_signers_permissions(
     door: DoorControl, client: Client, resource: str, status: int
 ) -> None:
-    let(door, ("s3:GetObject", f"arn:aws:s3:::pictures/{resource}"))
+    grant(door, ("s3:GetObject", f"arn:aws:s3:::pictures/{resource}"))
     params = {"Bucket": "pictures", "Key": "images/a"}
     url = client("s3", "Function").generate_presigned_url("get_object", Params=params)
     assert urllib3.request("GET", url).status == status
@@ -162,11 +159,11 @@ def test_a_signed_url_works_as_far_as_the_role_of_who_signed_it(
 @pytest.mark.parametrize(
     ("listing", "status", "code"), [(False, 403, "AccessDenied"), (True, 404, "NoSuchKey")], ids=["hidden", "listed"]
 )
-def test_who_may_not_list_is_denied_what_is_missing(
+def test_without_list_permission_a_missing_object_is_denied(
     door: DoorControl, client: Client, listing: bool, status: int, code: str
 ) -> None:
     listed = [("s3:ListBucket", "arn:aws:s3:::pictures/*")] if listing else []
-    let(door, ("s3:GetObject", "arn:aws:s3:::pictures/images/*"), *listed)
+    grant(door, ("s3:GetObject", "arn:aws:s3:::pictures/images/*"), *listed)
     s3 = client("s3", "Function")
     with pytest.raises(ClientError) as head:
         s3.head_object(Bucket="pictures", Key="images/none")
@@ -176,8 +173,8 @@ def test_who_may_not_list_is_denied_what_is_missing(
     assert get.value.response["Error"]["Code"] == code
 
 
-def test_an_event_for_a_bus_that_is_not_there_is_lost_and_that_is_a_success(client: Client) -> None:
-    entry = {"Source": "shop", "DetailType": "Asked", "Detail": "{}", "EventBusName": "none"}
+def test_an_event_for_a_missing_bus_is_lost_without_an_error(client: Client) -> None:
+    entry = {"Source": "shop", "DetailType": "Ordered", "Detail": "{}", "EventBusName": "none"}
     answer = client("events").put_events(Entries=[entry, {**entry, "EventBusName": "default"}])
     assert (answer["FailedEntryCount"], len({each["EventId"] for each in answer["Entries"]})) == (0, 2)
     assert client("events").put_events(Entries=[{**entry, "Source": ""}])["FailedEntryCount"] == 1
@@ -205,7 +202,7 @@ def with_query(url: str, **changes: str | None) -> str:
     return f"{url.partition('?')[0]}?{urlencode({name: value for name, value in query.items() if value is not None})}"
 
 
-def asked(method: str, url: str, **more: Any) -> tuple[int, str]:
+def status_and_code(method: str, url: str, **more: Any) -> tuple[int, str]:
     """The status, and the code of an error."""
     answer = urllib3.request(method, url, **more)
     return answer.status, answer.data.decode().partition("<Code>")[2].partition("</Code>")[0]
@@ -213,9 +210,7 @@ def asked(method: str, url: str, **more: Any) -> tuple[int, str]:
 
 @pytest.mark.parametrize("key", ["images/new", "images/a b+c=ä~(d)", "images/a//b"])
 @pytest.mark.parametrize("token", [None, "a+token/of=a role"])
-def test_a_presigned_url_works_for_what_it_was_signed_for(
-    moto_url: str, client: Client, key: str, token: str | None
-) -> None:
+def test_a_presigned_url_works_for_any_key(moto_url: str, client: Client, key: str, token: str | None) -> None:
     headers = {"Content-Type": "image/png", "If-None-Match": "*"}
     put_url = signed(moto_url, "PUT", key, headers=headers, token=token)
     put = urllib3.request("PUT", put_url, body=b"a", headers=headers)
@@ -239,10 +234,8 @@ def test_a_presigned_url_works_for_what_it_was_signed_for(
     ],
     ids=str,
 )
-def test_a_presigned_url_that_was_changed_does_not_work(
-    moto_url: str, changes: dict[str, str | None], status: int, code: str
-) -> None:
-    assert asked("GET", with_query(signed(moto_url, token="token"), **changes)) == (status, code)
+def test_a_changed_presigned_url_fails(moto_url: str, changes: dict[str, str | None], status: int, code: str) -> None:
+    assert status_and_code("GET", with_query(signed(moto_url, token="token"), **changes)) == (status, code)
 
 
 @pytest.mark.parametrize(("ago", "status", "text"), [(50, 200, b"a"), (61, 403, b"<Message>Request has expired</")])
@@ -255,39 +248,26 @@ def test_a_presigned_url_works_until_it_expires(
     assert (answer.status, text in answer.data) == (status, True)
 
 
-def test_a_url_works_for_its_method_its_key_its_headers_and_its_secret_alone(moto_url: str, client: Client) -> None:
+def test_a_signed_url_works_only_for_its_method_key_headers_and_secret(moto_url: str, client: Client) -> None:
     denied, get = (403, "SignatureDoesNotMatch"), signed(moto_url)
-    assert asked("HEAD", signed(moto_url, "HEAD")) == (200, "")
-    assert asked("HEAD", get)[0] == 403
-    assert asked("GET", signed(moto_url, "HEAD")) == denied
-    assert asked("GET", get.replace("/images/a", "/images/b")) == denied
-    assert asked("GET", signed(moto_url, secret="guessed")) == denied
+    assert status_and_code("HEAD", signed(moto_url, "HEAD")) == (200, "")
+    assert status_and_code("HEAD", get)[0] == 403
+    assert status_and_code("GET", signed(moto_url, "HEAD")) == denied
+    assert status_and_code("GET", get.replace("/images/a", "/images/b")) == denied
+    assert status_and_code("GET", signed(moto_url, secret="guessed")) == denied
     put_url = signed(moto_url, "PUT", "images/unsigned", headers={"If-None-Match": "*"})
-    assert asked("PUT", put_url, body=b"a") == denied
+    assert status_and_code("PUT", put_url, body=b"a") == denied
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
         client("s3", secret="guessed").put_object(Bucket="pictures", Key="images/unsigned", Body=b"a")
     assert client("s3").list_objects_v2(Bucket="pictures", Prefix="images/unsigned")["KeyCount"] == 0
-    assert asked("GET", f"{moto_url}/pictures/images/a") == (403, "AccessDenied")
+    assert status_and_code("GET", f"{moto_url}/pictures/images/a") == (403, "AccessDenied")
 
 
-def test_the_image_store_signs_for_head_what_works_for_head(moto_url: str) -> None:
-    store = S3ImageStore(
-        HttpPool(),
-        bucket_url=bucket_url("pictures", REGION, moto_url),
-        region=REGION,
-        credentials=lambda: Credentials("operator", SECRET, "token"),
-        link_seconds=60,
-    )
-    assert asked("HEAD", store.signed_url("a", "HEAD").url)[0] == 200
-    assert asked("HEAD", store.signed_url("a").url)[0] == 403
-    assert asked("GET", store.signed_url("a").url)[0] == 200
-
-
-def test_a_functions_secret_may_be_another_than_the_operators(moto_url: str, door: DoorControl) -> None:
+def test_a_function_can_have_its_own_secret(moto_url: str, door: DoorControl) -> None:
     role = {"function": "Function", "secret": "of its own"}
     door.let_in({"operator": role | {"statements": [{"Action": "s3:GetObject", "Resource": "*"}]}})
-    assert asked("GET", signed(moto_url, secret="of its own"))[0] == 200
-    assert asked("GET", signed(moto_url))[0] == 403
+    assert status_and_code("GET", signed(moto_url, secret="of its own"))[0] == 200
+    assert status_and_code("GET", signed(moto_url))[0] == 403
 
 
 @pytest.mark.parametrize("authorization", ["Bearer ig_web_key", "AWS4-HMAC-SHA256 Credential=a/20260101/b/s3/d"])
@@ -304,29 +284,29 @@ def test_a_request_with_two_signatures_is_refused(moto_url: str, authorization: 
     [("before", "InternalServerError"), ("after", "ThrottlingException"), ("before", "hang-up"), ("after", "hang-up")],
 )
 @pytest.mark.usefixtures("_no_pause")
-def test_a_call_fails_with_all_its_repetitions(door: DoorControl, client: Client, when: str, error: str) -> None:
-    let(door, ("dynamodb:PutItem", TABLE))
+def test_a_fault_fails_a_call_and_its_repetitions(door: DoorControl, client: Client, when: str, error: str) -> None:
+    grant(door, ("dynamodb:PutItem", TABLE))
     name = f"{error} {when} "
     door.fail(Fault(2, when, error))
     put(client, name + "1")
     with pytest.raises((ClientError, BotoCoreError)):
         put(client, name + "2")
     put(client, name + "3")
-    assert [there(client, name + number) for number in "123"] == [True, when == "after", True]
+    assert [exists(client, name + number) for number in "123"] == [True, when == "after", True]
     assert door.fail() == 3
 
 
 @pytest.mark.usefixtures("_no_pause")
-def test_a_call_that_fails_once_is_repeated_by_the_sdk(door: DoorControl, client: Client) -> None:
-    let(door, ("dynamodb:PutItem", TABLE))
+def test_the_sdk_repeats_a_call_that_fails_once(door: DoorControl, client: Client) -> None:
+    grant(door, ("dynamodb:PutItem", TABLE))
     door.fail(Fault(1, "after", once=True))
     put(client, "once")
-    assert there(client, "once")
+    assert exists(client, "once")
 
 
 @pytest.mark.usefixtures("_no_pause")
-def test_a_fault_may_be_one_services_alone(door: DoorControl, client: Client) -> None:
-    let(door, ("dynamodb:PutItem", TABLE), ("s3:PutObject", "arn:aws:s3:::pictures/*"))
+def test_a_fault_can_be_limited_to_one_service(door: DoorControl, client: Client) -> None:
+    grant(door, ("dynamodb:PutItem", TABLE), ("s3:PutObject", "arn:aws:s3:::pictures/*"))
     door.fail(Fault(1, service="s3"))
     put(client, "not s3")
     with suppress(ClientError):
@@ -335,11 +315,11 @@ def test_a_fault_may_be_one_services_alone(door: DoorControl, client: Client) ->
     assert [each["Key"] for each in objects] == ["images/a"]
 
 
-# What DynamoDB refuses and moto accepts.
+# Requests that DynamoDB refuses and moto accepts.
 
 
 @pytest.mark.parametrize("argument", ["ExpressionAttributeNames", "ExpressionAttributeValues"])
-def test_an_expression_argument_that_is_empty_is_refused_as_dynamodb_refuses_it(client: Client, argument: str) -> None:
+def test_an_empty_expression_argument_is_refused(client: Client, argument: str) -> None:
     dynamodb, condition = client("dynamodb"), {"ConditionExpression": "attribute_exists(pk)"}
     empty: dict[str, Any] = {argument: {}}
     update = {"TableName": "records", "Key": KEY, "UpdateExpression": "REMOVE b", **empty}
@@ -357,7 +337,7 @@ def test_an_expression_argument_that_is_empty_is_refused_as_dynamodb_refuses_it(
         assert refused.value.response["Error"]["Code"] == "ValidationException"
 
 
-def test_an_attribute_may_be_called_like_an_argument(client: Client) -> None:
+def test_an_attribute_can_have_the_name_of_an_argument(client: Client) -> None:
     item = {"pk": {"S": "named"}, "ExpressionAttributeNames": {"M": {}}}
     client("dynamodb").put_item(TableName="records", Item=item)
     assert client("dynamodb").get_item(TableName="records", Key={"pk": {"S": "named"}})["Item"] == item
@@ -366,9 +346,7 @@ def test_an_attribute_may_be_called_like_an_argument(client: Client) -> None:
 # Delays.
 
 
-def test_a_service_is_delayed_and_an_operation_otherwise_than_its_service(
-    door: DoorControl, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_operation_has_its_own_delay(door: DoorControl, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     dynamodb, ssm, s3 = client("dynamodb"), client("ssm"), client("s3")
     door.delay({"dynamodb": 500, "dynamodb.GetItem": 0, "s3.HeadObject": 700})
     delays = list[float]()
@@ -381,9 +359,7 @@ def test_a_service_is_delayed_and_an_operation_otherwise_than_its_service(
     assert delays == [0.5, 0, 0.7, 0, 0]
 
 
-def test_delayed_calls_do_not_wait_for_each_other(
-    door: DoorControl, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_delayed_calls_run_concurrently(door: DoorControl, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     dynamodb, all_delayed = client("dynamodb"), Barrier(5)
     door.delay({"dynamodb": 500})
     monkeypatch.setattr(
@@ -393,7 +369,7 @@ def test_delayed_calls_do_not_wait_for_each_other(
         list(pool.map(lambda _: dynamodb.put_item(TableName="records", Item=KEY), range(5)))
 
 
-def test_delays_are_read_as_the_environment_gives_them() -> None:
+def test_delays_are_read_from_text() -> None:
     assert read_delays("") == {}
     delays = {"dynamodb": 100, "sqs.SendMessage": 20, "s3.PutObject": 0}
     assert read_delays("dynamodb=100,sqs.SendMessage=20, s3.PutObject=0") == delays
@@ -413,7 +389,7 @@ def test_delays_are_read_as_the_environment_gives_them() -> None:
         ("dynamodb=100,", "''"),
     ],
 )
-def test_a_delay_that_would_not_hold_is_refused(text: str, wrong: str) -> None:
+def test_an_invalid_delay_is_refused(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match="has ") as refused:
         read_delays(text)
     assert wrong in str(refused.value)

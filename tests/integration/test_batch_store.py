@@ -1,4 +1,4 @@
-"""The records and lines of batches: the fakes and the real ones, before each judge, pass the same contracts."""
+"""Batches and their lines: the fakes and the real stores, on each emulator, pass one contract."""
 
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -56,14 +56,14 @@ def test_a_batch_is_created_once(batches: BatchStore) -> None:
     assert batches.create(new(at=NOW + 9)).created_at == NOW
 
 
-def test_one_owner_at_a_time(batches: BatchStore) -> None:
+def test_a_batch_has_one_owner_at_a_time(batches: BatchStore) -> None:
     batch = claimed(batches)
     assert batches.claim(batch.id, "other", now=NOW + 59, lease_until=NOW + 99) is None
     assert batches.claim(batch.id, "me", now=NOW + 59, lease_until=NOW + 99) is not None
     batches.renew(batch.id, "me", NOW + 200)
     assert batches.claim(batch.id, "other", now=NOW + 199, lease_until=NOW + 299) is None
-    batches.let_go(batch.id, "other")
-    batches.let_go(batch.id, "me")
+    batches.release(batch.id, "other")
+    batches.release(batch.id, "me")
     assert batches.claim(batch.id, "other", now=NOW, lease_until=NOW + 9) is not None
     changes: tuple[Callable[[], object], ...] = (
         lambda: batches.renew(batch.id, "me", NOW + 1),
@@ -77,7 +77,7 @@ def test_one_owner_at_a_time(batches: BatchStore) -> None:
             change()
 
 
-def test_a_life_is_kept(batches: BatchStore) -> None:
+def test_each_step_of_a_batch_is_stored(batches: BatchStore) -> None:
     batch = claimed(batches)
     assert batches.save_checkpoint(batch.id, "me", Checkpoint(7, 2)).checkpoint == Checkpoint(7, 2)
     assert batches.save_total(batch.id, "me", 2).total == 2
@@ -89,12 +89,12 @@ def test_a_life_is_kept(batches: BatchStore) -> None:
     for _ in range(2):
         ended = batches.end(batch.id, "me", Counts(1, 1), now=NOW + 2)
     assert (ended.status, ended.counts, ended.ended_at) == (BatchStatus.COMPLETED, Counts(1, 1), NOW + 2)
-    batches.mark_announced(batch.id)
-    assert batches.get(batch.id) == replace(ended, announced=True)
+    batches.mark_published(batch.id)
+    assert batches.get(batch.id) == replace(ended, published=True)
     assert batches.claim(batch.id, "me", now=NOW + 999, lease_until=NOW + 1999) is None
 
 
-def test_what_was_to_be_cancelled_ends_so(batches: BatchStore) -> None:
+def test_a_cancelling_batch_ends_as_cancelled(batches: BatchStore) -> None:
     batch = claimed(batches)
     for at in (NOW + 1, NOW + 2):
         cancelling = batches.begin_cancelling(batch.id, now=at)
@@ -105,7 +105,7 @@ def test_what_was_to_be_cancelled_ends_so(batches: BatchStore) -> None:
     assert batches.begin_cancelling("batch_none", now=NOW) is None
 
 
-def test_a_callers_own_are_listed_newest_first(batches: BatchStore) -> None:
+def test_a_callers_batches_are_listed_newest_first(batches: BatchStore) -> None:
     own = [batches.create(new(str(number), at=NOW + number)) for number in range(4)]
     batches.create(new("theirs", caller="bob"))
     newest = own[::-1]
@@ -124,13 +124,31 @@ def test_work_on_a_batch_is_not_written_to_the_index(table: Table) -> None:
         lambda: batches.renew(batch.id, "me", NOW + 99),
         lambda: batches.save_checkpoint(batch.id, "me", Checkpoint(7, 2)),
         lambda: batches.save_total(batch.id, "me", 2),
-        lambda: batches.let_go(batch.id, "me"),
+        lambda: batches.release(batch.id, "me"),
     )
     for step in steps:
         held = batches.get(batch.id)
         step()
         assert batches.get(batch.id) != held
         assert table.items(IndexName="by-caller") == before
+
+
+def test_a_record_of_a_later_version_is_refused_and_unchanged(table: Table) -> None:
+    batches, batch = table.batches, table.batches.create(new())
+    (item,) = table.items()
+    later = item | {"version": {"N": "2"}}
+    table.client.put_item(TableName=table.name, Item=later)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: batches.create(batch),
+        lambda: batches.get(batch.id),
+        lambda: batches.newest("alice", 1),
+        lambda: batches.claim(batch.id, "me", now=NOW, lease_until=NOW + 60),
+        lambda: batches.begin_cancelling(batch.id, now=NOW),
+    )
+    for call in calls:
+        with pytest.raises(RecordsUnavailableError, match="later version"):
+            call()
+        assert table.items() == [later]
 
 
 def test_a_line_is_pending_until_it_ends_and_counted_once(batches: BatchStore, lines: BatchLines) -> None:
@@ -153,7 +171,7 @@ def test_a_line_is_pending_until_it_ends_and_counted_once(batches: BatchStore, l
     assert lines.counts("batch_b") == Counts(0, 0)
 
 
-def test_what_became_of_a_line_changes_until_the_batch_is_finalizing(batches: BatchStore, lines: BatchLines) -> None:
+def test_the_result_of_a_line_can_change_until_the_batch_is_finalizing(batches: BatchStore, lines: BatchLines) -> None:
     batch = claimed(batches).id
     lines.end(batch, 1, FAILED)
     lines.end(batch, 1, LINE)
@@ -171,17 +189,17 @@ def test_what_became_of_a_line_changes_until_the_batch_is_finalizing(batches: Ba
         batches.end(batch, "me", Counts(1, 1), now=NOW)
 
 
-def test_more_lines_than_a_page_holds_come_in_order(table: Table) -> None:
-    for number in range(1, 6):  # a page is 1 MB
+def test_lines_are_in_order_across_pages(table: Table) -> None:
+    for number in range(1, 6):  # a page holds 1 MB
         table.lines.end("batch_a", number, EndedLine(completed=True, text=f"{number} {'x' * 350_000}"))
     assert [int(line.text.split()[0]) for line in table.lines.ended("batch_a")] == [1, 2, 3, 4, 5]
     assert table.lines.counts("batch_a") == Counts(5, 0)
 
 
-def test_what_cannot_be_asked_says_so(connect: Connect) -> None:
+def test_an_unreachable_store_is_unavailable(connect: Connect) -> None:
     table = Table(connect("dynamodb", closed_url()), "table")
     batches, lines = table.batches, table.lines
-    asks: tuple[Callable[[], object], ...] = (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: batches.create(new()),
         lambda: batches.get("batch_a"),
         lambda: batches.newest("alice", 1),
@@ -192,9 +210,9 @@ def test_what_cannot_be_asked_says_so(connect: Connect) -> None:
         lambda: list(lines.pending("batch_a")),
         lambda: lines.any_pending("batch_a"),
     )
-    for ask in asks:
+    for call in calls:
         with pytest.raises(RecordsUnavailableError):
-            ask()
+            call()
 
 
 # The files.
@@ -205,9 +223,9 @@ def bucket_of(aws_url: str, name: str) -> S3Bucket:
     return S3Bucket(HttpPool(), url=f"{aws_url}/{name}", region="us-east-1", credentials=lambda: credentials)
 
 
-def test_a_file_is_read_as_it_was_when_it_was_dropped_and_written_whole(connect: Connect, aws_url: str) -> None:
+def test_a_file_is_read_in_its_version_and_written_whole(connect: Connect, aws_url: str) -> None:
     s3, name = connect("s3", aws_url, region="us-east-1"), f"inbox-{uuid4().hex}"
-    soon = Deadline.after(60)  # only ever waited for in full if a test fails
+    soon = Deadline.after(60)  # reached only if the test fails
     s3.create_bucket(Bucket=name)
     s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     key = "inbox/alice/ü & +.jsonl"

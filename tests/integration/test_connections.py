@@ -1,4 +1,4 @@
-"""No byte of one answer is ever read as another caller's answer, whatever a server sends."""
+"""No byte of one answer is ever read as another caller's answer, with any bytes that a server sends."""
 
 import random
 import socket
@@ -16,28 +16,28 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageDownloadInterruptedError
-from imagegen.domain.images import ImageRequest
+from imagegen.domain.images import ImageRequest, UpstreamRequest
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import _KEEPIDLE, HttpPool, _Connection
 from imagegen.outbound.url_guard import UrlGuard
-from imagegen.providers.openai_compatible import OpenAICompatibleProvider
+from imagegen.providers.openai.provider import OpenAIProvider
 from tests.fakes.provider import png
 from tests.support.odd_hosts import CHUNKED, LAST_CHUNK, OK
 from tests.support.waiting import SECONDS, until
 
-PAUSE = 0.005  # seconds before a server sends what comes late, so that the client mostly waits for it
+PAUSE = 0.005  # seconds before a server sends a late piece; the client mostly waits for it
 SHORT = 0.05  # seconds that a client waits for an answer without an end
 MIB = 2**20
 HUGE = bytes(20 * MIB)  # more than the buffers of two sockets hold
 REUSE = pytest.mark.parametrize("reuse", [False, True], ids=["single use", "reusable"])
 
 Send = Callable[[bytes], None]
-Script = Callable[[Send, bytes], bool]  # answers a request for this name; whether the connection stays open
+Script = Callable[[Send, bytes], bool]  # answers a request for this name; `True` keeps the connection open
 
 
 @dataclass
 class Server:
-    """Answers a request for a path by the script of that name, and all others well. Reads bodies over 1 MiB afterwards.
+    """Answers a request by the script of its path, or with `well` if there is none. Reads bodies over 1 MiB afterwards.
 
     `connections` holds the number of each request's connection, `open` those that neither side closed.
     `is_done` is set after a script.
@@ -62,7 +62,7 @@ class Server:
             return response.read()
 
     def own_or_error(self, pool: HttpPool, name: str, *, reuse: bool, seconds: float = SECONDS) -> bool:
-        """Whether the answer to the request came and no error. Fails on any other answer."""
+        """Returns `True` for the request's own answer and `False` for an error. Fails on any other answer."""
         try:
             got = self.get(pool, name, reuse=reuse, seconds=seconds)
         except HTTPError:
@@ -141,7 +141,7 @@ def well(send: Send, name: bytes) -> bool:
 
 
 def sends(*pieces: bytes, ends: bool = False) -> Script:
-    """Sends the pieces at intervals, and hangs up if that is asked for. `@` stands for the answer to the request."""
+    """Sends the pieces at intervals, and hangs up if `ends`. `@` stands for the answer to the request."""
 
     def script(send: Send, name: bytes) -> bool:
         for number, piece in enumerate(pieces):
@@ -164,7 +164,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"
-STRAY = answer(b"nobody")
+STRAY = answer(b"another")
 
 INTERIM = {
     "100": sends(CONTINUE + b"@"),
@@ -197,7 +197,7 @@ TOO_MUCH = {
     "two answers at once": sends(b"@" + STRAY),
     "a second answer later": sends(b"@", STRAY),
     "half an answer, the rest later": sends(b"@" + STRAY[:20], STRAY[20:]),
-    "a body shorter than announced": sends(with_length(b"9"), ends=True),
+    "a body shorter than declared": sends(with_length(b"9"), ends=True),
     "lengths and chunks": sends(OK + b"Transfer-Encoding: chunked\r\nContent-Length: 99\r\n\r\n" + LAST_CHUNK + STRAY),
     "chunks that are no chunks": sends(OK + b"Transfer-Encoding: gzip, chunked\r\nContent-Length: 2\r\n\r\n{}", STRAY),
 }
@@ -210,18 +210,16 @@ ODD = [
 
 @REUSE
 @pytest.mark.parametrize(("odd", "own"), ODD)
-def test_an_odd_answer_is_read_or_an_error_and_the_next_callers_get_their_own(
-    server: Server, odd: Script, own: bool | None, reuse: bool
-) -> None:
+def test_an_odd_answer_never_reaches_another_caller(server: Server, odd: Script, own: bool | None, reuse: bool) -> None:
     pool = HttpPool()
     server.scripts["first"] = odd
 
-    if own is None:  # it may be either, and the body another
+    if own is None:  # an error or any body
         with suppress(HTTPError):
             server.get(pool, "first", reuse=reuse)
     else:
         assert server.own_or_error(pool, "first", reuse=reuse) is own
-    # On a reusable connection a late answer can be recognised only if it comes before the next request.
+    # On a reusable connection a late answer can be recognised only before the next request.
     if reuse:
         assert server.is_done.wait(SECONDS)
 
@@ -231,7 +229,7 @@ def test_an_odd_answer_is_read_or_an_error_and_the_next_callers_get_their_own(
     assert server.connections[0] != server.connections[1]
     if not reuse:
         server.wait_until_closed()
-        assert pool is not None  # it is not its end that closed the connection
+        assert pool is not None  # the pool still exists, so its end did not close the connection
 
 
 @pytest.mark.parametrize(
@@ -241,25 +239,26 @@ def test_an_odd_answer_is_read_or_an_error_and_the_next_callers_get_their_own(
         *(with_length(*lengths) for lengths in ((b"2",), (b"02",), (b"2 ",), (b"2", b"2"))),
     ],
 )
-def test_a_size_may_have_zeros_ahead_and_extensions_behind_and_a_length_may_be_repeated(
-    server: Server, well_formed: bytes
-) -> None:
+def test_chunk_sizes_and_lengths_are_accepted_in_every_valid_form(server: Server, well_formed: bytes) -> None:
     server.scripts["first"] = sends(well_formed)
     assert server.get(HttpPool(), "first", reuse=True) == b"{}"
 
 
 @REUSE
-def test_an_answer_that_comes_before_the_request_is_sent_counts_and_ends_the_connection(
-    server: Server, reuse: bool
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_an_answer_before_the_end_of_the_request_ends_the_connection(
+    server: Server, reuse: bool, hangs_up: bool
 ) -> None:
     pool = HttpPool()
-    assert server.get(pool, "first", reuse=reuse, body=HUGE) == b"the answer to first"
+    server.scripts["first"] = sends(b"@", ends=hangs_up)
+    with suppress(*[HTTPError] * hangs_up):
+        assert server.get(pool, "first", reuse=reuse, body=HUGE) == b"the answer to first"
     assert server.own_or_error(pool, "second", reuse=reuse)
     assert server.connections == [0, 1]
 
 
-def test_on_a_used_connection_an_answer_that_comes_before_the_request_is_sent_is_an_error(server: Server) -> None:
-    """It may be a late one to the request before."""
+def test_on_a_used_connection_an_answer_before_the_end_of_the_request_is_an_error(server: Server) -> None:
+    """It may be a late answer to the previous request."""
     pool = HttpPool()
     server.get(pool, "first", reuse=True)
     with pytest.raises(ProtocolError):
@@ -269,17 +268,7 @@ def test_on_a_used_connection_an_answer_that_comes_before_the_request_is_sent_is
 
 
 @REUSE
-def test_a_host_that_hangs_up_while_it_is_sent_to_ends_the_connection(server: Server, reuse: bool) -> None:
-    pool = HttpPool()
-    server.scripts["first"] = sends(b"@", ends=True)
-    with suppress(HTTPError):
-        assert server.get(pool, "first", reuse=reuse, body=HUGE) == b"the answer to first"
-    assert server.own_or_error(pool, "second", reuse=reuse)
-    assert server.connections == [0, 1]
-
-
-@REUSE
-def test_the_answer_that_comes_after_a_time_out_reaches_no_other_caller(server: Server, reuse: bool) -> None:
+def test_an_answer_after_a_time_out_reaches_no_other_caller(server: Server, reuse: bool) -> None:
     pool, go_on = HttpPool(), threading.Event()
 
     def late(send: Send, name: bytes) -> bool:
@@ -288,7 +277,7 @@ def test_the_answer_that_comes_after_a_time_out_reaches_no_other_caller(server: 
         return well(send, name)
 
     server.scripts["first"] = late
-    while not server.connections:  # a slow machine may need several times to send the request within that time
+    while not server.connections:  # a slow machine may need several attempts to send the request in time
         assert not server.own_or_error(pool, "first", reuse=reuse, seconds=SHORT)
 
     assert server.own_or_error(pool, "second", reuse=reuse)
@@ -298,7 +287,7 @@ def test_the_answer_that_comes_after_a_time_out_reaches_no_other_caller(server: 
     assert server.connections.count(server.connections[0]) == 1
 
 
-def test_connections_are_shared_only_if_that_is_asked_for(server: Server) -> None:
+def test_only_reusable_connections_are_shared(server: Server) -> None:
     pool = HttpPool()
     for reuse in (True, True, False, True, False):
         assert server.own_or_error(pool, "any", reuse=reuse)
@@ -306,7 +295,7 @@ def test_connections_are_shared_only_if_that_is_asked_for(server: Server) -> Non
 
 
 @pytest.mark.parametrize("size", [1, MIB])
-def test_a_connection_is_shared_by_requests_and_answers_with_bodies(server: Server, size: int) -> None:
+def test_requests_and_answers_with_bodies_share_a_connection(server: Server, size: int) -> None:
     pool, content = HttpPool(), bytes(size)
     server.scripts |= {"first": sends(ok(content)), "late": sends(b"", chunked(b"2"))}
     for name, expected in {"first": content, "late": b"{}", "any": b"the answer to any"}.items():
@@ -315,7 +304,7 @@ def test_a_connection_is_shared_by_requests_and_answers_with_bodies(server: Serv
 
 
 @pytest.mark.parametrize("end", [b"Connection: close\r\n", b""], ids=["says close", "hangs up"])
-def test_a_connection_that_the_host_ends_is_not_used_again(server: Server, end: bytes) -> None:
+def test_a_connection_that_the_host_ends_is_not_reused(server: Server, end: bytes) -> None:
     pool = HttpPool()
     server.scripts["first"] = sends(OK + end + b"Content-Length: 2\r\n\r\n{}", ends=not end)
     assert server.get(pool, "first", reuse=True) == b"{}"
@@ -326,7 +315,7 @@ def test_a_connection_that_the_host_ends_is_not_used_again(server: Server, end: 
 
 @pytest.mark.parametrize("clock", ["monotonic", "time"])
 @pytest.mark.parametrize(("pause", "connections"), [(0, [0, 0]), (3.9, [0, 0]), (4, [0, 1]), (-1, [0, 1])])
-def test_a_connection_that_idled_or_slept_through_a_freeze_by_either_clock_is_not_used_again(
+def test_a_connection_that_was_idle_by_either_clock_is_not_reused(
     server: Server, monkeypatch: pytest.MonkeyPatch, clock: str, pause: float, connections: list[int]
 ) -> None:
     clocks = SimpleNamespace(monotonic=lambda: 100.0, time=lambda: 100.0)
@@ -339,9 +328,7 @@ def test_a_connection_that_idled_or_slept_through_a_freeze_by_either_clock_is_no
 
 
 @REUSE
-def test_a_connection_that_waits_for_its_answer_is_kept_alive(
-    server: Server, monkeypatch: pytest.MonkeyPatch, reuse: bool
-) -> None:
+def test_a_waiting_connection_is_kept_alive(server: Server, monkeypatch: pytest.MonkeyPatch, reuse: bool) -> None:
     options: list[tuple[int, int]] = []
     getresponse = _Connection.getresponse
 
@@ -356,31 +343,20 @@ def test_a_connection_that_waits_for_its_answer_is_kept_alive(
 
     ((alive, idle),) = options
     assert alive
-    assert 0 < idle <= 120  # a first sign well before 240 s, and time for a second
+    assert 0 < idle <= 120  # the first probe is well before 240 s, with time for a second
 
 
-PIECES = (
-    b"@",
-    b"@",
-    PROCESSING,
-    HINTS,
-    STRAY,
-    b"x",
-    b"\r\n",
-    OK,
-    b"Content-Length: 4\r\n\r\n",
-    chunked(b"2"),
-    LAST_CHUNK,
-)
+PIECES = [b"@", b"@", PROCESSING, HINTS, STRAY, b"x", b"\r\n", OK]
+PIECES += [b"Content-Length: 4\r\n\r\n", chunked(b"2"), LAST_CHUNK]
 
 
 @REUSE
-def test_pieces_picked_by_a_seed_reach_no_other_caller(server: Server, reuse: bool) -> None:
+def test_random_pieces_reach_no_other_caller(server: Server, reuse: bool) -> None:
     for seed in range(60):
         pool, chosen = HttpPool(), random.Random(seed)
         pieces = chosen.choices(PIECES, k=chosen.randint(1, 5))
         cut = chosen.randint(0, len(pieces))
-        ends = chosen.random() < 0.6  # else the client waits for its time-out if an answer has no end
+        ends = chosen.random() < 0.6  # otherwise the client waits for its time-out if an answer has no end
         server.scripts["first"] = sends(b"".join(pieces[:cut]), b"".join(pieces[cut:]), ends=ends)
         server.is_done.clear()
 
@@ -398,7 +374,7 @@ def test_pieces_picked_by_a_seed_reach_no_other_caller(server: Server, reuse: bo
             assert server.own_or_error(pool, name, reuse=reuse), f"seed {seed}"
 
 
-def test_a_huge_body_behind_a_negative_chunk_size_is_not_read(server: Server) -> None:
+def test_a_huge_body_after_a_negative_chunk_size_is_not_read(server: Server) -> None:
     sent = 0
 
     def floods(send: Send, _: bytes) -> bool:
@@ -415,7 +391,7 @@ def test_a_huge_body_behind_a_negative_chunk_size_is_not_read(server: Server) ->
         download(server)
 
     assert server.is_done.wait(SECONDS)
-    assert sent <= 8 * MIB  # what the buffers of two sockets hold
+    assert sent <= 8 * MIB  # the buffers of two sockets
 
 
 def download(server: Server) -> bytes:
@@ -426,14 +402,13 @@ def download(server: Server) -> bytes:
 
 def generate(server: Server) -> str | bytes | None:
     base_url = f"{server.origin}/v1"
-    provider = OpenAICompatibleProvider(
-        HttpPool(), base_url=base_url, key=lambda _: "key", timeout=SECONDS, max_image_bytes=MIB
-    )
-    return provider.generate(ImageRequest("a cat", "dall-e-3", "url"), 1, Deadline.after(SECONDS)).images[0].source
+    provider = OpenAIProvider(HttpPool(), base_url=base_url, key=lambda _: "key", timeout=SECONDS, max_image_bytes=MIB)
+    call = UpstreamRequest(ImageRequest("a cat", "dall-e-3", "url"), 1, "reference")
+    return provider.start(call, Deadline.after(SECONDS)).images[0].source
 
 
 @pytest.mark.parametrize("ahead", [CONTINUE, HINTS * 20], ids=["100", "20"])
-def test_interim_answers_before_a_paid_one_and_before_its_image_are_skipped(server: Server, ahead: bytes) -> None:
+def test_interim_answers_before_an_upstream_answer_and_an_image_are_skipped(server: Server, ahead: bytes) -> None:
     url, image = f"{server.origin}/1.png", png("a cat")
     server.scripts["v1/images/generations"] = sends(ahead, ok(b'{"data":[{"url":"%s"}]}' % url.encode()))
     server.scripts["1.png"] = sends(ahead, ok(image))

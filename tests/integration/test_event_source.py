@@ -19,7 +19,7 @@ Answer = Callable[[dict[str, Any]], Any]
 
 
 class Function:
-    """In the place of a function's processes: answers each event by `answer`, on a thread of its own."""
+    """Stands in for a function's processes: answers each event with `answer`, in its own thread."""
 
     def __init__(self, answer: Answer, pool: ThreadPoolExecutor) -> None:
         self.events: list[dict[str, Any]] = []
@@ -48,7 +48,7 @@ class Queue:
             self.sqs.send_message(QueueUrl=self.url, MessageBody=body)
 
     def left(self) -> int:
-        """Messages that are in the queue, seen or not."""
+        """The number of messages in the queue, visible or not."""
         found = self._attributes()
         return sum(int(found[f"ApproximateNumberOfMessages{kind}"]) for kind in ("", "NotVisible"))
 
@@ -66,7 +66,7 @@ Poll = Callable[..., AbstractContextManager[Function]]
 
 @pytest.fixture
 def poll() -> Iterator[Poll]:
-    """Has a function that answers so take a queue's messages."""
+    """Gives a queue's messages to a function with this answer."""
     with ThreadPoolExecutor(10) as pool:
 
         @contextmanager
@@ -83,9 +83,7 @@ def fail(_: dict[str, Any]) -> None:
     raise FunctionError("died")
 
 
-def test_a_message_becomes_an_sqs_event_and_is_deleted_when_the_function_has_dealt_with_it(
-    sqs: Any, poll: Poll
-) -> None:
+def test_a_message_becomes_an_sqs_event_and_is_deleted_after_success(sqs: Any, poll: Poll) -> None:
     queue = Queue(sqs)
     queue.send("hello")
     with poll(queue, lambda _: None) as function:
@@ -97,7 +95,7 @@ def test_a_message_becomes_an_sqs_event_and_is_deleted_when_the_function_has_dea
     assert int(record["attributes"]["SentTimestamp"]) > 1_700_000_000_000
 
 
-def test_what_the_function_sends_back_stays_and_the_rest_of_its_batch_goes(sqs: Any, poll: Poll) -> None:
+def test_only_failed_messages_of_a_batch_stay_in_the_queue(sqs: Any, poll: Poll) -> None:
     def keep_bad(event: dict[str, Any]) -> dict[str, Any]:
         bad = [record["messageId"] for record in event["Records"] if record["body"] == "bad"]
         return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in bad]}
@@ -110,7 +108,7 @@ def test_what_the_function_sends_back_stays_and_the_rest_of_its_batch_goes(sqs: 
     assert sorted(function.bodies()) == ["bad", "good", "good"]
 
 
-def test_the_message_of_a_function_that_fails_comes_again_until_it_is_a_dead_letter(sqs: Any, poll: Poll) -> None:
+def test_a_message_is_redelivered_until_it_is_a_dead_letter(sqs: Any, poll: Poll) -> None:
     dead = Queue(sqs)
     policy = json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": 2})
     queue = Queue(sqs, VisibilityTimeout="0", RedrivePolicy=policy)
@@ -121,7 +119,7 @@ def test_the_message_of_a_function_that_fails_comes_again_until_it_is_a_dead_let
     assert queue.left() == 0
 
 
-def test_no_more_batches_are_under_way_than_the_mapping_allows(sqs: Any, poll: Poll) -> None:
+def test_the_mapping_limits_the_number_of_concurrent_batches(sqs: Any, poll: Poll) -> None:
     two, lock, at_once, most = threading.Barrier(2), threading.Lock(), 0, 0
 
     def count(_: dict[str, Any]) -> None:

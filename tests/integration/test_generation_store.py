@@ -1,10 +1,11 @@
-"""Records of generations: the fake and the real store, before each judge, pass the same contract."""
+"""Generations and idempotency keys: the fakes and the real stores, on each emulator, pass one contract."""
 
 import json
 import threading
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -14,13 +15,12 @@ from msgspec.json import encode
 from msgspec.structs import replace
 
 from imagegen.aws.generations import DynamoGenerations
+from imagegen.aws.idempotency_keys import DynamoIdempotencyKeys
 from imagegen.domain.errors import MoneySpentError, RecordsUnavailableError, UpstreamTooFewImagesError
-from imagegen.domain.failures import kept
+from imagegen.domain.failures import Failure, failure_of
 from imagegen.domain.generations import (
     AnsweredImage,
-    Call,
     CallAnswer,
-    Failure,
     Generation,
     IdTakenError,
     LostClaimError,
@@ -28,29 +28,47 @@ from imagegen.domain.generations import (
     Status,
     StoredImage,
     Tombstone,
-    admit,
+    UpstreamAttempt,
+    UpstreamCall,
 )
-from imagegen.domain.images import ImageRequest, UpstreamAnswer
-from imagegen.domain.models import MAX_IMAGES
+from imagegen.domain.images import ImageRequest, UpstreamImages
+from imagegen.domain.models import LONGEST_USER, MAX_IMAGES
+from imagegen.domain.redaction import MOST_CHARACTERS
 from imagegen.ports import GenerationStore as Store
-from imagegen.providers.openai_answers import read_answer
+from imagegen.ports import IdempotencyKeys as Keys
+from imagegen.providers.openai.answers import read_answer
+from imagegen.usecases.manage_generation import MOST_RETRIES
+from imagegen.usecases.run_upstream_calls import MOST_MESSAGE, MOST_SENT
 from imagegen.wire.request_events import MOST_CUSTOM_ID
-from imagegen.wire.requests import LONGEST_USER, read_image_fields
 from tests.fakes.generation_store import FakeGenerationStore
+from tests.fakes.idempotency_keys import FakeIdempotencyKeys
+from tests.support.models import admitted, read_request
 from tests.support.stores import JUDGES, NOW, RETENTION_SECONDS, Connect, Table, closed_url, new_generation
 
 DAY = 24 * 3600
 MOST_ITEM_BYTES = 400 * 1024  # DynamoDB's
+# The longest quote of an upstream in a message, in the printable characters that take the most bytes.
+QUOTED = f"The image model refused the request: {MOST_CHARACTERS * chr(0x1D518)}"
 IMAGE = StoredImage("image/png", 1234)
-CAME = AnsweredImage("https://i.example/1", "a large cat")
-ANSWER = CallAnswer((CAME,), {"size": "1024x1024"})
-FAILURE = Failure("UpstreamFailedError", "Es zerbrach: 壊れた.", param="prompt", code="broken", cause=Failure("X", "y"))
-NOBODY = "gen_AAAAAAAAAAAAAAAAAAAAAA"
+ANSWERED = AnsweredImage("https://i.example/1", "a large cat")
+ANSWER = CallAnswer((ANSWERED,), {"size": "1024x1024"})
+ATTEMPT, SECOND_ATTEMPT = UpstreamAttempt("default", NOW + 0.25), UpstreamAttempt("ünother", NOW + 0.5)
+REFUSAL = Failure("rate_limit_exceeded", "Später: 後で.", money_spent=False, retry_after=2.5)
+CAUSE = Failure("image_truncated", "y", money_spent=True, retry=False, interrupted=True)
+FAILURE = Failure(
+    "partial_generation", "Es zerbrach: 壊れた.", money_spent=True, param="prompt", retry=False, cause=CAUSE
+)
+MISSING = "gen_AAAAAAAAAAAAAAAAAAAAAA"
 
 
 @pytest.fixture
 def records(judged: Table | None) -> Store:
     return judged.generations if judged else FakeGenerationStore()
+
+
+@pytest.fixture
+def keys(judged: Table | None) -> Keys:
+    return judged.keys if judged else FakeIdempotencyKeys()
 
 
 def created(records: Store, generation: Generation | None = None, *, n: int = 1, at: float = NOW) -> Generation:
@@ -71,37 +89,39 @@ def now_of(records: Store, generation: Generation) -> Generation:
     return found
 
 
-def at_once(number: int, ask: Callable[[int], Any]) -> list[Any]:
+def concurrently(number: int, call: Callable[[int], Any]) -> list[Any]:
     barrier = threading.Barrier(number)
 
-    def wait_and_ask(index: int) -> Any:
+    def wait_and_call(index: int) -> Any:
         barrier.wait(60)
-        return ask(index)
+        return call(index)
 
     with ThreadPoolExecutor(number) as pool:
-        return list(pool.map(wait_and_ask, range(number)))
+        return list(pool.map(wait_and_call, range(number)))
 
 
-def hold(records: Store, generation_id: str, body: str = "body", caller: str = "alice", **how: Any) -> tuple[str, str]:
+def hold(keys: Keys, generation_id: str, body: str = "body", caller: str = "alice", **how: Any) -> tuple[str, str]:
     times = {"now": how.pop("at", NOW), "expired_before": NOW - 1000}
-    holder = records.hold_key(caller, "k ~", generation_id, body, **times | how)
+    holder = keys.hold(caller, "k ~", generation_id, body, **times | how)
     return holder.generation_id, holder.fingerprint
 
 
-def begin(records: Store, generation_id: str, attempt: int = 0, *, at: float = NOW, **whose: str) -> None:
+def begin(keys: Keys, generation_id: str, retry: int = 0, *, at: float = NOW, **whose: str) -> None:
     whose = {"caller": "alice", "fingerprint": "body", **whose}
-    records.mark_attempt(generation_id=generation_id, attempt=attempt, now=at, **whose)
+    keys.mark(generation_id=generation_id, retry=retry, now=at, **whose)
 
 
-def attach(records: Store, attempt: int, *, body: str = "body", since: float = NOW - 1000) -> str | None:
-    return records.attach_attempt("alice", body, attempt, since=since)
+def attach(keys: Keys, retry: int, *, body: str = "body", since: float = NOW - 1000) -> str | None:
+    return keys.attach("alice", body, retry, since=since)
 
 
+KEY_CALLS: dict[str, Callable[[Keys], object]] = {
+    "hold": lambda k: hold(k, MISSING),
+    "mark": lambda k: begin(k, MISSING),
+    "attach": lambda k: attach(k, 1),
+}
 # Every method by its name, with variants.
 CALLS: dict[str, Callable[[Store, Generation], object]] = {
-    "hold_key": lambda s, g: hold(s, g.id),
-    "mark_attempt": lambda s, g: begin(s, g.id),
-    "attach_attempt": lambda s, _: attach(s, 1),
     "create": lambda s, g: s.create(g),
     "get": lambda s, g: s.get(g.id),
     "newest": lambda s, _: s.newest("alice", 10),
@@ -112,14 +132,18 @@ CALLS: dict[str, Callable[[Store, Generation], object]] = {
     "claim late by another": lambda s, g: s.claim(g.id, "other", now=NOW + 9999, lease_until=NOW + 99999),
     "renew": lambda s, g: s.renew(g.id, "me", NOW + 500),
     "renew by another": lambda s, g: s.renew(g.id, "other", NOW + 900),
-    "let_go": lambda s, g: s.let_go(g.id, "me"),
-    "save_sending": lambda s, g: s.save_sending(g.id, "me", 0, 1),
-    "save_refusal": lambda s, g: s.save_refusal(g.id, 0, 1),
+    "release": lambda s, g: s.release(g.id, "me"),
+    "await_poll": lambda s, g: s.await_poll(g.id, "me", 1),
+    "await_poll by another": lambda s, g: s.await_poll(g.id, "other", 1),
+    "save_attempt": lambda s, g: s.save_attempt(g.id, "me", 0, 1, ATTEMPT),
+    "save_task": lambda s, g: s.save_task(g.id, 0, 1, "täsk 1"),
+    "save_failure": lambda s, g: s.save_failure(g.id, 0, 1, REFUSAL),
+    "save_failure of another kind": lambda s, g: s.save_failure(g.id, 0, 1, FAILURE),
     "save_answer": lambda s, g: s.save_answer(g.id, 0, ANSWER),
     "save_image": lambda s, g: s.save_image(g.id, g.image_ids[0], IMAGE),
     "end": lambda s, g: s.end(g.id, "me", Status.COMPLETED, now=NOW),
     "end as failed": lambda s, g: s.end(g.id, "me", Status.FAILED, now=NOW, failure=FAILURE),
-    "mark_announced": lambda s, g: s.mark_announced(g),
+    "mark_published": lambda s, g: s.mark_published(g),
     "cancel": lambda s, g: s.cancel(g.id, now=NOW),
     "requeue": lambda s, g: s.requeue(g, now=NOW + 5),
     "void": lambda s, g: s.void(g.id, now=NOW),
@@ -128,21 +152,27 @@ CALLS: dict[str, Callable[[Store, Generation], object]] = {
     "bury as if ended": lambda s, g: s.bury(replace(g, completed_at=NOW), now=NOW),
     "tombstone": lambda s, g: s.tombstone(g.id),
 }
-MONEY = ("save_refusal", "save_answer", "save_image")
+ATTEMPT_RESULTS = ("save_task", "save_failure")
+PAID_RESULTS = (*ATTEMPT_RESULTS, "save_answer", "save_image")
+SENT = ("create", "claim", "save_attempt")
 STATES: dict[str, Sequence[str]] = {
     "absent": (),
     "void": ("void",),
     "queued": ("create",),
-    "mine": ("create", "claim"),
-    "another's": ("create", "claim by another"),
-    "requeued": ("create", "claim", "end as failed", "mark_announced", "requeue"),
-    "completed": ("create", "claim", "end"),
-    "failed": ("create", "claim", "end as failed"),
-    "announced": ("create", "claim", "end as failed", "mark_announced"),
-    "cancelled": ("create", "claim", "cancel"),
-    "buried": ("create", "claim", "end", "bury"),
+    "mine": SENT,
+    "another's": (*SENT, "claim late by another"),
+    "polled": (*SENT, "save_task", "await_poll"),
+    "requeued": (*SENT, "end as failed", "mark_published", "requeue"),
+    "completed": (*SENT, "end"),
+    "failed": (*SENT, "end as failed"),
+    "published": (*SENT, "end as failed", "mark_published"),
+    "cancelled": (*SENT, "cancel"),
+    "cancelled task": (*SENT, "save_task", "cancel"),
+    "cancelled while polled": (*SENT, "save_task", "await_poll", "cancel"),
+    "buried": (*SENT, "end", "bury"),
 }
-ACTIVE, ENDED, GONE = list(STATES)[2:6], list(STATES)[6:10], ["absent", "void", "buried"]
+ACTIVE, ENDED, GONE = list(STATES)[2:7], list(STATES)[7:13], ["absent", "void", "buried"]
+CANCELLED = {"cancelled", "cancelled task", "cancelled while polled"}
 
 
 def in_state(records: Store, state: str) -> Generation:
@@ -154,8 +184,12 @@ def in_state(records: Store, state: str) -> Generation:
 
 
 def outcome(call: str, records: Store, generation: Generation) -> object:
+    return outcome_of(lambda: CALLS[call](records, generation))
+
+
+def outcome_of(call: Callable[[], object]) -> object:
     try:
-        return CALLS[call](records, generation)
+        return call()
     except IdTakenError as taken:
         return IdTakenError, taken.void, taken.deleted
     except (LostClaimError, RecordsUnavailableError) as error:
@@ -171,22 +205,15 @@ def test_a_record_is_read_as_it_was_written(records: Store) -> None:
         "gpt-image-2",
         "b64_json",
         4,
-        size="1024x1024",
-        quality="high",
-        style="vivid",
-        user="ユーザー",
-        background="opaque",
-        moderation="low",
-        output_format="webp",
-        output_compression=0,
+        {"size": "1024x1024", "quality": "high", "user": "ユーザー", "output_format": "webp", "output_compression": 0},
     )
     origin = Origin("order-1", "batch_a", 7)
-    admitted = admit(request, caller="alice", base_url="https://x.example/prod/v1", now=NOW, origin=origin)
-    generation = replace(admitted, status=Status.IN_PROGRESS, owner="first", lease_until=NOW + 60)
+    begun = admitted(request, caller="alice", base_url="https://x.example/prod/v1", now=NOW, origin=origin)
+    generation = replace(begun, status=Status.IN_PROGRESS, owner="first", lease_until=NOW + 60)
     assert records.get(created(records, generation).id) == generation
 
 
-def test_all_that_becomes_known_is_read_back(records: Store) -> None:
+def test_every_stored_part_is_read_back(records: Store) -> None:
     generation = claimed(records, n=2)
     answer = CallAnswer(
         (
@@ -196,19 +223,24 @@ def test_all_that_becomes_known_is_read_back(records: Store) -> None:
         {"size": "1024x1024", "quality": "hd"},
         {"input_tokens": 7, "input_tokens_details": {"text_tokens": 7, "image_tokens": 0}, "total_tokens": 1.5},
     )
-    records.save_sending(generation.id, "me", 0, 1)
+    records.save_attempt(generation.id, "me", 0, 1, ATTEMPT)
+    records.save_task(generation.id, 0, 1, "a task / 仕事")
     records.save_answer(generation.id, 0, answer)
-    for sending in (1, 2):
-        records.save_sending(generation.id, "me", 1, sending)
-        records.save_refusal(generation.id, 1, sending)
-    records.save_sending(generation.id, "me", 1, 3)
+    for number, failure in enumerate((REFUSAL, FAILURE), 1):
+        records.save_attempt(generation.id, "me", 1, number, ATTEMPT)
+        records.save_failure(generation.id, 1, number, failure)
+    records.save_attempt(generation.id, "me", 1, 3, SECOND_ATTEMPT)
     records.save_image(generation.id, generation.image_ids[0], IMAGE)
     ended = records.end(generation.id, "me", Status.FAILED, now=NOW + 9.5, failure=FAILURE)
     first, second = generation.calls
+    failed = (replace(ATTEMPT, failure=REFUSAL), replace(ATTEMPT, failure=FAILURE))
     assert ended == replace(
         generation,
         status=Status.FAILED,
-        calls=(replace(first, sent=1, answer=answer), replace(second, sent=3, refused=2)),
+        calls=(
+            replace(first, attempts=(replace(ATTEMPT, task_id="a task / 仕事"),), answer=answer),
+            replace(second, attempts=(*failed, SECOND_ATTEMPT)),
+        ),
         stored={generation.image_ids[0]: IMAGE},
         failure=FAILURE,
         completed_at=NOW + 9.5,
@@ -216,32 +248,36 @@ def test_all_that_becomes_known_is_read_back(records: Store) -> None:
     assert records.get(generation.id) == ended
 
 
-def test_each_image_that_is_missing_from_an_answer_is_a_call_of_its_own(records: Store) -> None:
+def test_each_image_missing_from_an_answer_gets_its_own_call(records: Store) -> None:
     generation = created(records, new_generation(n=3, model="dall-e-2"))
     records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60)
-    records.save_sending(generation.id, "me", 0, 1)
-    missing = AnsweredImage(failure=kept(UpstreamTooFewImagesError("1 of 3")))
-    answer = CallAnswer((missing, CAME, missing), {"size": "1024x1024"})
+    records.save_attempt(generation.id, "me", 0, 1, ATTEMPT)
+    missing = AnsweredImage(failure=failure_of(UpstreamTooFewImagesError("1 of 3")))
+    answer = CallAnswer((missing, ANSWERED, missing), {"size": "1024x1024"})
     assert records.save_answer(generation.id, 0, answer) == answer
-    assert records.save_answer(generation.id, 0, CallAnswer((CAME, CAME, CAME))) == answer
+    assert records.save_answer(generation.id, 0, CallAnswer((ANSWERED, ANSWERED, ANSWERED))) == answer
 
     first, second, third = generation.image_ids
-    extra = Call((first,), number=10, extra=True), Call((third,), number=12, extra=True)
-    assert now_of(records, generation).calls == (Call((second,), 1, 0, ANSWER), *extra)
+    extra = UpstreamCall((first,), number=10, extra=True), UpstreamCall((third,), number=12, extra=True)
+    assert now_of(records, generation).calls == (UpstreamCall((second,), (ATTEMPT,), ANSWER), *extra)
 
-    records.save_sending(generation.id, "me", 10, 1)
+    records.save_attempt(generation.id, "me", 10, 1, ATTEMPT)
     records.save_answer(generation.id, 10, ANSWER)
-    records.save_sending(generation.id, "me", 12, 1)
-    records.save_refusal(generation.id, 12, 1)
+    records.save_attempt(generation.id, "me", 12, 1, ATTEMPT)
+    records.save_failure(generation.id, 12, 1, REFUSAL)
     after = now_of(records, generation)
-    assert after.calls[1:] == (replace(extra[0], sent=1, answer=ANSWER), replace(extra[1], sent=1, refused=1))
+    refused = (replace(ATTEMPT, failure=REFUSAL),)
+    assert after.calls[1:] == (
+        replace(extra[0], attempts=(ATTEMPT,), answer=ANSWER),
+        replace(extra[1], attempts=refused),
+    )
     assert (after.extra_calls, after.repeated_calls, after.unreturned) == (2, 0, 0)
 
 
-def _largest_answer(images: int) -> UpstreamAnswer:
-    """The largest that the reader lets through, of each part."""
+def _largest_answer(images: int) -> UpstreamImages:
+    """The largest value of each field that the reader accepts."""
 
-    def read(**fields: object) -> UpstreamAnswer:
+    def read(**fields: object) -> UpstreamImages:
         image = {name: fields.pop(name) for name in ("url", "revised_prompt") if name in fields}
         body = {"data": [{"url": "https://i.example/", **image}] * images, **fields}
         return read_answer(encode(body), images)
@@ -270,72 +306,89 @@ def _largest_answer(images: int) -> UpstreamAnswer:
 
 
 def _most_bytes(value: dict[str, Any]) -> int:
-    """As DynamoDB counts, at most: a number has 38 digits, in 21 bytes."""
-    return len(value["S"].encode()) if "S" in value else 21 * len(value.get("NS", ["1"]))
+    """The most that DynamoDB counts: a number has up to 38 digits, in 21 bytes."""
+    return len(value["S"].encode()) if "S" in value else 21
 
 
 @pytest.mark.parametrize("table", ["moto"], indirect=True)
 @pytest.mark.parametrize(("calls", "extra"), [(1, 0), (10, 0), (1, 9)], ids=["one", "ten", "one and extra ones"])
-def test_the_largest_that_all_limits_allow_fits_into_a_record(table: Table, calls: int, extra: int) -> None:
-    records, n, sendings = table.generations, MAX_IMAGES // calls, 20
-    character = "\x01"  # which JSON writes in six bytes, the most
+@pytest.mark.parametrize(
+    ("attempts", "message"),
+    [(0, ""), (MOST_SENT + MOST_RETRIES, QUOTED[:MOST_MESSAGE])],
+    ids=["no failures", "all failures"],
+)
+def test_the_largest_record_fits_an_item(table: Table, calls: int, extra: int, attempts: int, message: str) -> None:
+    """Each call has the maximum of failed attempts, with all retries of an operator."""
+    records, n = table.generations, MAX_IMAGES // calls
+    character = "\x01"  # JSON needs six bytes for it, the most
     users = dict.fromkeys(("user", "safety_identifier"), character * LONGEST_USER)
     body = {"model": "gpt-image-2", "prompt": character * 32_000, "n": MAX_IMAGES, **users}
     origin = Origin(character * MOST_CUSTOM_ID, "batch_AAAAAAAAAAAAAAAAAAAAAA", 10**9)
-    request, base_url = read_image_fields(body, prompt_cap=32_000), f"https://{'x' * 250}/v1"
-    generation = admit(request, caller="a" * 64, base_url=base_url, now=NOW, origin=origin)
+    request, base_url = read_request(32_000).fields(body), f"https://{'x' * 250}/v1"
+    generation = admitted(request, caller="a" * 64, base_url=base_url, now=NOW, origin=origin)
     ids = generation.image_ids
-    grouped = tuple(Call(ids[index * n : (index + 1) * n], number=index) for index in range(calls))
+    grouped = tuple(UpstreamCall(ids[index * n : (index + 1) * n], number=index) for index in range(calls))
     created(records, replace(generation, calls=grouped))
     records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60)
 
     answer = _largest_answer(n - extra)
-    came = tuple(AnsweredImage(str(image.source), image.revised_prompt) for image in answer.images)
-    assert len(came) == n - extra
-    whole = CallAnswer(came, answer.details, answer.usage)
-    missing = AnsweredImage(failure=kept(UpstreamTooFewImagesError("The image model answered with 1 of 10 images.")))
-    noted = replace(whole, images=came + (missing,) * extra)
+    answered = tuple(AnsweredImage(str(image.source), image.revised_prompt) for image in answer.images)
+    assert len(answered) == n - extra
+    whole = CallAnswer(answered, answer.details, answer.usage)
+    missing = AnsweredImage(
+        failure=failure_of(UpstreamTooFewImagesError("The image model answered with 1 of 10 images."))
+    )
+    incomplete = replace(whole, images=answered + (missing,) * extra)
+    refusal = Failure("x" * 30, message, money_spent=False, param="x" * 20, retry=False, retry_after=NOW)
     later = [MAX_IMAGES + place for place in range(1, extra + 1)]
     for number in (*range(calls), *later):
-        records.save_answer(generation.id, number, noted if number < calls else whole)
-        records.save_sending(generation.id, "me", number, sendings)
-        records.save_refusal(generation.id, number, 1)
+        records.save_answer(generation.id, number, incomplete if number < calls else whole)
+        records.save_attempt(generation.id, "me", number, 1, UpstreamAttempt("u" * 32, NOW))
+        records.save_task(generation.id, number, 1, "t" * 64)
+        records.save_failure(generation.id, number, 1, refusal)
     for image_id in ids:
         records.save_image(generation.id, image_id, StoredImage("image/webp", 10**9))
-    failure = Failure("X" * 50, character * 1_000, cause=Failure("X" * 50, character * 1_000))
+    failure = replace(refusal, cause=refusal)
     records.end(generation.id, "me", Status.FAILED, now=NOW, failure=failure)
 
     found = now_of(records, generation)
     assert [call.answer for call in found.calls] == [whole] * (calls + extra)
     assert (len(found.stored), found.failure) == (MAX_IMAGES, failure)
     (item,) = table.items()
-    further_refusals = (calls + extra) * (sendings - 1) * 21
-    assert sum(len(name) + _most_bytes(value) for name, value in item.items()) + further_refusals <= MOST_ITEM_BYTES
+    sizes = {name: len(name) + _most_bytes(value) for name, value in item.items()}
+    of_attempts = sum(1 + size for name, size in sizes.items() if name.startswith(("attempt_", "task_", "failure_")))
+    assert sum(sizes.values()) + (attempts - 1) * of_attempts <= MOST_ITEM_BYTES
 
 
-def test_parts_saved_side_by_side_are_all_kept(records: Store) -> None:
+def test_parts_saved_concurrently_are_all_kept(records: Store) -> None:
     generation = claimed(records, n=6)
     urls = [f"https://i.example/{index}" for index in range(6)]
 
+    for call, number in ((call, number) for call in range(3) for number in (1, 2)):
+        records.save_attempt(generation.id, "me", call, number, ATTEMPT)
+
     def save(index: int) -> None:
-        records.save_sending(generation.id, "me", index, 1)
-        records.save_refusal(generation.id, index % 3, index)
+        if index > 2:
+            records.save_attempt(generation.id, "me", index, 1, SECOND_ATTEMPT)
+        records.save_task(generation.id, index % 3, 1 + index // 3, f"task {index}")
+        records.save_failure(generation.id, (index + 1) % 3, 1 + index // 3, REFUSAL)
         records.save_answer(generation.id, index, CallAnswer((AnsweredImage(urls[index]),)))
         records.save_image(generation.id, generation.image_ids[index], StoredImage("image/png", index))
 
-    at_once(6, save)
+    concurrently(6, save)
     found = now_of(records, generation)
-    assert [(call.sent, call.refused) for call in found.calls] == [(1, 2)] * 3 + [(1, 0)] * 3
+    tasks = [[attempt.task_id for attempt in call.attempts] for call in found.calls]
+    assert tasks == [["task 0", "task 3"], ["task 1", "task 4"], ["task 2", "task 5"], [None], [None], [None]]
+    assert [(call.sent, call.refused) for call in found.calls] == [(2, 2)] * 3 + [(1, 0)] * 3
     assert [call.answer and call.answer.images[0].url for call in found.calls] == urls
     assert [found.stored[image_id].length for image_id in generation.image_ids] == list(range(6))
 
 
-def test_what_is_not_there_is_none(records: Store) -> None:
-    found = records.get(NOBODY), records.tombstone(NOBODY), attach(records, 1), records.newest("alice", 10)
-    assert found == (None, None, None, [])
+def test_a_missing_record_is_none(records: Store) -> None:
+    assert (records.get(MISSING), records.tombstone(MISSING), records.newest("alice", 10)) == (None, None, [])
 
 
-def test_an_id_is_given_once_and_the_same_record_that_is_written_again_stays_as_it_is(records: Store) -> None:
+def test_an_id_is_given_once_and_a_repeated_write_changes_nothing(records: Store) -> None:
     generation = claimed(records)
     records.create(replace(generation, status=Status.QUEUED))
     assert outcome("create", records, replace(new_generation(), id=generation.id)) == (IdTakenError, False, False)
@@ -345,90 +398,91 @@ def test_an_id_is_given_once_and_the_same_record_that_is_written_again_stays_as_
 # Idempotency keys.
 
 
-def test_a_key_belongs_to_the_first_with_its_body(records: Store) -> None:
+def test_a_key_belongs_to_its_first_holder(keys: Keys) -> None:
     for generation_id, body in (("gen_a", "one"), ("gen_b", "two"), ("gen_a", "one")):
-        assert hold(records, generation_id, body) == ("gen_a", "one")
-    assert hold(records, "gen_b", caller="bob") == ("gen_b", "body")
-    assert hold(records, "gen_c") == ("gen_a", "one")
+        assert hold(keys, generation_id, body) == ("gen_a", "one")
+    assert hold(keys, "gen_b", caller="bob") == ("gen_b", "body")
+    assert hold(keys, "gen_c") == ("gen_a", "one")
 
 
-def test_a_key_passes_from_the_generation_that_is_replaced_and_from_one_that_has_expired(records: Store) -> None:
-    hold(records, "gen_a", "one")
-    assert hold(records, "gen_b", "two", replacing="gen_x") == ("gen_a", "one")
-    assert hold(records, "gen_b", "two", replacing="gen_a") == ("gen_b", "two")
-    assert hold(records, "gen_c", "three", replacing="gen_a") == ("gen_b", "two")
-    assert hold(records, "gen_c", at=NOW + 9, expired_before=NOW) == ("gen_b", "two")
-    assert hold(records, "gen_c", at=NOW + 9, expired_before=NOW + 0.001) == ("gen_c", "body")
-    assert hold(records, "gen_d", at=NOW + 9, expired_before=NOW + 0.001) == ("gen_c", "body")
+def test_a_replaced_or_expired_generation_loses_its_key(keys: Keys) -> None:
+    hold(keys, "gen_a", "one")
+    assert hold(keys, "gen_b", "two", replacing="gen_x") == ("gen_a", "one")
+    assert hold(keys, "gen_b", "two", replacing="gen_a") == ("gen_b", "two")
+    assert hold(keys, "gen_c", "three", replacing="gen_a") == ("gen_b", "two")
+    assert hold(keys, "gen_c", at=NOW + 9, expired_before=NOW) == ("gen_b", "two")
+    assert hold(keys, "gen_c", at=NOW + 9, expired_before=NOW + 0.001) == ("gen_c", "body")
+    assert hold(keys, "gen_d", at=NOW + 9, expired_before=NOW + 0.001) == ("gen_c", "body")
 
 
 @pytest.mark.parametrize("replacing", [None, "gen_before"])
-def test_of_many_that_ask_for_one_key_at_once_one_has_it_and_all_hear_so(records: Store, replacing: str | None) -> None:
+def test_concurrent_holders_of_a_key_all_get_one_id(keys: Keys, replacing: str | None) -> None:
     if replacing:
-        hold(records, replacing)
-    heard = set(at_once(16, lambda index: hold(records, f"gen_{index}", f"body {index}", replacing=replacing)))
-    ((holder, body),) = heard
+        hold(keys, replacing)
+    holders = set(concurrently(16, lambda index: hold(keys, f"gen_{index}", f"body {index}", replacing=replacing)))
+    ((holder, body),) = holders
     assert body == f"body {holder.removeprefix('gen_')}"
-    assert hold(records, "gen_late") == (holder, body)
+    assert hold(keys, "gen_late") == (holder, body)
 
 
-def test_nothing_of_a_key_is_in_the_table(table: Table) -> None:
-    table.generations.hold_key("alice", "a-very-telling-key", "gen_a", "body", now=NOW, expired_before=NOW)
+def test_the_table_holds_no_idempotency_key(table: Table) -> None:
+    table.keys.hold("alice", "a-very-telling-key", "gen_a", "body", now=NOW, expired_before=NOW)
     (marker,) = table.items()
     assert "a-very-telling-key" not in json.dumps(marker)
 
 
-# Retries that clients count.
+# Retries that an HTTP client counts.
 
 
-def test_each_retry_comes_back_once_in_whatever_order(records: Store) -> None:
+def test_each_retry_attaches_once_in_any_order(keys: Keys) -> None:
     for order in ((1, 2, 3), (3, 1, 2)):
-        begin(records, "gen_a", fingerprint=f"{order}")
-        assert [attach(records, attempt, body=f"{order}") for attempt in order] == ["gen_a"] * 3
-        assert [attach(records, attempt, body=f"{order}") for attempt in (0, *order)] == [None] * 4
+        assert attach(keys, 1, body=f"{order}") is None
+        begin(keys, "gen_a", fingerprint=f"{order}")
+        assert [attach(keys, retry, body=f"{order}") for retry in order] == ["gen_a"] * 3
+        assert [attach(keys, retry, body=f"{order}") for retry in (0, *order)] == [None] * 4
 
 
-def test_two_identical_requests_stay_two_also_when_both_retry(records: Store) -> None:
-    begin(records, "gen_later", at=NOW + 1)
-    begin(records, "gen_first")
-    for attempt in (2, 1):
-        assert [attach(records, attempt) for _ in range(3)] == ["gen_later", "gen_first", None]
+def test_two_identical_requests_that_both_retry_stay_two(keys: Keys) -> None:
+    begin(keys, "gen_later", at=NOW + 1)
+    begin(keys, "gen_first")
+    for retry in (2, 1):
+        assert [attach(keys, retry) for _ in range(3)] == ["gen_later", "gen_first", None]
 
 
-def test_what_a_retry_began_is_come_back_to_by_every_other_attempt(records: Store) -> None:
-    begin(records, "gen_a", 1)
-    assert [attach(records, attempt) for attempt in (1, 2, 2)] == [None, "gen_a", None]
+def test_a_later_retry_attaches_to_a_generation_that_a_retry_began(keys: Keys) -> None:
+    begin(keys, "gen_a", 1)
+    assert [attach(keys, retry) for retry in (1, 2, 2)] == [None, "gen_a", None]
 
 
-def test_retries_at_once_share_out_the_generations(records: Store) -> None:
+def test_concurrent_retries_attach_to_different_generations(keys: Keys) -> None:
     ids = [f"gen_{index}" for index in range(5)]
     for index, generation_id in enumerate(ids):
-        begin(records, generation_id, at=NOW + index)
-    assert sorted(each for each in at_once(8, lambda _: attach(records, 1)) if each) == ids
+        begin(keys, generation_id, at=NOW + index)
+    assert sorted(each for each in concurrently(8, lambda _: attach(keys, 1)) if each) == ids
 
 
-def test_a_retry_comes_back_only_to_what_is_not_old_of_the_same_body_and_caller(records: Store) -> None:
-    begin(records, "gen_old", at=NOW)
-    begin(records, "gen_fresh", at=NOW + 1)
-    begin(records, "gen_a", fingerprint="another")
-    begin(records, "gen_b", caller="bob")
-    assert [attach(records, 1, since=NOW) for _ in range(2)] == ["gen_fresh", None]
+def test_a_retry_attaches_only_to_a_recent_generation_of_its_body_and_caller(keys: Keys) -> None:
+    begin(keys, "gen_old", at=NOW)
+    begin(keys, "gen_fresh", at=NOW + 1)
+    begin(keys, "gen_a", fingerprint="another")
+    begin(keys, "gen_b", caller="bob")
+    assert [attach(keys, 1, since=NOW) for _ in range(2)] == ["gen_fresh", None]
 
 
-def test_a_retry_finds_its_generation_behind_a_page_of_others(table: Table) -> None:
+def test_a_retry_finds_its_generation_on_a_later_page(table: Table) -> None:
     for index in range(5):
-        begin(table.generations, f"gen_{index}", at=NOW + index)
-    for item in table.items():  # a page is 1 MB
+        begin(table.keys, f"gen_{index}", at=NOW + index)
+    for item in table.items():  # a page holds 1 MB
         table.client.put_item(TableName=table.name, Item={**item, "padding": {"S": "x" * 300_000}})
     assert "LastEvaluatedKey" in table.client.scan(TableName=table.name)
-    found = [attach(table.generations, 1) for _ in range(6)]
+    found = [attach(table.keys, 1) for _ in range(6)]
     assert found == ["gen_4", "gen_3", "gen_2", "gen_1", "gen_0", None]
 
 
 # Claims.
 
 
-def test_a_lease_keeps_others_out_until_it_has_ended_and_then_all_that_is_known_is_taken_over(records: Store) -> None:
+def test_a_lease_excludes_others_until_it_ends_and_the_next_owner_gets_all_results(records: Store) -> None:
     generation = created(records)
     mine = replace(generation, status=Status.IN_PROGRESS, owner="me", lease_until=NOW + 60)
     for _ in range(2):
@@ -438,41 +492,35 @@ def test_a_lease_keeps_others_out_until_it_has_ended_and_then_all_that_is_known_
         assert records.get(generation.id) == mine
     records.renew(generation.id, "me", NOW + 120)
     assert records.get(generation.id) == replace(mine, lease_until=NOW + 120)
-    for call in ("save_sending", "save_answer", "save_image"):
+    for call in ("save_attempt", "save_answer", "save_image"):
         CALLS[call](records, generation)
     assert records.claim(generation.id, "other", now=NOW + 120, lease_until=NOW + 200) is None
-    known = (Call(generation.calls[0].image_ids, 1, answer=ANSWER),)
+    known = (UpstreamCall(generation.calls[0].image_ids, (ATTEMPT,), ANSWER),)
     taken = replace(mine, owner="other", lease_until=NOW + 200, calls=known, stored={generation.image_ids[0]: IMAGE})
     assert records.claim(generation.id, "other", now=NOW + 120.001, lease_until=NOW + 200) == taken
     assert outcome("renew", records, generation) is LostClaimError
 
 
-def test_of_many_that_claim_at_once_one_gets_it(records: Store) -> None:
-    generation = created(records)
-    claims = at_once(8, lambda index: records.claim(generation.id, str(index), now=NOW, lease_until=NOW + 60))
-    assert sum(claim is not None for claim in claims) == 1
-
-
-def test_a_lease_that_its_owner_ends_is_free_at_once(records: Store) -> None:
+def test_a_released_lease_is_free_at_once(records: Store) -> None:
     generation = claimed(records)
-    records.let_go(generation.id, "other")
+    records.release(generation.id, "other")
     assert records.claim(generation.id, "other", now=NOW, lease_until=NOW + 60) is None
     for _ in range(2):
-        records.let_go(generation.id, "me")
+        records.release(generation.id, "me")
     assert records.get(generation.id) == replace(generation, lease_until=0.0)
     assert records.claim(generation.id, "other", now=NOW, lease_until=NOW + 60) is not None
-    records.let_go(generation.id, "me")
+    records.release(generation.id, "me")
     assert now_of(records, generation).lease_until == NOW + 60
 
 
-def test_an_owner_whose_lease_is_gone_is_still_the_owner_while_nobody_takes_over(records: Store) -> None:
+def test_an_owner_with_an_expired_lease_stays_the_owner_until_a_takeover(records: Store) -> None:
     generation = claimed(records, lease_until=NOW - 60)
-    for call in ("save_sending", "renew", "end"):
+    for call in ("save_attempt", "renew", "end"):
         CALLS[call](records, generation)
     assert now_of(records, generation).status is Status.COMPLETED
 
 
-def test_an_end_may_be_written_twice_but_not_changed(records: Store) -> None:
+def test_an_end_can_be_written_twice_but_not_changed(records: Store) -> None:
     generation = claimed(records)
     for _ in range(2):
         ended = records.end(generation.id, "me", Status.COMPLETED, now=NOW)
@@ -481,35 +529,76 @@ def test_an_end_may_be_written_twice_but_not_changed(records: Store) -> None:
     assert records.get(generation.id) == ended
 
 
-def test_the_lease_of_a_cancelled_generation_is_renewed_by_its_owner_while_its_call_runs(records: Store) -> None:
+def test_the_owner_can_renew_the_lease_of_a_cancelled_generation(records: Store) -> None:
     generation = in_state(records, "cancelled")
     assert [outcome(call, records, generation) for call in ("renew", "renew by another")] == [None, LostClaimError]
     assert now_of(records, generation) == replace(generation, lease_until=NOW + 500)
 
 
+# Tasks.
+
+
+@pytest.mark.parametrize("state", ["mine", "cancelled task"])
+def test_an_owner_that_waits_for_a_poll_has_no_lease_and_stays_the_owner(records: Store, state: str) -> None:
+    generation = in_state(records, state)
+    assert outcome("await_poll by another", records, generation) is LostClaimError
+    for poll in (1, 1, 2):
+        records.await_poll(generation.id, "me", poll)
+        assert records.get(generation.id) == replace(generation, lease_until=0.0, polls=poll)
+    records.renew(generation.id, "me", NOW + 500)
+
+
+@pytest.mark.parametrize("poll", [1, 2])
+@pytest.mark.parametrize("state", ["polled", "cancelled while polled"])
+def test_a_message_of_an_earlier_poll_claims_nothing(records: Store, state: str, poll: int) -> None:
+    waiting = in_state(records, state)
+    assert (waiting.polls, waiting.lease_until) == (1, 0.0)
+    for owner in ("me", "other"):
+        assert records.claim(waiting.id, owner, now=NOW, lease_until=NOW + 60) is None
+    assert records.get(waiting.id) == waiting
+    claimed = replace(waiting, owner="other", lease_until=NOW + 60)
+    for _ in range(2):
+        assert records.claim(waiting.id, "other", now=NOW, lease_until=NOW + 60, poll=poll) == claimed
+        assert records.get(waiting.id) == claimed
+    assert records.claim(waiting.id, "me", now=NOW, lease_until=NOW + 60, poll=poll) is None
+    assert outcome("await_poll", records, waiting) is LostClaimError
+
+
+def test_a_cancelled_generation_is_claimed_only_for_its_task_and_stays_cancelled(records: Store) -> None:
+    without, cancelled = (in_state(records, state) for state in ("cancelled", "cancelled task"))
+    for generation, now in ((without, NOW + 999), (cancelled, NOW + 60)):
+        assert records.claim(generation.id, "other", now=now, lease_until=NOW + 1999) is None
+        assert records.get(generation.id) == generation
+    claimed = records.claim(cancelled.id, "other", now=NOW + 60.001, lease_until=NOW + 120)
+    assert claimed == records.get(cancelled.id) == replace(cancelled, owner="other", lease_until=NOW + 120)
+    for call in ("save_attempt", "end", "end as failed"):
+        assert outcome(call, records, cancelled) is LostClaimError
+
+
 # States.
 
-NOT_MINE = {*STATES} - {"mine"}
-# A cancelled generation's call may still run, and an end that is written again is the same end.
+NOT_MINE = {*STATES} - {"mine", "polled"}
+# The upstream call of a cancelled generation may still run. An end may be written twice.
 REFUSED: Sequence[tuple[str, object, set[str]]] = (
-    ("renew", LostClaimError, NOT_MINE - {"cancelled"}),
-    ("save_sending", LostClaimError, NOT_MINE),
+    ("renew", LostClaimError, NOT_MINE - CANCELLED),
+    ("await_poll", LostClaimError, NOT_MINE - CANCELLED),
+    ("save_attempt", LostClaimError, NOT_MINE),
     ("end", LostClaimError, NOT_MINE - {"completed"}),
-    *((call, LostClaimError, {*GONE}) for call in MONEY),
-    ("claim late", None, {*ENDED, *GONE}),
-    ("claim late by another", None, {*ENDED, *GONE}),
-    ("let_go", None, {*GONE}),
-    ("mark_announced", None, {*ACTIVE, *GONE}),
+    *((call, LostClaimError, {*GONE}) for call in PAID_RESULTS),
+    *((f"claim late{by}", None, {*ENDED, *GONE, "polled"} - {"cancelled task"}) for by in ("", " by another")),
+    ("claim late", None, {"another's"}),
+    ("release", None, {*GONE}),
+    ("mark_published", None, {*ACTIVE, *GONE}),
     ("note_returned", False, {*GONE}),
-    ("cancel", None, {"completed", "failed", "announced", *GONE}),
-    ("requeue", None, {*STATES} - {"announced"}),
+    ("cancel", None, {"completed", "failed", "published", *GONE}),
+    ("requeue", None, {*STATES} - {"published"}),
     ("bury", LostClaimError, {"absent", *ACTIVE}),
     ("bury as if ended", LostClaimError, {"absent", *ACTIVE}),
 )
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_a_state_does_not_allow_has_no_effect(records: Store, state: str) -> None:
+def test_a_call_that_a_state_does_not_allow_has_no_effect(records: Store, state: str) -> None:
     generation = in_state(records, state)
     before = records.get(generation.id), records.tombstone(generation.id)
     for call, expected, states in REFUSED:
@@ -519,13 +608,16 @@ def test_what_a_state_does_not_allow_has_no_effect(records: Store, state: str) -
 
 
 @pytest.mark.parametrize("state", [*ACTIVE, *ENDED])
-def test_a_record_takes_in_every_state_what_was_paid_for_and_returned_and_is_never_void(
-    records: Store, state: str
-) -> None:
+def test_a_record_in_any_state_takes_paid_results_and_returns_and_is_never_void(records: Store, state: str) -> None:
     before = in_state(records, state)
-    for money in (*MONEY, *MONEY):
-        CALLS[money](records, before)
-    call = replace(before.calls[0], refused=1, answer=ANSWER)
+    attempts = before.calls[0].attempts
+    if attempts:
+        for change in (*ATTEMPT_RESULTS, *ATTEMPT_RESULTS, "save_failure of another kind"):
+            CALLS[change](records, before)
+        attempts = (replace(ATTEMPT, task_id="täsk 1", failure=REFUSAL),)
+    for change in ("save_answer", "save_image") * 2:
+        CALLS[change](records, before)
+    call = replace(before.calls[0], attempts=attempts, answer=ANSWER)
     paid = replace(before, calls=(call,), stored={before.image_ids[0]: IMAGE})
     assert records.get(before.id) == paid
     assert [records.note_returned(before, 2) for _ in range(2)] == [True, False]
@@ -534,23 +626,17 @@ def test_a_record_takes_in_every_state_what_was_paid_for_and_returned_and_is_nev
     assert records.void(before.id, now=NOW) == records.get(before.id) == replace(paid, returned=3)
 
 
-def test_of_many_that_note_the_same_return_at_once_one_does(records: Store) -> None:
-    generation = in_state(records, "failed")
-    assert sorted(at_once(8, lambda _: records.note_returned(generation, 2))) == [False] * 7 + [True]
-    assert now_of(records, generation).returned == 2
-
-
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled"])
-def test_an_end_is_announced_but_not_another(records: Store, state: str) -> None:
+def test_only_the_same_end_is_marked_as_published(records: Store, state: str) -> None:
     ended = in_state(records, state)
-    records.mark_announced(replace(ended, completed_at=NOW + 77))
+    records.mark_published(replace(ended, completed_at=NOW + 77))
     assert records.get(ended.id) == ended
-    records.mark_announced(ended)
-    assert records.get(ended.id) == replace(ended, announced=True)
+    records.mark_published(ended)
+    assert records.get(ended.id) == replace(ended, published=True)
 
 
 @pytest.mark.parametrize("state", ACTIVE)
-def test_what_has_not_ended_is_cancelled_and_cancelled_again_the_same(records: Store, state: str) -> None:
+def test_a_repeated_cancellation_of_an_active_generation_changes_nothing(records: Store, state: str) -> None:
     before = in_state(records, state)
     expected = replace(before, status=Status.CANCELLED, completed_at=NOW + 1)
     for now in (NOW + 1, NOW + 2):
@@ -558,25 +644,29 @@ def test_what_has_not_ended_is_cancelled_and_cancelled_again_the_same(records: S
         assert records.get(before.id) == expected
 
 
-def test_what_failed_waits_again_with_all_that_is_known(records: Store) -> None:
+def test_a_requeued_generation_keeps_all_results(records: Store) -> None:
     generation = claimed(records, n=3)
-    for index, sent in enumerate((1, 2)):
-        records.save_sending(generation.id, "me", index, sent)
+    for call, number in ((0, 1), (1, 1), (1, 2)):
+        records.save_attempt(generation.id, "me", call, number, ATTEMPT)
     records.save_answer(generation.id, 0, ANSWER)
-    records.save_refusal(generation.id, 1, 2)
+    records.save_task(generation.id, 1, 1, "task")
+    records.save_failure(generation.id, 1, 2, REFUSAL)
     records.save_image(generation.id, generation.image_ids[0], IMAGE)
     first, second, third = generation.calls
+    known = (replace(ATTEMPT, task_id="task"), replace(ATTEMPT, failure=REFUSAL))
     for retries in (1, 2):
+        records.await_poll(generation.id, "me", 3)
         failed = records.end(generation.id, "me", Status.FAILED, now=NOW, failure=FAILURE)
         records.note_returned(failed, 1)
-        records.mark_announced(failed)
+        records.mark_published(failed)
         requeued = records.requeue(failed, now=NOW + retries)
         assert requeued == replace(
             generation,
             status=Status.QUEUED,
             owner=None,
             lease_until=0.0,
-            calls=(replace(first, sent=1, answer=ANSWER), replace(second, sent=2, refused=1), third),
+            calls=(replace(first, attempts=(ATTEMPT,), answer=ANSWER), replace(second, attempts=known), third),
+            polls=0,
             stored={generation.image_ids[0]: IMAGE},
             retries=retries,
             reserved_at=NOW + retries,
@@ -585,19 +675,36 @@ def test_what_failed_waits_again_with_all_that_is_known(records: Store) -> None:
         assert records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60) is not None
 
 
-def test_a_failure_lets_a_generation_wait_again_once(records: Store) -> None:
-    failed = in_state(records, "announced")
-    requeued = [each for each in at_once(8, lambda _: records.requeue(failed, now=NOW + 5)) if each]
-    assert requeued == [records.get(failed.id)]
+@pytest.mark.parametrize(
+    ("state", "call"),
+    [
+        ("queued", lambda s, g, index: s.claim(g.id, str(index), now=NOW, lease_until=NOW + 60)),
+        ("failed", lambda s, g, _: s.note_returned(g, 2)),
+        ("published", lambda s, g, _: s.requeue(g, now=NOW + 5)),
+    ],
+    ids=["claim", "note_returned", "requeue"],
+)
+def test_of_concurrent_calls_one_has_an_effect(records: Store, state: str, call: Callable[..., object]) -> None:
+    before = in_state(records, state)
+    outcomes = concurrently(8, lambda index: call(records, before, index))
+    (effect,) = [each for each in outcomes if each]
+    after = now_of(records, before)
+    assert effect in (after, True)
+    assert (state, after.returned) in [("queued", 0), ("failed", 2), ("published", 0)]
+
+
+def test_a_failure_can_be_requeued_once(records: Store) -> None:
+    failed = in_state(records, "published")
+    assert records.requeue(failed, now=NOW + 5) is not None
     records.claim(failed.id, "me", now=NOW, lease_until=NOW + 60)
     again = records.end(failed.id, "me", Status.FAILED, now=NOW + 9, failure=FAILURE)
-    records.mark_announced(again)
+    records.mark_published(again)
     assert records.requeue(failed, now=NOW + 10) is None
     assert records.requeue(again, now=NOW + 10) is not None
 
 
 @pytest.mark.parametrize("state", ENDED)
-def test_what_is_buried_is_gone_and_stays_gone_with_a_tombstone(records: Store, state: str) -> None:
+def test_a_buried_generation_stays_gone_with_a_tombstone(records: Store, state: str) -> None:
     generation = in_state(records, state)
     assert records.tombstone(generation.id) is None
     for at in (NOW + 20, NOW + 30):
@@ -609,8 +716,8 @@ def test_what_is_buried_is_gone_and_stays_gone_with_a_tombstone(records: Store, 
     assert records.newest("alice", 10) == []
 
 
-def test_what_has_ended_otherwise_meanwhile_is_not_buried(records: Store) -> None:
-    failed = in_state(records, "announced")
+def test_a_generation_with_another_end_is_not_buried(records: Store) -> None:
+    failed = in_state(records, "published")
     records.requeue(failed, now=NOW)
     records.claim(failed.id, "me", now=NOW, lease_until=NOW + 60)
     ended = records.end(failed.id, "me", Status.COMPLETED, now=NOW + 9)
@@ -618,7 +725,7 @@ def test_what_has_ended_otherwise_meanwhile_is_not_buried(records: Store) -> Non
     assert records.get(failed.id) == ended
 
 
-def test_what_is_void_was_never_written_and_never_will_be(records: Store) -> None:
+def test_a_void_id_can_never_be_created(records: Store) -> None:
     generation = new_generation()
     for _ in range(2):
         assert records.void(generation.id, now=NOW) is None
@@ -627,9 +734,9 @@ def test_what_is_void_was_never_written_and_never_will_be(records: Store) -> Non
     assert records.newest("alice", 10) == []
 
 
-def test_of_a_record_and_its_voiding_at_once_one_comes_first(records: Store) -> None:
+def test_either_a_creation_or_a_concurrent_voiding_wins(records: Store) -> None:
     def race(generation: Generation) -> list[object]:
-        return at_once(2, lambda index: outcome(("create", "void")[index], records, generation))
+        return concurrently(2, lambda index: outcome(("create", "void")[index], records, generation))
 
     for generation in [new_generation() for _ in range(3)]:
         written, voided = race(generation)
@@ -647,19 +754,19 @@ def pages(records: Store, limit: int) -> list[Sequence[Generation]]:
     return pages
 
 
-def test_a_list_goes_on_after_an_id_with_the_newest_first(records: Store) -> None:
+def test_a_list_is_newest_first_and_continues_after_an_id(records: Store) -> None:
     by_age = [created(records, at=NOW + at) for at in (3, 1, 2, 0.5, 0)]
     newest_first = sorted(by_age, key=lambda generation: -generation.created_at)
     assert records.newest("alice", 10) == newest_first
     assert pages(records, 2) == [newest_first[:2], newest_first[2:4], newest_first[4:], []]
 
 
-def test_generations_of_the_very_same_moment_are_all_listed(records: Store) -> None:
+def test_generations_of_one_moment_are_all_listed(records: Store) -> None:
     same = [created(records).id for _ in range(5)]
     assert sorted(each.id for page in pages(records, 2) for each in page) == sorted(same)
 
 
-def test_a_list_shows_one_status_also_behind_pages_of_others(records: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_can_be_limited_to_one_status_across_pages(records: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagegen.aws.items._PAGE", 2)
     newest_first = [created(records, at=NOW - at).id for at in range(8)]
     cancelled = [newest_first[1], newest_first[7]]
@@ -675,25 +782,17 @@ def test_a_list_shows_one_status_also_behind_pages_of_others(records: Store, mon
     assert records.newest("alice", 10, status=Status.FAILED) == []
 
 
-def test_a_list_never_shows_anothers(records: Store) -> None:
-    own, others = created(records), created(records, new_generation(caller="bob", at=NOW + 1))
-    assert records.newest("alice", 10) == [own]
-    assert records.newest("alice", 10, after=others.id) == []
-    assert records.newest("alic", 10) == []
-
-
-def test_a_list_never_shows_what_is_buried(records: Store) -> None:
+def test_a_list_shows_only_the_callers_generations_and_no_buried_one(records: Store) -> None:
     older, gone, newer = (created(records, at=NOW + at) for at in range(3))
+    others = created(records, new_generation(caller="bob", at=NOW + 3))
     records.cancel(gone.id, now=NOW)
     records.bury(now_of(records, gone), now=NOW)
     assert records.newest("alice", 10) == [newer, older]
-    assert records.newest("alice", 10, after=gone.id) == []
-    assert records.newest("alice", 10, after=NOBODY) == []
+    assert [records.newest("alice", 10, after=after) for after in (others.id, gone.id, MISSING)] == [[], [], []]
+    assert records.newest("alic", 10) == []
 
 
-def test_a_list_shows_records_as_they_are_and_not_as_the_index_has_them(
-    table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_shows_current_records_not_the_stale_index(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     records = table.generations
     changed, gone, ended = (created(records, at=NOW + at) for at in range(3))
     stale = table.client.query(
@@ -712,16 +811,14 @@ def test_a_list_shows_records_as_they_are_and_not_as_the_index_has_them(
     assert records.newest("alice", 10, status=Status.QUEUED) == []
 
 
-def test_what_an_answer_leaves_out_is_asked_for_again_after_a_pause(
-    table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DynamoDB leaves out what is beyond 16 MB, or beyond the table's throughput at that moment."""
+def test_keys_left_out_of_an_answer_are_read_after_a_pause(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DynamoDB leaves out keys beyond 16 MB or beyond the table's throughput."""
     newest_first = [created(table.generations, at=NOW - at).id for at in range(8)]
-    ask, pauses = table.client.batch_get_item, list[float]()
+    read, pauses = table.client.batch_get_item, list[float]()
 
     def first_key_only(*, RequestItems: Any) -> Any:  # noqa: N803
         first, *others = RequestItems[table.name]["Keys"]
-        answer = ask(RequestItems={table.name: RequestItems[table.name] | {"Keys": [first]}})
+        answer = read(RequestItems={table.name: RequestItems[table.name] | {"Keys": [first]}})
         return answer | {"UnprocessedKeys": {table.name: {"Keys": others, "ConsistentRead": True}} if others else {}}
 
     monkeypatch.setattr(table.client, "batch_get_item", first_key_only)
@@ -734,39 +831,58 @@ def test_work_on_a_generation_is_not_written_to_the_index(table: Table) -> None:
     records = table.generations
     generation = claimed(records)
     before = table.items(IndexName="by-caller")
-    for call in ("renew", "save_sending", *MONEY, "note_returned", "let_go", "claim late by another"):
+    owned = ("renew", "save_attempt", *PAID_RESULTS, "note_returned", "release")
+    for call in (*owned, "claim late by another", "await_poll by another"):
         held = records.get(generation.id)
         CALLS[call](records, generation)
         assert records.get(generation.id) != held
         assert table.items(IndexName="by-caller") == before
 
 
-# What cannot be asked, and what expires.
+# Errors and expiry.
 
 
 @pytest.mark.parametrize("why", ["fake", "no client", "closed port", *JUDGES])
-def test_a_store_that_cannot_be_asked_is_unavailable(
-    connect: Connect, request: pytest.FixtureRequest, why: str
-) -> None:
+def test_an_unreachable_store_is_unavailable(connect: Connect, request: pytest.FixtureRequest, why: str) -> None:
     records: Store
+    keys: Keys
     generation = new_generation()
     if why == "fake":
-        records = fake = FakeGenerationStore()
+        records, keys = fakes = FakeGenerationStore(), FakeIdempotencyKeys()
         created(records, generation)
-        fake.failures += ["before"] * len(CALLS)
+        for fake in fakes:
+            fake.failures += ["before"] * len(CALLS)
     elif why == "no client":
-        records = DynamoGenerations(Mock(side_effect=OSError("no credentials")), "table", retention_seconds=1)
-    else:  # a judge refuses, since there is no such table
+        client = Mock(side_effect=OSError("no credentials"))
+        records, keys = DynamoGenerations(client, "table", retention_seconds=1), DynamoIdempotencyKeys(client, "table")
+    else:  # an emulator answers that the table does not exist
         url = closed_url() if why == "closed port" else request.getfixturevalue(f"{why}_url")
-        records = Table(connect("dynamodb", url), "no-such-table").generations
+        table = Table(connect("dynamodb", url), "no-such-table")
+        records, keys = table.generations, table.keys
     outcomes = {call: outcome(call, records, generation) for call in CALLS}
     assert outcomes == dict.fromkeys(CALLS, RecordsUnavailableError)
+    outcomes = {name: outcome_of(partial(call, keys)) for name, call in KEY_CALLS.items()}
+    assert outcomes == dict.fromkeys(KEY_CALLS, RecordsUnavailableError)
     if why == "fake":
         assert [records.get(generation.id), *records.newest("alice", 10)] == [generation, generation]
 
 
+@pytest.mark.parametrize("state", ["queued", "cancelled task"])
+def test_a_record_of_a_later_version_is_refused_and_unchanged(table: Table, state: str) -> None:
+    records = table.generations
+    generation = in_state(records, state)
+    (item,) = table.items()
+    later = item | {"version": {"N": "2"}}
+    table.client.put_item(TableName=table.name, Item=later)
+    for call in ("get", "newest", "claim", "claim late by another", "cancel", "void"):
+        with pytest.raises(RecordsUnavailableError, match="later version"):
+            CALLS[call](records, generation)
+        assert (call, table.items()) == (call, [later])
+
+
 def test_every_method_is_called() -> None:
-    assert {call.partition(" ")[0] for call in CALLS} == {each for each in vars(Store) if each[0] != "_"}
+    for calls, port in ((CALLS, Store), (KEY_CALLS, Keys)):
+        assert {call.partition(" ")[0] for call in calls} == {each for each in vars(port) if each[0] != "_"}
 
 
 def test_the_fake_fails_after_its_effect() -> None:
@@ -777,14 +893,14 @@ def test_the_fake_fails_after_its_effect() -> None:
     assert now_of(records, generation).status is Status.CANCELLED
 
 
-def test_all_that_is_written_expires(table: Table) -> None:
+def test_every_item_expires(table: Table) -> None:
     kept, gone, void = (in_state(table.generations, state) for state in ("queued", "buried", "void"))
-    hold(table.generations, kept.id)
-    begin(table.generations, kept.id)
+    hold(table.keys, kept.id)
+    begin(table.keys, kept.id)
     kinds = {kept.id: "record", gone.id: "tombstone", void.id: "void"}
     expiries = {
         kinds.get(item["pk"]["S"], item["pk"]["S"].partition("#")[0]): int(item["expires_at"]["N"]) - int(NOW)
         for item in table.items()
     }
-    marks = {"tombstone": 15 * DAY, "void": 15 * DAY, "key": DAY, "retry": DAY}
-    assert expiries == marks | {"record": RETENTION_SECONDS}
+    markers = {"tombstone": 15 * DAY, "void": 15 * DAY, "key": DAY, "retry": DAY}
+    assert expiries == markers | {"record": RETENTION_SECONDS}

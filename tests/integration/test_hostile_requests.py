@@ -1,11 +1,11 @@
-"""What strangers send, through the gateway's rules and the functions' own handlers: whatever it is, nothing breaks,
-nothing is bought, and every error is shaped as OpenAI's. What a parser refuses is in tests/unit, value by value.
+"""Hostile requests, through the gateway and the handlers: no upstream is called, and each error has OpenAI's shape.
+
+The values that a parser refuses are in tests/unit.
 """
 
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urljoin
 from uuid import uuid4
@@ -16,23 +16,22 @@ from hypothesis import strategies as st
 
 from imagegen.domain.credentials import BearerKey
 from imagegen.domain.errors import ImagegenError
-from imagegen.wire.headers import read_attempt, read_page, read_preference
-from imagegen.wire.requests import read_image_request
 from tests.conftest import UPSTREAM_KEY
 from tests.support.canary import Canary
 from tests.support.client import GENERATIONS, INLINE, Answer, fetched
 from tests.support.in_process import URL, InProcess
+from tests.support.models import read_request
 
 IMAGES = f"/v1{GENERATIONS}"
 JSON = ("Content-Type", "application/json")
 GOOD = {"prompt": "an otter"}
 GOOD_BODY = json.dumps(GOOD).encode()
-NOBODY_S = "gen_AAAAAAAAAAAAAAAAAAAAAA"
+MISSING = "gen_AAAAAAAAAAAAAAAAAAAAAA"
 
 
 @pytest.fixture
-def free(handlers: InProcess) -> Iterator[InProcess]:
-    """The handlers, of which nothing may be bought."""
+def unpaid(handlers: InProcess) -> Iterator[InProcess]:
+    """The handlers. The test must make no upstream call."""
     before = len(handlers.upstream.calls)
     yield handlers
     assert len(handlers.upstream.calls) == before
@@ -42,13 +41,13 @@ def key_of(service: InProcess) -> tuple[str, str]:
     return "Authorization", f"Bearer {service.local.key}"
 
 
-def asked(service: InProcess, body: bytes, *headers: tuple[str, str], target: str = IMAGES) -> Answer:
+def post_images(service: InProcess, body: bytes, *headers: tuple[str, str], target: str = IMAGES) -> Answer:
     """A request for images, with a key."""
     return service.request("POST", target, [key_of(service), *headers], body)
 
 
 def refused(answer: Answer, status: int, param: str | None, code: str | None = None) -> None:
-    """The answer is an error in OpenAI's shape, and does not send back what it was sent."""
+    """Asserts a short error in OpenAI's shape, without a header of the request."""
     error = answer.error
     assert (answer.status, error["param"]) == (status, param)
     assert code is None or error["code"] == code
@@ -61,16 +60,16 @@ def refused(answer: Answer, status: int, param: str | None, code: str | None = N
 
 # ------------------------------------------------------------------------------------ bodies
 
+# Spellings that other parsers accept. tests/unit/test_image_request.py has more.
 NO_JSON = [
-    *(b"", b"null", b"true", b"1", b'"an otter"', b"[]", b"[" + GOOD_BODY + b"]", b" \t\r\n" * 25_000, b"{"),
-    *(GOOD_BODY[:-3], GOOD_BODY * 2, GOOD_BODY + b"\n" + GOOD_BODY, b'{"prompt":"x"/**/}', b"{prompt:1}"),
-    *(b"prompt: !!python/object/apply:os.system [id]", b"\x80\x04cos\nsystem\n(S'id'\ntR.", b"prompt=an+otter"),
-    *(b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>', gzip.compress(GOOD_BODY, mtime=0)),
-    *(b'{"prompt":"a\0b"}', b'{"prompt":"a\nb"}', b"\xef\xbb\xbf" * 2 + GOOD_BODY, b"\xff" + GOOD_BODY + b"\xff"),
+    *(b"", b"[" + GOOD_BODY + b"]", b" \t\r\n" * 25_000, GOOD_BODY[:-3], GOOD_BODY + b"\n" + GOOD_BODY),
+    *(b'{"prompt":"x"/**/}', b"{prompt:1}", b"prompt: !!python/object/apply:os.system [id]", b"prompt=an+otter"),
+    *(b"\x80\x04cos\nsystem\n(S'id'\ntR.", b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>'),
+    *(gzip.compress(GOOD_BODY, mtime=0), b"\xef\xbb\xbf" * 2 + GOOD_BODY, b"\xff" + GOOD_BODY + b"\xff"),
     *(GOOD_BODY.decode().encode(encoding) for encoding in ("utf-16", "utf-16-le", "utf-32")),
-    *(b'{"prompt":"\\ud800', b'{"prompt":"\\x41"}', b'{"prompt":"x","n":NaN}', b'{"prompt":"x","n":-Infinity}'),
-    *(b'{"prompt":"x","n":0x1}', b'{"prompt":"x","n":01}', b'{"prompt":"x","n":+1}', b'{"prompt":"x","n":1e400}'),
-    *(b'{"prompt":"x","n":' + b"9" * 5_000 + b"}", b"[" * 100_000, b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 80_000),
+    *(b'{"prompt":"a\0b"}', b'{"prompt":"\\ud800', b'{"prompt":"\\x41"}', b'{"prompt":"x","n":-Infinity}'),
+    *(b'{"prompt":"x","n":0x1}', b'{"prompt":"x","n":01}', b'{"prompt":"x","n":+1}'),
+    *(b'{"prompt":"x","n":' + b"9" * 5_000 + b"}", b"[" * 100_000, b'{"a":' * 80_000),
 ]
 BODIES: list[tuple[bytes, int, str | None]] = [
     *((body, 400, None) for body in NO_JSON),
@@ -88,8 +87,8 @@ BODIES: list[tuple[bytes, int, str | None]] = [
 
 
 @pytest.mark.parametrize(("body", "status", "param"), BODIES, ids=lambda value: ascii(value)[:30])
-def test_a_hostile_body_is_refused(free: InProcess, body: bytes, status: int, param: str | None) -> None:
-    refused(asked(free, body, JSON), status, param)
+def test_a_hostile_body_is_refused(unpaid: InProcess, body: bytes, status: int, param: str | None) -> None:
+    refused(post_images(unpaid, body, JSON), status, param)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +99,9 @@ def test_a_hostile_body_is_refused(free: InProcess, body: bytes, status: int, pa
         *("application / json", ";charset=utf-8", f"application/json{'x' * 8_000}", "\xef\xbd\x81pplication/json"),
     ],
 )
-def test_a_body_of_another_type_is_refused(free: InProcess, content_type: str | None) -> None:
+def test_a_body_of_another_type_is_refused(unpaid: InProcess, content_type: str | None) -> None:
     headers = [] if content_type is None else [("Content-Type", content_type)]
-    refused(asked(free, GOOD_BODY, *headers), 415, None, "unsupported_content_type")
+    refused(post_images(unpaid, GOOD_BODY, *headers), 415, None, "unsupported_content_type")
 
 
 # ------------------------------------------------------------------------------------ fields
@@ -124,7 +123,7 @@ _UNKNOWN_FIELDS = [
     *("api_key", "webhook", "callback_url", "base_url", "url", "image", "extra_body", "prompt\0", "response_format[]"),
     *("\U0001f9a6", "\u202eezis", "background", "moderation", "output_format"),
 ]
-# Beside a good prompt: the field, and what it may not be.
+# The other fields, and a field with a refused value, beside a good prompt.
 FIELDS: list[tuple[dict[str, str], str, Any]] = [
     *(({}, "n", n) for n in (True, "1", [1], {"$gt": 0}, -1, 11, 1.5, 2**63, 2**64, 10**400)),
     *((beside, "size", size) for size in _SIZES for beside in ({}, {"model": "gpt-image-2"})),
@@ -140,29 +139,23 @@ FIELDS: list[tuple[dict[str, str], str, Any]] = [
 
 
 @pytest.mark.parametrize(("beside", "name", "value"), FIELDS, ids=lambda value: ascii(value)[:40])
-def test_a_hostile_field_is_refused_by_its_name(
-    free: InProcess, canary: Canary, beside: dict[str, str], name: str, value: Any
+def test_a_refused_field_is_named(
+    unpaid: InProcess, canary: Canary, beside: dict[str, str], name: str, value: Any
 ) -> None:
     body = json.dumps({**GOOD, **beside, name: value}).replace("{canary}", f"127.0.0.1:{canary.port}")
-    answer = asked(free, body.encode(), JSON)
+    answer = post_images(unpaid, body.encode(), JSON)
     refused(answer, 400, name)
     assert answer.error["type"] == "invalid_request_error"
 
 
-def test_an_unknown_field_of_any_length_is_named_in_short(free: InProcess) -> None:
-    answer = asked(free, json.dumps({**GOOD, "f" * 100_000: 1}).encode(), JSON)
-    refused(answer, 400, answer.error["param"])
-    assert answer.error["param"].startswith("f" * 64)
-
-
 @pytest.mark.parametrize("name", ["model", "n", "size", "quality", "style", "response_format", "background", "user"])
-def test_a_bad_value_may_be_repeated_to_its_sender_and_is_not_logged(free: InProcess, name: str) -> None:
+def test_no_log_shows_a_bad_value(unpaid: InProcess, name: str) -> None:
     repeated = name in ("model", "size", "quality", "style", "response_format")
-    value: Any = free.secret("value", may_be_answered=repeated)
+    value: Any = unpaid.secret("value", may_be_answered=repeated)
     if name == "user":
         value = [value]
-    body = {"prompt": free.secret("prompt"), name: value, free.secret("field", may_be_answered=True): 1}
-    assert asked(free, json.dumps(body).encode(), JSON).status == 400
+    body = {"prompt": unpaid.secret("prompt"), name: value, unpaid.secret("field", may_be_answered=True): 1}
+    assert post_images(unpaid, json.dumps(body).encode(), JSON).status == 400
 
 
 @pytest.mark.parametrize(
@@ -173,45 +166,38 @@ def test_a_bad_value_may_be_repeated_to_its_sender_and_is_not_logged(free: InPro
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_of_a_body_that_is_refused_nothing_is_answered_and_logged(free: InProcess, body: str, status: int) -> None:
-    assert asked(free, (body % free.secret("prompt")).encode(), JSON).status == status
+def test_no_answer_or_log_shows_a_refused_body(unpaid: InProcess, body: str, status: int) -> None:
+    assert post_images(unpaid, (body % unpaid.secret("prompt")).encode(), JSON).status == status
 
 
 # ------------------------------------------------------------------------- keys and headers
 
 _BAD = "A" * 43
-# Each is all the `Authorization` headers of a request. `{key}` is a good key of the client `local`, `{secret}` its end.
+# The `Authorization` headers of a request. `{key}` is a good key of the caller `local`, `{secret}` its secret.
+# tests/unit/test_credentials.py has more names and secrets that make no key.
 KEYS: list[list[str]] = [
     *([], [""], [" "], ["Bearer"], ["Bearer "], ["{key}"], ["Basic dXNlcjpwYXNzd29yZA=="], ["Basic {key}"]),
     *(["Token {key}"], ['Digest username="local", response="{key}"'], ['Bearer "{key}"'], ["Bearer\t{key}"]),
     *(["Bearer {key} x"], ["Bearer {key},"], ["Bearer ig_local_wrong, Bearer {key}"], [f"Bearer ig_local_{_BAD}"]),
     *([f"Bearer ig_local_{_BAD}", "Bearer {key}"], ["", "Bearer {key}"], ["Bearer ig_other_{secret}"]),
-    *(["Bearer {short}"], ["Bearer {key}A"], ["Bearer {swapped}"], ["Bearer ig_LOCAL_{secret}"]),
-    *([f"Bearer ig_nobody_{_BAD}"], [f"Bearer ig_../clients/local_{_BAD}"], ["Bearer ig_.._{secret}"]),
-    *(["Bearer ig_*_{secret}"], ["Bearer ig_local/_{secret}"], ["Bearer ig_local:1_{secret}"], ["Bearer ig__{secret}"]),
-    *([f"Bearer ig_oidc:{'0' * 32}_{_BAD}"], [f"Bearer ig_{'a' * 33}_{_BAD}"], ["Bearer ig_upstream-api-key_{secret}"]),
+    *([f"Bearer ig_unknown_{_BAD}"], [f"Bearer ig_../clients/local_{_BAD}"], ["Bearer ig_upstream-api-key_{secret}"]),
     *([f"Bearer {UPSTREAM_KEY}"], ["Bearer ig%5flocal%5f{secret}"], ["Bearer ig_local_\0{secret}"], ["Bearer .."]),
     *(["Bearer ig_l\xf6cal_{secret}"], [f"Bearer ig_local_{'A' * 50_000}"], ["Bearer ' OR '1'='1"]),
     *(["Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJsb2NhbCJ9."], ["Bearer ${env:AWS_SECRET_ACCESS_KEY}"]),
-    ["Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJsb2NhbCJ9.c2lnbmF0dXJl"],
+    *(["Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJsb2NhbCJ9.c2lnbmF0dXJl"], [f"Bearer ig_oidc:{'0' * 32}_{_BAD}"]),
 ]
 
 
 def filled(service: InProcess, text: str) -> str:
-    key = service.local.key
-    secret = key.removeprefix("ig_local_")
-    values = {"key": key, "secret": secret, "short": key[:-1], "swapped": f"{key[:9]}{secret.swapcase()}"}
-    for name, value in values.items():
-        text = text.replace(f"{{{name}}}", value)
-    return text
+    return text.replace("{key}", service.local.key).replace("{secret}", service.local.key.removeprefix("ig_local_"))
 
 
 @pytest.mark.parametrize("authorization", KEYS, ids=lambda values: ascii(values)[:40])
-def test_without_a_good_key_nothing_goes(free: InProcess, authorization: list[str]) -> None:
-    headers = [("Authorization", filled(free, value)) for value in authorization]
-    answer = free.request("POST", IMAGES, [JSON, *headers], GOOD_BODY)
+def test_a_bad_key_is_refused(unpaid: InProcess, authorization: list[str]) -> None:
+    headers = [("Authorization", filled(unpaid, value)) for value in authorization]
+    answer = unpaid.request("POST", IMAGES, [JSON, *headers], GOOD_BODY)
     refused(answer, 401, None, "invalid_api_key")
-    assert free.local.key.removeprefix("ig_local_") not in answer.content.decode()
+    assert unpaid.local.key.removeprefix("ig_local_") not in answer.content.decode()
 
 
 @pytest.mark.parametrize(
@@ -224,82 +210,64 @@ def test_without_a_good_key_nothing_goes(free: InProcess, authorization: list[st
         ([("X-Amzn-Principal-Id", "local"), ("principalId", "local")], ""),
     ],
 )
-def test_a_key_is_looked_for_in_one_place(free: InProcess, headers: list[tuple[str, str]], query: str) -> None:
-    sent = [JSON, *((name, filled(free, value)) for name, value in headers)]
-    refused(free.request("POST", IMAGES + filled(free, query), sent, GOOD_BODY), 401, None, "invalid_api_key")
+def test_a_key_is_read_only_from_the_authorization_header(
+    unpaid: InProcess, headers: list[tuple[str, str]], query: str
+) -> None:
+    sent = [JSON, *((name, filled(unpaid, value)) for name, value in headers)]
+    refused(unpaid.request("POST", IMAGES + filled(unpaid, query), sent, GOOD_BODY), 401, None, "invalid_api_key")
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "Basic", "Token"])
-def test_of_a_key_that_is_refused_nothing_is_logged(free: InProcess, scheme: str) -> None:
-    tokens = [BearerKey.new("local").key, BearerKey.new("nobody").key, f"sk-{uuid4().hex}", f"canary{uuid4().hex}"]
+def test_no_log_shows_a_refused_key(unpaid: InProcess, scheme: str) -> None:
+    tokens = [BearerKey.new("local").key, BearerKey.new("unknown").key, f"sk-{uuid4().hex}", f"canary{uuid4().hex}"]
     tokens.append(".".join(f"eyJ{uuid4().hex}" for _ in range(3)))
     for token in tokens:
-        free.secret(f"key {token[:6]}", value=token)
-        assert free.request("GET", "/v1/models", [("Authorization", f"{scheme} {token}")]).status == 401
+        unpaid.secret(f"key {token[:6]}", value=token)
+        assert unpaid.request("GET", "/v1/models", [("Authorization", f"{scheme} {token}")]).status == 401
 
 
-def test_a_client_s_record_that_cannot_be_read_lets_nobody_in(free: InProcess) -> None:
+def test_an_unreadable_caller_record_is_refused(unpaid: InProcess) -> None:
     key = BearerKey.new(f"odd-{uuid4().hex[:8]}")
-    value = f'{{"key_sha256": "{free.secret("record")}'
-    free.aws("ssm").put_parameter(Name=f"/imagegen/clients/{key.client}", Type="String", Value=value)
-    free.secret("key", value=key.key)
-    assert free.request("GET", "/v1/models", [("Authorization", f"Bearer {key.key}")]).status == 401
+    value = f'{{"key_sha256": "{unpaid.secret("record")}'
+    unpaid.aws("ssm").put_parameter(Name=f"/imagegen/clients/{key.caller}", Type="String", Value=value)
+    unpaid.secret("key", value=key.key)
+    assert unpaid.request("GET", "/v1/models", [("Authorization", f"Bearer {key.key}")]).status == 401
 
 
-def test_a_client_without_an_allowance_buys_nothing(free: InProcess) -> None:
-    assert free.caller(images_per_day=0).post({"prompt": free.secret("prompt")}).status == 429
+def test_a_caller_with_a_quota_of_zero_is_refused(unpaid: InProcess) -> None:
+    assert unpaid.caller(images_per_day=0).post({"prompt": unpaid.secret("prompt")}).status == 429
 
 
 @pytest.mark.parametrize(
     "key", ["", "x" * 256, "x" * 50_000, "a\tb", "a\0b", "\x1b[2J", "a\x7f", "\xe4", "\xf0\x9f\xa6\xa6", "a\r\n b"]
 )
-def test_an_idempotency_key_that_is_none_is_refused(free: InProcess, key: str) -> None:
-    answer = asked(free, GOOD_BODY, JSON, ("Idempotency-Key", key))
+def test_a_bad_idempotency_key_is_refused(unpaid: InProcess, key: str) -> None:
+    answer = post_images(unpaid, GOOD_BODY, JSON, ("Idempotency-Key", key))
     refused(answer, 400, "Idempotency-Key", "invalid_value")
 
 
-def test_headers_that_mean_nothing_here_change_nothing_and_are_not_logged(handlers: InProcess) -> None:
+def test_other_headers_change_nothing_and_are_not_logged(handlers: InProcess) -> None:
     secret = handlers.secret("header")
-    odd = [
-        *(("x-stainless-retry-count", secret), ("Prefer", f"handling={secret}; foo, ,,;=, wait=-1, wait")),
-        *(
-            ("X-Forwarded-Host", "evil.example"),
-            ("Forwarded", "host=evil.example;proto=http"),
-            ("X-Host", "evil.example"),
-        ),
-        *(("X-Forwarded-Proto", "javascript"), ("X-Forwarded-Port", "1"), ("X-Forwarded-For", secret)),
-        *(("X-Original-URL", "/v1/models"), ("X-Rewrite-URL", "/health"), ("X-Forwarded-Prefix", "/evil")),
-        *(("X-HTTP-Method-Override", "DELETE"), ("X-HTTP-Method", "TRACE"), ("Accept", "text/html, image/svg+xml")),
-        *(("If-Match", '"x"'), ("If-None-Match", "*"), ("Range", "bytes=0-0"), ("Expect", "100-continue")),
-        *(
-            ("X-Amzn-Trace-Id", f"Root=\xe4;{secret}"),
-            ("traceparent", "00-0-0-00"),
-            ("Cookie", secret),
-            ("Origin", secret),
-        ),
-        *(("Referer", secret), ("User-Agent", secret), ("X-Request-Id", secret), ("Accept-Language", "*" * 1000)),
-    ]
+    odd = dict.fromkeys(("Cookie", "Origin", "Referer", "User-Agent", "X-Request-Id", "X-Forwarded-For"), secret)
+    odd |= {"x-stainless-retry-count": secret, "Prefer": f"handling={secret}; foo, ,,;=, wait=-1, wait"}
+    odd |= {"X-Forwarded-Host": "evil.example", "X-Host": "evil.example", "X-Forwarded-Prefix": "/evil"}
+    odd |= {"Forwarded": "host=evil.example;proto=http", "X-Forwarded-Proto": "javascript", "X-Forwarded-Port": "1"}
+    odd |= {"X-Original-URL": "/v1/models", "X-Rewrite-URL": "/health", "Accept": "text/html, image/svg+xml"}
+    odd |= {"X-HTTP-Method-Override": "DELETE", "X-HTTP-Method": "TRACE", "Expect": "100-continue"}
+    odd |= {"If-Match": '"x"', "If-None-Match": "*", "Range": "bytes=0-0", "Accept-Language": "*" * 1000}
+    odd |= {"X-Amzn-Trace-Id": f"Root=\xe4;{secret}", "traceparent": "00-0-0-00"}
     prompt = handlers.secret("prompt", may_be_answered=True)
-    answer = handlers.local.follow(asked(handlers, json.dumps({"prompt": prompt}).encode(), JSON, *odd))
+    answer = handlers.local.follow(post_images(handlers, json.dumps({"prompt": prompt}).encode(), JSON, *odd.items()))
     assert answer.status == 200, answer.content
     (image,) = answer.json["data"]
     assert image["permalink"] == f"{URL}/v1/images/{image['id']}"
     assert "evil" not in answer.content.decode()
     assert len(handlers.calls(prompt)) == 1
-    assert asked(handlers, GOOD_BODY, ("Content-Type", secret)).status == 415
-    assert asked(handlers, GOOD_BODY, JSON, ("Idempotency-Key", secret * 9)).status == 400
+    assert post_images(handlers, GOOD_BODY, ("Content-Type", secret)).status == 415
+    assert post_images(handlers, GOOD_BODY, JSON, ("Idempotency-Key", secret * 9)).status == 400
 
 
-def test_a_permalink_stands_under_the_public_address_whatever_a_request_says_of_its_host(handlers: InProcess) -> None:
-    base = "https://images.example/base"
-    with handlers.function("ApiFunction").changed(PUBLIC_BASE_URL=base):
-        answer = handlers.local.make({"prompt": f"otter {uuid4().hex}"}, Host="evil.example", **INLINE)
-    (image,) = answer.json["data"]
-    assert image["permalink"] == f"{base}/v1/images/{image['id']}"
-    assert b"evil.example" not in answer.content
-
-
-def test_a_later_request_s_host_does_not_change_a_permalink_that_was_given(handlers: InProcess) -> None:
+def test_the_host_of_a_later_request_does_not_change_a_permalink(handlers: InProcess) -> None:
     local, body, key = handlers.local, {"prompt": f"otter {uuid4().hex}"}, uuid4().hex
     first = local.make(body, Idempotency_Key=key, **INLINE).json
     again = local.make(body, Idempotency_Key=key, Host="evil.example").json
@@ -324,7 +292,7 @@ _UNKNOWN = [
     *("/v1/models%00", "/v1/models%0d%0aX-Injected:%201", "/v1/images/edits/x", "/v1/chat/completions", "/.env"),
     *("/cgi-bin/.%2e/.%2e/bin/sh", "/2018-06-01/runtime/invocation/next", "/_door/roles", "*", "v1/models"),
     *("http://evil.example//v1/models", "/" + "a" * 16_000, "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA/x", "/v1/images"),
-    *(f"/v1/images/generations/{NOBODY_S}/result/x", "/health/x"),
+    *(f"/v1/images/generations/{MISSING}/result/x", "/health/x"),
 ]
 _NO_GENERATION = (404, "id", "generation_not_found")
 _NO_IMAGE = (404, "image_id", "image_not_found")
@@ -339,8 +307,8 @@ PATHS: list[tuple[str, str, int, str | None, str]] = [
     *(
         (method, f"{IMAGES}/{path}", *_NO_GENERATION)
         for method, path in (
-            *(("GET", NOBODY_S), ("GET", f"{NOBODY_S}/result"), ("POST", f"{NOBODY_S}/result"), ("DELETE", NOBODY_S)),
-            *(("POST", f"{NOBODY_S}/cancel"), ("DELETE", "..%2f..%2fx"), ("POST", "..%2f..%2fx/cancel")),
+            *(("GET", MISSING), ("GET", f"{MISSING}/result"), ("POST", f"{MISSING}/result"), ("DELETE", MISSING)),
+            *(("POST", f"{MISSING}/cancel"), ("DELETE", "..%2f..%2fx"), ("POST", "..%2f..%2fx/cancel")),
             *(("GET", f"img_{'A' * 22}"), ("GET", "key%23local%23x")),
         )
     ),
@@ -356,12 +324,12 @@ PATHS: list[tuple[str, str, int, str | None, str]] = [
 
 
 @pytest.mark.parametrize(("method", "target", "status", "param", "code"), PATHS, ids=lambda value: ascii(value)[:40])
-def test_a_path_that_leads_nowhere_has_its_error(
-    free: InProcess, method: str, target: str, status: int, param: str | None, code: str
+def test_a_path_has_its_error(
+    unpaid: InProcess, method: str, target: str, status: int, param: str | None, code: str
 ) -> None:
-    answer = free.request(method, target, [key_of(free)])
+    answer = unpaid.request(method, target, [key_of(unpaid)])
     if param in ("id", "image_id") and answer.error["code"] == "unknown_url":
-        param, code = None, "unknown_url"  # what a path does not hold is no path
+        param, code = None, "unknown_url"  # it does not match the route
     refused(answer, status, param, code)
 
 
@@ -373,28 +341,20 @@ def test_a_path_that_leads_nowhere_has_its_error(
         (f"{IMAGES}/gen_x/cancel", "OPTIONS, POST"),
     ],
 )
-def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it_has(
-    free: InProcess, target: str, allowed: str
-) -> None:
-    answer = free.request("PATCH", target, [key_of(free)])
+def test_a_refusal_of_a_method_names_the_methods_of_the_path(unpaid: InProcess, target: str, allowed: str) -> None:
+    answer = unpaid.request("PATCH", target, [key_of(unpaid)])
     refused(answer, 405, None)
     assert answer.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize("target", ["/v1", "/v1/nothing", "/v1/images", "/v1/images/edits/x", "/v1/a/b/c"])
-def test_an_unknown_path_of_the_api_asks_for_a_key_first(free: InProcess, target: str) -> None:
-    refused(free.request("GET", target), 401, None, "invalid_api_key")
+def test_an_unknown_path_of_the_api_needs_a_key(unpaid: InProcess, target: str) -> None:
+    refused(unpaid.request("GET", target), 401, None, "invalid_api_key")
 
 
-@pytest.mark.parametrize("target", ["/v1/models", f"{IMAGES}/gen_x/result", "/v1/images/img_x", "/x/y"])
-def test_a_preflight_is_answered_on_every_path_without_a_key(free: InProcess, target: str) -> None:
-    answer = free.request("OPTIONS", target, [("Origin", "https://page.example")])
-    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "*")
-
-
-def test_a_slash_at_the_end_changes_nothing_and_is_not_in_a_redirect(handlers: InProcess) -> None:
+def test_a_trailing_slash_is_ignored(handlers: InProcess) -> None:
     body = json.dumps({"prompt": f"otter {uuid4().hex}"}).encode()
-    at, answer = f"{IMAGES}/", asked(handlers, body, JSON, ("Prefer", "wait=0"), target=f"{IMAGES}/")
+    at, answer = f"{IMAGES}/", post_images(handlers, body, JSON, ("Prefer", "wait=0"), target=f"{IMAGES}/")
     while answer.status == 303:
         location = urljoin(at, answer.headers["location"])
         assert location.startswith(f"{IMAGES}/gen_")
@@ -406,48 +366,39 @@ def test_a_slash_at_the_end_changes_nothing_and_is_not_in_a_redirect(handlers: I
 
 
 @pytest.mark.parametrize("target", ["/", "http://evil.example/", "/?prefix=http://evil.example"])
-def test_whatever_leads_to_the_root_is_the_page_as_it_is(free: InProcess, target: str) -> None:
-    answer = free.request("GET", target)
+def test_any_spelling_of_the_root_is_the_same_page(unpaid: InProcess, target: str) -> None:
+    answer = unpaid.request("GET", target)
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "evil.example" not in answer.content.decode() + str(answer.headers)
     assert b'"/playground.js"' in answer.content
 
 
-@pytest.mark.parametrize("after", ["garbage", "gen_", NOBODY_S, "%00", "%ff%fe", "key%23local%23x"])
-def test_a_list_after_what_is_not_there_is_empty_or_refused(free: InProcess, after: str) -> None:
-    answer = free.local.get(f"{GENERATIONS}?after={after}")
-    if answer.status == 200:
-        assert (answer.json["data"], answer.json["has_more"]) == ([], False)
-    else:
-        refused(answer, 400, "after")
-
-
-def test_a_dead_durable_link_is_answered_by_s3(free: InProcess) -> None:
-    answer = free.request("GET", f"/v1/images/img_{'A' * 22}")
+def test_the_permalink_of_a_missing_image_leads_to_an_error_of_s3(unpaid: InProcess) -> None:
+    answer = unpaid.request("GET", f"/v1/images/img_{'A' * 22}")
     assert (answer.status, answer.content) == (302, b"")
     dead = fetched(answer.headers["location"])
-    assert dead.status in (403, 404)
+    assert dead.status == 403  # the api function may not list the bucket
     assert b"<Error>" in dead.content
 
 
 @pytest.mark.parametrize(
     "target", ["/{}", "/v1/{}", "/v1/images/{}", "/v1/images/generations/{}", "/v1/images/edits/{}/{}"]
 )
-def test_of_a_path_and_a_query_nothing_is_logged(free: InProcess, target: str) -> None:
-    secret = free.secret("path")
+def test_no_log_shows_a_path_or_a_query(unpaid: InProcess, target: str) -> None:
+    secret = unpaid.secret("path")
     for method in ("GET", "POST", "DELETE"):
-        assert free.request(method, target.format(secret, secret), [key_of(free)]).status in (404, 405)
+        assert unpaid.request(method, target.format(secret, secret), [key_of(unpaid)]).status in (404, 405)
     for query in (f"limit={secret}", f"status={secret}", f"after={secret}", f"api_key={secret}", secret):
-        assert free.local.get(f"{GENERATIONS}?{query}").status in (200, 400)
-    assert free.local.get(f"/images/img_{secret[-22:]}").status == 302  # nobody looks whether there is such an image
+        assert unpaid.local.get(f"{GENERATIONS}?{query}").status in (200, 400)
+    assert unpaid.local.get(f"/images/img_{secret[-22:]}").status == 302  # also if the image does not exist
 
 
-# --------------------------------------------------------------------------- another client's
+# ----------------------------------------------------------------------------- other callers
 
 
 @pytest.fixture(scope="module")
-def local_s(_in_process: InProcess) -> dict[str, Any]:
-    """A generation of the client `local`, with one image."""
+def existing(_in_process: InProcess) -> dict[str, Any]:
+    """A generation of the caller `local`, with one image."""
     prompt = f"otter {uuid4().hex}"
     return {"prompt": prompt, **_in_process.local.make({"prompt": prompt}, Idempotency_Key=prompt, **INLINE).json}
 
@@ -459,44 +410,43 @@ def local_s(_in_process: InProcess) -> dict[str, Any]:
         *(("POST", "/cancel"), ("DELETE", ""), ("DELETE", "?caller=local")),
     ],
 )
-def test_another_clients_generation_is_out_of_reach_as_one_that_nobody_has(
-    free: InProcess, local_s: dict[str, Any], method: str, path: str
+def test_another_callers_generation_looks_missing(
+    unpaid: InProcess, existing: dict[str, Any], method: str, path: str
 ) -> None:
-    its, nobody_s = (free.other.ask(method, f"{GENERATIONS}/{each}{path}") for each in (local_s["id"], NOBODY_S))
+    its, missing = (unpaid.other.ask(method, f"{GENERATIONS}/{each}{path}") for each in (existing["id"], MISSING))
     refused(its, *_NO_GENERATION)
-    assert its.content == nobody_s.content
-    refused(free.request(method, f"{IMAGES}/{local_s['id']}{path}"), 401, None, "invalid_api_key")
-    seen = free.local.see(local_s["id"]).json
-    assert (seen["status"], [image["id"] for image in seen["data"]]) == ("completed", [local_s["data"][0]["id"]])
+    assert its.content == missing.content
+    refused(unpaid.request(method, f"{IMAGES}/{existing['id']}{path}"), 401, None, "invalid_api_key")
+    seen = unpaid.local.see(existing["id"]).json
+    assert (seen["status"], [image["id"] for image in seen["data"]]) == ("completed", [existing["data"][0]["id"]])
 
 
-def test_a_list_after_another_clients_generation_is_as_one_after_nothing(
-    free: InProcess, local_s: dict[str, Any]
-) -> None:
-    its, nobody_s = (free.other.get(f"{GENERATIONS}?after={each}") for each in (local_s["id"], NOBODY_S))
-    assert (its.status, its.content) == (nobody_s.status, nobody_s.content)
-    assert local_s["id"] not in its.content.decode()
+def test_a_list_after_another_callers_generation_is_empty(unpaid: InProcess, existing: dict[str, Any]) -> None:
+    its, missing = (unpaid.other.get(f"{GENERATIONS}?after={each}") for each in (existing["id"], MISSING))
+    assert (its.status, its.content) == (missing.status, missing.content)
+    assert (its.status, its.json["data"], its.json["has_more"]) == (200, [], False)
+    assert existing["id"] not in its.content.decode()
 
 
-def test_another_clients_idempotency_key_attaches_to_nothing(handlers: InProcess, local_s: dict[str, Any]) -> None:
-    prompt, before = local_s["prompt"], len(handlers.calls(local_s["prompt"]))
+def test_another_callers_idempotency_key_attaches_to_nothing(handlers: InProcess, existing: dict[str, Any]) -> None:
+    prompt, before = existing["prompt"], len(handlers.calls(existing["prompt"]))
     answer = handlers.other.make({"prompt": prompt}, Idempotency_Key=prompt, x_stainless_retry_count="1")
     assert answer.status == 200
-    assert answer.json["id"] != local_s["id"]
-    assert answer.json["data"][0]["id"] != local_s["data"][0]["id"]
+    assert answer.json["id"] != existing["id"]
+    assert answer.json["data"][0]["id"] != existing["data"][0]["id"]
     assert len(handlers.calls(prompt)) == before + 1
 
 
 @pytest.mark.parametrize("hop", ["-1", "999999", "abc", "1e3", "16", "%D9%A1%D9%A6", "9" * 5_000, "1&hop=abc"])
-def test_a_count_of_redirects_that_is_none_ends_the_wait(free: InProcess, hop: str) -> None:
-    """So that nobody is sent on for ever."""
-    generation_id = free.local.begin(prompt="otter")
-    answer = free.request("GET", f"{IMAGES}/{generation_id}/result?hop={hop}", [key_of(free)])
+def test_a_bad_number_of_redirects_ends_the_wait(unpaid: InProcess, hop: str) -> None:
+    """Otherwise a caller could be redirected without end."""
+    generation_id = unpaid.local.begin(prompt="otter")
+    answer = unpaid.request("GET", f"{IMAGES}/{generation_id}/result?hop={hop}", [key_of(unpaid)])
     assert answer.failed == (424, "generation_still_running")
-    assert free.local.cancel(generation_id).status == 200
+    assert unpaid.local.cancel(generation_id).status == 200
 
 
-# ----------------------------------------------------------------------------- whatever it is
+# ------------------------------------------------------------------------- generated requests
 
 _TEXT = st.text(max_size=20) | st.sampled_from(["http://127.0.0.1/", "file:///etc/passwd", "../..", "%00", "[::1]"])
 _JSON = st.recursive(
@@ -520,9 +470,9 @@ _through_the_gateway = settings(
 
 
 def is_valid(body: bytes) -> bool:
-    """What the gateway makes of the body, read by the reader itself."""
+    """Returns `True` if the reader accepts the body in the gateway's form."""
     try:
-        read_image_request(body.decode(errors="replace").encode(), "application/json", prompt_cap=1000)
+        read_request(1000)(body.decode(errors="replace").encode(), "application/json")
     except ImagegenError:
         return False
     return True
@@ -530,8 +480,8 @@ def is_valid(body: bytes) -> bool:
 
 @_through_the_gateway
 @given(body=_BODIES)
-def test_whatever_the_body_it_is_a_generation_or_a_refusal_that_costs_nothing(handlers: InProcess, body: bytes) -> None:
-    answer = asked(handlers, body, JSON, ("Prefer", "respond-async"))
+def test_any_body_begins_a_generation_or_is_refused(handlers: InProcess, body: bytes) -> None:
+    answer = post_images(handlers, body, JSON, ("Prefer", "respond-async"))
     if is_valid(body):
         assert answer.status == 202
         assert handlers.local.cancel(answer.generation_id).status == 200
@@ -546,10 +496,10 @@ def test_whatever_the_body_it_is_a_generation_or_a_refusal_that_costs_nothing(ha
     path=st.lists(_TEXT | st.sampled_from(["v1", "images", "generations", "models", "..", ".", ""]), max_size=6),
     query=st.dictionaries(st.sampled_from(["limit", "after", "status", "hop"]) | _TEXT, _TEXT.filter(bool), max_size=3),
 )
-def test_whatever_the_path_nothing_breaks(free: InProcess, method: str, path: list[str], query: dict[str, str]) -> None:
+def test_any_path_has_an_answer(unpaid: InProcess, method: str, path: list[str], query: dict[str, str]) -> None:
     parts = "/".join(quote(part, safe="") for part in path)
     pairs = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in query.items())
-    answer = free.request(method, f"/{parts}?{pairs}", [key_of(free)])
+    answer = unpaid.request(method, f"/{parts}?{pairs}", [key_of(unpaid)])
     assert answer.status < 500, answer.content
     assert answer.headers["x-request-id"]
     if answer.status >= 400 and method != "HEAD":
@@ -558,25 +508,9 @@ def test_whatever_the_path_nothing_breaks(free: InProcess, method: str, path: li
 
 @_through_the_gateway
 @given(name=st.sampled_from(["Authorization", "Idempotency-Key", "Prefer", "Content-Type", "Host"]), value=_HEADER_TEXT)
-def test_whatever_a_header_holds_nothing_breaks(free: InProcess, name: str, value: str) -> None:
-    """With a field that is none, so that nothing is bought."""
-    usual: Sequence[tuple[str, str]] = [each for each in (key_of(free), JSON) if each[0] != name]
-    answer = free.request("POST", IMAGES, [*usual, (name, value)], b'{"prompt":"otter","n":0}')
+def test_any_header_has_an_answer(unpaid: InProcess, name: str, value: str) -> None:
+    """The body has a bad field, so there is no upstream call."""
+    usual: Sequence[tuple[str, str]] = [each for each in (key_of(unpaid), JSON) if each[0] != name]
+    answer = unpaid.request("POST", IMAGES, [*usual, (name, value)], b'{"prompt":"otter","n":0}')
     refused(answer, answer.status, answer.error["param"])
     assert 400 <= answer.status < 500
-
-
-@given(st.dictionaries(st.sampled_from(["limit", "after", "status"]) | st.text(), st.text()))
-@settings(deadline=None)
-def test_whatever_a_query_holds_it_is_a_page_or_a_refusal(query: dict[str, str]) -> None:
-    with suppress(ImagegenError):
-        assert 1 <= read_page(query).limit <= 100
-
-
-@given(st.dictionaries(st.sampled_from(["Idempotency-Key", "x-stainless-retry-count", "Prefer"]), st.text()))
-@settings(deadline=None)
-def test_whatever_headers_hold_they_are_an_attempt_or_a_refusal(headers: dict[str, str]) -> None:
-    read_preference(headers)
-    with suppress(ImagegenError):
-        attempt = read_attempt(headers)
-        assert attempt.retry is None or 0 <= attempt.retry < 1000

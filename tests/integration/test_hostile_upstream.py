@@ -1,5 +1,6 @@
-"""What an upstream may answer, through the functions' own handlers: nobody but a judged host is reached, what cost
-money cost it once, nothing but an image is stored, and the caller gets an error that repeats nothing of it.
+"""Answers of a hostile upstream, through the handlers.
+
+Only approved hosts are called, no image is charged twice, only images are stored, and no error quotes the answer.
 """
 
 import gzip
@@ -20,26 +21,28 @@ import pytest
 
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.providers.openai_compatible import TRIES
-from imagegen.usecases.generate import KEEP_TRIES
+from imagegen.providers.openai.provider import TRIES
+from imagegen.usecases.run_upstream_calls import KEEP_TRIES
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script
 from tests.conftest import UPSTREAM_KEY
 from tests.fakes.provider import png
 from tests.support.canary import Canary
 from tests.support.client import INLINE, Answer, fetched
-from tests.support.images import HTML, PNG_END, PNG_HEAD, REAL_PNG, SVG
+from tests.support.images import HTML, PNG_HEAD, REAL_PNG, SVG
 from tests.support.in_process import InProcess
+from tests.support.odd_hosts import writes
+from tests.support.world import answering
 
 SECRET = "s3cr3t-of-a-signed-url"
 PAGE = f"/1.png?sig={SECRET}"
 MAX_IMAGE_BYTES = 26_214_400
-INLINE_MODEL, QUEUED_MODEL = "dall-e-3", "gpt-image-1"  # the api function itself makes images of quick models
+INLINE_MODEL, QUEUED_MODEL = "dall-e-3", "gpt-image-1"  # the api function makes the images of quick models itself
 
 
 @pytest.fixture
 def fill(handlers: InProcess, canary: Canary) -> Callable[[str], str]:
-    """A row's text with the addresses of this machine's servers."""
+    """Fills the addresses of this machine's servers into a text."""
     upstream, aws = handlers.upstream_url.split("/")[2], handlers.stack.aws_url.partition("//")[2]
     values = {
         "{canary}": f"127.0.0.1:{canary.port}",
@@ -57,24 +60,9 @@ def fill(handlers: InProcess, canary: Canary) -> Callable[[str], str]:
     return filled
 
 
-def naming(*urls: str) -> Script:
-    return saying({"created": 1, "data": [{"url": url} for url in urls]})
-
-
 def saying(answer: object, status: int = 200, **headers: str) -> Script:
     body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     return lambda _: Reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
-def raw(content: bytes) -> Script:
-    """Writes an answer by hand and hangs up."""
-
-    def respond(request: Request) -> Reply:
-        with suppress(OSError):  # nobody may be there to read all of it
-            request.connection.sendall(content)
-        raise HungUpError
-
-    return respond
 
 
 def hang_up(_: Request) -> Reply:
@@ -83,27 +71,27 @@ def hang_up(_: Request) -> Reply:
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """Set when the test has ended, for an upstream that would go on."""
+    """Set at the end of the test, to stop an endless answer."""
     event = threading.Event()
     yield event
     event.set()
 
 
 def opened(handlers: InProcess, url: str) -> bytes:
-    """What the api function itself would fetch and store."""
-    source = handlers.function("ApiFunction").wired.workshop.source
+    """The content that the api function stores."""
+    source = handlers.function("ApiFunction").wired.worker.runner.source
     with source.open(url, Deadline.after(10)) as body:
         return b"".join(body.blocks)
 
 
-# ------------------------------------------------------------------ which URLs are fetched
+# -------------------------------------------------------------------------------------- URLs
 
-# The system's resolver finds this machine's address for each of these by itself.
+# The system's resolver returns this machine's address for each of these.
 THIS_MACHINE = [
     *("127.0.0.1", "2130706433", "0177.0.0.1", "0x7f.1", "127.1", "0.0.0.0", "0", "localhost", "LOCALHOST"),
     *("[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]"),
 ]
-# No resolver should be asked for these: no public host is named so.
+# These are refused before a DNS query: no public host has such a name.
 NOWHERE = [
     *("localhost.", "127.0.0.1.", "[::1%25lo]", "[127.0.0.1]", "\uff11\uff12\uff17.\uff10.\uff10.\uff11"),
     *("127\u30020\u30020\u30021", "\uff4c\uff4f\uff43\uff41\uff4c\uff48\uff4f\uff53\uff54", "local\u00adhost"),
@@ -111,11 +99,11 @@ NOWHERE = [
     *("127.0.0.1\0.invalid", "127.0.\t0.1", "127.0.0.1\n"),
 ]
 REFUSED_URLS = [
-    *(f"https://{host}{PAGE}" for host in THIS_MACHINE),  # the host alone is what these are refused for
+    *(f"https://{host}{PAGE}" for host in THIS_MACHINE),  # refused only for their host
     *(f"http://{host}:{{canary_port}}{PAGE}" for host in ["127.0.0.1", "2130706433", "localhost", *NOWHERE]),
     *(f"https://{{canary}}{PAGE}", f"https://127.0.0.1:22{PAGE}", f"https://127.0.0.1:65536{PAGE}"),
     *(f"https://127.0.0.1:https{PAGE}", f"http://{{upstream}}:{{canary_port}}{PAGE}", "http://127.0.0.1:\uff18\uff10/"),
-    # What only looks like the upstream.
+    # These only look like the upstream.
     *(f"https://{{upstream}}{PAGE}", f"http://localhost:{{upstream_port}}{PAGE}"),
     *(f"http://[::ffff:127.0.0.1]:{{upstream_port}}{PAGE}", f"http://2130706433:{{upstream_port}}{PAGE}"),
     *(f"http://{{upstream}}@{{canary}}{PAGE}", f"http://127.0.0.1:{SECRET}@{{canary}}{PAGE}"),
@@ -125,16 +113,7 @@ REFUSED_URLS = [
     *(f"http://user:{SECRET}@{{upstream}}{PAGE}", f"http://@{{upstream}}{PAGE}"),
     f"http://{{upstream}}/\r\nHost: {{canary}}\r\n\r\n{PAGE}",
     f"http://{{aws}}/latest/meta-data/{SECRET}",
-    # Slashes and white space.
-    *(f"http:\\\\{{canary}}\\{SECRET}", f"http:///{{canary}}{PAGE}", f"http:/{{canary}}{PAGE}", "http:{canary}/"),
-    *(f"//{{canary}}{PAGE}", f"localhost:{{canary_port}}{PAGE}", f" http://{{canary}}{PAGE}", "ht\ttp://{canary}/"),
-    # Schemes.
-    *(f"ftp://{{canary}}{PAGE}", f"file:///etc/passwd?{SECRET}", f"file:/proc/self/environ?{SECRET}"),
-    *(f"gopher://{{canary}}/_GET%20{SECRET}", f"ws://{{canary}}{PAGE}", "javascript:fetch('http://{canary}/')"),
-    *(f"http+unix://%2Fvar%2Frun%2Fdocker.sock/{SECRET}", f"HTTP://{{canary}}{PAGE}", "data:,x"),
-    # Lengths, and what is hardly a URL.
-    *(f"http://{{canary}}/{'a' * 6_000}", f"https://{'a' * 64}.invalid{PAGE}", f"https://{'a' * 6_000}.invalid{PAGE}"),
-    *(" ", "http:", "", f"http://[{{canary}}{PAGE}", f"https:///{SECRET}", f"http://{{canary}}/\u00e9{SECRET}"),
+    # Schemes, slashes and lengths are in tests/unit/test_url_guard.py.
 ]
 
 
@@ -144,8 +123,8 @@ def test_a_hostile_url_is_refused(handlers: InProcess, fill: Callable[[str], str
         opened(handlers, fill(url))
 
 
-def test_the_canary_sings(canary: Canary) -> None:
-    """Else its silence would prove nothing."""
+def test_the_canary_serves_an_image_and_records_the_request(canary: Canary) -> None:
+    """Otherwise an empty list would prove nothing."""
     with urlopen(f"http://127.0.0.1:{canary.port}/") as response:
         assert response.read() == REAL_PNG
     assert canary.heard
@@ -166,7 +145,7 @@ def test_the_canary_sings(canary: Canary) -> None:
     ],
     ids=lambda url: url[:50],
 )
-def test_a_url_of_the_upstream_that_only_looks_like_another_s_gives_nothing(
+def test_a_url_that_only_looks_like_another_hosts_gives_no_image(
     handlers: InProcess, fill: Callable[[str], str], url: str
 ) -> None:
     with pytest.raises(errors.ImageDownloadError):
@@ -189,29 +168,20 @@ LOCATIONS = [
         *((LOCATIONS[0], status) for status in (301, 303, 307, 308)),
     ],
 )
-def test_a_redirect_is_judged_anew(handlers: InProcess, fill: Callable[[str], str], location: str, status: int) -> None:
+def test_a_hostile_redirect_is_refused(
+    handlers: InProcess, fill: Callable[[str], str], location: str, status: int
+) -> None:
     url = handlers.serve_file(lambda _: Reply(status, headers={"Location": fill(location)}))
     relative = location.startswith("http:{")  # to the upstream itself
     with pytest.raises(errors.ImageDownloadError if relative else errors.ImageUrlRefusedError):
         opened(handlers, url)
 
 
-@pytest.mark.parametrize("redirects", [2, 3, 4])
-def test_each_redirect_of_a_chain_is_judged_and_the_fourth_is_not_followed(
-    handlers: InProcess, fill: Callable[[str], str], redirects: int
-) -> None:
-    url = fill(f"http://{{canary}}{PAGE}")
-    for _ in range(redirects):
-        url = handlers.serve_file(lambda _, url=url: Reply(302, headers={"Location": url}))  # type: ignore[misc]
-    with pytest.raises(errors.ImageUrlRefusedError if redirects < 4 else errors.ImageDownloadError):
-        opened(handlers, url)
-
-
-# ------------------------------------------------------------------ which contents are stored
+# ---------------------------------------------------------------------------------- contents
 
 
 def http(content: bytes, *headers: str, status: str = "200 OK", length: int | None = -1) -> bytes:
-    """A whole HTTP answer; with another length than its content's own, or with none."""
+    """An HTTP answer. `length` replaces the content's own length; None omits it."""
     lines = [f"HTTP/1.1 {status}", "Content-Type: image/png", *headers]
     lines += [] if length is None else [f"Content-Length: {len(content) if length < 0 else length}"]
     return "\r\n".join([*lines, "", ""]).encode() + content
@@ -225,53 +195,46 @@ FAILED, REFUSED = errors.ImageDownloadInterruptedError, errors.ImageDownloadErro
 CONTENTS: dict[str, tuple[bytes, type[errors.ImagegenError]]] = {
     "SVG as PNG": (http(SVG), NO_IMAGE),
     "SVG compressed": (http(gzip.compress(SVG), GZIPPED), NO_IMAGE),
-    "SVG compressed as a file": (http(gzip.compress(SVG)), NO_IMAGE),
     "HTML with a PNG behind it": (http(HTML + REAL_PNG), NO_IMAGE),
     "HTML that redirects": (http(b'<meta http-equiv="refresh" content="0;url=http://{canary}/">'), NO_IMAGE),
     "XML with an entity": (http(b'<!DOCTYPE x [<!ENTITY e SYSTEM "http://{canary}/">]><x>&e;</x>'), NO_IMAGE),
-    "one byte": (http(b"\x89"), NO_IMAGE),
-    "a compression that nobody knows": (http(zlib.compress(REAL_PNG), "Content-Encoding: x-unknown"), NO_IMAGE),
-    "the head of a PNG alone": (http(PNG_HEAD), CUT),
+    "an unknown compression": (http(zlib.compress(REAL_PNG), "Content-Encoding: x-unknown"), NO_IMAGE),
+    "only the head of a PNG": (http(PNG_HEAD), CUT),
     "the head of a JPEG and HTML": (http(b"\xff\xd8\xff\xe0" + HTML), CUT),
     "the head of a GIF and a script": (http(b"GIF89a=0;alert(1)//"), CUT),
     "the head of a longer WebP": (http(b"RIFF\xff\xff\xff\x7fWEBPVP8 "), CUT),
     "a PNG longer than its length": (http(REAL_PNG, length=20), CUT),
-    "half of a compressed PNG": (http(gzip.compress(REAL_PNG)[:40], GZIPPED), CUT),
-    "a PNG too large without a length": (http(PNG_HEAD + bytes(MAX_IMAGE_BYTES) + PNG_END, length=None), TOO_LARGE),
-    "a bomb": (http(BOMB, GZIPPED), TOO_LARGE),
     "a bomb in a bomb": (http(gzip.compress(BOMB), "Content-Encoding: gzip, gzip"), TOO_LARGE),
     "a chunk larger than all": (
         http(b"ffffffffffffffff\r\n" + PNG_HEAD, "Transfer-Encoding: chunked", length=None),
         FAILED,
     ),
-    "what only claims to be compressed": (http(REAL_PNG, GZIPPED), FAILED),
     "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", FAILED),
     "headers without end": (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000 + b"\r\n", FAILED),
     "a refusal that names the canary": (http(b"", LOCATION, status="404 Not Found"), FAILED),
     "a choice that names the canary": (http(b"", LOCATION, status="300 Multiple Choices"), REFUSED),
-    "a part": (http(REAL_PNG, status="206 Partial Content"), REFUSED),
 }
 
 
 @pytest.mark.parametrize(("content", "error"), CONTENTS.values(), ids=list(CONTENTS))
-def test_what_is_no_whole_image_is_none_whatever_it_is_called(
+def test_content_that_is_no_image_is_refused(
     handlers: InProcess, fill: Callable[[str], str], content: bytes, error: type[errors.ImagegenError]
 ) -> None:
     answer = content.replace(b"{canary}", fill("{canary}").encode())
     with pytest.raises(errors.ImagegenError) as raised:
-        opened(handlers, handlers.serve_file(raw(answer)))
+        opened(handlers, handlers.serve_file(writes(answer)))
     assert type(raised.value) is error
 
 
-# ----------------------------------------------------- what becomes of it, and what it costs
+# ----------------------------------------------------------------------- failures and costs
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What the upstream answers to each call; the answer to the caller, the paid calls and the downloads.
+    """The upstream's answer to each call, the answer to the caller, and the number of upstream calls and downloads.
 
-    Bytes are JSON of a status, a body and headers; text is the HTTP answer to the download of the one image. In both
-    `{words}` is what the caller may read of it, and everything else in braces may come out nowhere.
+    Bytes are JSON of a status, a body and headers. Text is the HTTP answer to the download of the image. In both, the
+    caller may read `{words}`. No other value in braces may be in an answer or a log.
     """
 
     script: Script | bytes | str
@@ -295,21 +258,17 @@ def page(content: bytes, *headers: str, **how: Any) -> str:
     return http(content, *headers, **how).decode("latin-1")
 
 
-NOT_HAD = ("image_download_failed", 1)
+NOT_DOWNLOADED = ("image_download_failed", 1)
 INVALID = (424, "upstream_answer_invalid")
 RETRY_NOW = {"retry-after-ms": "1"}
 FAILURES: dict[str, Failure] = {
-    # Refusals.
+    # Refusals. tests/unit/test_openai_refusals.py has their meanings.
     "400": Failure(refusal(400), 400, "upstream_refused_request"),
     "400 for the policy": Failure(refusal(400, "content_policy_violation"), 400, "content_policy_violation"),
-    "400 for moderation": Failure(refusal(400, "moderation_blocked"), 400, "moderation_blocked"),
     "401": Failure(refusal(401), 502, "upstream_key_refused"),
-    "402": Failure(refusal(402), 502, "upstream_out_of_credit"),
-    "404": Failure(refusal(404), 502, "upstream_misconfigured"),
     "429": Failure(refusal(429, **RETRY_NOW), 429, "rate_limit_exceeded", TRIES),
     "500": Failure(refusal(500), 424, "upstream_failed"),
     "503": Failure(refusal(503, **RETRY_NOW), 503, "upstream_unavailable", TRIES),
-    "524": Failure(refusal(524), 424, "upstream_failed"),
     **{
         f"{status} to the canary": Failure(refusal(status, Location="http://{canary}/"), 502, "upstream_misconfigured")
         for status in (301, 307)
@@ -350,14 +309,14 @@ FAILURES: dict[str, Failure] = {
     # Downloads.
     "a file of HTML": Failure(page(b"<html>{secret}", "X: {secret}"), 424, "not_an_image", 1, 1),
     "half a file": Failure(page(REAL_PNG[:-6]), 424, "image_truncated", 1, KEEP_TRIES),
-    "a file that breaks off": Failure(page(REAL_PNG, length=9_000), 424, *NOT_HAD, KEEP_TRIES),
+    "a file that breaks off": Failure(page(REAL_PNG, length=9_000), 424, *NOT_DOWNLOADED, KEEP_TRIES),
     "a file too large": Failure(page(REAL_PNG, length=MAX_IMAGE_BYTES + 1), 424, "image_too_large", 1, 1),
-    "a file that is forbidden": Failure(page(b"{secret}", status="403 No"), 424, *NOT_HAD, 1),
-    "a file that fails": Failure(page(b"{secret}", status="500 No"), 424, *NOT_HAD, KEEP_TRIES),
+    "a file that is forbidden": Failure(page(b"{secret}", status="403 No"), 424, *NOT_DOWNLOADED, 1),
+    "a file that fails": Failure(page(b"{secret}", status="500 No"), 424, *NOT_DOWNLOADED, KEEP_TRIES),
     "a file elsewhere": Failure(
         page(b"", f"{LOCATION}?sig={{secret}}", status="302 No"), 424, "image_url_refused", 1, 1
     ),
-    "a file at itself": Failure(page(b"", "Location: {itself}", status="302 No"), 424, *NOT_HAD, 4),
+    "a file at itself": Failure(page(b"", "Location: {itself}", status="302 No"), 424, *NOT_DOWNLOADED, 4),
 }
 BY_THE_WORKER = [
     *("400", "429", "500", "a drop", "a page", "bad base64", "a URL of the canary", "a URL with credentials"),
@@ -368,7 +327,7 @@ BY_THE_WORKER = [
 @pytest.mark.parametrize(
     ("name", "way"), [*((name, "inline") for name in FAILURES), *((name, "queued") for name in BY_THE_WORKER)]
 )
-def test_every_way_that_an_upstream_fails_has_its_answer_and_its_price(
+def test_each_failure_of_an_upstream_has_its_error_and_calls(
     handlers: InProcess, fill: Callable[[str], str], name: str, way: str
 ) -> None:
     failure, words = FAILURES[name], "words" if FAILURES[name].code == "upstream_refused_request" else "secret"
@@ -392,9 +351,9 @@ def test_every_way_that_an_upstream_fails_has_its_answer_and_its_price(
     elif isinstance(script, str):
         content = script
         url = handlers.serve_file(
-            lambda request: raw(filled(content).replace("{itself}", url).encode("latin-1"))(request)  # noqa: PLW0108
+            lambda request: writes(filled(content).replace("{itself}", url).encode("latin-1"))(request)  # noqa: PLW0108
         )
-        script = naming(url)
+        script = answering({"url": url})
     prompt, stored = handlers.secret("prompt"), handlers.stored()
     handlers.will(prompt, *[script] * TRIES)
 
@@ -418,7 +377,7 @@ def test_every_way_that_an_upstream_fails_has_its_answer_and_its_price(
     assert (generation["status"], generation["data"]) == ("failed", [])
 
 
-def test_a_time_out_may_have_cost_money(handlers: InProcess, over: threading.Event) -> None:
+def test_after_a_time_out_the_upstream_is_not_called_again(handlers: InProcess, over: threading.Event) -> None:
     def hang(_: Request) -> Reply:
         over.wait(20)
         raise HungUpError
@@ -430,7 +389,7 @@ def test_a_time_out_may_have_cost_money(handlers: InProcess, over: threading.Eve
 
 
 def drip(head: bytes, over: threading.Event) -> Script:
-    """A byte at a time, for longer than anybody may wait."""
+    """Sends a byte at a time until the test ends."""
 
     def respond(request: Request) -> Reply:
         with suppress(OSError):
@@ -442,12 +401,10 @@ def drip(head: bytes, over: threading.Event) -> Script:
     return respond
 
 
-def test_an_image_that_drips_is_cut_off_at_the_function_s_time_limit(
-    handlers: InProcess, over: threading.Event
-) -> None:
-    """Of its 7 seconds it keeps 5 to say what happened. The worker goes on: the image is paid for."""
+def test_a_slow_download_ends_at_the_functions_time_limit(handlers: InProcess, over: threading.Event) -> None:
+    """It keeps 5 of its 7 seconds for its answer. The worker continues, since the image is charged."""
     url = handlers.serve_file(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + PNG_HEAD, over))
-    prompt = handlers.will(f"drip {uuid4().hex}", naming(url))
+    prompt = handlers.will(f"drip {uuid4().hex}", answering({"url": url}))
     with handlers.function("ApiFunction").changed(timeout=7):
         began = time.monotonic()
         assert handlers.local.post({"prompt": prompt}, **INLINE).status == 303
@@ -455,25 +412,11 @@ def test_an_image_that_drips_is_cut_off_at_the_function_s_time_limit(
     assert len(handlers.calls(prompt)) == 1
 
 
-@pytest.mark.parametrize("character", ["\x01", '"', "\U0001f9a6"], ids=["escaped in six", "escaped in two", "wide"])
-def test_a_record_holds_the_longest_of_everything(
-    handlers: InProcess, fill: Callable[[str], str], character: str
-) -> None:
-    """The longest prompt and user, and ten images with the longest URLs and revised prompts."""
-    prompt = f"longest {uuid4().hex}".ljust(32_000, character)
-    image = {"url": fill("http://{canary}/").ljust(8_000, "a"), "revised_prompt": character * 4_000}
-    handlers.will(prompt, saying({"created": 1, "data": [image] * 10, "usage": {"note": character * 600}}))
-    fields = {"model": QUEUED_MODEL, "prompt": prompt, "n": 10, "user": character * 500}
-    generation = handlers.local.until_ended(handlers.local.begin(**fields))
-    assert (generation["status"], generation["error"]["code"]) == ("failed", "image_url_refused")
-    assert len(handlers.calls(prompt)) == 1
-
-
-def test_beside_a_hostile_url_the_good_image_is_stored_and_named(
-    handlers: InProcess, fill: Callable[[str], str]
-) -> None:
+def test_a_good_image_beside_a_hostile_url_is_stored(handlers: InProcess, fill: Callable[[str], str]) -> None:
     url = handlers.serve_file(lambda _: Reply(200, REAL_PNG))
-    prompt = handlers.will(handlers.secret("prompt"), naming(fill(f"http://{{canary}}{PAGE}")), naming(url))
+    prompt = handlers.will(
+        handlers.secret("prompt"), answering({"url": fill(f"http://{{canary}}{PAGE}")}), answering({"url": url})
+    )
     before = handlers.stored()
     answer = handlers.local.make({"prompt": prompt, "n": 2}, **INLINE)
     assert answer.failed == (424, "image_url_refused")
@@ -487,7 +430,7 @@ def test_beside_a_hostile_url_the_good_image_is_stored_and_named(
 
 
 def made(handlers: InProcess, model: str, image: dict[str, Any], **fields: Any) -> Answer:
-    """The answer to a request whose every part is a secret."""
+    """The answer to a request with secrets in all fields."""
     prompt = handlers.will(handlers.secret("prompt"), saying({"created": 1, "data": [image]}))
     body = {"prompt": prompt, "user": handlers.secret("user"), "model": model, **fields}
     return handlers.local.make(body, Idempotency_Key=handlers.secret("idempotency key"), **INLINE)
@@ -495,9 +438,7 @@ def made(handlers: InProcess, model: str, image: dict[str, Any], **fields: Any) 
 
 @pytest.mark.parametrize("model", [INLINE_MODEL, QUEUED_MODEL])
 @pytest.mark.parametrize("kind", ["url", "b64_json", "data URL"])
-def test_an_image_is_stored_as_it_came_and_answered_and_nothing_is_logged_of_it(
-    handlers: InProcess, model: str, kind: str
-) -> None:
+def test_an_image_is_stored_unchanged_and_not_logged(handlers: InProcess, model: str, kind: str) -> None:
     content = png(handlers.secret("image", may_be_answered=True))
     base64 = b64encode(content).decode()
     url = handlers.serve_file(lambda _: Reply(200, content, {"X": handlers.secret("header")}))
@@ -519,19 +460,10 @@ def test_an_image_is_stored_as_it_came_and_answered_and_nothing_is_logged_of_it(
     assert fetched(found.headers["location"]).content == content
 
 
-def test_an_answer_that_does_not_fit_into_one_is_stored_whole(handlers: InProcess) -> None:
-    content = png(handlers.secret("image")) + bytes(5_000_000) + PNG_END
-    answer = made(handlers, QUEUED_MODEL, {"b64_json": b64encode(content).decode()})
-    assert answer.status == 303
-    assert b64encode(content) in fetched(answer.headers["location"]).content
-    insisting = handlers.local.ask("POST", f"/images/generations/{answer.generation_id}/result", b"")
-    assert insisting.failed == (424, "answer_too_large")
-
-
-def test_nothing_of_a_whole_life_is_logged(handlers: InProcess) -> None:
+def test_no_log_shows_the_whole_life_of_a_generation(handlers: InProcess) -> None:
     content = png(handlers.secret("image"))
     url = handlers.serve_file(lambda _: Reply(200, content))
-    handlers.will(handlers.secret("prompt"), naming(url))
+    handlers.will(handlers.secret("prompt"), answering({"url": url}))
     local = handlers.local
     generation_id = local.begin(prompt=handlers.secret("prompt"))
     (image,) = local.until_ended(generation_id)["data"]
@@ -544,7 +476,7 @@ def test_nothing_of_a_whole_life_is_logged(handlers: InProcess) -> None:
 
 
 @pytest.mark.parametrize("when", ["before work", "at work"])
-def test_nothing_of_a_cancelled_generation_is_logged(handlers: InProcess, when: str) -> None:
+def test_no_log_shows_a_cancelled_generation(handlers: InProcess, when: str) -> None:
     def cancel(_: Request | None) -> None:
         assert handlers.local.cancel(generation_id).json["status"] == "cancelled"
 
@@ -556,50 +488,14 @@ def test_nothing_of_a_cancelled_generation_is_logged(handlers: InProcess, when: 
     assert len(handlers.calls(prompt)) == int(when == "at work")
 
 
-def test_a_key_that_is_used_again_gets_the_same_image_and_for_another_request_a_refusal(handlers: InProcess) -> None:
-    prompt, key = handlers.secret("prompt", may_be_answered=True), handlers.secret("idempotency key")
-    answers = [handlers.local.make({"prompt": prompt}, Idempotency_Key=key, **INLINE) for _ in range(2)]
-    assert [answer.status for answer in answers] == [200, 200]
-    assert answers[0].json["data"][0]["id"] == answers[1].json["data"][0]["id"]
-    other = handlers.local.post({"prompt": prompt, "n": 2}, Idempotency_Key=key, **INLINE)
-    assert other.failed == (422, "idempotency_key_reused")
-    assert len(handlers.calls(prompt)) == 1
-
-
-def test_a_limit_that_passes_is_waited_out_and_a_download_that_breaks_off_is_fetched_again(handlers: InProcess) -> None:
-    prompt = handlers.secret("prompt", may_be_answered=True)
-    handlers.will(prompt, saying({}, 429, retry_after_ms="1"), saying({}, 503, retry_after_ms="1"))
-    handlers.upstream.downloads_by_prompt[prompt] += [lambda _: Reply(200, PNG_HEAD, declared_length=9_000), hang_up]
-    answer = handlers.local.make({"prompt": prompt}, **INLINE)
-    assert (answer.status, len(answer.json["data"])) == (200, 1)
-    assert len(handlers.calls(prompt)) == 3
-
-
-def test_an_upstream_that_nobody_listens_at_is_502(handlers: InProcess) -> None:
+def test_an_unreachable_upstream_is_502(handlers: InProcess) -> None:
     with handlers.function("ApiFunction").changed(UPSTREAM_BASE_URL=f"http://127.0.0.1:9/v1/{handlers.secret('path')}"):
         answer = handlers.local.make({"prompt": handlers.secret("prompt")}, **INLINE)
     assert answer.failed == (502, "upstream_unreachable")
 
 
-@pytest.mark.parametrize("sent", [INLINE, {}], ids=["inline", "queued"])
-@pytest.mark.parametrize("interim", ["102 Processing", "103 Early Hints"])
-def test_an_answer_behind_an_interim_one_reaches_the_caller_whose_it_is_and_no_other(
-    handlers: InProcess, over: threading.Event, interim: str, sent: dict[str, str]
-) -> None:
-    def interim_first(request: Request) -> None:
-        request.connection.sendall(f"HTTP/1.1 {interim}\r\n\r\n".encode())
-        over.wait(0.05)  # the upstream is at work
-
-    first, second = (handlers.secret(name, may_be_answered=True) for name in ("first", "second"))
-    handlers.will(first, interim_first)
-    for client, prompt in ((handlers.local, first), (handlers.other, second)):
-        answer = client.make({"prompt": prompt}, **sent)
-        assert answer.json["data"][0]["revised_prompt"] == f"{prompt}, in detail"
-        assert len(handlers.calls(prompt)) == 1
-
-
-def test_a_bomb_costs_no_memory(handlers: InProcess) -> None:
-    url = handlers.serve_file(raw(http(BOMB, GZIPPED)))
+def test_a_compression_bomb_uses_little_memory(handlers: InProcess) -> None:
+    url = handlers.serve_file(writes(http(BOMB, GZIPPED)))
     with handlers.function("ApiFunction").changed(MAX_IMAGE_BYTES="1000000"):
         tracemalloc.start()
         try:
@@ -608,4 +504,4 @@ def test_a_bomb_costs_no_memory(handlers: InProcess) -> None:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert peak < 50_000_000  # it would be 100 MB; other threads of this process have some, too
+    assert peak < 50_000_000  # the content is 100 MB; other threads use some memory too

@@ -1,13 +1,12 @@
-"""Images and answers in S3: the fake and the real store, on moto, pass the same contract.
+"""Images and answers in S3: the fake and the real store, on moto, pass one contract.
 
-A server of the test's own stands in for S3 where moto does not do what S3 does.
+If moto differs from S3, a server of the test stands in for S3.
 """
 
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -20,8 +19,8 @@ import pytest
 from botocore.credentials import ReadOnlyCredentials
 
 from imagegen.aws.bucket import S3Answer, S3Bucket, bucket_url
+from imagegen.aws.image_store import S3ImageStore
 from imagegen.aws.inbox import S3Inbox, S3Outbox
-from imagegen.aws.s3 import S3ImageStore
 from imagegen.domain import errors
 from imagegen.domain.batches import InboxFile
 from imagegen.domain.deadline import Deadline
@@ -38,7 +37,7 @@ from tests.support.stores import ACCESS_KEY, SECRET, Connect, closed_url
 
 REGION = "eu-central-1"
 LINK_SECONDS = image_store.LINK_SECONDS
-AT_MOST_SECONDS = 30.0  # only ever waited for in full if a test fails
+AT_MOST_SECONDS = 30.0  # reached only if a test fails
 CREDENTIALS = ReadOnlyCredentials(ACCESS_KEY, SECRET, None)
 SMALL, LARGE = png("small"), png("x" * 1_000_000)
 Objects = dict[str, tuple[str, bytes]]
@@ -66,12 +65,12 @@ def query_of(url: str) -> dict[str, list[str]]:
     return parse_qs(urlsplit(url).query)
 
 
-# What the fake and the real one promise.
+# The contract.
 
 
 @dataclass
 class Twin:
-    """`objects` gives the type and the bytes of all that is stored, by key."""
+    """`objects` returns the type and the bytes of every object, by key."""
 
     store: ImageStore
     objects: Callable[[], Objects]
@@ -104,7 +103,7 @@ def twin(request: pytest.FixtureRequest) -> Twin:
     )
 
 
-def test_what_is_saved_is_there_whole_with_its_type_and_stays(twin: Twin) -> None:
+def test_a_saved_image_is_stored_whole_with_its_type_and_is_not_overwritten(twin: Twin) -> None:
     image_id = new_image_id()
     assert twin.store.save(image_id, ImageBody("image/webp", 6, iter([b"one", b"two"])), soon()) is True
     assert twin.store.save(image_id, a_body(LARGE, "image/gif"), soon()) is False
@@ -112,7 +111,7 @@ def test_what_is_saved_is_there_whole_with_its_type_and_stays(twin: Twin) -> Non
 
 
 @pytest.mark.parametrize("content", [b"x", LARGE], ids=["tiny", "large"])
-def test_what_is_saved_is_found_and_read_as_often_as_one_likes_until_it_is_deleted(twin: Twin, content: bytes) -> None:
+def test_a_saved_image_is_found_and_read_until_it_is_deleted(twin: Twin, content: bytes) -> None:
     store, image_id, other = twin.store, new_image_id(), new_image_id()
     store.save(other, a_body(b"other"), soon())
     store.save(image_id, a_body(content, "image/webp"), soon())
@@ -132,7 +131,7 @@ def test_what_is_saved_is_found_and_read_as_often_as_one_likes_until_it_is_delet
 
 @pytest.mark.parametrize("before", [(), (b"one",), (LARGE,)], ids=["nothing", "a block", "much"])
 @pytest.mark.parametrize("kind", [errors.ImageTruncatedError, errors.ImageDownloadInterruptedError, ImageStorageError])
-def test_what_the_blocks_raise_comes_through_and_leaves_nothing_stored(
+def test_an_error_of_the_blocks_stores_nothing(
     twin: Twin, before: tuple[bytes, ...], kind: type[errors.MoneySpentError]
 ) -> None:
     image_id, length, failure = new_image_id(), len(b"".join(before)) + 100, kind("cut")
@@ -147,7 +146,7 @@ def test_what_the_blocks_raise_comes_through_and_leaves_nothing_stored(
     assert twin.objects() == {f"images/{image_id}": ("image/png", SMALL)}
 
 
-def test_an_answer_is_json_apart_from_the_images_and_the_newer_one_stays_until_it_is_deleted(twin: Twin) -> None:
+def test_a_newer_answer_replaces_an_older_one_and_stays_until_it_is_deleted(twin: Twin) -> None:
     twin.store.save("gen_1", a_body(), soon())
     image = {"images/gen_1": ("image/png", SMALL)}
     twin.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
@@ -158,12 +157,12 @@ def test_an_answer_is_json_apart_from_the_images_and_the_newer_one_stays_until_i
         assert twin.objects() == image
 
 
-def test_with_no_time_left_nothing_is_asked(twin: Twin) -> None:
+def test_without_time_left_nothing_is_stored_or_deleted(twin: Twin) -> None:
     over, store = Deadline.after(0), twin.store
     store.save("img_1", a_body(), soon())
     store.save_answer("gen_1", 2, iter([b"{}"]), soon())
     before = twin.objects()
-    asks: tuple[Callable[[], object], ...] = (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: store.save("img_2", a_body(), over),
         lambda: store.find("img_1", over),
         lambda: store.read("img_1", over).__enter__(),
@@ -171,13 +170,13 @@ def test_with_no_time_left_nothing_is_asked(twin: Twin) -> None:
         lambda: store.save_answer("gen_1", 3, iter([b"[1]"]), over),
         lambda: store.delete_answer("gen_1", over),
     )
-    for ask in asks:
+    for call in calls:
         with pytest.raises(ImageStorageError):
-            ask()
+            call()
     assert twin.objects() == before
 
 
-def test_a_signed_url_names_what_it_gives_and_when_it_ends(twin: Twin) -> None:
+def test_a_signed_url_has_its_object_and_expiry(twin: Twin) -> None:
     before = int(time.time())
     image, answer = twin.store.signed_url("img_1"), twin.store.signed_answer_url("img_1")
     after = int(time.time())
@@ -186,18 +185,10 @@ def test_a_signed_url_names_what_it_gives_and_when_it_ends(twin: Twin) -> None:
         assert before + LINK_SECONDS <= signed.expires_at <= after + LINK_SECONDS
 
 
-def test_many_may_save_at_once(twin: Twin) -> None:
-    contents = {new_image_id(): f"image {index}".encode() for index in range(6)}
-    with ThreadPoolExecutor(6) as pool:
-        saved = list(pool.map(lambda each: twin.store.save(each[0], a_body(each[1]), soon()), contents.items()))
-    assert saved == [True] * 6
-    assert twin.objects() == {f"images/{each}": ("image/png", content) for each, content in contents.items()}
+# The real store.
 
 
-# What the real one adds.
-
-
-def test_a_signed_url_gives_what_is_stored_to_who_asks(on_moto: Twin) -> None:
+def test_a_signed_url_gives_the_stored_object(on_moto: Twin) -> None:
     on_moto.store.save("img_1", a_body(LARGE, "image/webp"), soon())
     on_moto.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
     for signed, media_type, content in (
@@ -222,16 +213,16 @@ def test_a_signed_url_gives_what_is_stored_to_who_asks(on_moto: Twin) -> None:
         ("cn-north-1", "http://127.0.0.1:5000/", "http://127.0.0.1:5000/b"),
     ],
 )
-def test_a_bucket_answers_at_its_own_name_or_below_the_endpoint(region: str, endpoint: str | None, url: str) -> None:
+def test_a_bucket_has_its_own_host_or_a_path_of_the_endpoint(region: str, endpoint: str | None, url: str) -> None:
     assert bucket_url("b", region, endpoint) == url
 
 
-# What is sent.
+# Requests.
 
 
 @dataclass
 class StandIn:
-    """For S3: gives one reply, and keeps what it was asked. Of status 0 it hangs up."""
+    """Stands in for S3: sends `reply` and keeps the requests. With status 0 it hangs up."""
 
     reply: Reply = field(default_factory=lambda: Reply(200))
     requests: list[Request] = field(default_factory=list)
@@ -257,7 +248,7 @@ IMAGE, ANSWER = "images/img_secret", "answers/gen_secret.json"
 
 
 class Bucket:
-    """All that asks the bucket at an address."""
+    """All classes that call a bucket, at one URL."""
 
     def __init__(self, url: str) -> None:
         self.images = a_store(url)
@@ -273,7 +264,7 @@ def some_json() -> Iterator[bytes]:
     return iter([b"[1,", b" 2]"])
 
 
-# Every request that is sent to S3: its method, its path, and the call that sends it.
+# Every request to S3: its method, its path, and the call that sends it.
 CALLS: dict[str, tuple[str, str, Callable[[Bucket], object]]] = {
     "save": ("PUT", IMAGE, lambda s3: s3.images.save("img_secret", a_body(LARGE), soon())),
     "save_answer": ("PUT", ANSWER, lambda s3: s3.images.save_answer("gen_secret", 6, some_json(), soon())),
@@ -318,14 +309,14 @@ def test_a_call_is_one_request_signed_for_a_minute(s3: StandIn, how: str) -> Non
     assert (query["X-Amz-Algorithm"], query["X-Amz-Expires"]) == (["AWS4-HMAC-SHA256"], ["60"])
 
 
-def test_a_session_token_travels_with_what_it_signs(s3: StandIn) -> None:
+def test_a_session_token_is_part_of_the_signature(s3: StandIn) -> None:
     store = a_store(s3.url, lambda: ReadOnlyCredentials(ACCESS_KEY, SECRET, "a+token/of=a role"))
     store.save(new_image_id(), a_body(), soon())
     for url in (s3.requests[0].target, store.signed_url(new_image_id()).url):
         assert query_of(url)["X-Amz-Security-Token"] == ["a+token/of=a role"]
 
 
-def test_a_signed_url_is_made_without_any_call_and_by_credentials_that_are_asked_for_anew(s3: StandIn) -> None:
+def test_a_url_is_signed_by_fresh_credentials_without_a_call(s3: StandIn) -> None:
     keys = iter(["AKIAFIRST", "AKIASECOND"])
     store = a_store(s3.url, lambda: ReadOnlyCredentials(next(keys), SECRET, None))
     signed, answer = store.signed_url("img_1"), store.signed_answer_url("gen_1")
@@ -344,11 +335,11 @@ def test_calls_share_a_connection(s3: StandIn) -> None:
     assert len({request.connection for request in s3.requests}) == 1
 
 
-# What S3 refuses.
+# Refusals.
 
 
 def an_error(code: str, message: str = "Words.") -> bytes:
-    """S3's, as it is sent."""
+    """An error as S3 sends it."""
     text = f"<Error><Code>{code}</Code><Message>{message}</Message><RequestId>R</RequestId><HostId>H</HostId></Error>"
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + text.encode()
 
@@ -370,16 +361,17 @@ def an_error(code: str, message: str = "Words.") -> bytes:
         *((ImageStorageError, status, "", "") for status in (301, 307, 400, 401, 403, 404, 405, 410, 411, 413, 499)),
     ],
 )
-def test_a_refusal_is_an_interruption_if_it_may_pass_and_otherwise_final(
+def test_a_transient_refusal_is_an_interruption(
     kind: type[ImageStorageError], status: int, code: str, message: str
 ) -> None:
     assert type(S3Answer(status, an_error(code, message)).refusal("")) is kind
 
 
 @pytest.mark.parametrize("how", CALLS)
-def test_what_is_not_taken_or_given_is_reported_after_one_try_without_a_secret(s3: StandIn, how: str) -> None:
+def test_a_failed_call_raises_after_one_attempt_without_a_secret(s3: StandIn, how: str) -> None:
     method, _, call = CALLS[how]
     replies = {
+        "closed port": Reply(0),
         "hung up": Reply(0),
         "too fast": Reply(503, an_error("SlowDown")),
         "too slow": Reply(400, an_error("RequestTimeout")),
@@ -387,17 +379,17 @@ def test_what_is_not_taken_or_given_is_reported_after_one_try_without_a_secret(s
         "not allowed": Reply(405, an_error("MethodNotAllowed")),
         "elsewhere": Reply(307, b"<Error/>", {"Location": s3.url}),
     }
-    if method == "HEAD":  # has no body to read a code from: not there
+    if method == "HEAD":  # without a body there is no code, so the object is missing
         replies = {name: reply for name, reply in replies.items() if reply.status not in (400, 405)}
     kinds: dict[str, type[ImageStorageError]] = {}
     for name, s3.reply in replies.items():
         s3.requests.clear()
         with pytest.raises(ImageStorageError) as caught:
-            call(Bucket(s3.url))
+            call(Bucket(f"{closed_url()}/a-bucket" if name == "closed port" else s3.url))
         kinds[name] = type(caught.value)
-        assert len(s3.requests) == 1
+        assert len(s3.requests) == (name != "closed port")
         assert not any(secret in caught.value.message for secret in ("secret", "a-bucket"))
-    # What it does not find may be bought again, what it finds will be taken as it is.
+    # An image that `find` does not find may be bought again, so each of its errors is an interruption.
     final = set() if how == "find" or method == "HEAD" else {"not allowed", "elsewhere"}
     assert kinds == {name: ImageStorageError if name in final else ImageStorageInterruptedError for name in replies}
 
@@ -406,14 +398,14 @@ def test_what_is_not_taken_or_given_is_reported_after_one_try_without_a_secret(s
     ("status", "code", "message", "missing"),
     [
         (404, "NoSuchKey", "", True),
-        (403, "AccessDenied", "Access Denied", True),  # without the right to list the bucket
+        (403, "AccessDenied", "Access Denied", True),  # without permission to list the bucket
         (403, "AccessDenied", "Request has expired", False),
         (403, "SignatureDoesNotMatch", "", False),
         (403, "InvalidAccessKeyId", "", False),
         (403, "", "", False),
     ],
 )
-def test_an_image_is_taken_for_missing_only_if_s3_says_so(
+def test_an_image_is_missing_only_if_s3_says_so(
     s3: StandIn, status: int, code: str, message: str, missing: bool
 ) -> None:
     s3.reply = Reply(status, an_error(code, message))
@@ -424,14 +416,14 @@ def test_an_image_is_taken_for_missing_only_if_s3_says_so(
             a_store(s3.url).find("img_secret", soon())
 
 
-def test_a_file_is_taken_for_missing_whatever_s3_says_of_its_version(s3: StandIn) -> None:
+def test_a_file_is_missing_if_s3_refuses_its_version(s3: StandIn) -> None:
     for status in (400, 403, 404, 405):
         s3.reply = Reply(status)
         assert Bucket(s3.url).inbox.has(FILE, soon()) is False
 
 
 @pytest.mark.parametrize("how", ["delete", "delete_answer"])
-def test_what_is_not_there_is_as_good_as_deleted_and_what_must_not_be_deleted_is_not(s3: StandIn, how: str) -> None:
+def test_deleting_a_missing_object_succeeds_and_a_refused_deletion_raises(s3: StandIn, how: str) -> None:
     for status in (200, 204, 404):
         s3.reply = Reply(status)
         CALLS[how][2](Bucket(s3.url))
@@ -440,26 +432,21 @@ def test_what_is_not_there_is_as_good_as_deleted_and_what_must_not_be_deleted_is
         CALLS[how][2](Bucket(s3.url))
 
 
-def test_a_closed_port_may_be_tried_again() -> None:
-    with pytest.raises(ImageStorageInterruptedError):
-        a_store(f"{closed_url()}/a-bucket").save(new_image_id(), a_body(), soon())
-
-
-def test_a_piece_of_a_file_is_never_taken_for_another(s3: StandIn) -> None:
+def test_a_piece_of_a_file_must_have_the_requested_length(s3: StandIn) -> None:
     for length in (9, 11):
         s3.reply = Reply(206, b"x" * length)
         with pytest.raises(ImageStorageError):
             Bucket(s3.url).inbox.read(FILE, 0, 10, soon())
 
 
-def test_an_image_that_ends_before_its_length_is_never_taken_for_whole(s3: StandIn) -> None:
+def test_an_image_that_ends_before_its_length_is_not_whole(s3: StandIn) -> None:
     s3.reply = Reply(200, SMALL, declared_length=len(SMALL) + 1)
     with pytest.raises(ImageStorageInterruptedError):
         Bucket(s3.url).read()
 
 
-def test_a_block_that_comes_after_the_deadline_is_not_given(s3: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a connection was cut off, TLS may give ciphertext."""
+def test_no_block_is_returned_after_the_deadline(s3: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a connection is cut off, a TLS socket may return ciphertext."""
     s3.reply = Reply(200, SMALL)
     with a_store(s3.url).read("img_1", soon()) as blocks:
         over = time.monotonic() + AT_MOST_SECONDS
@@ -468,12 +455,12 @@ def test_a_block_that_comes_after_the_deadline_is_not_given(s3: StandIn, monkeyp
             next(blocks)
 
 
-# What breaks on the way.
+# Broken connections.
 
 
 @dataclass
 class RawS3:
-    """Takes one connection and keeps all that comes over it; `answer` goes out as soon as the headers are in."""
+    """Accepts one connection and keeps its bytes. Sends `answer` when it has the headers."""
 
     url: str
     answer: bytes
@@ -511,25 +498,25 @@ def http(status: str, content: bytes = b"") -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode() + content
 
 
-@pytest.mark.parametrize("failure", [errors.NotAnImageError("HTML"), KeyError("a bug")])
-def test_the_last_block_of_a_body_that_failed_is_never_sent_and_the_connection_ends(failure: Exception) -> None:
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        *((failure, type(failure)) for failure in (errors.NotAnImageError("HTML"), KeyError("a bug"))),
+        (OSError("no space left on device"), ImageStorageInterruptedError),
+    ],
+)
+def test_a_failed_body_is_never_sent_whole_and_ends_the_connection(failure: Exception, kind: type[Exception]) -> None:
     sent = b"x" * 100_000
     with raw_s3() as s3:
-        with pytest.raises(type(failure)) as caught:
+        with pytest.raises(kind) as caught:
             a_store(s3.url).save("img_1", ImageBody("image/png", len(sent) + 1, breaking(failure, sent)), soon())
-        assert caught.value is failure
+        assert kind is ImageStorageInterruptedError or caught.value is failure
     headers, _, body = bytes(s3.received).partition(b"\r\n\r\n")
     assert b"content-length: 100001" in headers.lower()
     assert body == sent[: len(body)]
 
 
-def test_a_failure_of_the_disk_that_holds_the_image_may_be_tried_again() -> None:
-    blocks = breaking(OSError("no space left on device"), SMALL[:10])
-    with raw_s3() as s3, pytest.raises(ImageStorageInterruptedError):
-        a_store(s3.url).save("img_1", ImageBody("image/png", len(SMALL), blocks), soon())
-
-
-def test_an_answer_that_comes_before_the_body_is_through_counts() -> None:
+def test_an_answer_before_the_end_of_the_body_is_used() -> None:
     with raw_s3(http("412 Precondition Failed")) as s3:
         assert a_store(s3.url).save("img_1", a_body(LARGE), soon()) is False
     for status, kind in (("403 Forbidden", ImageStorageError), ("503 Slow Down", ImageStorageInterruptedError)):
@@ -537,7 +524,7 @@ def test_an_answer_that_comes_before_the_body_is_through_counts() -> None:
             a_store(s3.url).save("img_1", a_body(LARGE), soon())
 
 
-def test_an_upload_whose_source_stalls_is_cut_and_may_be_made_again() -> None:
+def test_an_upload_that_s3_cuts_can_be_retried() -> None:
     with raw_s3(http("400 Bad Request", an_error("RequestTimeout"))) as s3:
 
         def blocks() -> Iterator[bytes]:
@@ -549,8 +536,7 @@ def test_an_upload_whose_source_stalls_is_cut_and_may_be_made_again() -> None:
             a_store(s3.url).save("img_1", ImageBody("image/png", len(SMALL), blocks()), soon())
 
 
-def test_what_comes_to_a_halt_is_given_up_at_the_deadline() -> None:
-    """The stand-in would wait for longer."""
+def test_a_transfer_that_stalls_is_cut_at_the_deadline() -> None:
     begun = time.monotonic()
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 10\r\n\r\nonly"
     with raw_s3(answer, hang_up=False) as s3:

@@ -14,8 +14,9 @@ from urllib.request import urlopen
 import pytest
 
 from local import lambda_host
-from local.gateway import MOST_BODY_BYTES, Gateway, TokenBucket
-from local.lambda_host import MOST_PAYLOAD_BYTES, FunctionError, FunctionHost
+from local.aws_door import TokenBucket
+from local.gateway import MOST_BODY_BYTES, Gateway
+from local.lambda_host import MOST_ANSWER_BYTES, MOST_EVENT_BYTES, FunctionError, FunctionHost
 from local.serving import Reply, Request
 from tests.support.waiting import until
 
@@ -87,7 +88,7 @@ def start(code: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def does(start: Start) -> FunctionHost:
-    """A function whose processes the tests share."""
+    """A function that the tests share."""
     return start("does")
 
 
@@ -95,7 +96,7 @@ def result(host: FunctionHost, event: object) -> Any:
     return json.loads(host.invoke(event).result(timeout=60))
 
 
-def test_a_function_gets_its_event_and_its_deadline_and_its_process_takes_the_next_event(start: Start) -> None:
+def test_a_process_gets_events_with_deadlines_one_after_another(start: Start) -> None:
     host = start("echo", timeout=700)
     first, second = result(host, {"a": ["ü"]}), result(host, 2)
     assert first["event"] == {"a": ["ü"]}
@@ -104,7 +105,7 @@ def test_a_function_gets_its_event_and_its_deadline_and_its_process_takes_the_ne
 
 
 @pytest.mark.parametrize("path", ["/", "/2018-06-01/runtime/invocation/another/response"])
-def test_what_strangers_post_is_not_taken_for_an_answer(does: FunctionHost, path: str) -> None:
+def test_a_post_of_another_process_is_not_an_answer(does: FunctionHost, path: str) -> None:
     runtime_api = result(does, {})["AWS_LAMBDA_RUNTIME_API"]
     with pytest.raises(HTTPError, match="400") as refused:
         urlopen(f"http://{runtime_api}{path}", b'"not an answer"')
@@ -125,7 +126,7 @@ def test_a_busy_process_is_killed(start: Start, by: str) -> None:
     until(lambda: not Path(f"/proc/{pid}").exists())
 
 
-def test_a_process_that_dies_or_fails_fails_its_event_and_after_a_death_comes_a_new_one(does: FunctionHost) -> None:
+def test_a_failing_or_dying_process_fails_its_event_and_a_dead_one_is_replaced(does: FunctionHost) -> None:
     before = result(does, {})["AWS_LAMBDA_RUNTIME_API"]
     for wanted, words in (({"fail": True}, "said by the function"), ({"die": True}, "exited")):
         with pytest.raises(FunctionError, match=words):
@@ -133,26 +134,22 @@ def test_a_process_that_dies_or_fails_fails_its_event_and_after_a_death_comes_a_
     assert result(does, {})["AWS_LAMBDA_RUNTIME_API"] != before
 
 
-def test_over_6_mb_an_event_is_refused_before_the_function_is_called_and_an_answer_is_a_failure(
-    does: FunctionHost,
-) -> None:
+def test_an_event_over_6_mb_is_refused_and_an_answer_over_6_mb_fails(does: FunctionHost) -> None:
     with pytest.raises(lambda_host.PayloadTooLargeError):
-        does.invoke("x" * (MOST_PAYLOAD_BYTES - 1))
-    assert len(result(does, {"bytes": MOST_PAYLOAD_BYTES - 2})) == MOST_PAYLOAD_BYTES - 2
+        does.invoke("x" * (MOST_EVENT_BYTES - 1))
+    assert len(result(does, {"bytes": MOST_ANSWER_BYTES - 2})) == MOST_ANSWER_BYTES - 2
     with pytest.raises(FunctionError):
-        does.invoke({"bytes": MOST_PAYLOAD_BYTES - 1}).result(timeout=60)
+        does.invoke({"bytes": MOST_ANSWER_BYTES - 1}).result(timeout=60)
 
 
-def test_a_function_sees_lambdas_environment_and_nothing_of_this_machines(
-    does: FunctionHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_has_only_lambdas_environment(does: FunctionHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THIS_MACHINE", "1")
     environment = result(does, {})
     assert (environment["MINE"], environment["AWS_LAMBDA_FUNCTION_NAME"]) == ("yes", "does")
     assert not {"SECRET_OF_THIS_MACHINE", "HOME"} & environment.keys()
 
 
-# The gateway
+# The gateway.
 
 
 def body(ttl: int = 100) -> dict[str, Any]:
@@ -202,7 +199,7 @@ def functions(start: Start) -> Mapping[str, FunctionHost]:
 
 @pytest.fixture
 def mark(code: Path) -> Path:
-    """What tokens the authorizer was asked about."""
+    """The tokens that the authorizer received."""
     (code / "mark").write_text("")
     return code / "mark"
 
@@ -223,7 +220,7 @@ def gateway(make: Make) -> Gateway:
     return make()
 
 
-def ask(gateway: Gateway, method: str, target: str, content: bytes = b"", **more: str | None) -> Reply:
+def send(gateway: Gateway, method: str, target: str, content: bytes = b"", **more: str | None) -> Reply:
     headers = [("Host", "127.0.0.1:1234"), ("X-Forwarded-For", "6.6.6.6"), ("X-Two", "a"), ("X-Two", "b")]
     names = {"token": "Authorization", "request_id": "x-amzn-requestid"}
     headers += [(names[name], value) for name, value in more.items() if value is not None]
@@ -233,43 +230,49 @@ def ask(gateway: Gateway, method: str, target: str, content: bytes = b"", **more
 
 
 def do(gateway: Gateway, **wanted: Any) -> Reply:
-    return ask(gateway, "POST", "/open", json.dumps(wanted).encode())
+    return send(gateway, "POST", "/open", json.dumps(wanted).encode())
 
 
 def event_of(gateway: Gateway, method: str, target: str, **more: str) -> dict[str, Any]:
-    event: dict[str, Any] = json.loads(ask(gateway, method, target, b"", **more).body)
+    event: dict[str, Any] = json.loads(send(gateway, method, target, b"", **more).body)
     return event
 
 
-def test_a_caller_may_choose_the_request_id_and_not_the_extended_one(gateway: Gateway) -> None:
+def test_a_caller_can_choose_only_the_request_id_not_the_extended_one(gateway: Gateway) -> None:
     chosen = [event_of(gateway, "GET", "/open", request_id="chosen")["requestContext"] for _ in range(2)]
     assert [context["requestId"] for context in chosen] == ["chosen", "chosen"]
     assert len({context["extendedRequestId"] for context in chosen} | {"chosen"}) == 3
     own = event_of(gateway, "GET", "/open")["requestContext"]
     assert own["requestId"] != own["extendedRequestId"]
-    refused = ask(gateway, "GET", "/closed", token="bad", request_id="chosen")
+    refused = send(gateway, "GET", "/closed", token="bad", request_id="chosen")
     assert refused.headers["x-amzn-RequestId"] == "chosen"
     assert "chosen" not in refused.headers["x-request-id"]
 
 
-def test_each_method_of_each_resource_is_throttled_by_itself(make: Make) -> None:
+def test_each_method_of_each_resource_has_its_own_throttle(make: Make) -> None:
     impatient = make(throttle=(0.001, 1))
-    asked = [("GET", "/open"), ("POST", "/open"), ("GET", "/things/a"), ("GET", "/things/fixed"), ("GET", "/things/b")]
-    answers = [ask(impatient, method, path, b"{}" if method == "POST" else b"") for method, path in asked]
+    requests = [
+        ("GET", "/open"),
+        ("POST", "/open"),
+        ("GET", "/things/a"),
+        ("GET", "/things/fixed"),
+        ("GET", "/things/b"),
+    ]
+    answers = [send(impatient, method, path, b"{}" if method == "POST" else b"") for method, path in requests]
     assert [reply.status for reply in answers] == [200, 200, 200, 200, 429]
     assert answers[-1].headers["x-amzn-ErrorType"] == "THROTTLED"
 
 
-def test_what_comes_too_fast_is_throttled_and_let_in_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_throttle_recovers_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("local.gateway.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("local.aws_door.time", SimpleNamespace(monotonic=lambda: now))
     bucket = TokenBucket(4, 2)
     assert [bucket.take() for _ in range(3)] == [True, True, False]
     now += 0.24
     assert not bucket.take()
     now += 0.02
     assert [bucket.take() for _ in range(2)] == [True, False]
-    now += 100  # it holds no more than the burst
+    now += 100  # not more than the burst
     assert [bucket.take() for _ in range(3)] == [True, True, False]
 
 
@@ -285,14 +288,14 @@ def test_a_request_becomes_a_rest_proxy_event(make: Make) -> None:
     assert (event["requestContext"]["path"], event["requestContext"]["stage"]) == ("/prod/things/a%20b", "prod")
 
 
-def test_the_gateway_answers_a_preflight_and_an_unknown_route_by_itself(gateway: Gateway, make: Make) -> None:
-    reply = ask(gateway, "OPTIONS", "/things/a")
+def test_the_gateway_answers_preflights_and_unknown_routes_itself(gateway: Gateway, make: Make) -> None:
+    reply = send(gateway, "OPTIONS", "/things/a")
     assert (reply.status, reply.headers["Access-Control-Allow-Origin"]) == (200, "https://page.example")
     for method, target in (("GET", "/nope"), ("DELETE", "/open"), ("PUT", "/things/fixed"), ("TRACE", "/things/a/b")):
         for token, kind in ((None, "MISSING_AUTHENTICATION_TOKEN"), ("good", "INVALID_SIGNATURE")):
-            reply = ask(gateway, method, target, token=token)
+            reply = send(gateway, method, target, token=token)
             assert (reply.status, reply.headers["x-amzn-ErrorType"]) == (403, kind)
-    assert ask(make(stage="prod"), "GET", "/open").status == 403  # outside the stage there is nothing
+    assert send(make(stage="prod"), "GET", "/open").status == 403  # outside the stage
 
 
 @pytest.mark.parametrize(
@@ -306,14 +309,14 @@ def test_the_gateway_answers_a_preflight_and_an_unknown_route_by_itself(gateway:
         ("GET", "/things/fixed/x/y", "/things/{proxy+}", {"proxy": "fixed/x/y"}),
     ],
 )
-def test_the_most_specific_resource_is_picked(
+def test_the_most_specific_resource_wins(
     gateway: Gateway, method: str, target: str, resource: str, parameters: dict[str, str] | None
 ) -> None:
     event = event_of(gateway, method, target)
     assert (event["resource"], event["pathParameters"], event["path"]) == (resource, parameters, target)
 
 
-def test_the_gateway_hangs_up_and_the_function_goes_on(make: Make, start: Start, tmp_path: Path) -> None:
+def test_after_a_gateway_time_out_the_function_continues(make: Make, start: Start, tmp_path: Path) -> None:
     proxy, release, ended = start("proxy"), tmp_path / "release", tmp_path / "ended"
     proxy.warm_up()
     (pid,) = proxy.pids()
@@ -327,7 +330,7 @@ def test_the_gateway_hangs_up_and_the_function_goes_on(make: Make, start: Start,
     assert proxy.pids() == [pid]
 
 
-def test_beyond_the_accounts_executions_a_function_is_not_called(start: Start, tmp_path: Path) -> None:
+def test_beyond_the_accounts_concurrency_a_function_is_not_called(start: Start, tmp_path: Path) -> None:
     account, release = lambda_host.Account(2), tmp_path / "release"
     proxy = start("proxy", account)
     served = Gateway(body(), {"Proxy": proxy, "Authorizer": start("authorizer", account)}, stage="")
@@ -335,7 +338,7 @@ def test_beyond_the_accounts_executions_a_function_is_not_called(start: Start, t
 
     reply = do(served)
     assert (reply.status, json.loads(reply.body)["kind"]) == (502, "INTEGRATION_FAILURE")
-    assert ask(served, "GET", "/closed", token="good").headers["x-amzn-ErrorType"] == "AUTHORIZER_FAILURE"
+    assert send(served, "GET", "/closed", token="good").headers["x-amzn-ErrorType"] == "AUTHORIZER_FAILURE"
     with pytest.raises(lambda_host.ThrottledError):
         proxy.invoke({})
 
@@ -345,20 +348,20 @@ def test_beyond_the_accounts_executions_a_function_is_not_called(start: Start, t
     until(lambda: do(served).status == 200)  # an execution ends a moment after its answer
 
 
-def test_what_lambda_or_the_gateway_does_not_take_fails(gateway: Gateway) -> None:
+def test_a_payload_that_lambda_or_the_gateway_refuses_fails(gateway: Gateway) -> None:
     nonsense = [{"die": True}, *({"answer": each} for each in ({"body": "no status"}, "text", {"statusCode": "x"}))]
-    too_large = b"a" * MOST_PAYLOAD_BYTES
+    too_large = b"a" * MOST_EVENT_BYTES
     for content in (too_large, *(json.dumps(wanted).encode() for wanted in nonsense)):
-        reply = ask(gateway, "POST", "/open", content)
+        reply = send(gateway, "POST", "/open", content)
         assert (reply.status, json.loads(reply.body)["kind"]) == (502, "INTEGRATION_FAILURE")
-    assert ask(gateway, "POST", "/open", b"a" * (MOST_BODY_BYTES + 1)).status == 413
+    assert send(gateway, "POST", "/open", b"a" * (MOST_BODY_BYTES + 1)).status == 413
 
 
 @pytest.mark.parametrize(
     ("token", "status", "kind"),
     [
         ("good", 200, None),
-        ("bad", 401, "ACCESS_DENIED"),  # 403 but for the template's word
+        ("bad", 401, "ACCESS_DENIED"),  # the template replaces 403
         ("refuse", 401, "UNAUTHORIZED"),
         ("error", 500, "AUTHORIZER_FAILURE"),
         ("nested", 500, "AUTHORIZER_CONFIGURATION_ERROR"),
@@ -368,36 +371,36 @@ def test_what_lambda_or_the_gateway_does_not_take_fails(gateway: Gateway) -> Non
     ],
 )
 def test_the_authorizer_decides(gateway: Gateway, mark: Path, token: str | None, status: int, kind: str | None) -> None:
-    reply = ask(gateway, "GET", "/closed", token=token)
+    reply = send(gateway, "GET", "/closed", token=token)
     assert (reply.status, reply.headers.get("x-amzn-ErrorType")) == (status, kind)
     if kind == "ACCESS_DENIED":
         assert reply.headers["x-fixed"] == "fixed"
         assert len(reply.headers["x-request-id"]) == 16
-    # What does not match the expression never reaches it.
+    # A token that does not match the expression never reaches the authorizer.
     assert mark.read_text().split() == ([token] if token and token.islower() else [])
 
 
-def test_the_authorizer_s_context_goes_to_the_function_as_text(gateway: Gateway) -> None:
+def test_the_authorizers_context_is_text_in_the_event(gateway: Gateway) -> None:
     for token, context in (("good", {}), ("context", {"n": "5", "b": "true", "t": "x"})):
         event = event_of(gateway, "GET", "/closed", token=token)
         assert event["requestContext"]["authorizer"] == {"principalId": "me", "integrationLatency": 0, **context}
 
 
-def test_a_policy_is_cached_by_the_token_as_long_as_the_template_says(make: Make, mark: Path) -> None:
+def test_a_policy_is_cached_by_token_for_the_templates_time(make: Make, mark: Path) -> None:
     cached, uncached = make(ttl=100), make(ttl=0)
     for _ in range(3):
-        assert ask(cached, "GET", "/closed", token="good").status == 200
-        assert ask(cached, "GET", "/closed", token="bad").status == 401
+        assert send(cached, "GET", "/closed", token="good").status == 200
+        assert send(cached, "GET", "/closed", token="bad").status == 401
     assert mark.read_text().split() == ["good", "bad"]
     for _ in range(2):
-        ask(uncached, "GET", "/closed", token="good")
+        send(uncached, "GET", "/closed", token="good")
     assert mark.read_text().split() == ["good", "bad", "good", "good"]
 
 
-def test_many_requests_at_once_are_answered_by_as_many_processes(
+def test_concurrent_requests_get_a_process_each(
     make: Make, functions: Mapping[str, FunctionHost], tmp_path: Path
 ) -> None:
-    """A process takes one event at a time, so more start on demand."""
+    """A process takes one event at a time, so more processes start on demand."""
     served, release = make(), tmp_path / "release"
     begun = [tmp_path / str(number) for number in range(4)]
     with ThreadPoolExecutor(4) as clients:

@@ -1,4 +1,4 @@
-"""Transactions in the local stack's DynamoDB, whose copying of whole tables is taken out of moto."""
+"""Transactions in the local stack's DynamoDB, in which moto no longer copies whole tables."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ NEW = {"ConditionExpression": "attribute_not_exists(pk)"}
 
 @pytest.fixture
 def fast(moto_table: Table) -> Iterator[Table]:
-    """With what `install` changes in moto, which is as it was afterwards."""
+    """A table of moto with the changes of `install`, which are undone afterwards."""
     parts: tuple[type, ...] = (MotoTable, DynamoDBBackend, Queue, SQSBackend)
     before = {part: dict(vars(part)) for part in parts}
     moto_speed.install()
@@ -43,7 +43,7 @@ def transact(table: Table, *writes: Any) -> None:
     table.client.transact_write_items(TransactItems=writes)
 
 
-def test_a_transaction_that_fails_leaves_all_as_it_was(fast: Table) -> None:
+def test_a_failed_transaction_changes_nothing(fast: Table) -> None:
     transact(fast, put(fast, "stays", "1"), put(fast, "taken", "1"))
     before = fast.items()
     update = {
@@ -63,7 +63,7 @@ def test_a_transaction_that_fails_leaves_all_as_it_was(fast: Table) -> None:
         assert sorted(fast.items(), key=str) == sorted(before, key=str)
 
 
-def test_a_transaction_that_holds_is_written_whole(fast: Table) -> None:
+def test_a_successful_transaction_writes_all_items(fast: Table) -> None:
     names = ["whole-0", "whole-1", "whole-2"]
     transact(fast, *(put(fast, name, "1", **NEW) for name in names))
     assert sorted(item["pk"]["S"] for item in fast.items()) == names

@@ -1,4 +1,4 @@
-"""SSM answers 40 reads of parameters a second to a whole account, and cold environments all read at once."""
+"""SSM allows 40 parameter reads a second per account, and cold environments all read at once."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,17 +24,17 @@ AUTHORIZER_SECONDS = 10.0  # template.yaml
 
 @pytest.fixture
 def url(connect: Connect) -> Iterator[str]:
-    """Of a door whose account has read nothing yet."""
+    """A door whose account has made no read yet."""
     with moto_behind_the_door() as url:
         connect("ssm", url, region=REGION).put_parameter(Name=NAME, Type="String", Value="v", Overwrite=True)
         yield url
 
 
-def test_who_reads_more_than_forty_parameters_a_second_is_throttled(
+def test_more_than_forty_reads_a_second_are_throttled(
     connect: Connect, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [time.monotonic()]
-    monkeypatch.setattr("local.gateway.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("local.aws_door.time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     reads: list[Callable[[], object]] = []
     for ssm in (connect("ssm", url, key=key, region=REGION) for key in ("operator", "Function")):
         reads += [
@@ -44,7 +44,7 @@ def test_who_reads_more_than_forty_parameters_a_second_is_throttled(
         ]
 
     def readable() -> int:
-        """How many reads are answered before one is throttled."""
+        """The number of reads before one is throttled."""
         for number in range(100):
             try:
                 reads[number % len(reads)]()
@@ -63,8 +63,8 @@ def test_who_reads_more_than_forty_parameters_a_second_is_throttled(
 
 
 @pytest.mark.soak
-def test_a_hundred_environments_of_two_functions_that_start_at_once_read_their_parameters_in_time(url: str) -> None:
-    environments = 2 * 100  # of the authorizer and of the api function, which a request needs both
+def test_two_hundred_environments_read_their_parameters_in_time(url: str) -> None:
+    environments = 2 * 100  # of the authorizer and of the api function, since a request needs both
     clients = [  # each process has its own
         boto3.client(
             "ssm",
@@ -98,38 +98,38 @@ class ThrottledError(Exception):
 
 
 class Client:
-    """Of a throttled account. Each call takes the longest that the SDK's own tries take."""
+    """A client of a throttled account. Each call takes as long as all attempts of the SDK."""
 
     exceptions = SimpleNamespace(ThrottlingException=ThrottledError, ParameterNotFound=KeyError)
 
     def __init__(self, *, throttled: int) -> None:
-        self.now, self._throttled, self.asked = 0.0, throttled, list[str]()
+        self.now, self._throttled, self.names = 0.0, throttled, list[str]()
 
     def get_parameter(self, *, Name: str, WithDecryption: bool) -> Any:  # noqa: N803
         assert WithDecryption
-        self.asked.append(Name)
+        self.names.append(Name)
         self.now += 3.0
-        if len(self.asked) <= self._throttled:
+        if len(self.names) <= self._throttled:
             raise ThrottledError
-        return {"Parameter": {"Value": f"value {len(self.asked)}"}}
+        return {"Parameter": {"Value": f"value {len(self.names)}"}}
 
     def parameters(self) -> SsmParameters:
         client: Any = self
         return SsmParameters(lambda: client, cache_seconds=60, clock=lambda: self.now)
 
 
-def test_a_throttled_read_is_made_again() -> None:
+def test_a_throttled_read_is_repeated() -> None:
     assert Client(throttled=1).parameters().get(NAME) == "value 2"
 
 
-def test_a_throttle_that_does_not_end_is_reported_before_the_authorizer_is_killed() -> None:
+def test_a_lasting_throttle_is_an_error_before_the_authorizer_times_out() -> None:
     client = Client(throttled=99)
     with pytest.raises(SecretUnavailableError):
         client.parameters().get(NAME)
     assert 3.0 < client.now < AUTHORIZER_SECONDS
 
 
-def test_a_parameter_is_kept_for_a_while_and_so_are_the_first_thousand() -> None:
+def test_a_parameter_is_cached_for_a_minute_and_the_cache_holds_a_thousand() -> None:
     client = Client(throttled=0)
     parameters = client.parameters()
     for now, value in ((0.0, "value 1"), (3.0 + 59.9, "value 1"), (3.0 + 60.0, "value 2")):  # read until 3.0

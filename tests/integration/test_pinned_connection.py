@@ -1,4 +1,4 @@
-"""A connection goes to the address that was judged, and still proves to be with the host that the URL names."""
+"""A connection goes to the approved address, and its certificate must name the host of the URL."""
 
 import ssl
 import threading
@@ -21,7 +21,7 @@ from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageDownloadInterruptedError
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
-from imagegen.outbound.reading import BLOCK_BYTES
+from imagegen.outbound.read_deadline import BLOCK_BYTES
 from imagegen.outbound.url_guard import UrlGuard
 from tests.fakes.provider import png
 from tests.support.moved_clock import MovedClock
@@ -31,7 +31,7 @@ ANSWER = png("over TLS")
 
 
 class Authority:
-    """A certificate authority for the time of a test."""
+    """A certificate authority of one test."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ class Authority:
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """One that OpenSSL trusts, and it alone: HttpPool itself offers no way to trust anybody."""
+    """The only authority that OpenSSL trusts. HttpPool has no option for it."""
     authority = Authority(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
@@ -69,7 +69,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
 
 
 class TlsServer(ThreadingHTTPServer):
-    """`asked_for` are the hosts named in SNI, `hosts` those named in Host headers."""
+    """`asked_for` holds the hosts of SNI, `hosts` those of the Host headers."""
 
     daemon_threads = True
 
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: TlsServer
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # http.server's own name
-        """A client that keeps its connection open is no news."""
+        """Logs nothing."""
 
     def do_GET(self) -> None:
         self.server.hosts.append(self.headers["Host"])
@@ -128,14 +128,14 @@ def get(pool: HttpPool, url: str, *, address: str | None = LOOPBACK, reuse: bool
 
 
 def assert_refused(server: TlsServer, host: str, pool: HttpPool | None = None, **more: Any) -> None:
-    """Before a request is sent."""
+    """The client refuses the connection before it sends a request."""
     before = list(server.hosts)
     with pytest.raises(urllib3.exceptions.NewConnectionError):
         get(pool or HttpPool(), server.url(host), **more)
     assert server.hosts == before
 
 
-def test_a_pinned_connection_goes_to_the_address_and_names_the_url_s_host_throughout(authority: Authority) -> None:
+def test_a_pinned_connection_uses_the_address_and_sends_the_host_of_the_url(authority: Authority) -> None:
     with serving_tls(authority.certificate_for("images.example")) as server:
         assert get(HttpPool(), server.url("images.example")) == ANSWER
         assert server.asked_for == ["images.example"]
@@ -144,9 +144,19 @@ def test_a_pinned_connection_goes_to_the_address_and_names_the_url_s_host_throug
 
 @pytest.mark.parametrize("wrong", ["other.example", "images.example.evil.example", LOOPBACK, "*.example.com"])
 def test_a_certificate_of_another_name_is_refused(authority: Authority, wrong: str) -> None:
-    """That of the address too: it is not the address that the upstream named."""
+    """Also a certificate of the pinned address, since the URL has a host."""
     with serving_tls(authority.certificate_for(wrong)) as server:
         assert_refused(server, "images.example")
+
+
+def test_a_certificate_must_name_the_host_also_without_an_address_and_beside_a_kept_connection(
+    authority: Authority,
+) -> None:
+    with serving_tls(authority.certificate_for("images.example")) as server:
+        assert_refused(server, LOOPBACK, address=None)
+        pool = HttpPool()
+        get(pool, server.url("images.example"), reuse=True)
+        assert_refused(server, "other.example", pool, reuse=True)
 
 
 @pytest.mark.parametrize("address", [LOOPBACK, None])
@@ -157,7 +167,7 @@ def test_a_certificate_of_an_unknown_authority_is_refused(
         assert_refused(server, LOOPBACK, address=address)
 
 
-def test_a_connection_to_one_host_is_not_used_for_another_at_the_same_address(authority: Authority) -> None:
+def test_two_hosts_at_one_address_share_no_connection(authority: Authority) -> None:
     with serving_tls(authority.certificate_for("images.example", "other.example")) as server:
         pool = HttpPool()
         hosts = ["images.example", "other.example", "images.example"]
@@ -167,28 +177,14 @@ def test_a_connection_to_one_host_is_not_used_for_another_at_the_same_address(au
         assert server.hosts == [f"{host}:{server.server_port}" for host in hosts]
 
 
-def test_a_connection_kept_for_a_host_does_not_spare_another_its_certificate(authority: Authority) -> None:
-    with serving_tls(authority.certificate_for("images.example")) as server:
-        pool = HttpPool()
-        get(pool, server.url("images.example"), reuse=True)
-        assert_refused(server, "other.example", pool, reuse=True)
-
-
-def test_without_an_address_the_certificate_is_checked_against_the_url_s_host(authority: Authority) -> None:
-    with serving_tls(authority.certificate_for("images.example")) as server:
-        assert_refused(server, LOOPBACK, address=None)
-
-
-def test_an_address_in_the_url_is_checked_as_an_address_when_pinned(authority: Authority) -> None:
+def test_a_certificate_can_name_the_address_in_the_url(authority: Authority) -> None:
     with serving_tls(authority.certificate_for(LOOPBACK)) as server:
         assert get(HttpPool(), server.url(LOOPBACK)) == ANSWER
 
 
 @pytest.mark.parametrize(("reuse", "connections"), [(True, 1), (False, 5)])
-def test_a_tls_connection_is_shared_only_if_that_is_asked_for(
-    authority: Authority, reuse: bool, connections: int
-) -> None:
-    """The session tickets of TLS 1.3, which come unasked, are no bytes of an answer."""
+def test_only_a_reusable_tls_connection_is_shared(authority: Authority, reuse: bool, connections: int) -> None:
+    """The session tickets of TLS 1.3 do not count as bytes of an answer."""
     with serving_tls(authority.certificate_for(LOOPBACK)) as server:
         pool = HttpPool()
         for _ in range(5):
@@ -197,10 +193,10 @@ def test_a_tls_connection_is_shared_only_if_that_is_asked_for(
 
 
 @pytest.mark.parametrize("tail", [1024, 16 * 1024, 32 * 1024])
-def test_what_still_comes_over_tls_after_the_deadline_is_not_taken_for_the_image(
+def test_tls_bytes_after_the_deadline_are_not_read(
     authority: Authority, tail: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A TLS socket that is shut down in Python gives the ciphertext that lies in its buffer from then on."""
+    """After a shutdown in Python, a TLS socket returns the ciphertext in its buffer."""
     clock = MovedClock(monkeypatch)
     length = BLOCK_BYTES + tail
     webp = b"RIFF" + (length - 8).to_bytes(4, "little") + b"WEBP" + bytes(length - 12)

@@ -1,4 +1,4 @@
-"""`make preflight` against moto, and against an AWS that answers what moto cannot: quotas and broken stacks."""
+"""`make preflight` against moto, and against a server of the test for quotas and broken stacks, which moto lacks."""
 
 import io
 import json
@@ -41,7 +41,7 @@ REFUSAL = "<ErrorResponse><Error><Type>Sender</Type><Code>{}</Code><Message>{}</
 
 @dataclass
 class Account:
-    """What the AWS that stands in has. `status` is the stack's, None if it is not there; `quota` is Lambda's."""
+    """The state of the stand-in for AWS. `status` is the stack's, None if it is missing; `quota` is Lambda's."""
 
     aws_url: str
     config: Path
@@ -59,7 +59,7 @@ class Account:
         ssm.close()
 
     def answer(self, request: Request) -> Reply:
-        """CloudFormation's and Lambda's."""
+        """Answers as CloudFormation and Lambda."""
         if self.refuses:
             return Reply(403, REFUSAL.format("AccessDenied", "no").encode())
         if request.target.startswith("/2016-08-19/account-settings"):
@@ -95,7 +95,7 @@ class Account:
     def preflight(
         self, environment: str = "dev", *, without: tuple[str, ...] = (), profile: str | None = None, **other: str
     ) -> Done:
-        """What the tool says, in this process: one of its own takes a second to start."""
+        """Runs the tool in this process, since a process takes a second to start."""
         tools = self.config.parent
         (tools / "python3.13").touch(0o755)
         options = {"sam": sys.executable, "python": str(tools), "config": str(self.config), **other}
@@ -114,7 +114,7 @@ class Account:
         return Done("preflight", code, out.getvalue(), err.getvalue())
 
     def missing(self, *arguments: str, **options: Any) -> list[str]:
-        """What is missing, each with its cure on one line."""
+        """The missing prerequisites, each with its fix on one line."""
         done = self.preflight(*arguments, **options)
         assert (done.returncode, done.stdout) == (1, ""), done
         return done.stderr.replace("\n    ", " → ").splitlines()
@@ -122,7 +122,7 @@ class Account:
 
 @pytest.fixture(scope="module", autouse=True)
 def _parsed_once() -> Iterator[None]:
-    """The template, and botocore's data of each service: the tool reads both anew, as a process does once."""
+    """Caches the template and botocore's data, which the tool reads in each run."""
     loader = Loader()
     with (
         patch("tools.preflight.yaml_parse", cache(yaml_parse)),
@@ -133,7 +133,7 @@ def _parsed_once() -> Iterator[None]:
 
 @pytest.fixture
 def account(aws_url: str, tmp_path: Path) -> Account:
-    """With nothing that the preflight would miss but the upstream's key."""
+    """Only the upstream's key is missing."""
     return Account(aws_url, tmp_path / "samconfig.toml", f"imagegen-{uuid4().hex[:8]}")
 
 
@@ -143,38 +143,38 @@ def ready(account: Account) -> Account:
     return account
 
 
-def test_if_nothing_is_missing_it_says_so(ready: Account) -> None:
-    said = f"nothing is missing for {ready.stack} in {REGION}\n"
-    assert vars(ready.preflight()) == vars(Done("preflight", 0, said, ""))
-    # What the deployed stack has need not be given again.
+def test_preflight_succeeds_if_nothing_is_missing(ready: Account) -> None:
+    message = f"nothing is missing for {ready.stack} in {REGION}\n"
+    assert vars(ready.preflight()) == vars(Done("preflight", 0, message, ""))
+    # The deployed stack keeps its parameters.
     ready.parameters = {"UpstreamBaseUrl": "https://api.example.com/v1"}
     ready.overrides, ready.status = [], "UPDATE_COMPLETE"
-    assert ready.preflight().stdout == said
+    assert ready.preflight().stdout == message
 
 
-def test_all_that_is_missing_is_listed_at_once_each_with_its_cure(account: Account) -> None:
+def test_each_missing_prerequisite_is_listed_with_its_fix(account: Account) -> None:
     account.overrides, account.quota, account.status = ["ImagePerDay=5"], 10, "ROLLBACK_COMPLETE"
-    cures = [each.partition(" → ")[2] for each in account.missing(sam="/nowhere/sam", python="/nowhere")]
-    assert all(cures), cures
-    assert "make .venv-sam/ready" in cures[0]
-    assert "docs/configuration.md" in cures[2]
-    assert f"aws cloudformation delete-stack --stack-name {account.stack}" in cures[3]
+    fixes = [each.partition(" → ")[2] for each in account.missing(sam="/nowhere/sam", python="/nowhere")]
+    assert all(fixes), fixes
+    assert "make .venv-sam/ready" in fixes[0]
+    assert "docs/configuration.md" in fixes[2]
+    assert f"aws cloudformation delete-stack --stack-name {account.stack}" in fixes[3]
     name = f"/{account.stack}/upstream-api-key"
-    assert cures[4] == f'aws ssm put-parameter --name {name} --type SecureString --value "$UPSTREAM_API_KEY"'
-    assert "UpstreamBaseUrl=…" in cures[5]
-    assert "[dev.deploy.parameters]" in cures[5]
-    assert "aws service-quotas request-service-quota-increase" in cures[6]
-    assert len(cures) == 7
+    assert fixes[4] == f'aws ssm put-parameter --name {name} --type SecureString --value "$UPSTREAM_API_KEY"'
+    assert "UpstreamBaseUrl=…" in fixes[5]
+    assert "[dev.deploy.parameters]" in fixes[5]
+    assert "aws service-quotas request-service-quota-increase" in fixes[6]
+    assert len(fixes) == 7
 
 
-def test_a_key_that_is_not_encrypted_is_to_be_put_anew(account: Account) -> None:
+def test_an_unencrypted_key_must_be_replaced(account: Account) -> None:
     account.put_key("String")
     (line,) = account.missing()
-    assert "is no SecureString → aws ssm delete-parameter" in line
+    assert "is not a SecureString → aws ssm delete-parameter" in line
 
 
 @pytest.mark.parametrize(
-    ("status", "cure"),
+    ("status", "fix"),
     [
         ("UPDATE_ROLLBACK_COMPLETE", None),
         ("REVIEW_IN_PROGRESS", None),
@@ -186,62 +186,60 @@ def test_a_key_that_is_not_encrypted_is_to_be_put_anew(account: Account) -> None
         ("DELETE_IN_PROGRESS", "wait stack-delete-complete"),
     ],
 )
-def test_a_stack_that_cannot_be_deployed_to_is_named_with_the_way_out(
-    ready: Account, status: str, cure: str | None
-) -> None:
+def test_a_stack_in_a_broken_state_has_its_fix(ready: Account, status: str, fix: str | None) -> None:
     ready.status = status
-    if cure is None:
+    if fix is None:
         assert ready.preflight().returncode == 0
     else:
         (line,) = ready.missing()
-        assert f"aws cloudformation {cure} --stack-name {ready.stack}" in line
+        assert f"aws cloudformation {fix} --stack-name {ready.stack}" in line
 
 
 @pytest.mark.parametrize(
     ("overrides", "quota", "enough"),
     [([], 121, True), ([], 120, False), (["MostWaiters=0", "WorkerConcurrency=2", "BatchConcurrency='2'"], 10, True)],
 )
-def test_lambdas_quota_is_held_against_what_the_parameters_may_need(
+def test_lambdas_quota_must_cover_the_parameters(
     ready: Account, overrides: list[str], quota: int, enough: bool
 ) -> None:
     ready.overrides, ready.quota = [*ready.overrides, *overrides], quota
     if enough:
         assert ready.preflight().returncode == 0
     else:
-        assert f"at most {quota} functions" in ready.missing()[0]
+        assert f"at most {quota} executions" in ready.missing()[0]
 
 
 @pytest.mark.parametrize("stack", ["aws-images", "SSMimages", "images_dev", "1images"])
-def test_a_stack_whose_name_is_none_or_can_hold_no_parameter_is_to_be_named_anew(account: Account, stack: str) -> None:
+def test_an_invalid_stack_name_must_be_replaced(account: Account, stack: str) -> None:
     account.stack = stack
     (line,) = account.missing()
-    assert line.startswith(f"samconfig.toml names the stack for dev {stack}: a stack is ")
+    assert line.startswith(f"samconfig.toml names the stack for dev {stack}: a stack")
     assert line.endswith('stack_name = "imagegen-dev"')
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"profile": "nobodys"}, "nothing in AWS was looked at: The config profile (nobodys)"),
+        ({"profile": "unknown"}, "AWS was not checked: The config profile (unknown)"),
         ({"without": ("AWS_DEFAULT_REGION",)}, "no region is set"),
         ({"without": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}, "no credentials are set"),
-        ({}, "the credentials are not good: "),
+        ({}, "the credentials do not work: "),
     ],
     ids=["profile", "region", "credentials", "refused"],
 )
-def test_what_is_missing_to_reach_aws_is_named(account: Account, options: dict[str, Any], words: str) -> None:
-    account.aws_url = "http://127.0.0.1:9"  # nothing listens there
+def test_a_missing_credential_or_region_is_named(account: Account, options: dict[str, Any], words: str) -> None:
+    account.aws_url = "http://127.0.0.1:9"  # a closed port
     (line,) = account.missing(**options)
     assert line.startswith(words)
 
 
-def test_what_the_operator_may_not_ask_is_named_with_the_action_to_allow(ready: Account) -> None:
+def test_a_missing_permission_is_named_with_its_action(ready: Account) -> None:
     ready.refuses = True
     actions = [line.partition(" → ")[2].split()[1] for line in ready.missing()]
     assert actions == ["cloudformation:DescribeStacks", "lambda:GetAccountSettings"]
 
 
-def test_an_environment_that_is_none_is_refused_and_one_without_a_section_is_named(account: Account) -> None:
+def test_an_unknown_environment_or_a_missing_section_is_refused(account: Account) -> None:
     for environment in ("production", "default", "", "Dev"):
         done = account.preflight(environment)
         assert done.returncode == 2
@@ -259,12 +257,12 @@ def test_make_deploys_nothing_if_something_is_missing(account: Account) -> None:
     assert "sam build" not in done.stdout + done.stderr
 
 
-def test_every_environment_is_ready_but_for_what_only_its_deployer_knows() -> None:
+def test_each_environment_has_its_own_stack_and_only_prod_confirms_changes() -> None:
     config = tomllib.loads((ROOT / "samconfig.toml").read_text())
     names = {config[environment]["global"]["parameters"]["stack_name"] for environment in ENVIRONMENTS}
     assert len(names) == len(ENVIRONMENTS)
     for environment in ENVIRONMENTS:
-        # A person looks at what changes in production; elsewhere a deployment is one command.
+        # Changes to production need a confirmation; elsewhere a deployment is one command.
         parameters = config[environment]["deploy"]["parameters"]
         assert parameters["confirm_changeset"] is (environment == "prod")
 

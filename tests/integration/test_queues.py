@@ -1,4 +1,4 @@
-"""The queues: the fake and the real one, on moto, pass the same contract."""
+"""The queues: the fake and the real one, on moto, pass one contract."""
 
 import json
 import time
@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from imagegen.aws.sqs import SqsBatches, SqsDeadLetters, SqsGenerations
 from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.wire.inbox_messages import read_inbox_message
+from imagegen.wire.queue_messages import read_generation_message
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.support.stores import Connect, closed_url
 
 if TYPE_CHECKING:
     from imagegen.ports import GenerationQueue
+
+BATCH_ID = f"batch_{'a' * 22}"
 
 
 @dataclass
@@ -23,7 +28,7 @@ class Sqs:
     url: str
 
     def __call__(self) -> Any:
-        """Gives the client, as the queues ask for it."""
+        """The queues call this to get their client."""
         return self.client
 
     def received(self, **arguments: Any) -> list[Any]:
@@ -44,7 +49,7 @@ def sqs(connect: Connect, aws_url: str) -> Sqs:
     return Sqs(client, client.create_queue(QueueName=f"generations-{uuid4().hex}")["QueueUrl"])
 
 
-def test_what_is_sent_is_delivered_after_its_delay(sqs: Sqs) -> None:
+def test_a_message_is_delivered_after_its_delay(sqs: Sqs) -> None:
     fake = FakeGenerationQueue()
     queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.url))
     for queue in queues:
@@ -55,53 +60,72 @@ def test_what_is_sent_is_delivered_after_its_delay(sqs: Sqs) -> None:
     assert (sorted(sqs.ids()), sqs.delayed()) == (["gen_a", "gen_c"], 1)
 
 
+def test_a_message_has_its_version_and_poll(sqs: Sqs) -> None:
+    fake = FakeGenerationQueue()
+    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.url))
+    for queue in queues:
+        queue.send("gen_a", "alice")
+        queue.send("gen_a", "alice", poll=3)
+    bodies = [message["Body"] for message in sqs.received()]
+    assert [json.loads(body) for body in bodies] == [
+        {"version": 1, "generation_id": "gen_a", "poll": poll} for poll in fake.polls
+    ]
+    assert fake.polls == [0, 3]
+    assert [read_generation_message(body) for body in bodies] == [("gen_a", 0), ("gen_a", 3)]
+    with pytest.raises(msgspec.ValidationError):
+        read_generation_message(bodies[0].replace('"version": 1', '"version": 2'))
+
+
+def test_a_batch_message_has_its_version(sqs: Sqs) -> None:
+    SqsBatches(sqs, sqs.url).send(BATCH_ID, "alice")
+    (message,) = sqs.received()
+    body = message["Body"]
+    assert json.loads(body) == {"version": 1, "batch_id": BATCH_ID}
+    assert read_inbox_message(body) == BATCH_ID
+    with pytest.raises(msgspec.ValidationError):
+        read_inbox_message(body.replace('"version": 1', '"version": 2'))
+
+
 @pytest.mark.parametrize(("queue", "caller"), [(SqsGenerations, "web"), (SqsBatches, f"oidc:{'0' * 32}")])
-def test_a_message_carries_its_caller_so_that_the_queue_is_fair(
-    sqs: Sqs, queue: type[SqsGenerations | SqsBatches], caller: str
-) -> None:
+def test_a_message_has_its_callers_group(sqs: Sqs, queue: type[SqsGenerations | SqsBatches], caller: str) -> None:
     queue(sqs, sqs.url).send("gen_a", caller)
     (message,) = sqs.received(MessageSystemAttributeNames=["MessageGroupId"])
     assert message["Attributes"] == {"MessageGroupId": caller}
 
 
-def test_a_held_message_is_not_received_again_until_then(sqs: Sqs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_visibility_of_a_message_can_be_extended_and_ended(sqs: Sqs, monkeypatch: pytest.MonkeyPatch) -> None:
     queue, now = SqsGenerations(sqs, sqs.url), [time.time() * 1000]
     monkeypatch.setattr("moto.sqs.models.unix_time_millis", lambda: now[0])
     queue.send("gen_a", "alice")
     (message,) = sqs.received(VisibilityTimeout=5)
-    queue.hold(message["ReceiptHandle"], 30.4)
+    queue.extend_visibility(message["ReceiptHandle"], 30.4)
     now[0] += 29_999
     assert sqs.ids() == []
     now[0] += 2
-    assert sqs.ids() == ["gen_a"]
-
-
-def test_a_message_that_is_held_no_longer_is_received_at_once(sqs: Sqs) -> None:
-    queue = SqsGenerations(sqs, sqs.url)
-    queue.send("gen_a", "alice")
     (message,) = sqs.received()
-    queue.hold(message["ReceiptHandle"], 0)
+    queue.extend_visibility(message["ReceiptHandle"], 0)
+    now[0] += 1
     assert sqs.ids() == ["gen_a"]
 
 
-def test_a_dead_letter_is_as_it_was_with_the_reason(sqs: Sqs) -> None:
+def test_a_dead_letter_has_its_body_and_the_reason(sqs: Sqs) -> None:
     SqsDeadLetters(sqs, sqs.url).put('{"odd"', "NotJson")
     (message,) = sqs.received(MessageAttributeNames=["All"])
     assert (message["Body"], message["MessageAttributes"]["reason"]["StringValue"]) == ('{"odd"', "NotJson")
 
 
-def test_a_queue_that_cannot_be_reached_is_unavailable(connect: Connect) -> None:
+def test_an_unreachable_queue_is_unavailable(connect: Connect) -> None:
     url, fake = closed_url(), FakeGenerationQueue()
     fake.failures += ["before", "after"]
-    nobody = Sqs(connect("sqs", url), f"{url}/queue")
-    for queue in (SqsGenerations(nobody, nobody.url), SqsBatches(nobody, nobody.url), fake, fake):
+    unreachable = Sqs(connect("sqs", url), f"{url}/queue")
+    for queue in (SqsGenerations(unreachable, unreachable.url), SqsBatches(unreachable, unreachable.url), fake, fake):
         with pytest.raises(RecordsUnavailableError):
             queue.send("gen_a", "alice")
     assert fake.sent == [("gen_a", 0)]
     with pytest.raises(RecordsUnavailableError):
-        SqsDeadLetters(nobody, nobody.url).put("{}", "NotJson")
+        SqsDeadLetters(unreachable, unreachable.url).put("{}", "NotJson")
     fake.failures.append("before")
-    for queue in (SqsGenerations(nobody, nobody.url), fake):
+    for queue in (SqsGenerations(unreachable, unreachable.url), fake):
         with pytest.raises(Exception, match=r"could not|Could not"):
-            queue.hold("receipt", 5)
-    assert fake.held == []
+            queue.extend_visibility("receipt", 5)
+    assert fake.hidden == []

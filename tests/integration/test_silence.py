@@ -1,10 +1,9 @@
-"""What breaks on our side writes no secret either. Every test of the `handlers` looks for that: here it is shown to."""
+"""Faults of this service log no secret. Each test with `handlers` checks that; these tests also check the check."""
 
 import json
 import logging
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import urllib3
@@ -19,13 +18,13 @@ from tests.support.in_process import InProcess
 
 
 def failing(service: str, **how: Any) -> list[Fault]:
-    """All calls of the functions to an AWS service, from now on."""
+    """Faults at all further calls of the functions to an AWS service."""
     return [Fault(at, service=service, **how) for at in range(1, 80)]
 
 
 @pytest.fixture
 def broken(handlers: InProcess) -> Iterator[InProcess]:
-    """The handlers, whose calls to AWS a test has fail."""
+    """The handlers. The test makes their calls to AWS fail."""
     yield handlers
     handlers.stack.door.fail()
 
@@ -40,46 +39,46 @@ def made(handlers: InProcess, **headers: str) -> Answer:
 
 @pytest.mark.parametrize("how", [{}, {"error": "hang-up"}], ids=["failing", "hanging up"])
 @pytest.mark.parametrize("service", ["s3", "dynamodb", "sqs"])
-def test_nothing_is_logged_where_an_aws_service_is_gone(broken: InProcess, service: str, how: dict[str, Any]) -> None:
+def test_no_log_shows_a_secret_if_an_aws_service_fails(broken: InProcess, service: str, how: dict[str, Any]) -> None:
     broken.stack.door.fail(*failing(service, **how))
-    assert made(broken, **INLINE).status in (303, 424, 503)  # 303: the worker is to store what is paid for
+    assert made(broken, **INLINE).status in (303, 424, 503)  # 303: the worker will store the paid image
 
 
-def test_nothing_is_logged_where_the_worker_cannot_store(broken: InProcess) -> None:
+def test_no_log_shows_a_secret_if_the_worker_cannot_store(broken: InProcess) -> None:
     generation_id = broken.local.begin(prompt=broken.secret("prompt"))
     broken.stack.door.fail(*failing("s3"))
     assert broken.local.see(generation_id).json["status"] == "in_progress"
 
 
-def test_nothing_is_logged_of_an_image_that_cannot_be_read_or_deleted(broken: InProcess) -> None:
-    generation_id = made(broken, **INLINE).generation_id
+def test_no_log_shows_an_image_that_cannot_be_read_or_deleted(broken: InProcess) -> None:
+    answer = made(broken, **INLINE)
+    generation_id, (image,) = answer.generation_id, answer.json["data"]
     in_base64 = broken.local.make({"prompt": broken.secret("prompt"), "response_format": "b64_json"}, **INLINE)
     broken.stack.door.fail(*failing("s3"))
     assert broken.local.result(in_base64.generation_id).status == 424
     assert broken.local.delete(generation_id).failed == (503, "deletion_unfinished")
     broken.stack.door.fail()
-    assert broken.local.delete(generation_id).status == 200
+    assert broken.local.see(generation_id).status == 404
+    assert [broken.local.delete(generation_id).status for _ in range(2)] == [200, 200]
+    assert f"images/{image['id']}" not in broken.stored()
 
 
-def test_nothing_is_logged_where_secrets_cannot_be_read(broken: InProcess) -> None:
+def test_no_log_shows_a_secret_if_ssm_fails(broken: InProcess) -> None:
     broken.stack.door.fail(*failing("ssm"))
-    with broken.function("AuthorizerFunction").changed():  # what it has kept it has no more
+    with broken.function("AuthorizerFunction").changed():  # with an empty cache
         answer = broken.local.get("/models", Authorization=f"Bearer   {broken.local.key}")
     assert answer.failed == (503, "authorizer_unavailable")
     with broken.function("ApiFunction").changed():
         assert made(broken, **INLINE).failed == (503, "secret_unavailable")
 
 
-def test_nothing_is_logged_of_an_upstream_s_key_that_no_header_can_carry(handlers: InProcess) -> None:
-    name = f"/imagegen/{uuid4().hex}"
-    value = f"{handlers.secret('key')} {handlers.secret('rest of the key')}"
-    handlers.aws("ssm").put_parameter(Name=name, Type="SecureString", Value=value)
-    with handlers.function("ApiFunction").changed(UPSTREAM_API_KEY_PARAMETER=name):
-        assert made(handlers, **INLINE).status == 503
+def test_no_log_shows_an_upstream_key_that_no_header_can_carry(handlers: InProcess) -> None:
+    with handlers.upstream_key(f"{handlers.secret('key')} {handlers.secret('rest of the key')}"):
+        assert made(handlers, **INLINE).failed == (503, "upstream_key_missing")
 
 
-def test_nothing_is_logged_of_what_is_given_up(handlers: InProcess) -> None:
-    """As if every attempt at it had died: its message comes among the dead letters, where its images are found."""
+def test_no_log_shows_a_generation_that_is_given_up(handlers: InProcess) -> None:
+    """Its message is a dead letter, and its image is stored."""
     generation_id = made(handlers, **INLINE).generation_id
     records = handlers.function("ApiFunction").wired.settings.store.generation_table
     handlers.aws("dynamodb").update_item(
@@ -89,7 +88,7 @@ def test_nothing_is_logged_of_what_is_given_up(handlers: InProcess) -> None:
         ExpressionAttributeNames={"#status": "status"},
         ExpressionAttributeValues={":queued": {"S": "queued"}, ":past": {"N": "1"}},
     )
-    handlers.send("GenerationDeadLetters", {"generation_id": generation_id})
+    handlers.send("GenerationDeadLetters", {"version": 1, "generation_id": generation_id, "poll": 0})
     handlers.deliver("DeadLetterFunction")
     assert handlers.local.see(generation_id).json["status"] == "completed"
     assert '"gave up"' in handlers.logs()
@@ -103,7 +102,7 @@ def test_nothing_is_logged_of_what_is_given_up(handlers: InProcess) -> None:
         ("IntakeQueue", "IntakeFunction"),
     ],
 )
-def test_nothing_is_logged_of_a_message_that_is_none(handlers: InProcess, queue: str, function: str) -> None:
+def test_no_log_shows_an_unreadable_message(handlers: InProcess, queue: str, function: str) -> None:
     secret = handlers.secret("message")
     for body in (secret, json.dumps([secret]), json.dumps({secret: secret})):
         handlers.send(queue, body)
@@ -111,7 +110,7 @@ def test_nothing_is_logged_of_a_message_that_is_none(handlers: InProcess, queue:
     handlers.aws("sqs").purge_queue(QueueUrl=handlers.queue_url(queue))
 
 
-def test_the_records_hold_no_key(handlers: InProcess) -> None:
+def test_no_record_holds_a_key(handlers: InProcess) -> None:
     prompt = handlers.secret("prompt")
     handlers.will(prompt, lambda _: Reply(400, json.dumps({"error": {"message": UPSTREAM_KEY}}).encode()))
     answer = handlers.local.make({"prompt": prompt}, **INLINE)
@@ -122,8 +121,8 @@ def test_the_records_hold_no_key(handlers: InProcess) -> None:
     handlers.check_absent(items)
 
 
-def test_a_secret_that_a_library_or_a_function_writes_is_found(handlers: InProcess) -> None:
-    """Else silence would prove nothing."""
+def test_the_check_finds_a_secret_in_a_log_and_in_an_answer(handlers: InProcess) -> None:
+    """Otherwise the other tests would prove nothing."""
     secret = handlers.secret("query")
     library = logging.getLogger("urllib3")
     level = library.level
@@ -138,9 +137,9 @@ def test_a_secret_that_a_library_or_a_function_writes_is_found(handlers: InProce
     handlers.forget()
 
 
-def test_each_function_writes_what_there_is_to_search(handlers: InProcess) -> None:
+def test_each_function_logs_its_lines(handlers: InProcess) -> None:
     made(handlers)
-    handlers.request("GET", "/v1/models", [("Authorization", f"Bearer {BearerKey.new('nobody').key}")])
+    handlers.request("GET", "/v1/models", [("Authorization", f"Bearer {BearerKey.new('unknown').key}")])
     handlers.request("GET", "/docs")
     for line in ('"POST /v1/images/generations"', '"looked at"', '"denied"', '"GET /{proxy+}"', '"stored"'):
         assert line in handlers.logs(), line

@@ -1,4 +1,4 @@
-"""One upstream call on real sockets: what is sent, what is understood, and how often money may have been spent."""
+"""One upstream call over real sockets: its request, its result, and how often money may have been spent."""
 
 import json
 import socket
@@ -15,14 +15,15 @@ from urllib3.exceptions import NewConnectionError
 from imagegen import VERSION
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamAnswer
+from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamImages, UpstreamRequest
 from imagegen.outbound.pool import HttpPool
-from imagegen.providers.openai_compatible import TRIES, OpenAICompatibleProvider
+from imagegen.providers.openai.provider import TRIES, OpenAIProvider
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script, StandInUpstream
 from tests.fakes.parameters import FakeParameters
 from tests.fakes.provider import png
 from tests.support import odd_hosts
+from tests.support.models import read_request
 from tests.support.odd_hosts import CHUNKED, LAST_CHUNK, OK, chunk, writes
 
 KEY = "sk-Q7vXw2LmN8dRtYp4"
@@ -39,15 +40,15 @@ Error = type[errors.ImagegenError]
 
 @pytest.fixture(autouse=True)
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between tries, none of which is waited for."""
+    """The pauses between attempts, which are recorded and skipped."""
     slept: list[float] = []
-    monkeypatch.setattr("imagegen.providers.openai_compatible.time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr("imagegen.providers.openai.provider.time", SimpleNamespace(sleep=slept.append))
     return slept
 
 
 @dataclass
 class Upstream:
-    """The stand-in on a port; `requests` are all that came, paid or not."""
+    """The stand-in on a port; `requests` holds every request, paid or not."""
 
     port: int
     stand_in: StandInUpstream
@@ -61,15 +62,15 @@ class Upstream:
 
     def call(
         self, request: ImageRequest | None = None, n: int = 1, *, timeout: float = 10, within: float = 30
-    ) -> UpstreamAnswer:
-        provider = OpenAICompatibleProvider(
+    ) -> UpstreamImages:
+        provider = OpenAIProvider(
             self.pool,
             base_url=f"http://127.0.0.1:{self.port}/v1",
             key=lambda fresh: self.secrets.get(PARAMETER, fresh=fresh),
             timeout=timeout,
             max_image_bytes=IMAGE_BYTES,
         )
-        return provider.generate(request or asked(), n, Deadline.after(within))
+        return provider.start(UpstreamRequest(request or image_request(), n, "reference"), Deadline.after(within))
 
     def failure(self, n: int = 1, *, timeout: float = 10, within: float = 30) -> errors.ImagegenError:
         with pytest.raises(errors.ImagegenError) as caught:
@@ -78,14 +79,14 @@ class Upstream:
         return caught.value
 
     def failure_of_one_call(self, n: int = 1) -> Error:
-        """The kind of it. Another call would succeed."""
-        self.will(says_data({"url": URL}))
+        """The type of the error of one call. A second call would succeed."""
+        self.will(answers_data({"url": URL}))
         failure = self.failure(n)
         assert len(self.requests) == 1
         return type(failure)
 
     def rotate_key(self) -> None:
-        """While the old one is cached."""
+        """The old key stays in the cache."""
         self.secrets.get(PARAMETER)
         self.stand_in.key = self.secrets.values[PARAMETER] = ROTATED_KEY
 
@@ -109,22 +110,22 @@ def upstream(host: odd_hosts.ReusableHost) -> Iterator[Upstream]:
     upstream.slow.over.set()
 
 
-def asked(model: str = "dall-e-3", response_format: ResponseFormat = "url", **more: Any) -> ImageRequest:
-    return ImageRequest(prompt="a cat", model=model, response_format=response_format, **more)
+def image_request(model: str = "dall-e-3", response_format: ResponseFormat = "url", **more: Any) -> ImageRequest:
+    return ImageRequest(prompt="a cat", model=model, response_format=response_format, options=more)
 
 
-def says(status: int, body: object = b"", **headers: str) -> Script:
+def answers(status: int, body: object = b"", **headers: str) -> Script:
     """Answers with a body: JSON if it is not bytes. `Retry_After` becomes Retry-After."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return lambda _: Reply(status, content, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def says_data(*data: object, **more: object) -> Script:
-    return says(200, {"created": 1, "data": list(data), **more})
+def answers_data(*data: object, **more: object) -> Script:
+    return answers(200, {"created": 1, "data": list(data), **more})
 
 
 def refuses(status: int, code: str | None = None, message: str = "No.", **headers: str) -> Script:
-    return says(status, {"error": {"message": message, "code": code}}, **headers)
+    return answers(status, {"error": {"message": message, "code": code}}, **headers)
 
 
 def hangs_up(_: Request) -> Reply:
@@ -142,38 +143,38 @@ def assert_no_key_in(error: BaseException) -> None:
     assert ROTATED_KEY not in text
 
 
-OUTPUT = "output_format output_compression"
+GPT_IMAGE: dict[str, Any] = {"quality": "high", "background": "opaque", "moderation": "low"}
+GPT_IMAGE |= {"output_format": "webp", "output_compression": 0}
 
 
-class TestWhatIsSent:
+class TestRequest:
     @pytest.mark.parametrize(
-        ("model", "n", "names"),
+        ("model", "n", "own", "names"),
         [
-            ("dall-e-2", 3, "size user response_format"),
-            ("dall-e-3", 1, "size quality style user response_format"),
-            ("gpt-image-1", 2, "size quality user safety_identifier background moderation " + OUTPUT),
-            ("flux-pro", 1, "size"),
+            ("dall-e-2", 3, {"quality": "standard"}, "size user response_format"),
+            ("dall-e-3", 1, {"quality": "hd"}, "size quality style user response_format"),
+            ("gpt-image-1", 2, GPT_IMAGE, "size user safety_identifier " + " ".join(GPT_IMAGE)),
+            ("flux-pro", 1, {"quality": "auto"}, "size"),
         ],
     )
-    def test_each_model_is_sent_the_fields_that_it_takes(
-        self, upstream: Upstream, model: str, n: int, names: str
+    def test_a_model_is_sent_only_its_fields(
+        self, upstream: Upstream, model: str, n: int, own: dict[str, Any], names: str
     ) -> None:
-        fields: dict[str, Any] = {"size": "1024x1024", "quality": "high", "style": "vivid", "user": "u-1"}
-        fields |= {"safety_identifier": "s-1", "background": "opaque", "moderation": "low"}
-        fields |= {"output_format": "webp", "output_compression": 0}
-        upstream.will(says_data(*[{"url": URL}] * n))
-        upstream.call(asked(model, **fields), n)
-        sent = {name: value for name, value in {**fields, "response_format": "url"}.items() if name in names.split()}
+        given = {"size": "1024x1024", "style": "vivid", "user": "u-1", "safety_identifier": "s-1", **own}
+        request = read_request().fields({"model": model, "prompt": "a cat", "n": n, **given})
+        upstream.will(answers_data(*[{"url": URL}] * n))
+        upstream.call(request, n)
+        sent = {name: value for name, value in {**given, "response_format": "url"}.items() if name in names.split()}
         assert upstream.stand_in.calls == [{"model": model, "prompt": "a cat", "n": n, **sent}]
 
-    def test_what_was_not_chosen_is_not_sent(self, upstream: Upstream) -> None:
-        upstream.will(says_data({"url": URL}))
-        upstream.call(asked(response_format="b64_json"))
+    def test_an_omitted_field_is_not_sent(self, upstream: Upstream) -> None:
+        upstream.will(answers_data({"url": URL}))
+        upstream.call(read_request().fields({"prompt": "a cat", "response_format": "b64_json"}))
         (call,) = upstream.stand_in.calls
         assert call == {"model": "dall-e-3", "prompt": "a cat", "n": 1, "response_format": "b64_json"}
 
-    def test_the_call_is_an_authorized_json_post_below_the_base_url(self, upstream: Upstream) -> None:
-        upstream.will(says_data({"url": URL}))
+    def test_the_call_is_an_authorized_json_post(self, upstream: Upstream) -> None:
+        upstream.will(answers_data({"url": URL}))
         upstream.call()
         (request,) = upstream.requests
         assert (request.method, request.target) == ("POST", "/v1/images/generations")
@@ -182,20 +183,20 @@ class TestWhatIsSent:
         assert request.header("Content-Type") == request.header("Accept") == "application/json"
         assert request.header("User-Agent") == f"imagegen/{VERSION}"
 
-    def test_the_prompt_arrives_as_it_was_written(self, upstream: Upstream) -> None:
+    def test_the_prompt_is_sent_unchanged(self, upstream: Upstream) -> None:
         prompt = 'quotes " and \\, a line\nbreak, 한국어 🐈, \u2028, </script>'
-        upstream.will(says_data({"url": URL}))
+        upstream.will(answers_data({"url": URL}))
         upstream.call(ImageRequest(prompt=prompt, model="dall-e-3", response_format="url"))
         assert upstream.stand_in.calls[0]["prompt"] == prompt
 
 
 class TestSuccess:
     @pytest.mark.parametrize("status", [200, 201])
-    def test_images_details_and_usage_are_passed_on(self, upstream: Upstream, status: int) -> None:
+    def test_images_details_and_usage_are_returned(self, upstream: Upstream, status: int) -> None:
         usage = {"input_tokens": 50, "output_tokens": 50, "total_tokens": 100}
         usage_details = {"input_tokens_details": {"text_tokens": 10, "image_tokens": 40}}
         data = [{"url": URL, "revised_prompt": "a fine cat"}, {"b64_json": COMPLETED["b64_json"]}]
-        upstream.will(says(status, {"created": 1, "data": data, "quality": "high", "usage": usage | usage_details}))
+        upstream.will(answers(status, {"created": 1, "data": data, "quality": "high", "usage": usage | usage_details}))
         answer = upstream.call(n=2)
         assert [(image.source, image.revised_prompt) for image in answer.images] == [(URL, "a fine cat"), (PNG, None)]
         assert (answer.details, answer.usage) == ({"quality": "high"}, usage | usage_details)
@@ -207,9 +208,9 @@ class TestSuccess:
         upstream.will(writes(CHUNKED, *chunks, LAST_CHUNK))
         assert upstream.call().images[0].source == PNG
 
-    def test_a_large_image_comes_whole(self, upstream: Upstream) -> None:
+    def test_a_large_image_is_whole(self, upstream: Upstream) -> None:
         content = png("x" * (IMAGE_BYTES - 200))
-        upstream.will(says_data({"b64_json": b64encode(content).decode()}))
+        upstream.will(answers_data({"b64_json": b64encode(content).decode()}))
         assert upstream.call().images[0].source == content
 
 
@@ -227,40 +228,38 @@ class TestNoSuccess:
     @pytest.mark.parametrize(
         ("script", "error"),
         [
-            (says(200, b"OK"), errors.UpstreamAnswerInvalidError),
-            (says_data(), errors.UpstreamTooFewImagesError),
+            (answers(200, b"OK"), errors.UpstreamAnswerInvalidError),
+            (answers_data(), errors.UpstreamTooFewImagesError),
             (refuses(400, message=f"{KEY} may not"), errors.UpstreamRefusedRequestError),
             (refuses(429, "insufficient_quota"), errors.UpstreamOutOfCreditError),
             (lambda _: Reply(204), errors.UpstreamFailedError),
-            (says(302, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
-            (says(308, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
-            (says(408), errors.UpstreamFailedError),
-            (says(500, b"\0" * 1_000_000), errors.UpstreamFailedError),
+            (answers(302, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
+            (answers(308, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
+            (answers(408), errors.UpstreamFailedError),
+            (answers(500, b"\0" * 1_000_000), errors.UpstreamFailedError),
             (lambda _: Reply(504, b"{", declared_length=9), errors.UpstreamFailedError),
             *((writes(sent), errors.UpstreamConnectionLostError) for sent in LOST),
-            # A header that breaks off, and one that makes no sense
+            # A header that breaks off, and an invalid header.
             *((writes(OK + sent), errors.MoneySpentError) for sent in (b"Content-Le", b"\0\xff: \1\r\n:\r\n\r\n{}")),
         ],
     )
-    def test_it_has_its_meaning_and_is_not_asked_for_again(
-        self, upstream: Upstream, script: Script, error: Error
-    ) -> None:
+    def test_it_has_its_error_and_no_retry(self, upstream: Upstream, script: Script, error: Error) -> None:
         upstream.will(script)
         failure = upstream.failure_of_one_call()
         assert failure is error or (error is errors.MoneySpentError and issubclass(failure, error))
 
-    def test_an_image_that_is_whole_when_the_answer_breaks_off_is_kept(self, upstream: Upstream) -> None:
+    def test_a_whole_image_in_a_broken_answer_is_kept(self, upstream: Upstream) -> None:
         upstream.will(lambda _: Reply(200, ANSWER, declared_length=len(ANSWER) + 1))
-        first, _, third = upstream.call(asked("gpt-image-1"), 3).images
+        first, _, third = upstream.call(image_request("gpt-image-1"), 3).images
         assert (first.source, first.failure) == (URL, None)
-        assert type(third.failure) is errors.UpstreamConnectionLostError  # not "too few": it may be paid for
+        assert type(third.failure) is errors.UpstreamConnectionLostError  # not "too few": the image may be charged
         assert len(upstream.requests) == 1
 
     @pytest.mark.parametrize("n", [1, 3])
-    def test_an_answer_larger_than_its_images_can_be_is_cut(self, upstream: Upstream, n: int) -> None:
+    def test_an_answer_over_the_size_of_its_images_is_cut(self, upstream: Upstream, n: int) -> None:
         limit = n * IMAGE_BYTES * 4 // 3 + JSON_BYTES
         answer = json.dumps({"data": [{"url": URL}] * n}).encode()
-        upstream.will(says(200, answer.rjust(limit)), says(200, answer.rjust(limit + 1)))
+        upstream.will(answers(200, answer.rjust(limit)), answers(200, answer.rjust(limit + 1)))
         assert [image.source for image in upstream.call(n=n).images] == [URL] * n
         upstream.requests.clear()
         assert upstream.failure_of_one_call(n) is errors.UpstreamAnswerTooLargeError
@@ -272,10 +271,10 @@ class TestNoSuccess:
         assert not upstream.slow.gave_up.is_set()
 
 
-class TestTryingAgain:
+class TestRetry:
     @pytest.mark.parametrize("refusals", [(429,), (503,), (429, 503)])
-    def test_a_refusal_is_waited_out(self, upstream: Upstream, slept: list[float], refusals: tuple[int, ...]) -> None:
-        upstream.will(*map(refuses, refusals), says_data({"url": URL}))
+    def test_a_refusal_is_retried(self, upstream: Upstream, slept: list[float], refusals: tuple[int, ...]) -> None:
+        upstream.will(*map(refuses, refusals), answers_data({"url": URL}))
         assert upstream.call().images[0].source == URL
         assert len(upstream.requests) == len(refusals) + 1
         assert len(slept) == len(refusals)
@@ -285,7 +284,7 @@ class TestTryingAgain:
     @pytest.mark.parametrize(
         ("status", "failure"), [(429, errors.UpstreamRateLimitedError), (503, errors.UpstreamUnavailableError)]
     )
-    def test_after_three_tries_it_ends(
+    def test_it_ends_after_three_attempts(
         self, upstream: Upstream, slept: list[float], status: int, failure: Error
     ) -> None:
         upstream.will(*[refuses(status)] * (TRIES + 1))
@@ -296,24 +295,22 @@ class TestTryingAgain:
         ("script", "failure"),
         [(refuses(500), errors.UpstreamFailedError), (hangs_up, errors.UpstreamConnectionLostError)],
     )
-    def test_what_comes_after_it_was_waited_out_counts(
-        self, upstream: Upstream, script: Script, failure: Error
-    ) -> None:
-        upstream.will(refuses(503), script, says_data({"url": URL}))
+    def test_a_failure_after_a_retry_ends_it(self, upstream: Upstream, script: Script, failure: Error) -> None:
+        upstream.will(refuses(503), script, answers_data({"url": URL}))
         assert type(upstream.failure()) is failure
         assert len(upstream.requests) == 2
 
     @pytest.mark.parametrize("seconds", [0, 0.3, 8])
-    def test_the_time_that_it_names_is_waited(self, upstream: Upstream, slept: list[float], seconds: float) -> None:
-        upstream.will(refuses(429, Retry_After=str(seconds)), says_data({"url": URL}))
+    def test_the_retry_waits_for_the_named_time(self, upstream: Upstream, slept: list[float], seconds: float) -> None:
+        upstream.will(refuses(429, Retry_After=str(seconds)), answers_data({"url": URL}))
         assert upstream.call().images[0].source == URL
         assert slept == [seconds]
 
     @pytest.mark.parametrize(("seconds", "within"), [(8.1, 30), (5, 4)])
-    def test_a_long_time_or_one_beyond_the_deadline_is_passed_on_and_not_waited(
+    def test_a_long_retry_time_is_returned(
         self, upstream: Upstream, slept: list[float], seconds: float, within: float
     ) -> None:
-        upstream.will(refuses(503, Retry_After=str(seconds)), says_data({"url": URL}))
+        upstream.will(refuses(503, Retry_After=str(seconds)), answers_data({"url": URL}))
         error = upstream.failure(within=within)
         assert isinstance(error, errors.TryLaterError)
         assert error.retry_after == seconds
@@ -321,22 +318,18 @@ class TestTryingAgain:
 
 
 class TestNoConnection:
-    def test_a_refused_connection_is_unreachable_after_three_tries(self, upstream: Upstream) -> None:
+    def test_a_refused_connection_is_unreachable_after_three_attempts(self, upstream: Upstream) -> None:
         with socket.socket() as bound_but_not_listening:
             bound_but_not_listening.bind(("127.0.0.1", 0))
             upstream.port = bound_but_not_listening.getsockname()[1]
             assert type(upstream.failure()) is errors.UpstreamUnreachableError
-        assert upstream.secrets.asked == [(PARAMETER, False)] * TRIES  # each try asks for the key
-
-    def test_with_no_time_left_nothing_is_sent(self, upstream: Upstream) -> None:
-        assert isinstance(upstream.failure(within=0), errors.NothingSpentError)
-        assert upstream.requests == []
+        assert upstream.secrets.asked == [(PARAMETER, False)] * TRIES  # each attempt reads the key
 
 
 class TestTooSlow:
     @pytest.fixture
     def host(self) -> Iterator[odd_hosts.ReusableHost]:
-        """Of the test's own: a request may come after its end."""
+        """Not shared, since a request may arrive after the test."""
         with odd_hosts.reusable_host() as host:
             yield host
 
@@ -350,7 +343,7 @@ class TestTooSlow:
         return upstream.slow.cuts(attempt, upstream.requests, too_soon=lambda failure: failure in too_soon)
 
     @pytest.mark.parametrize("limit", ["timeout", "within"])
-    def test_an_upstream_that_hangs_is_given_up(self, upstream: Upstream, limit: str) -> None:
+    def test_an_upstream_that_hangs_times_out(self, upstream: Upstream, limit: str) -> None:
         assert self.cut(upstream, b"", b"", limit=limit) is errors.UpstreamTimeoutError
 
     @odd_hosts.EACH_DRIP
@@ -389,7 +382,7 @@ class TestAnyException:
             ("urllib3.HTTPResponse.read", 500, errors.UpstreamFailedError),
         ],
     )
-    def test_it_may_have_cost_money_and_leaves_a_refusal_its_meaning(
+    def test_an_exception_may_have_cost_money_and_a_refusal_keeps_its_meaning(
         self,
         upstream: Upstream,
         monkeypatch: pytest.MonkeyPatch,
@@ -398,27 +391,25 @@ class TestAnyException:
         status: int,
         error: Error,
     ) -> None:
-        self.have_it_raised(monkeypatch, method, raised)
-        upstream.will(says(status, ANSWER))
+        self.raise_in(monkeypatch, method, raised)
+        upstream.will(answers(status, ANSWER))
         assert type(upstream.failure()) is error
 
-    def test_that_nothing_was_sent_is_not_believed_once_an_answer_is_read(
-        self, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_late_connection_error_may_cost_money(self, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
         late = NewConnectionError(None, "late")  # type: ignore[arg-type]
-        self.have_it_raised(monkeypatch, "urllib3.HTTPResponse.read1", late)
-        upstream.will(says(200, ANSWER))
+        self.raise_in(monkeypatch, "urllib3.HTTPResponse.read1", late)
+        upstream.will(answers(200, ANSWER))
         assert upstream.failure_of_one_call() is errors.UpstreamConnectionLostError
 
-    def test_an_exception_while_an_answer_is_closed_does_not_lose_it(
+    def test_an_exception_on_closing_keeps_the_answer(
         self, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.have_it_raised(monkeypatch, "urllib3.HTTPResponse.close", RuntimeError("hostile"))
-        upstream.will(says(200, ANSWER))
+        self.raise_in(monkeypatch, "urllib3.HTTPResponse.close", RuntimeError("hostile"))
+        upstream.will(answers(200, ANSWER))
         assert upstream.call().images[0].source == URL
 
     @staticmethod
-    def have_it_raised(monkeypatch: pytest.MonkeyPatch, method: str, raised: Exception) -> None:
+    def raise_in(monkeypatch: pytest.MonkeyPatch, method: str, raised: Exception) -> None:
         def raises(*arguments: object, **named: object) -> None:
             raise raised
 
@@ -426,21 +417,21 @@ class TestAnyException:
 
 
 class TestKey:
-    def test_after_a_refused_key_the_call_is_repeated_once_with_the_rotated_one(self, upstream: Upstream) -> None:
+    def test_after_a_refused_key_the_call_is_repeated_once_with_the_rotated_key(self, upstream: Upstream) -> None:
         upstream.rotate_key()
-        upstream.will(says_data({"url": URL}))
+        upstream.will(answers_data({"url": URL}))
         assert upstream.call().images[0].source == URL
         sent = [request.header("Authorization") for request in upstream.requests]
         assert sent == [f"Bearer {KEY}", f"Bearer {ROTATED_KEY}"]
         assert upstream.secrets.asked[1:] == [(PARAMETER, False), (PARAMETER, True), (PARAMETER, False)]
 
-    def test_the_call_with_the_rotated_key_counts_as_a_try(self, upstream: Upstream) -> None:
+    def test_the_call_with_the_rotated_key_counts_as_an_attempt(self, upstream: Upstream) -> None:
         upstream.rotate_key()
-        upstream.will(refuses(429), refuses(503), says_data({"url": URL}))
+        upstream.will(refuses(429), refuses(503), answers_data({"url": URL}))
         assert isinstance(upstream.failure(), errors.TryLaterError)
         assert len(upstream.requests) == TRIES
 
-    def test_a_key_that_was_rotated_by_the_last_try_may_be_tried_later(self, upstream: Upstream) -> None:
+    def test_a_key_that_was_rotated_by_the_last_attempt_can_be_retried_later(self, upstream: Upstream) -> None:
         upstream.rotate_key()
         upstream.stand_in.key = KEY
         upstream.will(refuses(429), refuses(429), refuses(401))
@@ -450,41 +441,41 @@ class TestKey:
         assert len(upstream.requests) == TRIES
         assert upstream.secrets.get(PARAMETER) == ROTATED_KEY
 
-    def test_a_key_that_is_still_the_same_is_not_tried_again(self, upstream: Upstream) -> None:
+    def test_an_unchanged_key_is_not_retried(self, upstream: Upstream) -> None:
         upstream.stand_in.key = "another"
         assert upstream.failure_of_one_call() is errors.UpstreamKeyRefusedError
         assert upstream.secrets.asked == [(PARAMETER, False), (PARAMETER, True)]
 
-    def test_a_rotated_key_that_is_refused_too_ends_it(self, upstream: Upstream) -> None:
+    def test_a_refused_rotated_key_ends_the_call(self, upstream: Upstream) -> None:
         upstream.rotate_key()
         upstream.stand_in.key = "another"
         assert type(upstream.failure()) is errors.UpstreamKeyRefusedError
         assert len(upstream.requests) == 2
 
-    def test_a_refusal_of_the_rotated_key_s_call_names_neither_key(self, upstream: Upstream) -> None:
+    def test_a_refusal_of_the_rotated_key_names_neither_key(self, upstream: Upstream) -> None:
         upstream.rotate_key()
         upstream.will(refuses(400, message=f"{ROTATED_KEY} may not, nor may {KEY}"))
         assert type(upstream.failure()) is errors.UpstreamRefusedRequestError
 
-    def test_a_key_that_is_gone_when_it_is_read_anew_is_missing(self, upstream: Upstream) -> None:
+    def test_a_key_that_is_deleted_during_the_call_is_missing(self, upstream: Upstream) -> None:
         upstream.rotate_key()
         upstream.secrets.values.clear()
         assert upstream.failure_of_one_call() is errors.SecretMissingError
 
     @pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}\r\n", f"\t{KEY}"])
-    def test_white_space_around_a_key_is_not_sent(self, upstream: Upstream, key: str) -> None:
+    def test_whitespace_around_a_key_is_not_sent(self, upstream: Upstream, key: str) -> None:
         upstream.secrets.values[PARAMETER] = key
-        upstream.will(says_data({"url": URL}))
+        upstream.will(answers_data({"url": URL}))
         upstream.call()
         assert upstream.requests[0].header("Authorization") == f"Bearer {KEY}"
 
     @pytest.mark.parametrize("key", [None, "", " \n", f"{KEY}\nX-Other: 1", f"{KEY}\r\n{ROTATED_KEY}", f"{KEY} x", "é"])
-    def test_without_a_key_that_a_header_can_carry_nothing_is_sent(self, upstream: Upstream, key: str | None) -> None:
+    def test_without_a_valid_key_nothing_is_sent(self, upstream: Upstream, key: str | None) -> None:
         upstream.secrets.values = {} if key is None else {PARAMETER: key}
         assert type(upstream.failure()) is errors.SecretMissingError
         assert upstream.requests == []
 
-    def test_if_the_key_cannot_be_read_nothing_is_sent(self, upstream: Upstream) -> None:
+    def test_an_unreadable_key_is_not_sent(self, upstream: Upstream) -> None:
         upstream.secrets.failures.append(errors.SecretUnavailableError("SSM did not answer."))
         assert type(upstream.failure()) is errors.SecretUnavailableError
         assert upstream.requests == []

@@ -1,4 +1,4 @@
-"""Canaries: a server that nobody may reach, and secrets that may come out nowhere. Each must be shown to sing."""
+"""Canaries: a server that must get no request, and secrets that no log may show. Tests show that each can be found."""
 
 import base64
 import hashlib
@@ -13,12 +13,12 @@ from typing import Any
 from tests.support.client import Answer
 
 PRESIGNED = rb"(?i)x-amz-(signature|security-token|credential)"
-# Whatever the words around it are, this has no place in a log. The image's id is its capability.
+# No log may hold these in any context. The id of an image is its capability.
 NEVER = (PRESIGNED, rb"img_[A-Za-z0-9_-]{22}", rb"\bsk-", rb"\big_[a-z0-9]", rb"(?i)bearer ")
 
 
 class Canary:
-    """Counts every connection, whatever it speaks; to HTTP it gives an image, so that a fetched one would be stored."""
+    """Notes every connection, and sends an image, so that a fetched one would be stored."""
 
     def __init__(self, image: bytes) -> None:
         self.heard: list[bytes] = []
@@ -48,7 +48,7 @@ class Canary:
 
 
 def forms(secret: str) -> list[bytes]:
-    """The secret as it is, in base64 wherever in a text it may begin, and in hex."""
+    """The secret itself, in base64 at each offset, and in hex."""
     raw = secret.encode()
     in_base64 = [base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4] for shift in range(3)]
     return [raw, raw.lower(), raw.upper(), *in_base64, raw.hex().encode()]
@@ -59,20 +59,20 @@ def found(secrets: Mapping[str, str], text: bytes) -> set[str]:
 
 
 def keys_and_hashes(keys: Mapping[str, str]) -> dict[str, str]:
-    """What belongs into no log, no answer and no record: the keys of clients, by client, and their hashes."""
+    """The keys of clients, by client, and their hashes. No log, no answer and no record may hold them."""
     hashes = {f"hash of {client}'s key": hashlib.sha256(key.encode()).hexdigest() for client, key in keys.items()}
     return {**{f"{client}'s key": key for client, key in keys.items()}, **hashes}
 
 
 def leaks(secrets: Mapping[str, str], text: bytes) -> set[str]:
-    """What of the secrets is in a log, by name, and what never belongs there."""
+    """The names of secrets in a log, and the patterns that no log may hold."""
     return found(secrets, text) | {pattern.decode() for pattern in NEVER if re.search(pattern, text)}
 
 
 def answered(secrets: Mapping[str, str], answers: Iterable[Answer]) -> list[tuple[int, set[str]]]:
-    """The status of each answer that holds a secret, or a presigned query outside the links that it is there to bring.
+    """The status of each answer that holds a secret, or a presigned query outside its links.
 
-    An answer that is no JSON is a page.
+    An answer without JSON is a page.
     """
     leaking = []
     for answer in answers:

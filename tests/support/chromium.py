@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe by the DevTools protocol: what a user does, and what a user sees."""
+"""A headless Chromium by the DevTools protocol over a pipe: the actions of a user, and what the page shows."""
 
 import itertools
 import json
@@ -16,12 +16,12 @@ from tests.support.waiting import until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars")
-SECONDS = 60.0  # until a page that does not come to what is expected has failed
+SECONDS = 60.0  # then a page that is not as expected has failed
 _KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Space": (32, " "), "Escape": (27, "")}
 
 
 class Page:
-    """One tab, of a browser context that has storage and permissions of its own."""
+    """One tab, in a browser context with its own storage and permissions."""
 
     def __init__(self, pipe: "_Pipe", session: str, context: str) -> None:
         self._pipe, self._session, self.context = pipe, session, context
@@ -31,13 +31,13 @@ class Page:
 
     @property
     def complaints(self) -> list[str]:
-        """What the console says of errors and of what the page's policy refused."""
+        """The console's errors and breaches of the page's policy."""
         entries = [event["entry"]["text"] for event in self._events("Log.entryAdded")]
         return entries + [json.dumps(event) for event in self._events("Runtime.exceptionThrown")]
 
     @property
     def asked(self) -> set[str]:
-        """The addresses that were asked, redirects included."""
+        """The URLs of all requests, with redirects."""
         urls = {event["request"]["url"] for event in self._events("Network.requestWillBeSent")}
         return {url for url in urls if not url.startswith("data:")}
 
@@ -48,23 +48,19 @@ class Page:
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._pipe.command(method, self._session, **parameters)
 
-    def event(self, method: str) -> dict[str, Any]:
-        """Waits for the first event of its kind."""
-        return until(lambda: self._events(method), SECONDS, what=method)[0]
-
     def open(self, url: str) -> None:
         self.command("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, expression: str) -> Any:
-        """What the expression gives in the page, awaited. `$` and `$$` are querySelector and querySelectorAll."""
+        """The awaited value of an expression in the page. `$` and `$$` are querySelector and querySelectorAll."""
         options = {"awaitPromise": True, "returnByValue": True, "includeCommandLineAPI": True}
         answer = self.command("Runtime.evaluate", expression=expression, **options)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def until(self, condition: str) -> None:
-        """Waits for it to become true."""
+        """Waits until the condition is true."""
         try:
             until(lambda: self.run(f"Boolean({condition})"), SECONDS)
         except AssertionError as error:
@@ -79,11 +75,11 @@ class Page:
         self.command("Input.dispatchKeyEvent", type="keyUp", modifiers=modifiers, **pressed)
 
     def write(self, text: str) -> None:
-        """Into whatever has the focus."""
+        """Types into the element with the focus."""
         self.command("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
-        """Where the element is, as a mouse does: what is covered or not there is not clicked."""
+        """Clicks at the place of the element, so an element that is covered gets no click."""
         found = f"$({json.dumps(selector)})"
         self.run(f"{found}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
         box = self.run(f"{found}.getBoundingClientRect().toJSON()")
@@ -113,7 +109,7 @@ class Browser:
 
     @contextmanager
     def page(self) -> Iterator[Page]:
-        """A new tab, which knows nothing of the others."""
+        """A new tab with an empty storage."""
         context = self._pipe.command("Target.createBrowserContext")["browserContextId"]
         target = self._pipe.command("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self._pipe.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -156,12 +152,12 @@ class _Pipe:
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Browser]:
-    """A browser that keeps what it keeps in the folder."""
+    """A browser with its data in the folder."""
     to_browser, out = os.pipe()
     back, from_browser = os.pipe()
 
     def place_pipes() -> None:
-        os.dup2(to_browser, 13)  # aside first: either may be in the place of the other
+        os.dup2(to_browser, 13)  # aside first: one may have the number of the other
         os.dup2(from_browser, 14)
         os.dup2(13, 3)
         os.dup2(14, 4)

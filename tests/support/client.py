@@ -1,4 +1,4 @@
-"""A client of the API: asks byte for byte, follows redirects only if the test says so, and waits as real clients do."""
+"""A client of the API that controls each byte and header. It follows redirects only if the test says so."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ GENERATIONS = "/images/generations"
 ENDED = ("completed", "failed", "cancelled")
 MOST_REDIRECTS = 20  # as many as OpenAI's Python client follows
 _ERROR = {"message", "type", "param", "code"}
-# As OpenAI's clients send it, so that the api function itself makes images of quick models.
+# OpenAI's clients send it. The api function itself then makes images of quick models.
 INLINE = {"x_stainless_retry_count": "0"}
 QUEUED = {"Prefer": "respond-async"}
 SMALL: Json = {"model": "dall-e-2", "size": "256x256"}  # a quick model, and an image that is painted in no time
@@ -55,14 +55,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Client:
-    """`base_url` ends in /v1; `name` is the client that the key belongs to."""
+    """`base_url` ends in /v1. `name` is the client that the key belongs to."""
 
     base_url: str
     key: str = field(repr=False)
     name: str = ""
 
     def ask(self, method: str, path: str, body: Json | bytes | None = None, **headers: str) -> Answer:
-        """One request. `path` goes behind /v1, or is a whole URL; a header's `_` is sent as `-`, and "" not at all."""
+        """One request. `path` is below /v1, or a whole URL. `_` in a header becomes `-`. An empty one is not sent."""
         sent = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         sent |= {} if body is None else {"Content-Type": "application/json"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -81,11 +81,11 @@ class Client:
         return self.ask("GET", path, None, **headers)
 
     def post(self, body: Json | bytes, **headers: str) -> Answer:
-        """Asks for images, and follows no redirect."""
+        """Requests images and follows no redirect."""
         return self.ask("POST", GENERATIONS, body, **headers)
 
     def make(self, body: Json | bytes, **headers: str) -> Answer:
-        """Asks for images, and follows redirects until they are there."""
+        """Requests images and follows redirects until they are there."""
         return self.follow(self.post(body, **headers))
 
     def follow(self, answer: Answer) -> Answer:
@@ -96,7 +96,7 @@ class Client:
         return answer
 
     def begin(self, **fields: Any) -> str:
-        """The id of a generation that is not waited for."""
+        """Begins a generation without a wait. Returns its id."""
         answer = self.post({"prompt": "later", **fields}, **QUEUED)
         assert answer.status == 202, answer.content
         return str(answer.json["id"])
@@ -131,7 +131,7 @@ class Client:
         return list(self.get("/batches?limit=100").json["data"])
 
     def batch_of(self, key: str) -> Json | None:
-        """The batch of a file, by its key in the inbox. None: it is not begun yet."""
+        """The batch of a file, by its key in the inbox. None: it has not begun yet."""
         return next((each for each in self.batches() if each["input_file_id"] == key), None)
 
     def until_batch_ended(self, key: str, seconds: float = 60) -> Json:
@@ -151,7 +151,7 @@ class Client:
 
 
 def fetched(url: str | None) -> Answer:
-    """What a browser gets: redirects are followed, and no key is sent."""
+    """Gets a URL as a browser does: follows redirects and sends no key."""
     assert url
     response = urllib3.request("GET", url, retries=3, timeout=60)
     return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, response.data)

@@ -1,4 +1,4 @@
-"""A test's way into the methods of a port: before a call, after it, and to what it gives or raises."""
+"""Hooks into the methods of a port: before a call, after it, and on its result."""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def before(port: object, name: str, hook: Callable[..., object], *, once: bool = False) -> None:
-    """Runs the hook at the start of each call of the port's method, or of the next one alone, with its arguments."""
+    """Runs the hook, with the arguments, before each call of the port's method, or `once` before the next."""
     method = getattr(port, name)
 
     def hooked(*args: Any, **kwargs: Any) -> Any:
@@ -19,7 +19,7 @@ def before(port: object, name: str, hook: Callable[..., object], *, once: bool =
 
 
 def after(port: object, name: str, hook: Callable[..., object]) -> None:
-    """Runs the hook at the end of each call of the port's method, with its arguments."""
+    """Runs the hook, with the arguments, after each call of the port's method."""
     method = getattr(port, name)
 
     def hooked(*args: Any, **kwargs: Any) -> Any:
@@ -31,13 +31,13 @@ def after(port: object, name: str, hook: Callable[..., object]) -> None:
 
 
 def changed(port: object, name: str, change: Callable[[Any], object]) -> None:
-    """The port's method gives what `change` makes of its result."""
+    """The port's method returns `change(result)`."""
     method = getattr(port, name)
     setattr(port, name, lambda *args, **kwargs: change(method(*args, **kwargs)))
 
 
 def raising(*failures: Exception | None) -> Callable[..., None]:
-    """A hook that raises them in turn, one a call. None lets a call through, and so does the end."""
+    """A hook that raises these in turn, one a call. `None`, and the end of the list, let a call through."""
     left = deque(failures)
 
     def hook(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""The use cases over stores in memory, on a clock that the test moves: one service, with its clients and workers."""
+"""The use cases over stores in memory, on a clock that the test moves: one service with its callers and workers."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -8,39 +8,51 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-from imagegen.domain.attempts import Attempt
 from imagegen.domain.batches import Batch, InboxFile
+from imagegen.domain.credentials import Caller
 from imagegen.domain.deadline import Deadline
+from imagegen.domain.failures import Failure
 from imagegen.domain.generations import (
     AnsweredImage,
-    Call,
     CallAnswer,
     Generation,
     Status,
     StoredImage,
     Tombstone,
-    admit,
+    UpstreamAttempt,
+    UpstreamCall,
     new_owner,
 )
 from imagegen.domain.images import ImageBody, ImageRequest
-from imagegen.ports import SILENT, Journal
-from imagegen.usecases.carry_on import BatchShop, begin, carry_on
-from imagegen.usecases.generate import Tools, generate
-from imagegen.usecases.manage import LEASE_SECONDS, cancel, delete, retry, see
-from imagegen.usecases.publish import Ledger, Settle, announce
-from imagegen.usecases.quota import Allowance
-from imagegen.usecases.read_batch import Reader
-from imagegen.usecases.submit import Desk, Submitted, submit
-from imagegen.usecases.work import LargeAnswer, Workshop, give_up, work, work_on_message
+from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.ports import BatchBus, Journal
+from imagegen.usecases.continue_batch import ContinueBatch, begin_batch
+from imagegen.usecases.delete_images import DeleteImages
+from imagegen.usecases.manage_generation import (
+    LEASE_SECONDS,
+    CancelGeneration,
+    DeleteGeneration,
+    RetryGeneration,
+    get_generation,
+)
+from imagegen.usecases.publish import BatchProgress, PublishGeneration
+from imagegen.usecases.quota import Quota, QuotaReturns
+from imagegen.usecases.read_batch import ReadBatch
+from imagegen.usecases.run_upstream_calls import UpstreamRunner
+from imagegen.usecases.submit import Submission, SubmitGeneration, Submitted
+from imagegen.usecases.work_on_generation import GenerationWorker, LargeAnswer
 from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
-from tests.fakes.allowance_counters import FakeAllowanceCounters
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore, FakeFiles
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
+from tests.fakes.idempotency_keys import FakeIdempotencyKeys
 from tests.fakes.image_source import FakeImageSource
 from tests.fakes.image_store import FakeImageStore
+from tests.fakes.journal import FakeJournal
 from tests.fakes.provider import FakeProvider, png
+from tests.fakes.quota_counters import FakeQuotaCounters
+from tests.support.models import MODELS, admitted, read_request
 
 NOW = 1_760_000_000.5
 LEASE = LEASE_SECONDS
@@ -52,23 +64,86 @@ Beat = Callable[[], None]
 
 
 class StillDeadline(Deadline):
-    """Comes no nearer by itself, however slow the machine is: `at` is how many seconds remain."""
+    """`at` is how many seconds remain. They do not pass, however slow the machine is."""
 
     def remaining(self) -> float:
         return self.at
 
 
+class GenerationFailed(Exception):  # noqa: N818  # the outcome of a generation, as an exception of the tests
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class _Progress(BatchProgress):
+    """Passes each end through `InMemoryService.line_ended`, which a test can hook."""
+
+    def __init__(self, service: "InMemoryService") -> None:
+        super().__init__(service.batches, service.lines, service.batch_queue, outcome_line)
+        object.__setattr__(self, "_service", service)
+
+    def line_ended(self, generation: Generation) -> None:
+        self._service.line_ended(generation)  # type: ignore[attr-defined]
+
+
+def batch_continuation(
+    progress: BatchProgress,
+    submission: SubmitGeneration,
+    cancellation: CancelGeneration,
+    files: Any,
+    bus: BatchBus,
+    pool: Executor,
+    *,
+    caller_named: Callable[[str], Caller] = Caller,
+) -> ContinueBatch:
+    """The intake. `files` are its inbox and its outbox; the stores and the clock are those of the other parts."""
+    reader = ReadBatch(
+        batches=progress.batches,
+        lines=progress.lines,
+        progress=progress,
+        submission=submission,
+        inbox=files,
+        pool=pool,
+        base_url=BASE_URL,
+        read_line=partial(read_batch_line, read_fields=read_request().fields),
+        refusal=refused_line,
+        caller_named=caller_named,
+    )
+    return ContinueBatch(
+        batches=progress.batches,
+        lines=progress.lines,
+        queue=progress.queue,
+        reader=reader,
+        progress=progress,
+        generations=submission.records,
+        cancellation=cancellation,
+        outbox=files,
+        bus=bus,
+        now=submission.now,
+        lease=submission.lease,
+    )
+
+
+def attempts(sent: int = 1, refused: int = 0) -> tuple[UpstreamAttempt, ...]:
+    """`sent` attempts, of which the first `refused` certainly cost nothing."""
+    refusal = Failure("upstream_unavailable", "no", money_spent=False)
+    return tuple(UpstreamAttempt("fake", NOW, failure=refusal if at < refused else None) for at in range(sent))
+
+
 @dataclass
 class InMemoryService:
-    """All stores, the upstream and the clock of a service. A test reads and replaces them, or has them fail.
+    """All stores, the upstream and the clock of a service. A test reads them, replaces them or makes them fail.
 
-    No heart beats by itself: while a worker works, `beat` is what its heartbeat does.
+    `visibility` are the extensions of visibility, in seconds, and `line_ends` the generations whose line ended, both in
+    order. The heartbeat does not run by itself: while a worker works, `beat` is one beat.
     """
 
     pool: Executor
     records: FakeGenerationStore = field(default_factory=FakeGenerationStore)
+    keys: FakeIdempotencyKeys = field(default_factory=FakeIdempotencyKeys)
     queue: FakeGenerationQueue = field(default_factory=FakeGenerationQueue)
-    counters: FakeAllowanceCounters = field(default_factory=FakeAllowanceCounters)
+    counters: FakeQuotaCounters = field(default_factory=FakeQuotaCounters)
     bus: FakeEventBus = field(default_factory=FakeEventBus)
     images: FakeImageStore = field(default_factory=FakeImageStore)
     provider: FakeProvider = field(default_factory=FakeProvider)
@@ -85,22 +160,17 @@ class InMemoryService:
     may_send: bool = True
     call_seconds: float = 0.0
     large_answer: LargeAnswer = lambda _: None
-    journal: Journal = SILENT
-    held: list[float] = field(default_factory=list)
+    journal: Journal = field(default_factory=FakeJournal)
+    visibility: list[float] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
-    settled: list[Generation] = field(default_factory=list)
+    line_ends: list[Generation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.source = FakeImageSource(self.provider.files)
         self.lines = FakeBatchLines(self.batches)
-        self.ledger = Ledger(self.batches, self.lines, self.batch_queue, outcome_line)
-        self.settle: Settle = self._settle
+        self.progress: BatchProgress = _Progress(self)
         self.beat: Beat | None = None
         self.heartbeat: Callable[[float, Beat], AbstractContextManager[None]] = self._heartbeat
-
-    def _settle(self, generation: Generation) -> None:
-        self.settled.append(generation)
-        self.ledger.settle(generation)
 
     @contextmanager
     def _heartbeat(self, _: float, beat: Beat) -> Iterator[None]:
@@ -110,6 +180,10 @@ class InMemoryService:
         finally:
             self.beat = None
 
+    def line_ended(self, generation: Generation) -> None:
+        self.line_ends.append(generation)
+        BatchProgress(self.batches, self.lines, self.batch_queue, outcome_line).line_ended(generation)
+
     def clock(self) -> float:
         return self.now
 
@@ -117,159 +191,195 @@ class InMemoryService:
         return StillDeadline(seconds)
 
     @property
-    def allowance(self) -> Allowance:
-        return Allowance(self.counters, each_caller=self.each_caller, whole_stack=self.whole_stack)
+    def quota(self) -> Quota:
+        return Quota(self.counters, each_caller=self.each_caller, whole_stack=self.whole_stack)
+
+    @property
+    def returns(self) -> QuotaReturns:
+        return QuotaReturns(self.counters, self.records)
+
+    @property
+    def publisher(self) -> PublishGeneration:
+        return PublishGeneration(self.records, self.returns, self.progress, self.bus)
 
     @property
     def used(self) -> set[int]:
-        """How many images of the quota are taken: by the caller and by the stack, which must agree."""
+        """How many images are taken from the quotas of the caller and of the stack. One number if they agree."""
         return set(self.counters.used.values())
 
     @property
     def published(self) -> list[tuple[str, Status]]:
-        """The ends that are on the bus, in order."""
+        """The published ends, in order."""
         return [(generation.id, generation.status) for generation in self.bus.ended]
 
     def record(self, generation: Generation | str) -> Generation:
-        """As it is now."""
+        """The record as it is now."""
         found = self.records.get(generation if isinstance(generation, str) else generation.id)
         assert found is not None
         return found
 
-    # What a client does.
+    # What a caller does.
 
     @property
-    def desk(self) -> Desk:
-        return Desk(self.records, self.queue, self.allowance, self.clock, self.lease, self.slept.append, self.journal)
+    def submission(self) -> SubmitGeneration:
+        return SubmitGeneration(
+            models=MODELS,
+            keys=self.keys,
+            records=self.records,
+            queue=self.queue,
+            quota=self.quota,
+            journal=self.journal,
+            now=self.clock,
+            lease=self.lease,
+            sleep=self.slept.append,
+        )
+
+    @property
+    def cancellation(self) -> CancelGeneration:
+        return CancelGeneration(self.records, self.publisher, self.clock)
+
+    @property
+    def deletion(self) -> DeleteGeneration:
+        images = DeleteImages(self.images)
+        return DeleteGeneration(self.records, self.queue, self.publisher, self.progress, images, self.clock)
 
     def submit(
         self,
-        attempt: Attempt = Attempt(),  # noqa: B008  # frozen
+        identity: RetryIdentity = RetryIdentity(),  # noqa: B008  # frozen
         request: ImageRequest = REQUEST,
         *,
         caller: str = "alice",
         work_here: bool = False,
         generation_id: str | None = None,
     ) -> Submitted:
+        submission = Submission(
+            request, Caller(caller), BASE_URL, identity=identity, generation_id=generation_id, claim=work_here
+        )
         try:
-            return submit(
-                request,
-                attempt,
-                self.desk,
-                caller=caller,
-                base_url=BASE_URL,
-                work_here=work_here,
-                generation_id=generation_id,
-            )
+            return self.submission.submit(submission)
         finally:
-            self.now += 0.001  # no two are begun at the same time
+            self.now += 0.001  # no two begin at the same time
 
     def see(self, generation_id: str, caller: str = "alice") -> Generation:
-        return see(generation_id, caller, self.records)
+        return get_generation(generation_id, caller, self.records)
 
     def cancel(self, generation_id: str, caller: str = "alice") -> Generation:
-        return cancel(generation_id, caller, self.records, self.counters, self.bus, self.clock, self.settle)
+        return self.cancellation.cancel(generation_id, caller)
 
     def delete(self, generation_id: str, caller: str = "alice", *, seconds: float = DEADLINE_SECONDS) -> None:
-        stores = (self.records, self.queue, self.counters, self.bus, self.images)
-        delete(generation_id, caller, *stores, self.clock, StillDeadline(seconds), self.settle)
+        self.deletion.delete(generation_id, caller, StillDeadline(seconds))
 
     # What the operator does.
 
     def retry(self, generation_id: str) -> Generation | None:
-        return retry(generation_id, self.records, self.counters, self.queue, self.clock)
+        return RetryGeneration(self.records, self.returns, self.queue, self.clock).retry(generation_id)
 
     # What a worker does.
 
     @property
-    def workshop(self) -> Workshop:
-        return Workshop(
-            records=self.records,
-            queue=self.queue,
-            counters=self.counters,
-            bus=self.bus,
-            images=self.images,
+    def runner(self) -> UpstreamRunner:
+        return UpstreamRunner(
+            providers={"openai": self.provider},
             source=self.source,
-            providers={"openai_compatible": self.provider},
+            images=self.images,
+            records=self.records,
+            journal=self.journal,
             pool=self.pool,
-            large_answer=self.large_answer,
-            now=self.clock,
             repeat_unknown=self.repeat_unknown,
             call_seconds=self.call_seconds,
-            lease=self.lease,
-            settle=self.settle,
+            now=self.clock,
             sleep=self.slept.append,
+        )
+
+    @property
+    def worker(self) -> GenerationWorker:
+        return GenerationWorker(
+            records=self.records,
+            queue=self.queue,
+            images=self.images,
+            runner=self.runner,
+            publisher=self.publisher,
+            deletion=DeleteImages(self.images),
+            large_answer=self.large_answer,
             journal=self.journal,
+            now=self.clock,
+            lease=self.lease,
             heartbeat=self.heartbeat,
         )
 
-    def deliver(self, generation_id: str, *, seconds: float = DEADLINE_SECONDS) -> float | None:
-        """A worker receives a message. Gives what `work_on_message` gives."""
-        return work_on_message(generation_id, self.workshop, StillDeadline(seconds), hold=self.held.append)
+    def deliver(self, generation_id: str, poll: int = 0, *, seconds: float = DEADLINE_SECONDS) -> float | None:
+        """A worker receives a message. Returns what `GenerationWorker.on_message` returns."""
+        deadline = StillDeadline(seconds)
+        return self.worker.on_message(generation_id, poll, deadline, extend_visibility=self.visibility.append)
 
     def work(self, generation: Generation, *, seconds: float = DEADLINE_SECONDS) -> Generation | None:
-        """A process that received no message works on a generation that it claimed."""
+        """The API function works on a generation that it claimed. It received no message."""
         assert generation.owner
-        return work(generation, generation.owner, self.workshop, StillDeadline(seconds))
+        deadline = StillDeadline(seconds)
+        return self.worker.work(
+            generation, generation.owner, deadline, poll=0, extend_visibility=self.visibility.append
+        )
 
-    def give_up(self, generation_id: str, *, seconds: float = DEADLINE_SECONDS) -> float | None:
-        """The message is a dead letter."""
-        return give_up(generation_id, self.workshop, StillDeadline(seconds))
+    def give_up(self, generation_id: str, poll: int = 0, *, seconds: float = DEADLINE_SECONDS) -> float | None:
+        """A worker receives the message from the dead-letter queue."""
+        return self.worker.give_up(generation_id, poll, StillDeadline(seconds))
 
     def generate(self, generation: Generation, *, deadline: Deadline | None = None) -> Generation:
-        """Makes the images of a claimed generation, without its end. Gives the record afterwards."""
-        tools = Tools(
-            *(self.provider, self.source, self.images, self.records, self.pool),
-            repeat_unknown=self.repeat_unknown,
-            may_send=self.may_send,
-            call_seconds=self.call_seconds,
-            sleep=self.slept.append,
-        )
+        """Makes the images of a claimed generation, without its end. Returns the record. Raises GenerationFailed."""
         assert generation.owner
-        generate(generation, generation.owner, tools, deadline or StillDeadline(DEADLINE_SECONDS))
+        until = deadline or StillDeadline(DEADLINE_SECONDS)
+        outcome = self.runner.run(generation, generation.owner, until, may_send=self.may_send)
+        if isinstance(outcome, Failure):
+            raise GenerationFailed(outcome)
         return self.record(generation)
 
-    def announce(self, generation: Generation) -> None:
-        announce(generation, self.records, self.counters, self.bus, self.settle)
+    def publish(self, generation: Generation) -> None:
+        self.publisher.publish(generation)
 
-    # How a generation may stand.
+    # States of a generation.
 
     def admitted(self, request: ImageRequest = REQUEST, *, caller: str = "alice", **fields: Any) -> Generation:
-        """With its images taken from the quota, as it is when its message comes. `fields` change the request."""
+        """A queued generation whose images are taken from the quota. `fields` change the request."""
         request = replace(request, **fields)
-        generation = admit(request, caller=caller, base_url=BASE_URL, now=self.now)
-        self.allowance.reserve(caller, request.n, now=self.now, token=generation.id, may_undo=lambda: True)
+        generation = admitted(request, caller=caller, base_url=BASE_URL, now=self.now)
+        self.quota.reserve(
+            caller,
+            request.n,
+            now=self.now,
+            token=generation.id,
+            may_undo=lambda: True,
+            is_repeated=False,
+            own_limit=None,
+        )
         self.records.create(generation)
         return generation
 
     def begun(self, **fields: Any) -> Generation:
-        """A new one, claimed."""
+        """A new generation, claimed."""
         return self.claimed(self.admitted(**fields))
 
     def claimed(self, generation: Generation) -> Generation:
-        """As its next owner finds it, once the lease of the one before has ended. Its own begins now."""
+        """The generation after its next owner has claimed it. The lease of the owner before has ended."""
         self.now += 2 * self.lease
         claimed = self.records.claim(generation.id, new_owner(), now=self.now, lease_until=self.now + self.lease)
         assert claimed is not None
         return claimed
 
-    def noted(self, generation: Generation, *calls: Call) -> None:
-        """Its owner notes these calls."""
+    def noted(self, generation: Generation, *calls: UpstreamCall) -> None:
+        """The owner records these calls."""
         assert generation.owner
         for index, call in enumerate(calls):
-            for sending in range(1, call.sent + 1):
-                self.records.save_sending(generation.id, generation.owner, index, sending)
-            for sending in range(1, call.refused + 1):
-                self.records.save_refusal(generation.id, index, sending)
+            for number, attempt in enumerate(call.attempts, 1):
+                self.records.save_attempt(generation.id, generation.owner, index, number, attempt)
             if call.answer:
                 self.records.save_answer(generation.id, index, call.answer)
 
     def left_behind(
-        self, generation: Generation, *calls: Call, stored: Sequence[str] = (), listed: Sequence[str] = ()
+        self, generation: Generation, *calls: UpstreamCall, stored: Sequence[str] = (), listed: Sequence[str] = ()
     ) -> None:
-        """A worker claimed it, noted these calls and died, long ago.
+        """A worker claimed it, recorded these calls and died long ago.
 
-        `stored` are the images that it stored, `listed` those of which the record says so.
+        `stored` are the images that it stored, `listed` those that it listed on the record.
         """
         self.noted(self.claimed(generation), *calls)
         self.store(*stored)
@@ -278,16 +388,16 @@ class InMemoryService:
         self.now += 2 * self.lease
 
     def ended(self, generation: Generation, status: Status = Status.COMPLETED, **end: Any) -> Generation:
-        """Its owner ends it, claimed or not before, and is gone."""
+        """The owner ends it and releases it. Claims it first if it has no owner."""
         if self.record(generation).owner is None:
             generation = self.claimed(generation)
         owner = cast("str", self.record(generation).owner)
         self.records.end(generation.id, owner, status, now=self.now, **end)
-        self.records.let_go(generation.id, owner)
+        self.records.release(generation.id, owner)
         return self.record(generation)
 
     def buried(self, generation: Generation) -> Tombstone:
-        """The process that deletes it dies right after it has put the tombstone."""
+        """The process that deletes it dies right after it has written the tombstone."""
         self.records.cancel(generation.id, now=self.now)
         return self.records.bury(self.record(generation), now=self.now)
 
@@ -297,69 +407,68 @@ class InMemoryService:
             self.images.save(image_id, ImageBody("image/png", len(content), iter([content])), StillDeadline(9))
 
     def answer(self, name: str) -> CallAnswer:
-        """An upstream's answer that names one image by URL, which is there."""
+        """An answer of the upstream with one image by URL. The URL can be downloaded."""
         url = f"https://images.example/{name}.png"
         self.provider.files[url] = png(name)
         return CallAnswer((AnsweredImage(url, f"a nicer {name}"),))
 
-    # Batches: the intake, and workers that make all images at once.
+    # Batches: the intake, and workers that need no upstream.
 
     @property
-    def shop(self) -> BatchShop:
-        reader = Reader(
-            desk=self.desk,
-            ledger=self.ledger,
-            inbox=self.files,
-            pool=self.pool,
-            base_url=BASE_URL,
-            read_line=partial(read_batch_line, prompt_cap=1000),
-            refusal=refused_line,
-            own_images_per_day=lambda _: self.own_images_per_day,
+    def continuation(self) -> ContinueBatch:
+        return batch_continuation(
+            self.progress,
+            self.submission,
+            self.cancellation,
+            self.files,
+            self.batch_bus,
+            self.pool,
+            caller_named=lambda name: Caller(name, self.own_images_per_day),
         )
-        return BatchShop(reader, self.counters, self.bus, self.batch_bus, self.files)
 
     def drop(self, *lines: str) -> Batch:
         self.files.content = "\n".join(lines).encode()
         file = InboxFile("inbox/alice/a.jsonl", "v1", len(self.files.content))
-        return begin("bucket", file, "alice", self.batches, self.now)
+        return begin_batch("bucket", file, "alice", self.batches, self.now)
 
-    def carry_on(self, batch: Batch, *, seconds: float = 100) -> float | None:
-        return carry_on(batch.id, self.shop, Deadline.after(seconds), lambda _: None)
+    def continue_batch(self, batch: Batch, *, seconds: float = 100) -> float | None:
+        return self.continuation.run(batch.id, Deadline.after(seconds), lambda _: None)
 
-    def carry_on_all(self) -> None:
-        """Receives each message of the intake."""
+    def continue_all(self) -> None:
+        """The intake receives each of its messages."""
         while self.batch_queue.sent:
-            self.carry_on(self.batch(self.batch_queue.sent.pop(0)))
+            self.continue_batch(self.batch(self.batch_queue.sent.pop(0)))
 
     def make(self, generation_id: str, status: Status = Status.COMPLETED) -> None:
-        """A worker makes it without the upstream, and announces its end."""
-        if self.records.claim(generation_id, "w", now=self.now, lease_until=self.now + 1):
+        """A worker ends it without a call to the upstream, and publishes the end."""
+        owner = new_owner()
+        if self.records.claim(generation_id, owner, now=self.now, lease_until=self.now + 1):
             if status is Status.COMPLETED:
-                self.records.save_sending(generation_id, "w", 0, 1)
-            self.records.end(generation_id, "w", status, now=self.now)
+                self.records.save_attempt(generation_id, owner, 0, 1, UpstreamAttempt("fake", self.now))
+            self.records.end(generation_id, owner, status, now=self.now)
         if generation := self.records.get(generation_id):
-            self.announce(generation)
+            self.publish(generation)
 
     def make_all(self) -> None:
-        """Each message behind a generation is worked on, and the safety net's after it."""
+        """A worker receives each message of a generation, also the safety net's."""
         for generation_id, _ in self.queue.sent:
             self.make(generation_id)
 
     def batch(self, batch: Batch | str) -> Batch:
-        """As it is now."""
+        """The batch as it is now."""
         found = self.batches.get(batch if isinstance(batch, str) else batch.id)
         assert found is not None
         return found
 
     def written(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The lines of the output and of the errors of the batch."""
+        """The lines of the output file and of the error file."""
         output, errors = (self.files.there.get(f"outbox/alice/a.{kind}.jsonl", b"") for kind in ("output", "errors"))
         return [json.loads(each) for each in output.splitlines()], [json.loads(each) for each in errors.splitlines()]
 
 
 @contextmanager
 def in_memory_service(**options: Any) -> Iterator[InMemoryService]:
-    """With a pool that ends with the block."""
+    """A service with a pool, which ends with the block."""
     with ThreadPoolExecutor(10) as pool:
         yield InMemoryService(pool, **options)
 

@@ -1,7 +1,7 @@
 """The functions' real handlers in this process, behind the gateway of the template, over moto and a stand-in upstream.
 
-Nothing starts but threads, so one serves all tests of a worker process. The environment and the wiring of a function
-hold only while it is wired and while it runs: other tests in the process see none of it.
+It starts only threads, so one serves all tests of a worker process. The environment and the wiring of a function are in
+place only while it is wired and while it runs: other tests in the process do not see them.
 """
 
 import importlib
@@ -20,40 +20,33 @@ from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
-from imagegen.bootstrap import sdk
-from imagegen.bootstrap.api import api
-from imagegen.bootstrap.authorizer import authorizer
-from imagegen.bootstrap.intake import intake
-from imagegen.bootstrap.site import site
-from imagegen.bootstrap.worker import worker
+from imagegen.bootstrap import api, authorizer, intake, sdk, site, worker
 from local import stack
-from local.aws_door import REGION, DoorControl
-from local.event_source import _record
+from local.event_source import sqs_record
 from local.gateway import Gateway
-from local.lambda_host import MOST_PAYLOAD_BYTES, FunctionError, PayloadTooLargeError
+from local.lambda_host import MOST_ANSWER_BYTES, MOST_EVENT_BYTES, FunctionError, PayloadTooLargeError
 from local.lambda_host import Function as Configuration
 from local.serving import Request, serving
-from local.template import Template
 from local.upstream import StandInUpstream
-from tests.conftest import ROOT, UPSTREAM_KEY
+from tests.conftest import UPSTREAM_KEY
 from tests.support.canary import answered, found, keys_and_hashes, leaks
 from tests.support.client import Answer, Client, Json
 from tests.support.stores import moto_behind_the_door
 from tests.support.world import World
 
 URL = "http://127.0.0.1"
-# Nobody works beside a request, so there is nothing to wait for.
+# No worker runs during a request, so there is nothing to wait for.
 PARAMETERS = {"WaitSeconds": "0", "UpstreamTimeoutSeconds": "20", "QuickUpstreamTimeoutSeconds": "20"}
 AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
-_BUILDERS: dict[str, Any] = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
+_BOOTSTRAP = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
 _CLIENTS = ("dynamodb", "events", "sqs", "ssm")
-_MODULES_THAT_PAUSE = ("usecases.generate", "providers.openai_compatible")
-_NOT_OURS = ("moto", "werkzeug", "PIL")  # what stands in for AWS and for the upstream logs in this process too
+_MODULES_THAT_PAUSE = ("usecases.run_upstream_calls", "providers.openai.provider")
+_STAND_INS = ("moto", "werkzeug", "PIL")  # they log in this process too
 
 
 @dataclass
 class Context:
-    """What of Lambda's context the handlers use."""
+    """The part of Lambda's context that the handlers use."""
 
     seconds: float
     function_name: str = "function"
@@ -65,10 +58,10 @@ class Context:
 
 
 class Function:
-    """Stands in for a FunctionHost. The handler runs in the caller's thread, one event at a time."""
+    """Stands in for a FunctionHost. The handler runs in the calling thread, one event at a time."""
 
     def __init__(self, configuration: Configuration, lock: threading.Lock, out: io.StringIO) -> None:
-        """`lock` is of the module: the functions of a module share what it keeps. `out` gets what they print."""
+        """`lock` is one for each module, since its functions share the module's state. They print to `out`."""
         self.function, self._lock, self._out = configuration, lock, out
         self._name = configuration.code.name
         self._module = importlib.import_module(f"functions.{self._name}.app")
@@ -85,11 +78,12 @@ class Function:
             patch.dict(os.environ, {**self.function.environment, **changes}, clear=True),
             patch.multiple(sdk, credentials=lambda: self._credentials, **parts),
         ):
-            return _BUILDERS[self._name].__wrapped__()
+            build = getattr(_BOOTSTRAP[self._name], self._name).__wrapped__
+            return build(Path(str(self._module.__file__)).parent) if self._name == "site" else build()
 
     @contextmanager
     def changed(self, timeout: int | None = None, **changes: str) -> Iterator[None]:
-        """Another time-out, and other environment variables, for the time of the block."""
+        """Another time-out and other environment variables during the block."""
         before = self.wired, self.function
         self.wired = self._wire(changes)
         self.function = replace(self.function, timeout=timeout or self.function.timeout)
@@ -101,30 +95,26 @@ class Function:
 
     def invoke(self, event: object) -> "Future[bytes]":
         payload = json.dumps(event).encode()
-        if len(payload) > MOST_PAYLOAD_BYTES:
+        if len(payload) > MOST_EVENT_BYTES:
             raise PayloadTooLargeError
         handler = getattr(self._module, self.function.handler.rpartition(".")[2])
-        names: dict[str, Any] = {self._name: lambda: self.wired}
-        if self._name == "api":
-            names["cors_origin"] = lambda: self.wired.settings.cors_origin
+        names: dict[str, Any] = {self._name: lambda *_: self.wired}
         future: Future[bytes] = Future()
-        with self._lock, patch.multiple(self._module, **names), redirect_stdout(self._out):
+        with self._lock, patch.multiple(_BOOTSTRAP[self._name], **names), redirect_stdout(self._out):
             try:
                 answer = json.dumps(handler(json.loads(payload), Context(self.function.timeout))).encode()
-            except Exception as error:  # noqa: BLE001  # as the runtime takes it
+            except Exception as error:  # noqa: BLE001  # as the runtime does
                 future.set_exception(FunctionError(json.dumps({"errorMessage": str(error)})))
             else:
-                if len(answer) > MOST_PAYLOAD_BYTES:
+                if len(answer) > MOST_ANSWER_BYTES:
                     future.set_exception(FunctionError("Function.ResponseSizeTooLarge"))
                 else:
                     future.set_result(answer)
         return future
 
     def _end_wiring(self) -> None:
-        with suppress(AttributeError):  # who has no workshop has no pool
-            self.wired.workshop.pool.shutdown()
-        with suppress(AttributeError):
-            self.wired.batches.reader.pool.shutdown()
+        with suppress(AttributeError):  # the site and the authorizer have no pool
+            self.wired.pool.shutdown()
 
     def close(self) -> None:
         self._end_wiring()
@@ -133,7 +123,7 @@ class Function:
 
 
 class InProcess(World):
-    """A World without processes and without HTTP between a client and the functions."""
+    """A World without processes and without HTTP between a caller and the functions."""
 
     def __init__(
         self,
@@ -145,11 +135,13 @@ class InProcess(World):
     ) -> None:
         super().__init__(started, upstream, upstream_url, [])
         self._gateway = gateway
-        self.queues: dict[str, list[tuple[str, str]]] = {}  # by the function that works on them: URL and ARN of each
+        self.queues: dict[
+            str, list[tuple[str, str]]
+        ] = {}  # by the function that receives from them: URL and ARN of each
         self.seen: list[Answer] = []
         self._written = written
         self._keys: dict[str, str] = {}
-        self.local, self.other = self.caller("local"), self.caller("other")  # for tests that leave nothing behind
+        self.local, self.other = self.caller("local"), self.caller("other")  # for tests that store nothing
         self._secrets: dict[str, str] = {}
         self._may_be_answered: set[str] = set()
 
@@ -164,7 +156,7 @@ class InProcess(World):
         return function
 
     def request(self, method: str, target: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> Answer:
-        """One request as API Gateway takes it, with the headers as they are but for a Host that is missing."""
+        """Sends one request to the gateway, with these headers and, if it is missing, a Host."""
         own = list(headers)
         if not any(name == "Host" for name, _ in own):
             own.append(("Host", URL.partition("//")[2]))
@@ -175,13 +167,13 @@ class InProcess(World):
         return answer
 
     def deliver(self, function: str = "WorkerFunction") -> list[Any]:
-        """Gives the function what its queue holds now, and deletes what it does not send back. Gives its answers."""
+        """Delivers the messages in the queues of the function, and deletes those that succeed. Returns its answers."""
         sqs, answers = self.aws("sqs"), []
         for url, arn in self.queues[function]:
             while messages := sqs.receive_message(
                 QueueUrl=url, MaxNumberOfMessages=1, MessageSystemAttributeNames=["All"], WaitTimeSeconds=0
             ).get("Messages"):
-                event = {"Records": [_record(each, arn) for each in messages]}
+                event = {"Records": [sqs_record(each, arn) for each in messages]}
                 answers.append(json.loads(self.stack.functions[function].invoke(event).result()))
                 again = {failure["itemIdentifier"] for failure in answers[-1]["batchItemFailures"]}
                 for message in messages:
@@ -189,28 +181,39 @@ class InProcess(World):
                         sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
         return answers
 
+    @contextmanager
+    def upstream_key(self, value: str | None) -> Iterator[None]:
+        """The upstream's key has this value, or does not exist, during the block."""
+        ssm, api = self.aws("ssm"), self.function("ApiFunction")
+        key = {"Name": api.function.environment["UPSTREAM_API_KEY_PARAMETER"], "Type": "SecureString"}
+        ssm.delete_parameter(Name=key["Name"])
+        if value is not None:
+            ssm.put_parameter(**key, Value=value)
+        try:
+            with api.changed():  # the new wiring has read no key yet
+                yield
+        finally:
+            ssm.put_parameter(**key, Value=UPSTREAM_KEY, Overwrite=True)
+
     def secret(self, name: str, *, may_be_answered: bool = False, value: str = "") -> str:
-        """A canary of that name, which the test may put where it likes. It may be in no log."""
+        """A canary of that name, for any place of a request. No log may contain it."""
         if may_be_answered:
             self._may_be_answered.add(name)
         return self._secrets.setdefault(name, value or f"canary{uuid4().hex}")
 
     def keys(self) -> dict[str, str]:
-        """What belongs into no log, no answer and no record."""
+        """The secrets that no log, no answer and no record may contain."""
         return {"the upstream's key": UPSTREAM_KEY, **AWS_SECRETS, **keys_and_hashes(self._keys)}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Everything that is logged at any level, and what a function prints, is in `logs()`.
-
-        What may be tried again is tried at once.
-        """
+        """`logs()` has all that is logged at any level and all that functions print. Retries have no pauses."""
         self.forget()
         pauses = [patch(f"imagegen.{module}._FIRST_PAUSE_SECONDS", 0.001) for module in _MODULES_THAT_PAUSE]
         root, handler, streams = logging.getLogger(), logging.StreamHandler(self._written), {}
-        quiet = {logging.getLogger(name): logging.WARNING for name in _NOT_OURS}
+        quiet = {logging.getLogger(name): logging.WARNING for name in _STAND_INS}
         levels = {logger: logger.level for logger in (root, *quiet)}
-        for name in _BUILDERS:
+        for name in _BOOTSTRAP:
             for each in logging.getLogger(name).handlers:
                 if isinstance(each, logging.StreamHandler):
                     streams[each] = each.setStream(self._written)
@@ -234,7 +237,7 @@ class InProcess(World):
         return self._written.getvalue()
 
     def forget(self) -> None:
-        """Begins anew, with no secrets but keys, and nothing written and answered."""
+        """Forgets all secrets but the keys, and all that was written and answered."""
         self._written.seek(0)
         self._written.truncate()
         for kept in (self.seen, self._secrets, self._may_be_answered):
@@ -247,7 +250,7 @@ class InProcess(World):
         assert not leaking, leaking
 
     def check_silence(self) -> None:
-        """No secret is in what the functions wrote, and none but what may be there in what they answered."""
+        """No log contains a secret, and no answer a secret that is not `may_be_answered`."""
         secrets = {name: value for name, value in self._secrets.items() if name not in self._may_be_answered}
         leaking = leaks({**self._secrets, **self.keys()}, self.logs().encode())
         answers = answered({**secrets, **self.keys()}, self.seen)
@@ -262,7 +265,7 @@ class InProcess(World):
 
 @dataclass(frozen=True)
 class InProcessClient(Client):
-    """A client whose requests go to the gateway without HTTP, and beside whom the worker works when it looks."""
+    """A client whose requests go to the gateway without HTTP. The worker runs whenever it looks for a result."""
 
     service: InProcess = field(default=None, repr=False)  # type: ignore[assignment]
 
@@ -285,25 +288,20 @@ class InProcessClient(Client):
 
 @contextmanager
 def in_process(logs: Path) -> Iterator[InProcess]:
-    """The stack of the template, made in this process's moto."""
+    """The stack of the template, deployed to moto in this process."""
     upstream = StandInUpstream(UPSTREAM_KEY)
     with ExitStack() as closing:
         upstream_url = f"http://127.0.0.1:{closing.enter_context(serving(upstream.respond))}/v1"
         aws_url = closing.enter_context(moto_behind_the_door(stack.CREDENTIALS["AWS_SECRET_ACCESS_KEY"]))
-        parameters = {**stack._UNBOUND, "UpstreamBaseUrl": upstream_url, **PARAMETERS}
-        options = stack.Options(upstream_url, UPSTREAM_KEY, parameters=parameters, environment=AWS_SECRETS)
-        template = Template.read(ROOT / "template.yaml", parameters, REGION)
-        deployed = stack._deploy(template, aws_url, parameters, URL)
-        stack._configure_buckets(template, deployed, aws_url)
-        stack._put_secrets(aws_url, UPSTREAM_KEY, [])
+        options = stack.Options(upstream_url, UPSTREAM_KEY, parameters=PARAMETERS, environment=AWS_SECRETS)
+        template = stack.read_template(options)
+        deployed = stack.deploy(template, aws_url, URL, UPSTREAM_KEY, [])
         locks: dict[Path, threading.Lock] = {}
         functions, written = {}, io.StringIO()
         for name in template.of_type("AWS::Lambda::Function"):
-            configuration = stack._function(template, name, deployed, aws_url, options)
+            configuration = stack.deployed_function(template, name, deployed, aws_url, options)
             functions[name] = Function(configuration, locks.setdefault(configuration.code, threading.Lock()), written)
-        roles = stack._roles(template, deployed, aws_url)
-        door = DoorControl(aws_url)
-        door.let_in({name: {**role, "secret": AWS_SECRETS["AWS_SECRET_ACCESS_KEY"]} for name, role in roles.items()})
+        door, roles = stack.enforce_roles(template, deployed, aws_url, options)
         started = stack.LocalStack(
             url=URL,
             keys={},
@@ -311,7 +309,7 @@ def in_process(logs: Path) -> Iterator[InProcess]:
             bucket=deployed["ImageBucket"],
             inbox=deployed["InboxBucket"],
             functions=functions,  # type: ignore[arg-type]
-            roles={name: role["statements"] for name, role in roles.items()},
+            roles=roles,
             door=door,
             logs=logs,
         )

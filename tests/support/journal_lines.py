@@ -1,4 +1,4 @@
-"""Every line that a journal can have, about generations and a batch that hold words which no log may show."""
+"""Every line of the journal, about generations and a batch with words that no log may contain."""
 
 from typing import Any
 
@@ -6,17 +6,27 @@ from msgspec.structs import replace
 
 from imagegen.aws.cloudwatch import CloudWatchJournal
 from imagegen.domain.batches import Batch, BatchStatus, Counts, InboxFile
-from imagegen.domain.generations import Call, CallAnswer, Failure, Generation, Origin, Status, StoredImage, admit
+from imagegen.domain.failures import Failure
+from imagegen.domain.generations import (
+    CallAnswer,
+    Generation,
+    Origin,
+    Status,
+    StoredImage,
+    UpstreamAttempt,
+    UpstreamCall,
+)
 from imagegen.domain.images import ImageRequest
+from tests.support.models import admitted
 
 CANARIES = ("canary prompt", "canary-user", "canary-custom-id", "canary message")
 NOW = 1_760_000_000.0
 
 
 def begun(model: str = "dall-e-3", **changes: Any) -> Generation:
-    request = ImageRequest("canary prompt", model, "url", n=2, user="canary-user")
+    request = ImageRequest("canary prompt", model, "url", n=2, options={"user": "canary-user"})
     origin = Origin(custom_id="canary-custom-id", batch_id="batch_1", line=7)
-    return replace(admit(request, caller="alice", base_url="https://x", now=NOW, origin=origin), **changes)
+    return replace(admitted(request, caller="alice", base_url="https://x", now=NOW, origin=origin), **changes)
 
 
 def ended(status: Status = Status.COMPLETED, images: int = 2, **changes: Any) -> Generation:
@@ -25,8 +35,9 @@ def ended(status: Status = Status.COMPLETED, images: int = 2, **changes: Any) ->
     return replace(generation, stored=stored)
 
 
-def failed(kind: str, cause: str | None = None) -> Generation:
-    failure = Failure(kind, "canary message", cause=Failure(cause, "canary message") if cause else None)
+def failed(code: str, cause: str | None = None) -> Generation:
+    reason = Failure(cause, "canary message", money_spent=True) if cause else None
+    failure = Failure(code, "canary message", money_spent=True, cause=reason)
     return ended(Status.FAILED, images=0, failure=failure)
 
 
@@ -37,7 +48,9 @@ def batch(counts: Counts | None) -> Batch:
 
 def write_every_line(journal: CloudWatchJournal) -> None:
     """With every metric."""
-    call = Call(("img_1",), sent=2, answer=CallAnswer((), usage={"input_tokens": 1, "output_tokens": 1}))
+    attempts = (UpstreamAttempt("default", NOW), UpstreamAttempt("default", NOW))
+    answer = CallAnswer((), usage={"input_tokens": 1, "output_tokens": 1})
+    call = UpstreamCall(("img_1",), attempts, answer)
     journal.begun(begun(), quota_used=0.5)
     journal.attached(begun())
     journal.claimed(begun(), age=1)
@@ -46,6 +59,6 @@ def write_every_line(journal: CloudWatchJournal) -> None:
     journal.answered(begun(), 1, None)
     journal.stored(begun(), StoredImage("image/png", 1))
     journal.ended(ended(calls=(call,)))
-    journal.ended(failed("UpstreamFailedError"))
+    journal.ended(failed("upstream_failed"))
     journal.batch_ended(batch(Counts(1, 1)))
     journal.interrupted(["ValueError: app.py:1 f"], generation_id="gen_1")

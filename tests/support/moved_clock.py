@@ -6,14 +6,14 @@ import time
 import pytest
 
 from imagegen.domain.deadline import Deadline
-from imagegen.outbound.reading import cut_off_at
+from imagegen.outbound.read_deadline import cut_off_at
 from tests.support.waiting import SECONDS
 
 
 class MovedClock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = 0.0
-        for module in ("imagegen.domain.deadline", "imagegen.outbound.reading"):
+        for module in ("imagegen.domain.deadline", "imagegen.outbound.read_deadline"):
             monkeypatch.setattr(f"{module}.time", self)
 
     def monotonic(self) -> float:

@@ -1,4 +1,4 @@
-"""Hosts that break HTTP by hand, or never finish an answer: responders of `local.serving`."""
+"""Responders of `local.serving` that break HTTP or never finish an answer."""
 
 import threading
 from collections.abc import Callable, Iterator, Sized
@@ -17,7 +17,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 _DRIPS = 6000  # about a minute; then the client has waited for too long
 _TIME_OUTS = (0.1, 0.5, 2.5, 12.5)  # seconds
-# Each of them is an answer that goes on for ever, if the second part is sent again and again.
+# Each is an answer without an end if the second part is repeated.
 EACH_DRIP = pytest.mark.parametrize(
     ("head", "drop"),
     [
@@ -35,7 +35,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def writes(*parts: bytes) -> Responder:
-    """Writes an answer by hand and hangs up."""
+    """Writes these bytes and hangs up."""
 
     def respond(request: Request) -> Reply:
         for part in parts:
@@ -63,14 +63,14 @@ def reusable_host() -> Iterator[ReusableHost]:
 
 
 class SlowHost:
-    """Goes on until the client hangs up. `gave_up` is set if that did not happen in about a minute."""
+    """Sends until the client hangs up. `gave_up` is set if the client does not in about a minute."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
         self.gave_up = threading.Event()
 
     def drips(self, head: bytes, drop: bytes) -> Responder:
-        """Sends a little at a time, sooner than any time-out of a socket. Sends nothing more if `drop` is empty."""
+        """Sends `drop` again and again, faster than any time-out of a socket. An empty `drop` sends nothing."""
 
         def respond(request: Request) -> Reply:
             request.connection.sendall(head)
@@ -84,7 +84,7 @@ class SlowHost:
         return respond
 
     def cuts(self, attempt: Callable[[float], T], requests: Sized, *, too_soon: Callable[[T], bool]) -> T:
-        """The result of an attempt with a time-out in seconds, with a longer one if the machine was too slow for it.
+        """The result of an attempt with a time-out in seconds. A slow machine gets a longer one.
 
         Each attempt makes one request at most, which may come late.
         """

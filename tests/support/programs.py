@@ -1,4 +1,4 @@
-"""The programs and commands that the documents show, and how a test runs them."""
+"""Runs the programs and commands of the documents."""
 
 import io
 import os
@@ -20,8 +20,8 @@ from tests.conftest import ROOT
 from tests.support.client import Client
 from tests.support.world import World
 
-OTTER = "A cute baby sea otter"  # the documents' prompt, but for a few
-# The API page's sample, word for word but for host and key.
+OTTER = "A cute baby sea otter"  # the prompt of most documents
+# The sample of OpenAI's API page, except for host and key.
 SAMPLE = """curl --location --request POST '{base_url}/images/generations' \\
 --header 'Authorization: Bearer {key}' \\
 --header 'Content-Type: application/json' \\
@@ -36,7 +36,7 @@ SAMPLE = """curl --location --request POST '{base_url}/images/generations' \\
 def needs(*tools: str) -> None:
     for tool in tools:
         if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not there")
+            pytest.skip(f"{tool} is not installed")
 
 
 def blocks(text: str, language: str = r"\w+") -> list[str]:
@@ -50,7 +50,7 @@ def block(page: Path, language: str, holding: str) -> str:
 
 
 def run(command: list[str], environment: Mapping[str, str], folder: Path = ROOT, typed: str | None = None) -> str:
-    """What it prints. Nothing of this machine's environment reaches it but the path."""
+    """Returns its output. Of this machine's environment it gets only the path and the home."""
     env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", ""), **environment}
     done = subprocess.run(
         command, cwd=folder, env=env, input=typed, capture_output=True, text=True, check=False, timeout=120
@@ -64,14 +64,14 @@ def bash(text: str, environment: Mapping[str, str], folder: Path = ROOT, typed: 
 
 
 def sample(client: Client, prompt: str) -> str:
-    """What the API page's sample prints, for another prompt."""
+    """The output of the API page's sample with another prompt."""
     needs("bash", "curl")
     text = SAMPLE.format(base_url=client.base_url, key=client.key).replace(OTTER, prompt)
     return bash(f"{text} --silent", {})
 
 
 def operator(world: World) -> dict[str, str]:
-    """The environment of who holds the AWS account that stands in."""
+    """The environment of an operator of the stand-in AWS account."""
     return {"AWS_ENDPOINT_URL": world.stack.aws_url, "AWS_DEFAULT_REGION": REGION, **CREDENTIALS}
 
 
@@ -83,7 +83,7 @@ class Done:
 
 
 def called(main: Callable[[], int], *arguments: str, **environment: str) -> Done:
-    """What a tool of this project does, in this process: one of its own takes a second to start."""
+    """Runs a tool of this project in this process, since another takes a second to start."""
     out, err = io.StringIO(), io.StringIO()
     kept = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_") or name == "PATH"}
     with (

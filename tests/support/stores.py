@@ -1,7 +1,7 @@
-"""What the tests of the stores share: emulators of AWS, a table as the template has it, a new record.
+"""What the tests of the stores share: emulators of AWS, a table of the template, a new record.
 
-DynamoDB is judged by two emulators, which were made apart from each other. If they disagree, AWS's documentation
-decides: the door of the local stack, which stands before moto here too, enforces what moto does not.
+Two independent emulators stand in for DynamoDB. If they disagree, AWS's documentation decides: the local stack's door,
+which is in front of moto here too, enforces what moto does not.
 """
 
 import logging
@@ -23,13 +23,15 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from samtranslator.yaml_helper import yaml_parse
 from werkzeug.serving import make_server
 
-from imagegen.aws.allowance import DynamoAllowanceCounters
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.generations import DynamoGenerations
-from imagegen.domain.generations import Generation, admit
+from imagegen.aws.idempotency_keys import DynamoIdempotencyKeys
+from imagegen.aws.quota_counters import DynamoQuotaCounters
+from imagegen.domain.generations import Generation
 from imagegen.domain.images import ImageRequest
 from local.aws_door import AwsDoor
 from tests.conftest import ROOT
+from tests.support.models import admitted
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
@@ -45,8 +47,8 @@ Connect = Callable[..., Any]
 
 @contextmanager
 def moto_behind_the_door(secret: str = SECRET) -> Iterator[str]:
-    """Gives its address. `secret` is the operators'. All motos of a process have their resources in common."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines hold signed URLs
+    """Yields the URL. `secret` is the operators'. All motos of a process share their resources."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its lines contain signed URLs
     door = AwsDoor(DomainDispatcherApplication(create_backend_app), secret)
     server = make_server("127.0.0.1", 0, door, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -61,13 +63,15 @@ def moto_behind_the_door(secret: str = SECRET) -> Iterator[str]:
 
 @contextmanager
 def ministack(folder: Path) -> Iterator[str]:
-    """Gives its address. Its own command chooses no free port, and writes into the machine's folder for files."""
+    """Yields the URL. Ministack's own command cannot choose a free port, and writes into the temporary folder."""
     with socket.create_server(("127.0.0.1", 0)) as listener, (folder / "log").open("wb") as log:
         port, number = listener.getsockname()[1], listener.fileno()
         settings = {"GATEWAY_PORT": str(port), "LOG_LEVEL": "WARNING", "SERVICES": "dynamodb"}
         switched_off = {"IOT_MTLS_ENABLED": "0", "SFTP_ENABLED": "0"}
+        # By default hypercorn closes a connection after 5 idle seconds, also if a request is on its way.
+        options = ["--workers", "0", "--bind", f"fd://{number}", "--keep-alive", "86400"]
         process = subprocess.Popen(
-            [MINISTACK, "-m", "hypercorn", "ministack.app:app", "--workers", "0", "--bind", f"fd://{number}"],
+            [MINISTACK, "-m", "hypercorn", "ministack.app:app", *options],
             env={"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), **settings, **switched_off},
             pass_fds=[number],
             stdout=log,
@@ -82,7 +86,7 @@ def ministack(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def connecting() -> Iterator[Connect]:
-    """Gives what makes boto3's clients: one for the same arguments, each closed at the end."""
+    """Yields a function that makes boto3 clients: one for the same arguments. All are closed at the end."""
     with ExitStack() as closing:
 
         @cache
@@ -117,7 +121,7 @@ def connecting() -> Iterator[Connect]:
 
 
 def closed_url() -> str:
-    """Where nobody listens."""
+    """The URL of a port on which no process listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -125,7 +129,7 @@ def closed_url() -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a judge, and the stores in it."""
+    """A table of an emulator, and the stores in it."""
 
     client: "DynamoDBClient"
     name: str
@@ -133,6 +137,10 @@ class Table:
     @property
     def generations(self) -> DynamoGenerations:
         return DynamoGenerations(lambda: self.client, self.name, retention_seconds=RETENTION_SECONDS)
+
+    @property
+    def keys(self) -> DynamoIdempotencyKeys:
+        return DynamoIdempotencyKeys(lambda: self.client, self.name)
 
     @property
     def batches(self) -> DynamoBatches:
@@ -143,8 +151,8 @@ class Table:
         return DynamoBatchLines(lambda: self.client, self.name, retention_seconds=1000)
 
     @property
-    def counters(self) -> DynamoAllowanceCounters:
-        return DynamoAllowanceCounters(lambda: self.client, self.name)
+    def counters(self) -> DynamoQuotaCounters:
+        return DynamoQuotaCounters(lambda: self.client, self.name)
 
     def items(self, **scan: Any) -> list[Any]:
         pages: Any = self.client.get_paginator("scan").paginate(TableName=self.name, **scan)
@@ -159,7 +167,7 @@ class Table:
 
 
 def new_table(client: "DynamoDBClient") -> Table:
-    """As template.yaml has it."""
+    """A table with the schema of template.yaml."""
     properties = yaml_parse((ROOT / "template.yaml").read_text())["Resources"]["GenerationTable"]["Properties"]
     asked = ("AttributeDefinitions", "BillingMode", "GlobalSecondaryIndexes", "KeySchema")
     table = Table(client, f"generations-{uuid4().hex}")
@@ -169,4 +177,4 @@ def new_table(client: "DynamoDBClient") -> Table:
 
 def new_generation(*, caller: str = "alice", n: int = 1, at: float = NOW, model: str = "dall-e-3") -> Generation:
     request = ImageRequest("a cat", model, "url", n)
-    return admit(request, caller=caller, base_url="https://api.example/v1", now=at)
+    return admitted(request, caller=caller, base_url="https://api.example/v1", now=at)

@@ -11,9 +11,9 @@ _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
 
 
 def until(condition: Callable[[], T], seconds: float = SECONDS, *, what: object = "") -> T:
-    """What the condition gives once that is true. Raises AssertionError after so many seconds, with `what` is missing.
+    """Returns the first true value of the condition. Raises AssertionError with `what` is missing after `seconds`.
 
-    An AssertionError of the condition means "not yet"; the last one is the reason in the end.
+    An AssertionError of the condition means "not yet". The last one is the cause of the error.
     """
     deadline, pause = time.monotonic() + seconds, _PAUSE_SECONDS
     while True:

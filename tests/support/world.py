@@ -1,7 +1,7 @@
-"""The whole stack on this machine with a stand-in upstream and its callers, as the end-to-end tests share it.
+"""The whole stack on this machine with a stand-in upstream and its callers. End-to-end tests share it.
 
-A stack takes seconds to start, so one serves all tests of a worker process that want the same parameters. Tests stay
-apart by a caller and by prompts of their own: the upstream's scripts and calls are by prompt.
+A stack takes seconds to start, so one serves all tests of a worker process that have the same parameters. Each test
+has its own caller and its own prompts: the upstream's scripts and calls are by prompt.
 """
 
 import json
@@ -29,18 +29,18 @@ from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.support.client import Client
 from tests.support.waiting import SECONDS, until
 
-# Waits and leases last seconds, not minutes. A lease of less is lost on a machine that is busy.
+# Waits and leases last seconds, not minutes. A shorter lease is lost on a busy machine.
 PARAMETERS = {
     "WaitSeconds": "1",
     "LeaseSeconds": "3",
     "QuickUpstreamTimeoutSeconds": "5",
     "UpstreamTimeoutSeconds": "20",
-    "ImagesPerDay": "1000000",  # of which a single image is a percentage that can be seen
+    "ImagesPerDay": "1000000",  # a single image is still a visible percentage
     "ImagesPerClientPerDay": "100000",
     "ImagePrices": "dall-e-2:0.04,dall-e-3:0.5",
 }
-MOST_PROCESSES = 8  # of a function: a hundred clients at once would start sixty-four
-# These are in no event: what the upstream revised a prompt to has the last.
+MOST_PROCESSES = 8  # of a function: a hundred concurrent clients would start 64
+# No event may contain these. The last one is part of each revised prompt.
 _NEVER_PUBLISHED = (UPSTREAM_KEY, "X-Amz-", "in detail")
 
 
@@ -51,20 +51,20 @@ def batch_line(custom_id: str, prompt: str, **body: Any) -> str:
 
 
 def answering(*images: Mapping[str, str] | bytes) -> Script:
-    """The upstream answers with these images: as they are, or bytes as base64."""
+    """The upstream answers with these images. Bytes are sent as base64."""
     data = [{"b64_json": b64encode(image).decode()} if isinstance(image, bytes) else image for image in images]
     body = json.dumps({"created": 1, "data": data}).encode()
     return lambda _: Reply(200, body)
 
 
 def refusing(status: int = 400, **error: str) -> Script:
-    """The upstream answers with an error, shaped as OpenAI's."""
+    """The upstream answers with an error object of OpenAI's shape."""
     whole = {"message": "no", "type": "invalid_request_error", "param": None, "code": None, **error}
     return lambda _: Reply(status, json.dumps({"error": whole}).encode(), {"Content-Type": "application/json"})
 
 
 class Gate:
-    """A script of the upstream: holds the request until the test opens it, and then answers as usual."""
+    """A script of the upstream: blocks the request until the test opens the gate, and then answers as usual."""
 
     def __init__(self) -> None:
         self._reached, self._opened = Event(), Event()
@@ -81,7 +81,7 @@ class Gate:
 
 
 class Subscriber:
-    """An operator's rule on the bus, and the queue behind it. Each event has to be valid by its schema."""
+    """An operator's rule on the bus with a queue as its target. Each event must match its schema."""
 
     def __init__(self, world: "World") -> None:
         events, self._sqs = world.aws("events"), world.aws("sqs")
@@ -95,12 +95,12 @@ class Subscriber:
         self._wrong: list[str] = []
 
     def events(self, **detail: str) -> list[dict[str, Any]]:
-        """Those that have come with such a detail, such as `id`, the generation's, or `custom_id`."""
+        """The events so far whose detail has these fields, such as the `id` of a generation or a `custom_id`."""
         while messages := self._sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages"):
             for message in messages:
                 self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
                 event = json.loads(message["Body"])
-                whole = {"account": ACCOUNT, **event}  # which moto leaves out
+                whole = {"account": ACCOUNT, **event}  # moto omits the account
                 self._wrong += [error.message for error in _validator(event["detail-type"]).iter_errors(whole)]
                 self._wrong += [secret for secret in _NEVER_PUBLISHED if secret in message["Body"]]
                 self._all.append(event)
@@ -108,7 +108,7 @@ class Subscriber:
         return [event for event in self._all if detail.items() <= event["detail"].items()]
 
     def first(self, **detail: str) -> dict[str, Any]:
-        """The first such event, once it is there."""
+        """Waits for the first such event."""
         return until(lambda: self.events(**detail), what=f"an event with {detail}")[0]
 
 
@@ -119,7 +119,7 @@ def _validator(detail_type: str) -> Draft202012Validator:
 
 
 class World:
-    """A stack that serves. `upstream_url` ends in /v1; `answers` are the gateway's: method, path and status."""
+    """A running stack. `upstream_url` ends in /v1. `answers` are the gateway's: method, path and status."""
 
     def __init__(
         self, stack: LocalStack, upstream: StandInUpstream, upstream_url: str, answers: list[tuple[str, str, int]]
@@ -133,12 +133,12 @@ class World:
         return f"{self.stack.url}/v1"
 
     def caller(self, name: str | None = None, *, images_per_day: int | None = None) -> Client:
-        """A new client with a key of its own."""
+        """A new caller with its own key."""
         key = BearerKey.new(name or f"caller-{uuid4().hex[:12]}")
         record = msgspec.structs.replace(key.record(), images_per_day=images_per_day)
-        parameter = f"/{STACK_NAME}/clients/{key.client}"
+        parameter = f"/{STACK_NAME}/clients/{key.caller}"
         self.aws("ssm").put_parameter(Name=parameter, Type="String", Value=msgspec.json.encode(record).decode())
-        return Client(self.base_url, key.key, key.client)
+        return Client(self.base_url, key.key, key.caller)
 
     def aws(self, service: str) -> Any:  # boto3's clients have no common type
         if service not in self._aws:
@@ -152,18 +152,18 @@ class World:
     # The upstream.
 
     def will(self, prompt: str, *scripts: Script) -> str:
-        """What the upstream answers to a prompt, one script a call. Gives the prompt."""
+        """Sets how the upstream answers a prompt, one script a call. Returns the prompt."""
         self.upstream.by_prompt[prompt].extend(scripts)
         return prompt
 
     def hold(self, prompt: str, *, download: bool = False) -> Gate:
-        """Holds the next call for a prompt, or the next download of its image."""
+        """Blocks the next call for a prompt, or the next download of its image, until the gate is opened."""
         gate = Gate()
         (self.upstream.downloads_by_prompt if download else self.upstream.by_prompt)[prompt].append(gate)
         return gate
 
     def serve_file(self, script: Script, *, query: str = "") -> str:
-        """A file under the upstream's own origin, answered by the script each time. Gives its URL."""
+        """Serves a file of the upstream's origin by the script. Returns its URL."""
         name = uuid4().hex + (f"?{query}" if query else "")
         self.upstream.pages[f"/files/{name}"] = script
         return f"{self.upstream_url.removesuffix('/v1')}/files/{name}"
@@ -179,34 +179,34 @@ class World:
         return str(url)
 
     def send(self, queue: str, body: str | Mapping[str, object]) -> None:
-        """A message for a queue of the template, by its logical name."""
+        """Sends a message to a queue of the template. `queue` is its logical name."""
         text = body if isinstance(body, str) else json.dumps(body)
         self.aws("sqs").send_message(QueueUrl=self.queue_url(queue), MessageBody=text)
 
     @cached_property
     def bus(self) -> Subscriber:
-        """Subscribes when it is first asked for."""
+        """Subscribes at the first use."""
         return Subscriber(self)
 
     def publish(self, **detail: Any) -> None:
-        """A request for an image, on the bus."""
+        """Publishes a request for images on the bus."""
         entry = {"Source": "shop", "DetailType": "Image Generation Requested", "EventBusName": STACK_NAME}
         answer = self.aws("events").put_events(Entries=[{**entry, "Detail": json.dumps(detail)}])
         assert answer["FailedEntryCount"] == 0
 
     def drop(self, text: str, folder: str, suffix: str = ".jsonl") -> str:
-        """A file in a client's folder of the inbox. Gives its key."""
+        """Puts a file into a caller's folder of the inbox. Returns its key."""
         key = f"inbox/{folder}/{uuid4().hex}{suffix}"
         self.aws("s3").put_object(Bucket=self.stack.inbox, Key=key, Body=text.encode())
         return key
 
     def lines(self, key: str) -> list[dict[str, Any]]:
-        """Of a file in the bucket of the inbox and the outbox."""
+        """The lines of a file in the bucket of the inbox and the outbox."""
         content = self.aws("s3").get_object(Bucket=self.stack.inbox, Key=key)["Body"].read()
         return [json.loads(line) for line in content.splitlines()]
 
     def laid_aside(self, part: str) -> str:
-        """The reason for which the intake refused the message that has this part, once it is a dead letter."""
+        """Waits until the message with this part is a dead letter. Returns why the intake refused it."""
         sqs, url = self.aws("sqs"), self.queue_url("IntakeDeadLetters")
 
         def found() -> str | None:
@@ -219,7 +219,7 @@ class World:
         return until(found, what=f"a dead letter with {part}") or ""
 
     def record(self, generation_id: str) -> Generation:
-        """A generation as the table has it."""
+        """The record of a generation in the table."""
         table = self.stack.functions["WorkerFunction"].function.environment["GENERATION_TABLE"]
         found = DynamoGenerations(lambda: self.aws("dynamodb"), table, retention_seconds=0).get(generation_id)
         assert found
@@ -236,14 +236,14 @@ class World:
     # The functions.
 
     def kill(self, function: str = "WorkerFunction") -> None:
-        """Kills every process of a function, and waits until they have gone."""
+        """Kills every process of a function, and waits until they have ended."""
         pids = self.stack.functions[function].pids()
         for pid in pids:
             os.kill(pid, 9)
         until(lambda: not set(pids) & set(self.stack.functions[function].pids()), what="the end of the processes")
 
     def killing(self, function: str = "WorkerFunction") -> Script:
-        """Kills the function that asks, and answers nothing."""
+        """A script that kills the function during its call and does not answer."""
 
         def kill(_: Request) -> Reply:
             self.kill(function)
@@ -255,7 +255,7 @@ class World:
         return "".join(path.read_text() for path in self.stack.logs.glob("*Function.log"))
 
     def journal(self, **fields: str) -> list[tuple[str, dict[str, Any]]]:
-        """The lines of the logs that have these fields, each with the function that wrote it, in its order."""
+        """The log lines that have these fields, each with the function that wrote it, in its order."""
         logs = sorted(self.stack.logs.glob("*Function.log"))
         texts = [(log.stem, text) for log in logs for text in log.read_text().splitlines() if text.startswith("{")]
         needed = [json.dumps(value) for value in fields.values()]
@@ -270,7 +270,7 @@ def running_world(
     environment: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Iterator[World]:
-    """A stack with these parameters, or those that tests share. `environment` and `options` are those of Options."""
+    """A stack with these parameters, by default PARAMETERS. `environment` and `options` are those of Options."""
     upstream, answers = StandInUpstream(UPSTREAM_KEY), list[tuple[str, str, int]]()
     with ExitStack() as closing:
         url = f"http://127.0.0.1:{closing.enter_context(serving(upstream.respond))}/v1"

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.failures import kept
-from imagegen.domain.generations import AnsweredImage, Call, CallAnswer, Generation, Status, StoredImage
+from imagegen.domain.failures import failure_of
+from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, Status, StoredImage, UpstreamCall
 from imagegen.domain.images import ImageRequest, ResponseFormat, SignedUrl
-from imagegen.domain.models import CATALOG, DEFAULT_MODEL
 from imagegen.wire import answers
-from imagegen.wire.requests import read_image_fields
+from imagegen.wire.models import model_answer, models_answer
 from tests.fakes.image_store import FakeImageStore
+from tests.support.in_memory import attempts
+from tests.support.models import DEFAULT_MODEL, MODELS, catalog, read_request
 
 FORMATS = pytest.mark.parametrize("response_format", ["url", "b64_json"])
 DETAILS = {"background": "opaque", "output_format": "png", "quality": "high", "size": "1024x1024"}
@@ -34,7 +35,7 @@ SOON = Deadline.after(1e6)
 
 
 class SigningStore(FakeImageStore):
-    """Signs for a time that does not move."""
+    """Signs URLs that all expire at the same time."""
 
     def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
         return SignedUrl(f"https://bucket.example/images/{image_id}?signature=x", 1_767_229_200)
@@ -43,7 +44,7 @@ class SigningStore(FakeImageStore):
 def a_generation(
     *revised_prompts: str | None, response_format: str = "url", details: Any = None, usage: Any = None, **changes: Any
 ) -> Generation:
-    """Completed, an image for each revised prompt: img_1, img_2, …"""
+    """A completed generation with an image for each revised prompt: img_1, img_2, …"""
     prompt, user, caller, owner = SECRETS
     ids = tuple(f"img_{number}" for number in range(1, len(revised_prompts) + 1))
     answer = CallAnswer(tuple(AnsweredImage(revised_prompt=each) for each in revised_prompts), details or {}, usage)
@@ -51,10 +52,13 @@ def a_generation(
     generation = Generation(
         id="gen_1",
         caller=caller,
-        request=ImageRequest(prompt, model="gpt-image-1", response_format=wanted, n=len(ids), user=user),
+        request=ImageRequest(
+            prompt, model="gpt-image-1", response_format=wanted, n=len(ids), options={"user": user} if user else {}
+        ),
         created_at=1_767_225_600.75,
         base_url="https://api.example/prod",
-        calls=(Call(ids, sent=1, answer=answer),),
+        provider="openai",
+        calls=(UpstreamCall(ids, attempts=attempts(1), answer=answer),),
         status=Status.COMPLETED,
         owner=owner,
         stored=stored({image_id: len(content(image_id)) for image_id in ids}),
@@ -68,7 +72,7 @@ def stored(lengths: dict[str, int]) -> dict[str, StoredImage]:
 
 
 def content(image_id: str) -> bytes:
-    """Of a length that base64 does not encode whole, and no two alike."""
+    """Bytes that differ for each image and whose base64 needs padding."""
     return (bytes(range(256)) + image_id.encode() * 3)[: 257 + int(image_id.removeprefix("img_"))]
 
 
@@ -91,16 +95,16 @@ def generation_answer(*revised_prompts: str | None, **changes: Any) -> dict[str,
 
 
 class TestImages:
-    def test_an_image_by_url_has_a_signed_url_and_when_it_ends(self) -> None:
+    def test_an_image_by_url_has_a_signed_url_and_its_expiry(self) -> None:
         image = {"id": "img_1", "permalink": LINK, "url": SIGNED, "expires_at": 1_767_229_200}
         assert answer(None) == {"created": 1_767_225_600, "id": "gen_1", "data": [image]}
 
-    def test_an_image_in_base64_has_its_bytes_and_nothing_that_ends(self) -> None:
+    def test_an_image_in_base64_has_its_bytes_and_no_expiry(self) -> None:
         image = {"id": "img_1", "permalink": LINK, "b64_json": b64encode(content("img_1")).decode()}
         generation = a_generation(None, response_format="b64_json")
         assert images_answer(generation)["data"] == images_answer(generation, durable_urls=True)["data"] == [image]
 
-    def test_with_durable_urls_the_url_is_the_permalink_and_does_not_end(self) -> None:
+    def test_with_durable_urls_the_url_is_the_permalink_and_has_no_expiry(self) -> None:
         generation, images = a_generation(None), SigningStore()
         data = [{"id": "img_1", "permalink": LINK, "url": LINK}]
         assert images_answer(generation, durable_urls=True)["data"] == data
@@ -111,36 +115,20 @@ class TestImages:
         assert listed["data"][0]["data"] == data
 
     @FORMATS
-    def test_images_of_several_calls_stand_in_the_order_they_were_asked_for(self, response_format: str) -> None:
+    def test_images_of_several_calls_are_in_the_order_of_the_request(self, response_format: str) -> None:
         ids = [f"img_{number}" for number in range(1, 11)]
         of = [("img_1",), *((ids[at], ids[at + 1]) for at in (1, 3, 5, 7)), ("img_10",)]
         calls = tuple(
-            Call(each, 1, answer=CallAnswer(tuple(AnsweredImage(None, f"of {i}") for i in each))) for each in of
+            UpstreamCall(each, attempts(1), answer=CallAnswer(tuple(AnsweredImage(None, f"of {i}") for i in each)))
+            for each in of
         )
         lengths = {image_id: len(content(image_id)) for image_id in reversed(ids)}
         several = a_generation(*[None] * 10, response_format=response_format, calls=calls, stored=stored(lengths))
         found = [(each["id"], each["permalink"], each["revised_prompt"]) for each in images_answer(several)["data"]]
         assert found == [(each, f"{LINK.removesuffix('img_1')}{each}", f"of {each}") for each in ids]
 
-    def test_a_revised_prompt_stands_beside_its_own_image(self) -> None:
-        first, second = answer("An otter, in oil", None)["data"]
-        assert first["revised_prompt"] == "An otter, in oil"
-        assert "revised_prompt" not in second
-
-    def test_usage_is_the_sum_of_what_the_upstream_sent(self) -> None:
-        assert "usage" not in answer(None)
-        assert answer(None, usage=USAGE)["usage"] == USAGE
-        [call] = a_generation(None, usage=USAGE).calls
-        twice = a_generation(None, calls=(call, Call(("img_2",), sent=1, answer=call.answer)))
-        assert images_answer(twice)["usage"] == {
-            "input_tokens": 26,
-            "input_tokens_details": {"image_tokens": 0, "text_tokens": 26},
-            "output_tokens": 8320,
-            "total_tokens": 8346,
-        }
-
     @FORMATS
-    def test_openai_s_own_type_reads_the_answer_whole(self, response_format: str) -> None:
+    def test_openai_s_own_type_reads_the_whole_answer(self, response_format: str) -> None:
         body = answer("In oil", response_format=response_format, details=DETAILS, usage=USAGE)
         assert {name: body[name] for name in DETAILS} == DETAILS
         read = openai.types.ImagesResponse.model_validate(body)
@@ -152,11 +140,11 @@ class TestImages:
         assert read.usage.total_tokens == 4173
 
     @FORMATS
-    def test_neither_what_the_caller_wrote_nor_who_works_on_it_is_shown(self, response_format: str) -> None:
+    def test_an_answer_shows_neither_prompt_user_caller_nor_owner(self, response_format: str) -> None:
         shown = str(answer(None, response_format=response_format)) + str(generation_answer(None))
         assert [secret for secret in SECRETS if secret in shown] == []
 
-    def test_an_image_that_cannot_be_read_is_no_answer_and_breaks_off_a_stream(self) -> None:
+    def test_an_image_that_cannot_be_read_is_an_error_also_within_a_stream(self) -> None:
         generation = a_generation(None, None, response_format="b64_json")
         store = a_store(generation)
         del store.saved["img_2"]
@@ -166,14 +154,14 @@ class TestImages:
         with pytest.raises(errors.ImageStorageError):
             b"".join(blocks)
 
-    def test_links_are_made_without_a_look_at_what_is_stored(self) -> None:
+    def test_links_are_made_without_reading_the_store(self) -> None:
         body = answers.images_answer(a_generation(None), SigningStore(), Deadline.after(0))
         assert body["data"][0]["url"] == SIGNED
 
 
 class TestStreamedImages:
     @pytest.mark.parametrize("n", [1, 2, 10])
-    def test_it_is_the_direct_answer_of_the_length_that_was_announced(self, n: int) -> None:
+    def test_it_is_the_direct_answer_and_has_the_declared_length(self, n: int) -> None:
         prompts = ['An otter — "in oil"\n'] * n
         generation = a_generation(*prompts, response_format="b64_json", details=DETAILS, usage=USAGE)
         length, blocks = answers.streamed_images_answer(generation, a_store(generation), SOON)
@@ -183,7 +171,7 @@ class TestStreamedImages:
 
     @given(st.lists(st.binary(max_size=20), max_size=12), st.lists(st.binary(min_size=1, max_size=20), max_size=3))
     @settings(deadline=None, max_examples=60)
-    def test_bytes_come_through_however_they_are_cut_into_blocks(self, first: list[bytes], second: list[bytes]) -> None:
+    def test_any_cut_into_blocks_gives_the_same_bytes(self, first: list[bytes], second: list[bytes]) -> None:
         class Cut(FakeImageStore):
             @contextmanager
             def read(self, image_id: str, deadline: Deadline) -> Iterator[Iterator[bytes]]:
@@ -197,7 +185,7 @@ class TestStreamedImages:
         assert len(body) == length
         assert [b64decode(image["b64_json"], validate=True) for image in msgspec.json.decode(body)["data"]] == whole
 
-    def test_no_two_images_are_held_at_once(self) -> None:
+    def test_one_image_is_open_at_a_time(self) -> None:
         open_now: list[str] = []
         opened: list[Sequence[str]] = []
 
@@ -223,7 +211,7 @@ def test_the_size_of_images_as_base64_is_known_without_reading_them(lengths: lis
 
 class TestGeneration:
     @FORMATS
-    def test_a_completed_one_is_shown_with_its_images_by_url(self, response_format: str) -> None:
+    def test_a_completed_generation_lists_its_images_by_url(self, response_format: str) -> None:
         image = {"id": "img_1", "permalink": LINK, "url": SIGNED, "expires_at": 1_767_229_200, "revised_prompt": "oil"}
         assert generation_answer("oil", usage=USAGE, response_format=response_format) == {
             "id": "gen_1",
@@ -239,12 +227,12 @@ class TestGeneration:
             "error": None,
         }
 
-    def test_its_status_is_openai_s_word(self) -> None:
+    def test_a_status_has_openai_s_name(self) -> None:
         for status in Status:
             shown = generation_answer(None, status=status)["status"]
             assert (shown, type(shown)) == (status.value, str)
 
-    def test_one_under_way_is_shown_with_what_is_stored_so_far(self) -> None:
+    def test_a_generation_in_progress_lists_the_images_that_are_stored_so_far(self) -> None:
         now = {"status": Status.IN_PROGRESS, "completed_at": None, "stored": stored({"img_3": 5, "img_1": 5})}
         shown = generation_answer(None, None, None, **now)
         assert (shown["status"], shown["completed_at"], shown["n"]) == ("in_progress", None, 3)
@@ -264,7 +252,7 @@ class TestGeneration:
         ],
         ids=["all", "in part"],
     )
-    def test_a_failed_one_says_why_beside_what_is_there(
+    def test_a_failed_generation_has_its_error_and_its_stored_images(
         self,
         error: errors.ImagegenError,
         cause: Exception | None,
@@ -274,14 +262,14 @@ class TestGeneration:
         code: str,
     ) -> None:
         error.__cause__ = cause
-        failed = {"status": Status.FAILED, "failure": kept(error), "stored": stored(dict.fromkeys(there, 5))}
+        failed = {"status": Status.FAILED, "failure": failure_of(error), "stored": stored(dict.fromkeys(there, 5))}
         shown = generation_answer(None, None, **failed)
         assert (shown["status"], [image["id"] for image in shown["data"]]) == ("failed", there)
         assert shown["error"] == {"message": str(error), "type": kind, "param": param, "code": code}
 
     @pytest.mark.parametrize(("sent", "repeated"), [([0], 0), ([1], 0), ([2], 1), ([2, 1, 2], 2)])
-    def test_calls_that_may_have_been_paid_twice_are_counted(self, sent: list[int], repeated: int) -> None:
-        calls = tuple(Call((f"img_{at}",), sent=count) for at, count in enumerate(sent, 1))
+    def test_calls_that_were_possibly_paid_twice_are_counted(self, sent: list[int], repeated: int) -> None:
+        calls = tuple(UpstreamCall((f"img_{at}",), attempts=attempts(count)) for at, count in enumerate(sent, 1))
         assert generation_answer(None, calls=calls, stored={})["repeated_calls"] == repeated
 
 
@@ -300,13 +288,13 @@ def test_a_list_is_openai_s_list_object_in_the_order_given(ids: list[str]) -> No
 
 class TestModels:
     def test_the_list_of_models_is_the_catalog_with_one_default(self) -> None:
-        body = answers.models_answer(1_000)
+        body = models_answer(catalog(1_000, {}))
         assert body["object"] == "list"
-        assert [model["id"] for model in body["data"]] == list(CATALOG)
+        assert [model["id"] for model in body["data"]] == list(MODELS)
         assert [model["id"] for model in body["data"] if model["default"]] == [DEFAULT_MODEL]
 
-    @pytest.mark.parametrize("model", answers.models_answer(1_000)["data"], ids=CATALOG)
-    def test_a_model_is_openai_s_object_and_a_request_may_have_all_that_it_lists(self, model: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("model", models_answer(catalog(1_000, {}))["data"], ids=MODELS)
+    def test_a_model_is_openai_s_object_and_a_request_may_have_every_listed_value(self, model: dict[str, Any]) -> None:
         read = openai.types.Model.model_validate(model)
         assert read.model_dump(exclude_unset=True) == model
         assert read.created > 0
@@ -316,15 +304,15 @@ class TestModels:
             for value in rule.get("values", [rule.get("min"), rule.get("max")]):
                 if value is not None:
                     also = {"output_format": "webp"} if name == "output_compression" else {}
-                    read_image_fields(plain | {name: value} | also, prompt_cap=1_000)
+                    read_request(1_000).fields(plain | {name: value} | also)
             if "values" in rule or "max" in rule:
                 beyond = "1x1" if "values" in rule else rule["max"] + 1
                 with pytest.raises(errors.InvalidRequestError, match=name if "max" in rule else "Invalid value"):
-                    read_image_fields(plain | {name: beyond}, prompt_cap=1_000)
+                    read_request(1_000).fields(plain | {name: beyond})
         with pytest.raises(errors.InvalidRequestError, match="string too long"):
-            read_image_fields(plain | {"prompt": plain["prompt"] + "x"}, prompt_cap=1_000)
+            read_request(1_000).fields(plain | {"prompt": plain["prompt"] + "x"})
 
     def test_a_model_that_is_not_in_the_catalog_is_unknown(self) -> None:
-        assert answers.model_answer("x", {"x": "flux"}, 1_000) == answers.model_answer("flux", {}, 1_000)
+        assert model_answer("x", catalog(1_000, {"x": "flux"})) == model_answer("flux", catalog(1_000, {}))
         with pytest.raises(errors.UnknownModelError, match="Did you mean 'flux'"):
-            answers.model_answer("FLUX", {}, 1_000)
+            model_answer("FLUX", catalog(1_000, {}))

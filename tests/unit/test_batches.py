@@ -1,12 +1,12 @@
-"""A file becomes generations and two files of answers, even if processes die and it is announced several times."""
+"""A file becomes generations and two files of answers, even if processes die and its message is repeated."""
 
 import json
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -14,7 +14,7 @@ from imagegen.domain import errors, file_lines
 from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, batch_id_of, line_generation_id
 from imagegen.domain.file_lines import Line, lines_of
 from imagegen.domain.generations import Generation
-from imagegen.usecases.carry_on import cancel_batch, see_batch
+from imagegen.usecases.continue_batch import cancel_batch, get_batch
 from imagegen.usecases.read_batch import CHUNK_LINES
 from imagegen.wire.batches import batch_answer, batch_event
 from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message
@@ -23,7 +23,7 @@ from tests.support.hooks import before
 from tests.support.in_memory import LEASE, NOW, InMemoryService, batch_line, in_memory_service
 
 PORTS = ("records", "queue", "counters", "batches", "lines", "batch_queue", "batch_bus", "files")
-BLOCK, MOST = 32, 16  # bytes, in place of a megabyte and half of it
+BLOCK, MOST = 32, 16  # bytes; the product has a megabyte and half of it
 OUTPUT, ERRORS = "outbox/alice/a.output.jsonl", "outbox/alice/a.errors.jsonl"
 
 
@@ -39,9 +39,9 @@ def requests(count: int) -> list[str]:
 
 
 def end(service: InMemoryService, batch: Batch) -> Batch:
-    service.carry_on(batch)
+    service.continue_batch(batch)
     service.make_all()
-    service.carry_on_all()
+    service.continue_all()
     return service.batch(batch)
 
 
@@ -93,7 +93,7 @@ def texts(lines: Iterable[Line]) -> list[bytes | None]:
 )
 @pytest.mark.usefixtures("_small_blocks")
 def test_a_file_is_cut_into_its_lines_from_any_checkpoint(content: bytes, lines: list[bytes | None]) -> None:
-    """There is one in every block: else a turn too short for what comes next would begin at the same place for ever."""
+    """Every block has a checkpoint. Otherwise a short turn would begin at the same place for ever."""
     found, at = lines_behind(content, Checkpoint()), 0
     assert texts(found) == lines
     assert [each.number for each in found if each.text != b""] == list(range(1, len(lines) + 1))
@@ -106,22 +106,23 @@ def test_a_file_is_cut_into_its_lines_from_any_checkpoint(content: bytes, lines:
     assert len(content) - at < BLOCK
 
 
-# A whole life.
+# From a file to its answers.
 
 
-def test_every_line_of_a_file_is_made_once_and_answered_in_its_order(service: InMemoryService) -> None:
+def test_every_line_is_made_once_and_answered_in_order(service: InMemoryService) -> None:
     count = 2 * CHUNK_LINES + 7
     batch = service.drop(*requests(count))
-    assert service.carry_on(batch) is None
+    assert service.continue_batch(batch) is None
     assert service.batch(batch).total == count
     assert (service.files.saved, service.batch_queue.sent) == ([], [])
     ended = end(service, batch)
-    assert (ended.status, ended.counts, ended.announced) == (BatchStatus.COMPLETED, Counts(count, 0), True)
+    assert (ended.status, ended.counts, ended.published) == (BatchStatus.COMPLETED, Counts(count, 0), True)
     output, failed = service.written()
     assert custom_ids(output) == [f"c{number}" for number in range(count)]
     assert failed == []
     assert [key for key, _ in service.files.saved] == [OUTPUT]
     assert service.used == {count}
+    assert service.batch_queue.callers == service.queue.callers == {"alice"}
     assert [each.id for each in service.batch_bus.ended] == [batch.id]
 
 
@@ -148,7 +149,7 @@ def test_a_bad_line_fails_and_stops_no_other(service: InMemoryService, bad: str,
     assert ended.counts == Counts(2, 1)
 
 
-def test_over_the_allowance_a_line_fails(service: InMemoryService) -> None:
+def test_a_line_over_the_quota_fails(service: InMemoryService) -> None:
     service.own_images_per_day = 2
     end(service, service.drop(*requests(5)))
     output, failed = service.written()
@@ -156,60 +157,48 @@ def test_over_the_allowance_a_line_fails(service: InMemoryService) -> None:
     assert {error_of(error)["code"] for error in failed} == {"insufficient_quota"}
 
 
-def test_a_file_announced_again_changes_nothing(service: InMemoryService) -> None:
+def test_a_repeated_message_for_a_file_changes_nothing(service: InMemoryService) -> None:
     batch = service.drop(batch_line("a"), "{")
     for _ in range(3):
         assert service.drop(batch_line("a"), "{").id == batch.id
-        assert service.carry_on(batch) is None
+        assert service.continue_batch(batch) is None
     end(service, batch)
-    service.carry_on(batch)
+    service.continue_batch(batch)
     assert len(service.files.saved) == 2
     assert len(service.batch_bus.ended) == 1
     assert service.used == {1}
 
 
-def test_a_file_that_outlasts_its_reader_is_read_on_by_another_before_it_is_finished(service: InMemoryService) -> None:
+def test_a_file_that_takes_several_turns_is_read_to_its_end_before_it_is_finished(service: InMemoryService) -> None:
     count = 3 * CHUNK_LINES
     batch = service.drop(*requests(count))
     for _ in range(3):
-        assert service.carry_on(batch, seconds=0) is None
+        assert service.continue_batch(batch, seconds=0) is None
         service.make_all()
-        assert service.batch_queue.sent == [batch.id]  # to read on, and none to finish
+        assert service.batch_queue.sent == [batch.id]  # a message to continue, and none to finish
         assert service.files.saved == []
         service.batch_queue.sent.clear()
-    service.carry_on(batch, seconds=0)
+    service.continue_batch(batch, seconds=0)
     assert (service.batch(batch).total, service.batch(batch).counts) == (count, Counts(count, 0))
     assert service.batch_queue.sent == []
     assert service.batch_queue.callers == {"alice"}
 
 
-def test_one_works_on_a_batch_at_a_time(service: InMemoryService) -> None:
+def test_one_process_works_on_a_batch_at_a_time(service: InMemoryService) -> None:
     batch = service.drop(batch_line("a"))
     service.batches.claim(batch.id, "another", now=NOW, lease_until=NOW + 40)
-    assert service.carry_on(batch) is None
+    assert service.continue_batch(batch) is None
     assert (service.batch_queue.sent, service.batch_queue.delays) == ([batch.id], [40])
     assert service.batch_queue.callers == {"alice"}
     service.now += 41
-    service.carry_on_all()
+    service.continue_all()
     assert service.batch(batch).total == 1
 
 
-def test_ends_side_by_side_are_counted_right(service: InMemoryService) -> None:
-    batch = service.drop(*requests(40))
-    service.carry_on(batch)
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(service.make, [generation_id for generation_id, _ in service.queue.sent] * 2))
-    assert service.batch_queue.sent
-    assert service.batch_queue.callers == service.queue.callers == {"alice"}
-    service.carry_on_all()
-    assert service.batch(batch).counts == Counts(40, 0)
-    assert len(service.files.saved) == 1
-
-
-def test_of_two_processes_that_finish_a_batch_only_the_claimant_writes_a_file(service: InMemoryService) -> None:
-    """A later file of the same name may have its own files by then. The lines are the same for both."""
+def test_of_two_processes_that_finish_a_batch_only_the_owner_writes_a_file(service: InMemoryService) -> None:
+    """By then a later file of the same name may have its own output. Both processes have the same lines."""
     batch = service.drop(batch_line("a"))
-    service.carry_on(batch)
+    service.continue_batch(batch)
     service.make_all()
     ended = service.lines.ended
 
@@ -218,28 +207,28 @@ def test_of_two_processes_that_finish_a_batch_only_the_claimant_writes_a_file(se
         service.lines.ended = ended  # type: ignore[method-assign]
         service.now += 2 * LEASE
         service.delete(line_generation_id(batch.id, 1))
-        service.carry_on(batch)
+        service.continue_batch(batch)
         return iter(read)
 
     service.lines.ended = taken_over  # type: ignore[method-assign]
-    service.carry_on_all()
+    service.continue_all()
     assert [key for key, _ in service.files.saved] == [OUTPUT]
     assert custom_ids(service.written()[0]) == ["a"]
     assert service.batch(batch).counts == Counts(1, 0)
 
 
 @pytest.mark.usefixtures("_small_blocks")
-def test_a_turn_that_meets_no_line_moves_on(service: InMemoryService) -> None:
+def test_a_turn_without_a_line_advances_the_checkpoint(service: InMemoryService) -> None:
     batch = service.drop("x" * (CHUNK_LINES + 2) * BLOCK, "x")
-    service.carry_on(batch, seconds=0)
+    service.continue_batch(batch, seconds=0)
     assert (service.batch(batch).checkpoint.line, service.batch(batch).total) == (0, None)
     assert service.batch(batch).checkpoint.offset >= CHUNK_LINES * BLOCK
-    service.carry_on_all()
+    service.continue_all()
     assert service.batch(batch).total == 2
 
 
-def test_after_a_fault_at_one_line_no_thread_is_at_work_on_another(service: InMemoryService) -> None:
-    """Otherwise it could begin after the process that carries the batch on has cancelled it."""
+def test_after_a_fault_at_one_line_no_thread_works_on_another(service: InMemoryService) -> None:
+    """Otherwise that line could begin after the next process has cancelled it."""
     working, failed, done = threading.Event(), threading.Event(), set[int]()
 
     def begins(_: str, number: int, __: str) -> None:
@@ -252,7 +241,7 @@ def test_after_a_fault_at_one_line_no_thread_is_at_work_on_another(service: InMe
 
     before(service.lines, "begin", begins)
     with pytest.raises(errors.RecordsUnavailableError):
-        service.carry_on(service.drop(*requests(4)))
+        service.continue_batch(service.drop(*requests(4)))
     failed.set()
     assert done == {2, 3, 4}
 
@@ -268,14 +257,14 @@ def test_a_fault_at_any_one_call_leaves_each_line_made_and_answered_once(port: s
             for _ in range(8):  # an interrupted message is received again when the lease has ended
                 with suppress(errors.RecordsUnavailableError):
                     batch = service.drop(batch_line("a"), "{", batch_line("b"), batch_line("c", size="1x1"))
-                    service.carry_on(batch)
+                    service.continue_batch(batch)
                     service.make_all()
                 service.now += LEASE + 1
-            passed = bool(failures)  # there are no more calls than these
+            passed = bool(failures)  # there is no later call
             failures.clear()
 
             ended = service.batch(batch)
-            assert (ended.status, ended.counts, ended.announced) == (BatchStatus.COMPLETED, Counts(2, 2), True)
+            assert (ended.status, ended.counts, ended.published) == (BatchStatus.COMPLETED, Counts(2, 2), True)
             assert [custom_ids(each) for each in service.written()] == [["a", "b"], [None, "c"]]
             made = {line_generation_id(batch.id, number) for number in (1, 3)}
             assert {generation_id for generation_id, _ in service.queue.sent} == made
@@ -290,42 +279,28 @@ def test_a_fault_at_any_one_call_leaves_each_line_made_and_answered_once(port: s
 
 def test_a_cancelled_batch_is_read_no_further_and_its_lines_are_cancelled(service: InMemoryService) -> None:
     batch = service.drop(*requests(3 * CHUNK_LINES))
-    service.carry_on(batch, seconds=0)
+    service.continue_batch(batch, seconds=0)
     service.make(line_generation_id(batch.id, 1))
     cancelled = cancel(service, batch)
     assert cancelled.status is BatchStatus.CANCELLING
     service.now += 1
     assert cancel(service, batch) == cancelled
     assert service.batch_queue.callers == {"alice"}
-    service.carry_on_all()
+    service.continue_all()
     ended = service.batch(batch)
     assert (ended.status, ended.counts) == (BatchStatus.CANCELLED, Counts(1, CHUNK_LINES - 1))
     output, failed = service.written()
     assert custom_ids(output) == ["c0"]
     answers = {(error["response"]["status_code"], error_of(error)["code"]) for error in failed}
     assert answers == {(424, "generation_cancelled")}
-    assert service.used == {1}  # nothing was sent for the others
+    assert service.used == {1}  # no call was sent for the others
     with pytest.raises(errors.BatchEndedError):
         cancel(service, batch)
 
 
-def test_a_line_that_was_noted_and_never_begun_is_cancelled_too(service: InMemoryService) -> None:
-    batch = service.drop(batch_line("a"))
-    service.lines.begin(batch.id, 1, "a")
-    cancel(service, batch)
-    service.carry_on_all()
-    assert service.batch(batch).counts == Counts(0, 1)
-    assert custom_ids(service.written()[1]) == ["a"]
-    generation_id = line_generation_id(batch.id, 1)
-    with pytest.raises(errors.GenerationCancelledError):
-        service.submit(generation_id=generation_id)
-    assert service.records.get(generation_id) is None
-    assert service.used == {0}
-
-
 @pytest.mark.parametrize("noted_pending", ["before the cancellation", "after it", "before and after"])
-def test_a_late_reader_of_a_cancelled_batch_makes_nothing(service: InMemoryService, noted_pending: str) -> None:
-    """The reader stopped for longer than its lease, about when it noted the line as pending."""
+def test_a_late_process_begins_no_line_of_a_cancelled_batch(service: InMemoryService, noted_pending: str) -> None:
+    """The process stopped for longer than its lease, near the write that notes the line as pending."""
     noted, batch = service.lines.begin, service.drop(batch_line("a"))
 
     def begins(batch_id: str, number: int, custom_id: str) -> None:
@@ -333,35 +308,36 @@ def test_a_late_reader_of_a_cancelled_batch_makes_nothing(service: InMemoryServi
             noted(batch_id, number, custom_id)
         service.now += LEASE + 1
         cancel(service, batch)
-        service.carry_on_all()
+        service.continue_all()
         assert service.batch(batch).status is BatchStatus.CANCELLED
         if noted_pending != "before the cancellation":
             noted(batch_id, number, custom_id)
 
     service.lines.begin = begins  # type: ignore[assignment, method-assign]
-    assert service.carry_on(batch) == LEASE
+    assert service.continue_batch(batch) == LEASE
     assert service.records.get(line_generation_id(batch.id, 1)) is None
     assert service.used == {0}
     assert not service.lines.any_pending(batch.id)
+    assert custom_ids(service.written()[1]) == ([] if noted_pending == "after it" else ["a"])
     assert service.lines.counts(batch.id) == Counts(0, 1)
 
 
-def test_a_deleted_line_of_a_batch_that_is_cancelled_then_ends(service: InMemoryService) -> None:
-    """The process that deleted it died before the batch knew."""
+def test_the_line_of_a_deleted_generation_of_a_cancelled_batch_ends(service: InMemoryService) -> None:
+    """The process that deleted it died before it ended the line."""
     batch = service.drop(batch_line("a"))
-    service.carry_on(batch, seconds=0)
+    service.continue_batch(batch, seconds=0)
     service.buried(service.record(line_generation_id(batch.id, 1)))
     cancel(service, batch)
-    service.carry_on_all()
+    service.continue_all()
     assert (service.batch(batch).status, service.batch(batch).counts) == (BatchStatus.CANCELLED, Counts(0, 1))
 
 
 @pytest.mark.parametrize(("batch_id", "caller"), [("batch_x", "alice"), (None, "bob"), ("batch_" + "A" * 22, "alice")])
-def test_anothers_batch_is_as_if_it_were_not_there(service: InMemoryService, batch_id: str | None, caller: str) -> None:
+def test_the_batch_of_another_caller_is_unknown(service: InMemoryService, batch_id: str | None, caller: str) -> None:
     batch = service.drop(batch_line("a"))
-    assert see_batch(batch.id, "alice", service.batches) == batch
+    assert get_batch(batch.id, "alice", service.batches) == batch
     with pytest.raises(errors.UnknownBatchError):
-        see_batch(batch_id or batch.id, caller, service.batches)
+        get_batch(batch_id or batch.id, caller, service.batches)
     with pytest.raises(errors.UnknownBatchError):
         cancel(service, batch_id or batch.id, caller)
 
@@ -389,7 +365,7 @@ def test_a_line_of_the_output_has_links_and_no_prompt(service: InMemoryService) 
     ],
     ids=["output", "errors", "both", "neither"],
 )
-def test_the_object_and_the_event_name_only_a_file_that_has_a_line(
+def test_batch_and_event_name_only_files_that_have_a_line(
     service: InMemoryService, lines: list[str], counts: Counts, output: str | None, failed: str | None
 ) -> None:
     service.files.there = {OUTPUT: b"before", ERRORS: b"before"}
@@ -410,13 +386,13 @@ def test_the_object_and_the_event_name_only_a_file_that_has_a_line(
     assert detail == {"client": batch.caller, **{name: answer[name] for name in detail if name != "client"}}
 
 
-# What a caller does meanwhile.
+# Deletions by a caller.
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_line_whose_generation_is_deleted_says_so_and_is_not_made_anew(service: InMemoryService, made: bool) -> None:
+def test_the_line_of_a_deleted_generation_fails_and_is_not_made_again(service: InMemoryService, made: bool) -> None:
     batch = service.drop(batch_line("a"), batch_line("b"))
-    service.carry_on(batch, seconds=0)  # its reader has just this time
+    service.continue_batch(batch, seconds=0)  # it reads one chunk in this time
     deleted = line_generation_id(batch.id, 1)
     if made:
         service.make(deleted)
@@ -431,22 +407,24 @@ def test_a_line_whose_generation_is_deleted_says_so_and_is_not_made_anew(service
     assert ended.counts == Counts(1, 1)
 
 
-def test_a_deletion_that_dies_right_after_the_tombstone_leaves_its_line_settled(service: InMemoryService) -> None:
+def test_a_line_has_ended_before_the_tombstone_of_its_generation_is_written(service: InMemoryService) -> None:
     batch = service.drop(batch_line("a"))
-    service.carry_on(batch)
+    service.continue_batch(batch)
     generation = service.record(line_generation_id(batch.id, 1))
-    service.ended(generation)  # and the worker dies before the batch knows
+    service.ended(generation)  # the worker dies before it ends the line
+
+    line_ended = service.line_ended
 
     def dying(generation: Generation) -> None:
         if service.records.tombstone(generation.id):
             raise errors.RecordsUnavailableError("no")
-        service.ledger.settle(generation)
+        line_ended(generation)
 
-    service.settle = dying
+    service.line_ended = dying  # type: ignore[method-assign]
     with pytest.raises(errors.RecordsUnavailableError):
         service.delete(generation.id)
     assert service.records.get(generation.id) is None
-    service.carry_on_all()
+    service.continue_all()
     assert (service.batch(batch).status, service.batch(batch).counts) == (BatchStatus.COMPLETED, Counts(1, 0))
 
 
@@ -466,7 +444,7 @@ def dropped(name: str) -> DroppedFile:
 
 
 @pytest.mark.parametrize(
-    ("name", "client", "is_batch", "decoded"),
+    ("name", "caller", "is_batch", "decoded"),
     [
         ("a.jsonl", "inbox", True, None),
         ("shop/a.jsonl", "shop", True, None),
@@ -477,17 +455,17 @@ def dropped(name: str) -> DroppedFile:
         ("shop/ü &.jsonl", "shop", True, None),
     ],
 )
-def test_a_file_is_its_folders_clients_and_its_key_may_be_url_encoded(
-    name: str, client: str, is_batch: bool, decoded: str | None
+def test_a_file_belongs_to_the_caller_of_its_folder_and_its_key_may_be_url_encoded(
+    name: str, caller: str, is_batch: bool, decoded: str | None
 ) -> None:
     file = dropped(name)
-    assert (file.owner(), file.is_batch) == (client, is_batch)
+    assert (file.owner(), file.is_batch) == (caller, is_batch)
     found = file.decoded()
     assert (found and found.file) == (decoded and InboxFile(f"inbox/{decoded}", "v", 7))
 
 
 @pytest.mark.parametrize("name", ["Shop/a.jsonl", "oidc:0/a.jsonl", "/a.jsonl", "a.csv", "a", f"{'ü' * 503}.jsonl"])
-def test_a_file_of_no_client_or_of_an_unknown_kind_is_refused(name: str) -> None:
+def test_a_file_without_a_caller_or_of_an_unknown_kind_is_refused(name: str) -> None:
     with pytest.raises(errors.InvalidRequestError) as refused:
         dropped(name).owner()
     assert refused.value.param == "key"
@@ -496,12 +474,14 @@ def test_a_file_of_no_client_or_of_an_unknown_kind_is_refused(name: str) -> None
 def test_the_longest_key_of_a_batch_has_an_output() -> None:
     file = dropped(f"{'x' * 1004}.jsonl")
     batch = Batch(id="batch_x", caller=file.owner(), file=file.file, created_at=0)
-    assert len(batch.output_key) == len(batch.errors_key) == 1024  # S3's most
+    assert len(batch.output_key) == len(batch.errors_key) == 1024  # the limit of S3
 
 
-def test_a_batch_that_is_to_be_carried_on_is_its_id() -> None:
+def test_a_message_to_continue_a_batch_is_read_as_its_id() -> None:
     batch_id = batch_id_of("b", "k", "v")
-    assert read_inbox_message(json.dumps({"batch_id": batch_id})) == batch_id
+    assert read_inbox_message(json.dumps({"version": 1, "batch_id": batch_id})) == batch_id
+    with pytest.raises(msgspec.ValidationError, match="version"):  # of a later version of the service
+        read_inbox_message(json.dumps({"version": 2, "batch_id": batch_id}))
 
 
 WITHOUT_VERSION = message(detail={"object": {"key": "inbox/a.jsonl", "size": 7}, "bucket": {"name": "b"}})
@@ -512,5 +492,5 @@ NO_MESSAGES = ["", "[]", "\ud800", "[" * 100_000, '{"batch_id": "batch_x"}', '{"
 @pytest.mark.parametrize(
     "body", [*NO_MESSAGES, message(source="shop"), DELETED, WITHOUT_VERSION, message(detail=None)], ids=range(10)
 )
-def test_what_is_neither_a_file_nor_a_batch_is_ignored(body: str) -> None:
+def test_a_message_that_is_neither_a_file_nor_a_batch_is_ignored(body: str) -> None:
     assert read_inbox_message(body) is None

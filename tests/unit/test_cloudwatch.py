@@ -1,4 +1,4 @@
-"""What the journal writes: lines that follow a generation, and metrics in CloudWatch's embedded format."""
+"""The journal writes a line for each step of a generation, and metrics in CloudWatch's embedded format."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,13 +9,15 @@ import pytest
 from imagegen.aws.cloudwatch import CALLERS_OWN, NAMESPACE, UNITS, CloudWatchJournal, JournalledBatchBus, JournalledBus
 from imagegen.domain.batches import Counts
 from imagegen.domain.errors import RecordsUnavailableError, UpstreamTimeoutError
-from imagegen.domain.generations import Call, CallAnswer, Failure, Rejection, Status
+from imagegen.domain.failures import Failure, failure_of
+from imagegen.domain.generations import CallAnswer, Rejection, Status, UpstreamCall
 from imagegen.domain.images import ImageRequest
-from imagegen.domain.models import CATALOG
 from imagegen.wire.errors import ROWS
 from tests.fakes.batches import FakeBatchBus
 from tests.fakes.event_bus import FakeEventBus
+from tests.support.in_memory import attempts
 from tests.support.journal_lines import CANARIES, batch, begun, ended, failed, write_every_line
+from tests.support.models import MODELS
 
 Line = dict[str, Any]
 Lines = Callable[[], list[Line]]
@@ -30,7 +32,7 @@ def journal() -> CloudWatchJournal:
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
-    """What was written since the last look."""
+    """The lines since the last call."""
 
     def read() -> list[Line]:
         text = capsys.readouterr().out
@@ -41,7 +43,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
 
 
 def metrics(lines: Sequence[Line]) -> dict[tuple[str, tuple[tuple[str, str], ...]], list[float]]:
-    """What CloudWatch takes out of the lines: values by name and dimensions."""
+    """The metrics that CloudWatch reads from the lines: values by name and dimensions."""
     found: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
     for line in lines:
         for directive in line.get("_aws", {}).get("CloudWatchMetrics", ()):
@@ -63,66 +65,70 @@ def test_a_completed_generation_is_counted_by_stack_and_model(journal: CloudWatc
     values = {"Generations": 1.0, "Images": 2.0, "Faults": 0.0, "GenerationSeconds": 12.5, "EstimatedCost": 0.08}
     assert metrics([line]) == {(name, by): [value] for name, value in values.items() for by in (STACK, BY_MODEL)}
     journal.ended(ended(request=ImageRequest("canary prompt", "dall-e-2", "url", n=2)))
-    assert not any(name == "EstimatedCost" for name, _ in metrics(lines()))  # without a price
+    assert not any(name == "EstimatedCost" for name, _ in metrics(lines()))  # it has no price
 
 
-def test_tokens_and_calls_that_are_sent_again_are_counted(journal: CloudWatchJournal, lines: Lines) -> None:
+def test_tokens_and_repeated_calls_are_counted(journal: CloudWatchJournal, lines: Lines) -> None:
     usage = {"input_tokens": 10, "output_tokens": 4000, "input_tokens_details": {"text_tokens": 10}}
-    calls = [Call((f"img_{sent}",), sent=sent, answer=CallAnswer((), usage=usage)) for sent in (1, 2)]
+    calls = [UpstreamCall((f"img_{sent}",), attempts(sent), answer=CallAnswer((), usage=usage)) for sent in (1, 2)]
     journal.ended(ended(calls=tuple(calls)))
     found = metrics(lines())
     assert [found[name, STACK] for name in ("InputTokens", "OutputTokens", "RepeatedCalls")] == [[20], [8000], [1]]
 
 
 @pytest.mark.parametrize("tokens", ["many", None, -1, 10**400, {}, 1.5])
-def test_what_is_no_count_of_tokens_is_not_counted(journal: CloudWatchJournal, lines: Lines, tokens: object) -> None:
-    journal.ended(ended(calls=(Call(("img_1",), sent=1, answer=CallAnswer((), usage={"input_tokens": tokens})),)))
+def test_an_invalid_token_count_is_not_counted(journal: CloudWatchJournal, lines: Lines, tokens: object) -> None:
+    journal.ended(
+        ended(calls=(UpstreamCall(("img_1",), attempts(1), answer=CallAnswer((), usage={"input_tokens": tokens})),))
+    )
     assert not {"InputTokens", "OutputTokens", "RepeatedCalls"} & {name for name, _ in metrics(lines())}
 
 
 @pytest.mark.parametrize(("cause", "kind"), [(None, "PartialGenerationError"), ("UpstreamTimeoutError",) * 2])
-def test_a_failure_is_counted_by_kind_which_is_the_cause_of_a_missing_part(
+def test_a_failure_is_counted_by_its_code_or_that_of_its_cause(
     journal: CloudWatchJournal, lines: Lines, cause: str | None, kind: str
 ) -> None:
     journal.ended(failed("PartialGenerationError", cause))
     found = metrics(lines())
     assert found["Faults", STACK] == [1]
-    assert found["Failures", (("kind", kind), *STACK)] == [1]
-    assert found["Failures", (("kind", kind), *BY_MODEL)] == [1]
+    assert found["Failures", (("code", kind), *STACK)] == [1]
+    assert found["Failures", (("code", kind), *BY_MODEL)] == [1]
     assert ("Failures", STACK) not in found
 
 
-def test_only_what_the_caller_asked_for_wrongly_is_no_fault(journal: CloudWatchJournal, lines: Lines) -> None:
-    for kind in ROWS:
-        journal.ended(failed(kind.__name__))
+def test_every_failure_but_a_bad_request_is_a_fault(journal: CloudWatchJournal, lines: Lines) -> None:
+    for code in ROWS:
+        journal.ended(failed(code))
         no_fault = metrics(lines())["Faults", STACK] == [0]
-        assert no_fault == (kind.__name__ in CALLERS_OWN), kind
-    assert {row.status for kind, row in ROWS.items() if kind.__name__ in CALLERS_OWN} == {400}
+        assert no_fault == (code in CALLERS_OWN), code
+    assert {row.status for code, row in ROWS.items() if code in CALLERS_OWN} == {400}
 
 
 def test_a_cancelled_generation_is_neither_failed_nor_a_fault(journal: CloudWatchJournal, lines: Lines) -> None:
-    journal.ended(ended(Status.CANCELLED, failure=Failure("GenerationCancelledError", "canary message")))
+    journal.ended(ended(Status.CANCELLED, failure=Failure("generation_cancelled", "canary message", money_spent=True)))
     found = metrics(lines())
     assert (found["Generations", STACK], found["Faults", STACK]) == ([1], [0])
     assert not any(name == "Failures" for name, _ in found)
 
 
-def test_a_first_claim_has_waited_and_a_later_one_was_taken_over(journal: CloudWatchJournal, lines: Lines) -> None:
+def test_a_first_claim_has_its_queue_time_and_a_later_one_is_taken_over(
+    journal: CloudWatchJournal, lines: Lines
+) -> None:
     journal.claimed(begun(), age=3.25)
     assert metrics(lines()) == {("QueueSeconds", STACK): [3.25]}
-    journal.claimed(begun(calls=(Call(("img_1", "img_2"), sent=1),)), age=90)
+    journal.claimed(begun(calls=(UpstreamCall(("img_1", "img_2"), attempts(1)),)), age=90)
     assert metrics(lines()) == {("TakenOver", STACK): [1]}
 
 
-def test_a_call_has_its_seconds_and_how_it_failed(journal: CloudWatchJournal, lines: Lines) -> None:
+def test_a_call_has_its_duration_and_its_failure(journal: CloudWatchJournal, lines: Lines) -> None:
     journal.asked(begun(), 2)
     journal.answered(begun(), 1.5, None)
-    journal.answered(begun(), 30, UpstreamTimeoutError("canary message"))
+    journal.answered(begun(), 30, failure_of(UpstreamTimeoutError("canary message")))
     written = lines()
-    assert [(line["message"], line.get("kind")) for line in written] == [
+    assert [(line["message"], line.get("code")) for line in written] == [
         ("asked upstream", None),
         ("upstream answered", None),
-        ("upstream failed", "UpstreamTimeoutError"),
+        ("upstream failed", "upstream_timeout"),
     ]
     assert metrics(written) == {("UpstreamSeconds", STACK): [1.5, 30], ("UpstreamSeconds", BY_MODEL): [1.5, 30]}
 
@@ -149,7 +155,7 @@ def test_an_end_is_counted_once_its_event_is_sent(journal: CloudWatchJournal, li
 
 def test_a_rejection_is_passed_on(journal: CloudWatchJournal) -> None:
     bus = FakeEventBus()
-    rejection = Rejection("event", "alice", None, Failure("InvalidRequestError", "canary message"))
+    rejection = Rejection("event", "alice", None, Failure("invalid_request", "canary message", money_spent=False))
     JournalledBus(bus, journal).request_rejected(rejection)
     assert bus.rejected == [rejection]
 
@@ -162,6 +168,6 @@ def test_every_line_names_its_subject_and_every_metric_is_known(journal: CloudWa
         assert line["service"] == "worker"
         assert "generation_id" in line or "batch_id" in line, line
     assert {name for name, _ in metrics(written)} == set(UNITS)
-    allowed = {"stack": {"images-dev"}, "model": set(CATALOG), "kind": {kind.__name__ for kind in ROWS}}
+    allowed = {"stack": {"images-dev"}, "model": set(MODELS), "code": set(ROWS)}
     for _, dimensions in metrics(written):
         assert all(value in allowed[name] for name, value in dimensions), dimensions

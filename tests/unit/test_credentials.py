@@ -1,4 +1,4 @@
-"""Who is calling: by the key of a client, or by a token."""
+"""The caller of a key or of a token."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from imagegen.domain.credentials import BearerKey, Caller, ClientRecord
+from imagegen.domain.credentials import BearerKey, Caller, CallerRecord
 from imagegen.domain.errors import IssuerUnavailableError
 from imagegen.usecases.authorize import authorize
 from tests.fakes.parameters import FakeParameters
@@ -22,39 +22,39 @@ def stored(key: BearerKey) -> str:
     return msgspec.json.encode(key.record()).decode()
 
 
-def clients(**records: str) -> FakeParameters:
-    return FakeParameters({f"{PATH}/{client}": record for client, record in records.items()})
+def records(**by_name: str) -> FakeParameters:
+    return FakeParameters({f"{PATH}/{name}": record for name, record in by_name.items()})
 
 
 def known() -> FakeParameters:
-    return clients(alice=stored(ALICE), bob=stored(BOB))
+    return records(alice=stored(ALICE), bob=stored(BOB))
 
 
 def caller(authorization: str, parameters: FakeParameters | None = None) -> Caller | None:
-    return authorize(authorization, clients=parameters or known(), path=PATH)
+    return authorize(authorization, callers=parameters or known(), path=PATH)
 
 
 # Keys.
 
 
-@pytest.mark.parametrize("client", ["a", "0", "alice", "team-7", "a-", "7-of-9", "x" * 32])
-def test_a_key_is_parsed_into_the_client_that_it_was_made_for(client: str) -> None:
-    key = BearerKey.new(client)
-    assert key.client == client
-    assert key.key.startswith(f"ig_{client}_")
+@pytest.mark.parametrize("name", ["a", "0", "alice", "team-7", "a-", "7-of-9", "x" * 32])
+def test_a_key_names_the_caller_that_it_was_made_for(name: str) -> None:
+    key = BearerKey.new(name)
+    assert key.caller == name
+    assert key.key.startswith(f"ig_{name}_")
     assert BearerKey.parse(key.key) == key
 
 
 @pytest.mark.parametrize(
-    "client",
+    "name",
     ["", "-", "-alice", "Alice", "ALICE", "a_b", "a b", "a.b", "a/b", "../b", "älice", "alice\n", "\u0663", "x" * 33],
 )
-def test_a_name_that_no_key_can_carry_is_refused(client: str) -> None:
-    with pytest.raises(ValueError, match="a client is 1 to 32"):
-        BearerKey.new(client)
+def test_a_bad_caller_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name is 1 to 32"):
+        BearerKey.new(name)
 
 
-def test_no_two_keys_are_alike_and_each_secret_carries_256_bits() -> None:
+def test_each_key_has_its_own_secret_of_256_bits() -> None:
     secrets = {BearerKey.new("alice").key.removeprefix("ig_alice_") for _ in range(200)}
     assert len(secrets) == 200
     assert {len(secret) * 6 >= 256 for secret in secrets} == {True}
@@ -69,27 +69,27 @@ BAD_SECRETS = ["", *(SECRET[:-1] + end for end in ("", "yx", "y\n", "=", "é"))]
     "text",
     ["", "ig_", "ig_alice", *(f"ig_alice_{bad}" for bad in BAD_SECRETS), *(f"{bad}{SECRET}" for bad in BAD_PREFIXES)],
 )
-def test_what_is_not_exactly_a_key_is_none(text: str) -> None:
+def test_text_that_is_not_exactly_a_key_is_not_parsed(text: str) -> None:
     assert BearerKey.parse(ALICE.key) == ALICE
     assert BearerKey.parse(text) is None
 
 
-def test_a_key_is_not_printed_and_only_its_hash_is_stored_which_it_alone_opens() -> None:
+def test_a_key_is_not_printed_and_only_its_hash_is_stored() -> None:
     assert ALICE.key.removeprefix("ig_alice_") not in repr(ALICE) + str(ALICE)
     assert "alice" in repr(ALICE)
     assert json.loads(stored(ALICE)) == {"key_sha256": hashlib.sha256(ALICE.key.encode()).hexdigest()}
     assert ALICE.opens(ALICE.record())
     assert not ALICE.opens(BearerKey.new("alice").record())
-    assert not ALICE.opens(ClientRecord(key_sha256=hashlib.sha256(b"").hexdigest()))
+    assert not ALICE.opens(CallerRecord(key_sha256=hashlib.sha256(b"").hexdigest()))
 
 
-# Who is calling, by a key.
+# The caller of a key.
 
 
 @pytest.mark.parametrize(
     "header", ["Bearer {}", "bearer {}", "BEARER {}", "Bearer   {}", "  Bearer {}  ", "Bearer {}\r\n"]
 )
-def test_a_good_key_names_its_client_by_the_one_record_under_the_path(header: str) -> None:
+def test_a_good_key_needs_one_look_up_and_names_its_caller(header: str) -> None:
     parameters = known()
     assert caller(header.format(ALICE.key), parameters) == Caller("alice")
     assert caller(header.format(BOB.key), parameters) == Caller("bob")
@@ -104,21 +104,21 @@ def test_a_good_key_names_its_client_by_the_one_record_under_the_path(header: st
         ALICE.key.replace("ig_alice_", "ig_bob_"),
         f"ig_alice_{ALICE.record().key_sha256[:43]}",
     ],
-    ids=["wrong secret", "unknown client", "another's secret", "the hash itself"],
+    ids=["wrong secret", "unknown caller", "another's secret", "the hash itself"],
 )
-def test_a_bad_key_lets_nobody_in(key: str) -> None:
+def test_a_bad_key_names_no_caller(key: str) -> None:
     assert caller(f"Bearer {key}") is None
-    assert caller(f"Bearer {ALICE.key}", clients(alice=stored(BOB))) is None
+    assert caller(f"Bearer {ALICE.key}", records(alice=stored(BOB))) is None
 
 
 WITH_A_KEY = ["{}", "Bearer{}", "Basic {}", "Token {}", "Bearer Bearer {}", "Bearer {} {}", "Bearer {},", 'Bearer "{}"']
 
 
 @pytest.mark.parametrize("header", ["", "   ", "Bearer", "Bearer ", *WITH_A_KEY])
-def test_what_is_not_exactly_one_bearer_key_lets_nobody_in(header: str) -> None:
+def test_a_header_without_exactly_one_bearer_key_names_no_caller(header: str) -> None:
     parameters = known()
     assert caller(header.format(ALICE.key, ALICE.key), parameters) is None
-    assert parameters.asked == []  # nor does it cost a look-up
+    assert parameters.asked == []  # without a look-up
 
 
 NO_RECORDS = ["", " ", "not json", "null", "[]", '"{key_sha256}"', "{}", "[" * 2000]
@@ -127,20 +127,18 @@ BARRED = json.dumps({"key_sha256": ALICE.record().key_sha256, "barred": True})
 
 
 @pytest.mark.parametrize("record", [BARRED, *NO_RECORDS, *(f'{{"key_sha256": {text}}}' for text in NO_HASHES)])
-def test_a_record_that_cannot_be_read_whole_lets_nobody_in(record: str) -> None:
-    """What it says beyond what this version knows may be that the client is barred."""
-    assert caller(f"Bearer {ALICE.key}", clients(alice=record)) is None
+def test_a_record_with_unknown_or_bad_fields_accepts_no_key(record: str) -> None:
+    """An unknown field may mean that the caller is barred."""
+    assert caller(f"Bearer {ALICE.key}", records(alice=record)) is None
 
 
-@pytest.mark.parametrize(
-    ("own", "allowance"), [("", None), (', "images_per_day": 50', 50), (', "images_per_day": 0', 0)]
-)
-def test_a_record_written_by_hand_is_read_with_the_clients_own_allowance(own: str, allowance: int | None) -> None:
+@pytest.mark.parametrize(("own", "quota"), [("", None), (', "images_per_day": 50', 50), (', "images_per_day": 0', 0)])
+def test_a_record_written_by_hand_is_read_with_the_callers_own_quota(own: str, quota: int | None) -> None:
     record = f'\n{{ "key_sha256" : "{hashlib.sha256(ALICE.key.encode()).hexdigest()}"{own} }}\n'
-    assert caller(f"Bearer {ALICE.key}", clients(alice=record)) == Caller("alice", allowance)
+    assert caller(f"Bearer {ALICE.key}", records(alice=record)) == Caller("alice", quota)
 
 
-# Who is calling, by a token.
+# The caller of a token.
 
 ISSUER = "https://login.example/"
 TOKEN = "eyJh.eyJz.c2ln"
@@ -148,7 +146,7 @@ TOKEN = "eyJh.eyJz.c2ln"
 
 @dataclass
 class FakeTokens:
-    """`asked` are the tokens that were asked about."""
+    """`asked` are the tokens that were verified."""
 
     subjects: Mapping[str, str]
     failure: Exception | None = None
@@ -163,7 +161,7 @@ class FakeTokens:
 
 
 def caller_of_token(authorization: str, tokens: FakeTokens | None) -> Caller | None:
-    return authorize(authorization, clients=known(), path=PATH, tokens=tokens)
+    return authorize(authorization, callers=known(), path=PATH, tokens=tokens)
 
 
 @pytest.mark.parametrize("header", ["Bearer {}", "bearer  {} ", "BEARER {}\r\n"])
@@ -173,20 +171,20 @@ def test_a_good_token_names_an_opaque_caller(header: str) -> None:
     assert found == Caller(f"oidc:{digest[:32]}", None)
 
 
-def test_subjects_and_issuers_are_kept_apart_and_from_the_clients_of_keys() -> None:
-    names = {Caller.of_token(*who).name for who in ((ISSUER, "ann"), (ISSUER[:-1], "ann"), (ISSUER, "bob"))}
+def test_each_subject_of_each_issuer_has_a_name_that_no_key_can_have() -> None:
+    names = {Caller.of_token(*each).name for each in ((ISSUER, "ann"), (ISSUER[:-1], "ann"), (ISSUER, "bob"))}
     assert len(names) == 3
     for name in names:
-        with pytest.raises(ValueError, match="a client is 1 to 32"):
+        with pytest.raises(ValueError, match="name is 1 to 32"):
             BearerKey.new(name)
 
 
-def test_a_token_that_is_not_good_or_comes_without_an_issuer_lets_nobody_in() -> None:
+def test_a_bad_token_or_one_without_an_issuer_names_no_caller() -> None:
     tokens = FakeTokens({})
     assert caller_of_token(f"Bearer {TOKEN}", tokens) is None
     assert tokens.asked == [TOKEN]
     assert caller_of_token(f"Bearer {TOKEN}", None) is None
-    with pytest.raises(IssuerUnavailableError):  # that is no denial
+    with pytest.raises(IssuerUnavailableError):  # not a denial
         caller_of_token(f"Bearer {TOKEN}", FakeTokens({}, IssuerUnavailableError("down")))
 
 
@@ -194,7 +192,7 @@ def test_a_token_that_is_not_good_or_comes_without_an_issuer_lets_nobody_in() ->
     "credential",
     ["a.b", "a.b.c.d", "a.b.", ".b.c", "a..c", "a.b.c=", "a.b.c+", "a.b/.c", "a b.c.d", "a.b.ć", "a.b.c\nd", "ig_a.b"],
 )
-def test_what_does_not_have_the_shape_of_a_token_is_not_asked_about(credential: str) -> None:
+def test_text_without_the_shape_of_a_token_is_not_verified(credential: str) -> None:
     tokens = FakeTokens({credential: "ann"})
     assert caller_of_token(f"Bearer {credential}", tokens) is None
     assert caller_of_token(f"Basic {TOKEN}", tokens) is None

@@ -7,8 +7,10 @@ import pytest
 
 from imagegen.domain import errors
 from imagegen.domain.errors import ImagegenError, MoneySpentError, NothingSpentError, PartialGenerationError
+from imagegen.domain.failures import Failure, failure_of
 from imagegen.wire import errors as error_table
-from imagegen.wire.errors import ROWS, ErrorAnswer, answer_error, error_object
+from imagegen.wire.errors import ROWS, ErrorAnswer, answer_error, answer_failure, error_object
+from imagegen.wire.openapi import INVALID
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "layers").rglob("*.py"), *(ROOT / "functions").rglob("*.py")])
@@ -29,7 +31,7 @@ def subclasses(base: type[ImagegenError]) -> Iterator[type[ImagegenError]]:
 
 
 def names_made() -> set[str]:
-    """Every name that is called or raised: what makes a failure raises it, or hands it on to what does."""
+    """Every name that is called or raised, and with them every failure that the product makes."""
     names = set()
     for source in SOURCES:
         for node in ast.walk(ast.parse(source.read_text())):
@@ -41,20 +43,23 @@ def names_made() -> set[str]:
 
 
 FAILURES = set(subclasses(ImagegenError))
-IN_TABLE = [failure for failure in ROWS if issubclass(failure, ImagegenError)]
-SPENT = [failure for failure in IN_TABLE if issubclass(failure, MoneySpentError)]
+CODED = sorted((failure for failure in FAILURES if hasattr(failure, "code")), key=lambda failure: failure.__name__)
+SPENT = [failure for failure in CODED if issubclass(failure, MoneySpentError)]
 
 
-def test_the_failures_that_are_raised_are_those_in_the_table() -> None:
+def test_every_failure_is_raised_somewhere() -> None:
     made = names_made()
-    raised = {failure for failure in FAILURES if failure.__name__ in made}
-    assert set(IN_TABLE) == raised
-    assert {failure for failure in FAILURES if not failure.__subclasses__()} <= raised, "an error that nothing raises"
-    assert set(ROWS) - FAILURES == {Exception}
+    assert {failure for failure in CODED if failure.__name__ not in made} == set()
+    assert set(CODED) == {failure for failure in FAILURES if failure.__name__ in made}
 
 
-def test_no_failure_is_in_the_table_twice() -> None:
-    """A dict takes the last of two equal keys without a word."""
+def test_the_table_has_the_code_of_every_failure_and_no_other() -> None:
+    """The others are the codes of invalid requests and of a prompt that GPT image rejects."""
+    assert set(ROWS) == {failure.code for failure in CODED} | {*INVALID, "moderation_blocked"}
+
+
+def test_no_code_is_in_the_table_twice() -> None:
+    """A dict silently takes the last of two equal keys."""
     tree = ast.parse(Path(error_table.__file__).read_text())
     annotated = [node for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)]
     [table] = [node.value for node in annotated if ast.unparse(node.target) == "ROWS"]
@@ -63,29 +68,35 @@ def test_no_failure_is_in_the_table_twice() -> None:
     assert len(keys) == len(set(keys)) == len(ROWS)
 
 
-def test_a_failure_is_of_exactly_one_family_of_money_and_its_status_says_which() -> None:
+def test_each_failure_either_spent_money_or_not_and_its_status_says_which() -> None:
     for failure in FAILURES:
         assert issubclass(failure, NothingSpentError) != issubclass(failure, MoneySpentError), failure
-    for failure in IN_TABLE:
+    for failure in CODED:
         answer = answer_to(failure("Words."))
-        if failure in SPENT:  # no client retries a 424 by itself, so none buys again
+        if failure in SPENT:  # no client library retries a 424, so none pays again
             assert answer.status == 424, failure
-            # The retry of an uncertain submission attaches to the generation, and the client gets its images by that.
+            # The retry of an uncertain submission attaches to its generation, and so gets its images.
             attaches = failure is errors.SubmissionUncertainError
             assert answer.headers["x-should-retry"] == ("true" if attaches else "false"), failure
         else:
             assert answer.status in {400, 404, 405, 409, 413, 415, 422, 429, 502, 503}, failure
-        # Clients retry these by the status alone.
+        # Client libraries retry these statuses.
         assert answer.status not in {408, 409} or answer.headers["x-should-retry"] == "false", failure
+
+
+@pytest.mark.parametrize("spent", [False, True])
+def test_the_status_of_an_unknown_code_depends_on_whether_money_was_spent(spent: bool) -> None:
+    answer = answer_failure(Failure("from_the_future", "Words.", money_spent=spent), str)
+    assert (answer.status, answer.body["error"]["code"]) == (424 if spent else 500, "from_the_future")
 
 
 @pytest.mark.parametrize(
     ("name", "status", "headers"),
     [
-        # Only the operator can cure these, so they are not worth a retry.
+        # Only the operator can fix these, so a retry is of no use.
         *(("SecretMissing", 503, NO_RETRY), ("UpstreamKeyRefused", 502, NO_RETRY)),
         *(("UpstreamOutOfCredit", 502, NO_RETRY), ("UpstreamMisconfigured", 502, NO_RETRY)),
-        # Waiting may cure these, so they are left to the client's own retries.
+        # These may pass, so client libraries may retry them.
         *(("UpstreamRateLimited", 429, {}), ("UpstreamUnavailable", 503, {}), ("UpstreamUnreachable", 502, {})),
         *(("SecretUnavailable", 503, {}), ("IssuerUnavailable", 503, {}), ("RecordsUnavailable", 503, {})),
     ],
@@ -95,30 +106,30 @@ def test_a_failure_says_whether_a_retry_is_worthwhile(name: str, status: int, he
     assert (answer.status, answer.headers) == (status, headers)
 
 
-def test_an_answer_is_openai_s_object_with_the_failure_s_own_words_param_and_code() -> None:
-    for failure in IN_TABLE:
+def test_an_answer_is_openai_s_error_object_with_the_failure_s_message_param_and_code() -> None:
+    for failure in CODED:
         plain = answer_to(failure("Words for the caller.")).body["error"]
         assert plain.keys() == OPENAI_KEYS, failure
         assert (plain["message"], plain["param"]) == ("Words for the caller.", None), failure
         assert plain["type"], failure
         error = failure("Words.", param="size", code="invalid_value")
-        if failure is not PartialGenerationError:  # it has those of its cause
-            own = error_object(error)
-            assert (own["param"], own["code"]) == ("size", "invalid_value"), failure
+        own = error_object(failure_of(error))
+        assert (own["param"], own["code"]) == ("size", "invalid_value"), failure
         error.__cause__ = errors.ImageTruncatedError("Why.", param="prompt")
-        assert answer_to(error).body == {"error": error_object(error)}, failure
+        assert answer_to(error).body == {"error": error_object(failure_of(error))}, failure
 
 
 @pytest.mark.parametrize(
     ("name", "status", "kind", "code"),
     [
         ("InvalidRequest", 400, "invalid_request_error", None),
+        ("PromptRejected", 400, "image_generation_user_error", "moderation_blocked"),
         ("PromptRejected", 400, "invalid_request_error", "content_policy_violation"),
         ("UnsupportedMediaType", 415, "invalid_request_error", "unsupported_content_type"),
         ("UnknownRoute", 404, "invalid_request_error", "unknown_url"),
         ("MethodNotAllowed", 405, "invalid_request_error", "method_not_supported"),
         ("UpstreamRateLimited", 429, "rate_limit_error", "rate_limit_exceeded"),
-        ("AllowanceSpent", 429, "insufficient_quota", "insufficient_quota"),
+        ("QuotaExceeded", 429, "insufficient_quota", "insufficient_quota"),
         ("UpstreamTimeout", 424, "upstream_error", "upstream_timeout"),
         ("UnknownGeneration", 404, "invalid_request_error", "generation_not_found"),
         ("GenerationEnded", 409, "invalid_request_error", "generation_ended"),
@@ -126,16 +137,12 @@ def test_an_answer_is_openai_s_object_with_the_failure_s_own_words_param_and_cod
         ("GenerationStillRunning", 424, "server_error", "generation_still_running"),
     ],
 )
-def test_a_failure_that_openai_has_too_is_in_its_words(name: str, status: int, kind: str, code: str | None) -> None:
-    answer = answer_to(getattr(errors, f"{name}Error")("Words."))
+def test_a_failure_that_openai_has_too_has_openai_s_type_and_code(
+    name: str, status: int, kind: str, code: str | None
+) -> None:
+    own = code if code == "moderation_blocked" else None  # the code of GPT image for a rejected prompt
+    answer = answer_to(getattr(errors, f"{name}Error")("Words.", code=own))
     assert (answer.status, answer.body["error"]["type"], answer.body["error"]["code"]) == (status, kind, code)
-
-
-def test_a_prompt_rejected_by_gpt_image_has_the_type_that_openai_gives_it() -> None:
-    answer = answer_to(errors.PromptRejectedError("No.", param="prompt", code="moderation_blocked"))
-    kind, code = "image_generation_user_error", "moderation_blocked"
-    assert answer.body["error"] == {"message": "No.", "type": kind, "param": "prompt", "code": code}
-    assert answer.status == 400
 
 
 def test_images_that_were_stored_are_named_with_their_permalinks() -> None:
@@ -145,7 +152,7 @@ def test_images_that_were_stored_are_named_with_their_permalinks() -> None:
         body = answer_to(error).body["error"]
         assert body.keys() == {*OPENAI_KEYS, "images"}, failure
         assert body["images"] == LINKED, failure
-        assert error_object(error).keys() == OPENAI_KEYS, failure
+        assert error_object(failure_of(error)).keys() == OPENAI_KEYS, failure
 
 
 @pytest.mark.parametrize(
@@ -167,7 +174,7 @@ def test_images_that_were_stored_are_named_with_their_permalinks() -> None:
         (ValueError("why"), "upstream_error", None, "partial_generation"),
     ],
 )
-def test_a_generation_that_failed_in_part_says_why_the_rest_is_missing(
+def test_a_partial_failure_says_why_images_are_missing(
     cause: Exception | None, kind: str, param: str | None, code: str
 ) -> None:
     error = PartialGenerationError("1 of 2 images were made and stored. Why.")
@@ -180,7 +187,7 @@ def test_a_generation_that_failed_in_part_says_why_the_rest_is_missing(
 
 
 def test_retry_after_is_a_whole_number_of_seconds_and_never_too_short() -> None:
-    later = [failure for failure in IN_TABLE if issubclass(failure, errors.TryLaterError)]
+    later = [failure for failure in CODED if issubclass(failure, errors.TryLaterError)]
     assert later
     for failure in later:
         for seconds, text in ((0.0, "0"), (0.001, "1"), (1.0, "1"), (1.5, "2"), (29.99, "30"), (3600.0, "3600")):
@@ -195,8 +202,8 @@ def with_fields(error: ImagegenError, **fields: Any) -> ImagegenError:
     return error
 
 
-def test_headers_that_belong_to_one_failure_alone() -> None:
-    spent = with_fields(errors.AllowanceSpentError("Spent."), limit=200, remaining=3, reset=3600.5)
+def test_some_failures_have_headers_of_their_own() -> None:
+    spent = with_fields(errors.QuotaExceededError("Spent."), limit=200, remaining=3, reset=3600.5)
     assert answer_to(spent).headers == {
         "x-should-retry": "false",
         "Retry-After": "3601",
@@ -212,9 +219,9 @@ def test_headers_that_belong_to_one_failure_alone() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("a secret"), OSError(2, "a secret", "a secret"), Exception("a secret")])
-def test_an_unknown_failure_says_nothing_of_its_own_words(error: Exception) -> None:
-    body = {"message": "Something went wrong on our side.", "type": "server_error", "param": None}
+def test_the_answer_to_an_unexpected_exception_hides_its_message(error: Exception) -> None:
+    body = {"message": "This service failed unexpectedly.", "type": "server_error", "param": None}
     assert answer_to(error) == ErrorAnswer(500, {}, {"error": {**body, "code": "internal_error"}})
-    internal = errors.InternalError("Something went wrong on our side.")
+    internal = errors.InternalError("This service failed unexpectedly.")
     internal.__cause__ = error
     assert "a secret" not in str(answer_to(internal))

@@ -1,43 +1,45 @@
-"""What a request says of itself in its headers and its query."""
+"""The headers and the query of a request."""
+
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagegen.domain.attempts import Attempt
 from imagegen.domain.batches import is_batch_id
 from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.generations import Status
 from imagegen.domain.quota import Standing
-from imagegen.wire.headers import Page, Preference, allowance_headers, read_attempt, read_page, read_preference
+from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.wire.headers import Page, Preference, quota_headers, read_page, read_preference, read_retry_identity
 
 GENERATION, BATCH = f"gen_{'x' * 22}", f"batch_{'x' * 22}"
 
 
-def test_a_request_need_not_say_anything() -> None:
-    assert read_attempt({}) == Attempt(None, None)
+def test_a_request_without_headers_has_the_defaults() -> None:
+    assert read_retry_identity({}) == RetryIdentity(None, None)
     assert read_preference({}) == Preference(respond_async=False, wait=None)
     assert read_page({}) == Page(20, None, None)
 
 
-def test_an_idempotency_key_is_taken_as_it_is() -> None:
+def test_an_idempotency_key_is_read_unchanged() -> None:
     for key in ("k", " ", "a b~!", "x" * 255, '"3f2c"'):
-        assert read_attempt({"Idempotency-Key": key}) == Attempt(key, None)
+        assert read_retry_identity({"Idempotency-Key": key}) == RetryIdentity(key, None)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\tb", "a\n", "a\r\nb", "\x7f", "\x00", "k\u2028"], ids=ascii)
-def test_a_key_that_no_header_should_carry_is_refused(key: str) -> None:
+def test_a_bad_idempotency_key_is_refused(key: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        read_attempt({"Idempotency-Key": key})
+        read_retry_identity({"Idempotency-Key": key})
     assert refused.value.param == "Idempotency-Key"
     assert key == "" or key not in refused.value.message
 
 
-def test_a_count_of_retries_is_read_and_what_is_no_count_is_passed_over() -> None:
+def test_a_count_of_retries_is_read_and_any_other_text_is_ignored() -> None:
     for text, retry in (("0", 0), ("1", 1), ("02", 2), ("999", 999)):
-        assert read_attempt({"x-stainless-retry-count": text}) == Attempt(None, retry)
+        assert read_retry_identity({"x-stainless-retry-count": text}) == RetryIdentity(None, retry)
     for text in ("", "-1", "+1", "1.0", "1000", "one", " 1", "1\n", "\u0661", "0x1", "null"):
-        assert read_attempt({"x-stainless-retry-count": text}) == Attempt(None, None)
+        assert read_retry_identity({"x-stainless-retry-count": text}) == RetryIdentity(None, None)
 
 
 @pytest.mark.parametrize(
@@ -55,17 +57,20 @@ def test_a_count_of_retries_is_read_and_what_is_no_count_is_passed_over() -> Non
         *((none, False, None) for none in ("respond-asynchronously", ",,,", "")),
     ],
 )
-def test_a_preference_is_read_and_what_else_the_header_holds_is_passed_over(
+def test_a_preference_is_read_and_the_rest_of_its_header_is_ignored(
     header: str, respond_async: bool, wait: int | None
 ) -> None:
     assert read_preference({"Prefer": header}) == Preference(respond_async, wait)
 
 
-@given(st.text())
-@settings(deadline=None, max_examples=50)
-def test_no_preference_is_ever_refused(header: str) -> None:
-    wait = read_preference({"Prefer": header}).wait
+@given(st.dictionaries(st.sampled_from(["Idempotency-Key", "x-stainless-retry-count", "Prefer"]), st.text()))
+@settings(deadline=None)
+def test_any_headers_are_a_retry_identity_or_a_refusal_and_no_preference_is_refused(headers: dict[str, str]) -> None:
+    wait = read_preference(headers).wait
     assert wait is None or 0 <= wait <= 999_999
+    with suppress(InvalidRequestError):
+        attempt = read_retry_identity(headers)
+        assert attempt.retry is None or 0 <= attempt.retry < 1000
 
 
 @pytest.mark.parametrize(
@@ -77,19 +82,19 @@ def test_no_preference_is_ever_refused(header: str) -> None:
         (Preference(True, 10), "respond-async, wait=10"),
     ],
 )
-def test_what_is_applied_is_a_preference_again(preference: Preference, applied: str) -> None:
+def test_an_applied_preference_reads_as_the_same_preference(preference: Preference, applied: str) -> None:
     assert preference.applied == applied
     assert read_preference({"Prefer": applied}) == preference
 
 
 @pytest.mark.parametrize(("seconds", "reset"), [(0.0, "0h0m0s"), (59.2, "0h1m0s"), (86_399.0, "23h59m59s")])
-def test_an_allowance_is_shown_as_openai_shows_a_rate_limit(seconds: float, reset: str) -> None:
+def test_quota_headers_have_the_format_of_openai_s_rate_limits(seconds: float, reset: str) -> None:
     expected = {"limit": "200", "remaining": "7", "reset": reset}
-    headers = allowance_headers(Standing(200, 7, seconds))
+    headers = quota_headers(Standing(200, 7, seconds))
     assert headers == {f"x-ratelimit-{name}-images": value for name, value in expected.items()}
 
 
-def test_a_page_is_read() -> None:
+def test_the_query_of_a_page_is_read() -> None:
     for text, limit in (("1", 1), ("100", 100), ("007", 7)):
         assert read_page({"limit": text}) == Page(limit, None, None)
     for status in Status:
@@ -105,7 +110,7 @@ def test_a_page_is_read() -> None:
         ("status", ["buried", "Completed", "COMPLETED", "done", " queued", ""]),
     ],
 )
-def test_what_no_list_takes_is_refused(name: str, texts: list[str]) -> None:
+def test_a_bad_query_of_a_page_is_refused(name: str, texts: list[str]) -> None:
     for text in texts:
         with pytest.raises(InvalidRequestError) as refused:
             read_page({name: text})
@@ -113,3 +118,10 @@ def test_what_no_list_takes_is_refused(name: str, texts: list[str]) -> None:
         assert name != "status" or all(status.value in refused.value.message for status in Status)
     with pytest.raises(InvalidRequestError):
         read_page({"after": GENERATION}, is_batch_id)
+
+
+@given(st.dictionaries(st.sampled_from(["limit", "after", "status"]) | st.text(), st.text()))
+@settings(deadline=None)
+def test_any_query_is_a_page_or_a_refusal(query: dict[str, str]) -> None:
+    with suppress(InvalidRequestError):
+        assert 1 <= read_page(query).limit <= 100

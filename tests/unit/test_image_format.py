@@ -14,7 +14,7 @@ from imagegen.domain.image_format import GIF, HEAD_BYTES, JPEG, PNG, WEBP, check
 
 
 def painted(kind: str, frames: int = 1) -> bytes:
-    """An image of noise, which no format makes small."""
+    """An image of noise, which no format compresses."""
     noise = random.Random(7)
     images = [Image.frombytes("RGB", (24, 24), noise.randbytes(24 * 24 * 3)) for _ in range(frames)]
     file = BytesIO()
@@ -40,12 +40,12 @@ def split(content: bytes, size: int) -> list[bytes]:
 
 
 def until_refused(blocks: list[bytes], kind: str, length: int) -> list[bytes]:
-    """What came before the refusal."""
+    """The blocks before the refusal."""
     came: list[bytes] = []
 
     def read() -> None:
         for block in checked(blocks, kind, length):
-            came.append(block)  # noqa: PERF402 - what came before it raises is kept
+            came.append(block)  # noqa: PERF402 - keeps the blocks before an error
 
     with pytest.raises(ImageTruncatedError):
         read()
@@ -53,12 +53,12 @@ def until_refused(blocks: list[bytes], kind: str, length: int) -> list[bytes]:
 
 
 def cuts(image: bytes) -> Iterator[int]:
-    """Points within an image, and each of the last ones: its end marker is never whole there."""
+    """Points within an image, and each of the last 32, where its end marker is incomplete."""
     yield from range(1, len(image) - 32, 127)
     yield from range(len(image) - 32, len(image))
 
 
-# What kind of image it is
+# The kind of an image
 
 
 @KINDS
@@ -82,7 +82,7 @@ def test_both_versions_of_gif_are_gif() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_png_jpeg_webp_or_gif_is_refused(head: bytes) -> None:
+def test_content_other_than_png_jpeg_webp_and_gif_is_refused(head: bytes) -> None:
     with pytest.raises(NotAnImageError):
         media_type(head)
 
@@ -102,18 +102,18 @@ def test_any_bytes_are_an_image_of_a_known_kind_or_refused(head: bytes) -> None:
     assert kind in {PNG, JPEG, WEBP, GIF}
 
 
-# Whether all of it is there
+# Whole images
 
 
 @KINDS
 @BLOCK_SIZES
-def test_a_whole_image_comes_through_unchanged(kind: str, image: bytes, size: int) -> None:
+def test_a_whole_image_passes_unchanged(kind: str, image: bytes, size: int) -> None:
     assert list(checked(split(image, size), kind, len(image))) == split(image, size)
 
 
 @given(st.sampled_from(sorted(IMAGES)), st.lists(st.integers(0, 20_000), max_size=20))
 @settings(deadline=None)
-def test_a_whole_image_comes_through_however_it_is_split(name: str, points: list[int]) -> None:
+def test_a_whole_image_passes_in_any_split(name: str, points: list[int]) -> None:
     kind, image = IMAGES[name]
     edges = sorted({0, len(image), *(point for point in points if point < len(image))})
     blocks = [image[start:end] for start, end in pairwise(edges)]
@@ -123,7 +123,7 @@ def test_a_whole_image_comes_through_however_it_is_split(name: str, points: list
 @KINDS
 @BLOCK_SIZES
 def test_an_image_that_ends_too_early_never_yields_its_last_block(kind: str, image: bytes, size: int) -> None:
-    """Whether its length was known or not: an upstream that keeps an unfinished image names the length it has."""
+    """Even if the length matches: an upstream may declare the length of an unfinished image."""
     for cut in cuts(image):
         blocks = split(image[:cut], size)
         for length in (len(image), cut):
@@ -132,7 +132,7 @@ def test_an_image_that_ends_too_early_never_yields_its_last_block(kind: str, ima
 
 @KINDS
 @BLOCK_SIZES
-def test_an_image_of_another_length_than_was_announced_is_refused(kind: str, image: bytes, size: int) -> None:
+def test_an_image_of_another_length_than_declared_is_refused(kind: str, image: bytes, size: int) -> None:
     blocks = split(image, size)
     for difference in (-1, 1, 1000):
         assert until_refused(blocks, kind, len(image) + difference) == blocks[:-1]
@@ -148,12 +148,12 @@ def test_padding_behind_the_end_is_tolerated(kind: str, image: bytes, size: int)
 
 @pytest.mark.parametrize("kind", [PNG, JPEG, WEBP, GIF])
 @pytest.mark.parametrize("length", [0, 1, 1000])
-def test_an_image_of_which_nothing_comes_is_refused(kind: str, length: int) -> None:
+def test_an_empty_image_is_refused(kind: str, length: int) -> None:
     assert until_refused([], kind, length) == []
 
 
 @KINDS
-def test_no_block_is_held_back_longer_than_until_the_next_one(kind: str, image: bytes) -> None:
+def test_a_block_is_passed_on_as_soon_as_the_next_one_arrives(kind: str, image: bytes) -> None:
     taken = 0
 
     def blocks() -> Iterator[bytes]:

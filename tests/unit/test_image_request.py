@@ -1,7 +1,6 @@
-"""The body of `POST /v1/images/generations`: what is read, and what is refused in which of OpenAI's words."""
+"""The body of `POST /v1/images/generations`: the fields that are read, and the refusals in OpenAI's words."""
 
 import json
-from dataclasses import fields as fields_of
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +10,10 @@ from hypothesis import strategies as st
 
 from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.domain.images import ImageRequest
-from imagegen.domain.models import CATALOG
-from imagegen.wire.requests import MAX_BODY_BYTES, read_image_fields, read_image_request
+from imagegen.domain.models import Choice, Whole
+from imagegen.wire.errors import CODELESS
+from imagegen.wire.requests import MAX_BODY_BYTES, ReadRequest
+from tests.support.models import MODELS, catalog, read_request
 
 PROMPT = "A cute baby sea otter"
 CAP = 1000
@@ -53,16 +54,21 @@ VALUES = [
 
 Words = tuple[str, str | None, str | None]  # message, param, code
 MISSING: Words = ("Missing required parameter: 'prompt'.", "prompt", "missing_required_parameter")
-BLANK: Words = ("Invalid 'prompt': expected a text that is not blank.", "prompt", "empty_string")
-LARGE = 10**400  # of more digits than are repeated to the caller
+BLANK: Words = ("Invalid 'prompt': expected a string that is not blank.", "prompt", "empty_string")
+LARGE = 10**400  # too many digits for an answer
 
 
 def read(body: bytes, *, cap: int = CAP) -> ImageRequest:
-    return read_image_request(body, "application/json", prompt_cap=cap)
+    return read_request(cap)(body, "application/json")
 
 
 def ask(cap: int = CAP, /, **fields: Any) -> ImageRequest:
     return read(json.dumps({"prompt": PROMPT, **fields}).encode(), cap=cap)
+
+
+def chosen(request: ImageRequest) -> dict[str, object]:
+    """The options without the response format, which DALL·E always has."""
+    return {name: value for name, value in request.options.items() if name != "response_format"}
 
 
 def words_of(body: bytes, *, cap: int = CAP) -> Words:
@@ -99,21 +105,26 @@ def unknown(name: str) -> Words:
     return f"Unknown parameter: '{name}'.", name, "unknown_parameter"
 
 
-# What is read
+# Fields
 
 
 @pytest.mark.parametrize(
     ("body", "changes"),
     [
         (b'{"prompt": "otter"}', {}),
-        (b'{ "model": "dall-e-3", "prompt": "otter", "n": 1, "size": "1024x1024" }', {"size": "1024x1024"}),
+        (
+            b'{ "model": "dall-e-3", "prompt": "otter", "n": 1, "size": "1024x1024" }',
+            {"options": {"size": "1024x1024", "response_format": "url"}},
+        ),
         (b'{"prompt": "first", "n": 11, "n": 2, "prompt": "otter"}', {"n": 2}),
         (b'\xef\xbb\xbf{"prompt": "otter"}', {}),
     ],
     ids=["a prompt alone", "openai's sample", "the last of two", "a byte order mark"],
 )
 def test_a_body_is_read(body: bytes, changes: Any) -> None:
-    assert read(body) == replace(ImageRequest("otter", model="dall-e-3", response_format="url", n=1), **changes)
+    assert read(body) == replace(
+        ImageRequest("otter", "dall-e-3", "url", options={"response_format": "url"}), **changes
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +147,11 @@ def test_every_field_of_a_family_is_read(fields: dict[str, Any], also: dict[str,
         "safety_identifier": "user-8",
     }
     request = ask(**fields, **also)
-    assert {name: getattr(request, name) for name in fields} == fields
+    own = {name: value for name, value in fields.items() if MODELS[fields["model"]].fields.get(name)}
+    unsent = {name for name in own if not MODELS[fields["model"]].fields[name].sent}
+    assert request.options == {name: value for name, value in own.items() if name not in unsent}
+    rest = ("prompt", "model", "n", "response_format")
+    assert {name: getattr(request, name) for name in rest} == {name: fields[name] for name in rest}
 
 
 def test_an_explicit_null_is_an_absent_field() -> None:
@@ -145,14 +160,14 @@ def test_an_explicit_null_is_an_absent_field() -> None:
 
 
 @pytest.mark.parametrize(("model", "default"), [*zip(FAMILIES, ("url", "url", "b64_json", "url"), strict=True)])
-def test_the_default_response_format_is_the_family_s(model: str, default: str) -> None:
+def test_each_family_has_its_default_response_format(model: str, default: str) -> None:
     assert ask(model=model).response_format == default
     for response_format in ("url", "b64_json"):
         assert ask(model=model, response_format=response_format).response_format == response_format
 
 
 @pytest.mark.parametrize(("field", "kind"), KINDS.items(), ids=KINDS)
-def test_a_field_takes_values_of_its_own_type_and_no_others(field: str, kind: str) -> None:
+def test_a_value_of_another_type_is_refused(field: str, kind: str) -> None:
     for value, got in VALUES:
         if got != kind:
             assert refused(**{"model": "gpt-image-1", field: value}) == wrong_type(field, kind, got)
@@ -200,7 +215,7 @@ def test_a_field_is_refused_in_openai_s_words(fields: dict[str, Any], words: Wor
     assert refused(**fields) == words
 
 
-def test_a_number_longer_than_python_prints_is_a_refusal_too() -> None:
+def test_a_number_with_more_digits_than_python_prints_is_refused() -> None:
     words_of(b'{"prompt": "otter", "n": 1' + b"0" * 10_000 + b"}")
 
 
@@ -209,11 +224,19 @@ def test_a_number_longer_than_python_prints_is_a_refusal_too() -> None:
 
 @pytest.mark.parametrize(
     ("model", "cap", "longest"),
-    [("dall-e-3", 1000, 1000), ("dall-e-2", 4000, 1000), ("flux", 4000, 4000), ("gpt-image-1", 1000, 32_000)],
+    [
+        *(("dall-e-2", 200, 200), ("dall-e-2", 4000, 1000), ("dall-e-3", 1000, 1000), ("dall-e-3", 32_000, 4000)),
+        *(
+            ("flux", 4000, 4000),
+            ("flux", 32_000, 32_000),
+            ("gpt-image-1", 1000, 32_000),
+            ("gpt-image-1", 50_000, 32_000),
+        ),
+    ],
 )
 def test_a_prompt_over_the_cap_is_refused_with_its_length(model: str, cap: int, longest: int) -> None:
-    """In characters, not in bytes; and the longest one fits into a body in its longest spelling."""
-    for character in "x🦦":  # the second takes twelve bytes as JSON escapes
+    """The cap is in characters, not in bytes. The longest prompt fits into a body in its longest spelling."""
+    for character in "x🦦":  # the second has twelve bytes as JSON escapes
         assert ask(cap, model=model, prompt=character * longest).prompt == character * longest
         words = too_long("prompt", longest, longest + 1)
         assert refused(cap, model=model, prompt=character * (longest + 1)) == words
@@ -239,31 +262,32 @@ def test_a_prompt_over_the_cap_is_refused_with_its_length(model: str, cap: int, 
     ],
     ids=lambda name: name and name[:30],
 )
-def test_an_unknown_model_is_refused_with_the_closest_and_all_that_are_known(name: str, closest: str | None) -> None:
+def test_the_refusal_of_an_unknown_model_names_the_closest_and_all_known_models(name: str, closest: str | None) -> None:
     shown = name if len(name) <= 64 else f"{name[:64]}…"
     hint = f" Did you mean '{closest}'?" if closest else ""
-    known = ", ".join(f"'{model}'" for model in CATALOG)
+    known = ", ".join(f"'{model}'" for model in MODELS)
     message = f"The model '{shown}' does not exist.{hint} Supported models are: {known}."
     assert refused(model=name) == (message, "model", "model_not_found")
 
 
-def test_an_alias_that_the_operator_lists_is_its_model() -> None:
+def test_an_alias_stands_for_its_model() -> None:
     aliases = {"openai/gpt-image-1": "gpt-image-1", "dall-e-2": "dall-e-3"}
     fields = {"prompt": "otter", "model": "openai/gpt-image-1"}
-    assert read_image_fields(fields, prompt_cap=CAP, aliases=aliases).model == "gpt-image-1"
-    # A model's own name is never another's.
-    assert read_image_fields(fields | {"model": "dall-e-2"}, prompt_cap=CAP, aliases=aliases).model == "dall-e-2"
+    read = ReadRequest(catalog(CAP, aliases)).fields
+    assert read(fields).model == "gpt-image-1"
+    # An alias does not replace the name of a model.
+    assert read(fields | {"model": "dall-e-2"}).model == "dall-e-2"
 
 
 @pytest.mark.parametrize(
     ("size", "model"),
     [("1024x1024", "dall-e-3"), ("256x256", "dall-e-2"), ("1536x1024", "gpt-image-1"), ("1024x576", "flux-pro")],
 )
-def test_without_a_model_the_size_decides(size: str, model: str) -> None:
+def test_without_a_model_the_size_chooses_the_model(size: str, model: str) -> None:
     assert ask(size=size).model == ask(size=size, model=None).model == model
 
 
-def test_a_long_value_is_not_sent_back_whole() -> None:
+def test_a_refusal_shortens_a_long_value() -> None:
     assert "x" * 65 not in refused(size="x" * 100_000)[0]
     message, param, _ = refused(**{"x" * 100_000: 1})
     assert message == f"Unknown parameter: '{param}'."
@@ -274,10 +298,10 @@ def test_a_long_value_is_not_sent_back_whole() -> None:
 
 
 @pytest.mark.parametrize("model", SIZES)
-def test_a_model_makes_its_own_sizes_and_no_others(model: str) -> None:
+def test_a_model_accepts_only_its_own_sizes(model: str) -> None:
     for size in sorted(set().union(*SIZES.values())):
         if size in SIZES[model]:
-            assert ask(model=model, size=size).size == size
+            assert ask(model=model, size=size).options["size"] == size
         else:
             message, param, code = refused(model=model, size=size)
             listed = ", ".join(f"'{known}'" for known in SIZES[model])
@@ -285,23 +309,23 @@ def test_a_model_makes_its_own_sizes_and_no_others(model: str) -> None:
             assert (param, code) == ("size", "invalid_value")
 
 
-def test_a_size_is_refused_with_the_sizes_of_the_model_and_the_models_of_the_size() -> None:
+def test_the_refusal_of_a_size_lists_the_sizes_of_the_model_and_the_models_of_the_size() -> None:
     elsewhere = ". Models with this size are: 'dall-e-3'"
     words = unsupported("size", "1792x1024", *SIZES["dall-e-2"], more=elsewhere)
     assert refused(model="dall-e-2", size="1792x1024") == words
     bounds = (
         ", and any WIDTHxHEIGHT in multiples of 16, at most 3840 long and 3:1, of 655360 to 8294400 pixels."
-        " GET /v1/models lists all models' sizes"
+        " GET /v1/models lists the sizes of all models"
     )
     words = unsupported("size", "1000x1000", *SIZES["gpt-image-1"], more=bounds)
     assert refused(model="gpt-image-2", size="1000x1000") == words
 
 
-def test_gpt_image_2_makes_any_size_within_its_bounds() -> None:
+def test_gpt_image_2_accepts_any_size_within_its_bounds() -> None:
     plain = ("1536x864", "1040x1024", "2560x1440")
     smallest, largest, widest = "640x1024", ("3840x2160", "2160x3840", "2880x2880"), ("3840x1280", "1280x3840")
     for size in (*SIZES["gpt-image-1"], *plain, smallest, *largest, *widest, "1536x512", "512x1536"):
-        assert ask(model="gpt-image-2", size=size).size == size
+        assert ask(model="gpt-image-2", size=size).options["size"] == size
 
 
 @pytest.mark.parametrize(
@@ -318,7 +342,7 @@ def test_gpt_image_2_makes_any_size_within_its_bounds() -> None:
         ("far too large", ["99999999999999999999x99999999999999999999"]),
     ],
 )
-def test_a_size_out_of_the_bounds_is_refused(reason: str, sizes: list[str]) -> None:
+def test_a_size_outside_the_bounds_is_refused(reason: str, sizes: list[str]) -> None:
     for size in sizes:
         for model in ("gpt-image-2", "dall-e-3"):
             assert refused(model=model, size=size)[1:] == ("size", "invalid_value"), size
@@ -328,43 +352,48 @@ def test_a_size_out_of_the_bounds_is_refused(reason: str, sizes: list[str]) -> N
 
 
 @pytest.mark.parametrize("model", QUALITIES)
-def test_a_model_has_its_own_qualities_and_no_others(model: str) -> None:
+def test_a_model_accepts_its_own_qualities_and_those_that_mean_its_default(model: str) -> None:
     supported = [*QUALITIES[model], *(each for each in ("standard", "auto") if each not in QUALITIES[model])]
     for quality in ("low", "medium", "high", "xhigh", "max", "hd"):
         if quality in QUALITIES[model]:
-            assert ask(model=model, quality=quality).quality == quality
+            assert ask(model=model, quality=quality).options["quality"] == quality
         else:
             assert refused(model=model, quality=quality) == unsupported("quality", quality, *supported)
-    for quality in ("standard", "auto"):  # clients send them to every model, as its default
-        expected = quality if quality in QUALITIES[model] else None
-        assert ask(model=model, quality=quality).quality == expected
+    for quality in ("standard", "auto"):  # clients send these to every model as its default
+        is_sent = quality in QUALITIES[model] and model != "dall-e-2"
+        assert chosen(ask(model=model, quality=quality)) == ({"quality": quality} if is_sent else {})
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_a_style_that_clients_send_to_every_model_names_the_default(model: str) -> None:
+def test_a_model_without_styles_accepts_vivid_and_does_not_send_it(model: str) -> None:
     if model == "dall-e-3":
-        assert [ask(model=model, style=style).style for style in ("vivid", "natural")] == ["vivid", "natural"]
+        assert [ask(model=model, style=style).options["style"] for style in ("vivid", "natural")] == [
+            "vivid",
+            "natural",
+        ]
     else:
-        assert ask(model=model, style="vivid").style is None
+        assert chosen(ask(model=model, style="vivid")) == {}
         assert refused(model=model, style="natural") == unsupported("style", "natural", "vivid")
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_every_family_takes_a_user_no_stream_and_one_to_ten_images(model: str) -> None:
+def test_every_family_accepts_a_user_no_stream_and_one_to_ten_images(model: str) -> None:
     assert [ask(model=model, n=n).n for n in (1, 2, 10)] == [1, 2, 10]
-    for name in ("user", "safety_identifier"):
-        assert getattr(ask(model=model, stream=False, **{name: "x" * 512}), name) == "x" * 512
+    sent_to = {"user": ("dall-e-2", "dall-e-3", "gpt-image-1"), "safety_identifier": ("gpt-image-1",)}
+    for name, models in sent_to.items():
+        given = {name: "x" * 512}
+        assert chosen(ask(model=model, stream=False, **given)) == (given if model in models else {})
 
 
-def test_an_svg_is_refused_on_every_model_since_it_would_run_scripts_in_a_browser() -> None:
-    assert {refused(model=model, output_format="svg")[1] for model in CATALOG} == {"output_format"}
+def test_every_model_refuses_svg_because_it_could_run_scripts_in_a_browser() -> None:
+    assert {refused(model=model, output_format="svg")[1] for model in MODELS} == {"output_format"}
 
 
-# What only GPT image models know
+# Fields of GPT image models
 
 
 @pytest.mark.parametrize("field", ONLY_GPT_IMAGE)
-def test_what_only_gpt_image_knows_is_unknown_elsewhere(field: str) -> None:
+def test_a_field_of_gpt_image_alone_is_unknown_for_other_models(field: str) -> None:
     given = {field: ONLY_GPT_IMAGE[field]}
     assert ask(model="gpt-image-1", **given).model == "gpt-image-1"
     for model in ("dall-e-2", "dall-e-3", "flux"):
@@ -379,9 +408,9 @@ def test_what_only_gpt_image_knows_is_unknown_elsewhere(field: str) -> None:
         ("output_format", ["png", "jpeg", "webp"]),
     ],
 )
-def test_gpt_image_takes_the_supported_values_and_no_others(field: str, supported: list[str]) -> None:
+def test_gpt_image_accepts_only_supported_values(field: str, supported: list[str]) -> None:
     for value in supported:
-        assert getattr(ask(model="gpt-image-1", **{field: value}), field) == value
+        assert chosen(ask(model="gpt-image-1", **{field: value})) == {field: value}
     assert refused(model="gpt-image-1", **{field: "gif"}) == unsupported(field, "gif", *supported)
 
 
@@ -389,17 +418,17 @@ def test_gpt_image_takes_the_supported_values_and_no_others(field: str, supporte
     ("output_format", "transparent", "compressions"),
     [("png", True, [100]), (None, True, [100]), ("webp", True, [0, 1, 99, 100]), ("jpeg", False, [0, 1, 99, 100])],
 )
-def test_a_format_decides_what_goes_with_it(
+def test_the_output_format_decides_which_background_and_compression_are_accepted(
     output_format: str | None, transparent: bool, compressions: list[int]
 ) -> None:
     asked = {"model": "gpt-image-1", "output_format": output_format}
     if transparent:
-        assert ask(**asked, background="transparent").background == "transparent"
+        assert ask(**asked, background="transparent").options["background"] == "transparent"
     else:
         assert refused(**asked, background="transparent")[1:] == ("background", "invalid_value")
     for compression in (0, 1, 99, 100):
         if compression in compressions:
-            assert ask(**asked, output_compression=compression).output_compression == compression
+            assert ask(**asked, output_compression=compression).options["output_compression"] == compression
         else:
             words = refused(**asked, output_compression=compression)
             assert words[1:] == ("output_compression", "invalid_value")
@@ -415,8 +444,8 @@ def test_a_format_decides_what_goes_with_it(
         *((b"1.5", "a decimal number"), (b'"otter"', "a string"), (b"true", "a boolean")),
     ],
 )
-def test_a_body_that_is_no_object_is_refused(body: bytes, got: str) -> None:
-    assert words_of(body) == (f"Invalid body: expected a JSON object, but got {got} instead.", None, None)
+def test_a_body_that_is_not_an_object_is_refused(body: bytes, got: str) -> None:
+    assert words_of(body) == (f"Invalid body: expected a JSON object, but got {got} instead.", None, CODELESS)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +465,7 @@ def test_a_body_that_is_no_object_is_refused(body: bytes, got: str) -> None:
     ids=lambda body: repr(body[:24]),
 )
 def test_a_body_that_cannot_be_parsed_is_refused(body: bytes) -> None:
-    assert words_of(body) == ("We could not parse the JSON body of your request.", None, None)
+    assert words_of(body) == ("We could not parse the JSON body of your request.", None, CODELESS)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +476,7 @@ def test_a_body_that_cannot_be_parsed_is_refused(body: bytes) -> None:
         (rb"\udda6\ud83e", "\ufffd\ufffd"),
         (rb"\ud83e\u0041 and more", "\ufffdA and more"),
         (rb"\ud83e\udda6", "🦦"),
-        (rb"\ud83e\udda6\ud83e", "🦦\ufffd"),  # a whole pair stays, and half of one goes
+        (rb"\ud83e\udda6\ud83e", "🦦\ufffd"),  # a whole pair, then half of one
         (rb"\\\ud83e", "\\\ufffd"),  # a backslash, then half of a pair
         (rb"\\ud83e\ud83e", "\\ud83e\ufffd"),  # a backslash and letters, then half of a pair
         (rb"\ud83e\n\udda6", "\ufffd\n\ufffd"),
@@ -457,7 +486,7 @@ def test_a_body_that_cannot_be_parsed_is_refused(body: bytes) -> None:
 )
 def test_half_a_surrogate_pair_is_replaced(text: bytes, prompt: str) -> None:
     request = read(b'{"prompt": "%s", "user": "%s"}' % (text, text))
-    assert request.prompt == request.user == prompt
+    assert request.prompt == request.options["user"] == prompt
     message, param, _ = words_of(b'{"%s": "otter", "prompt": "otter"}' % text)
     assert f"{message}{param}".encode()
 
@@ -469,34 +498,34 @@ def test_a_body_at_the_byte_limit_is_read_and_one_byte_more_is_refused() -> None
         read(body.ljust(MAX_BODY_BYTES + 1))
 
 
-def test_json_is_taken_with_or_without_a_charset_and_no_other_content_type_is() -> None:
+def test_json_is_the_only_accepted_content_type_with_or_without_a_charset() -> None:
     plain, body = "application/json", b'{"prompt": "otter"}'
     parameters = ("; charset=utf-8", ";charset=UTF-8", " ; charset=utf-8")
     for content_type in (plain, "Application/JSON", *(plain + each for each in parameters)):
-        assert read_image_request(body, content_type, prompt_cap=CAP).prompt == "otter"
+        assert read_request(CAP)(body, content_type).prompt == "otter"
     others = (None, "", ";", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x")
     lookalikes = ("application/jsonl", "application/json, text/plain", "text/plain; application/json", "json", "*/*")
     for other in (*others, *lookalikes):
         with pytest.raises(UnsupportedMediaTypeError, match="application/json"):
-            read_image_request(body, other, prompt_cap=CAP)
+            read_request(CAP)(body, other)
 
 
-# Anything at all
+# Any body
 
-TEXT = st.text(st.characters(), max_size=20)  # lone surrogates among them
+TEXT = st.text(st.characters(), max_size=20)  # includes lone surrogates
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.integers(-(10**500), 10**500),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=10,
 )
-KNOWN_FIELDS = [field.name for field in fields_of(ImageRequest)] + ["stream", "partial_images"]
+KNOWN_FIELDS = ["prompt", "model", *catalog(CAP, {}).fields, "stream", "partial_images"]
 OF_SEVERAL = ["1024x1024", "1792x1024", "auto", "256x256", "1536x864", "standard", "hd", "high", "xhigh", "vivid"]
 OF_FEW = ["natural", "url", "b64_json", "transparent", "opaque", "low", "png", "jpeg", "webp", PROMPT]
-PLAUSIBLE = st.sampled_from([*CATALOG, *OF_SEVERAL, *OF_FEW]) | st.integers(-1, 101)
+PLAUSIBLE = st.sampled_from([*MODELS, *OF_SEVERAL, *OF_FEW]) | st.integers(-1, 101)
 FIELDS = st.dictionaries(st.sampled_from(KNOWN_FIELDS), PLAUSIBLE | JSON)
 ONE_FIELD_OF_A_GOOD_REQUEST = st.builds(
     lambda model, field, value: {"prompt": PROMPT, "model": model, field: value},
-    *(st.sampled_from(sorted(CATALOG)), st.sampled_from(KNOWN_FIELDS), PLAUSIBLE | JSON),
+    *(st.sampled_from(sorted(MODELS)), st.sampled_from(KNOWN_FIELDS), PLAUSIBLE | JSON),
 )
 
 
@@ -522,11 +551,17 @@ def check_read_or_refused(body: bytes) -> None:
         assert len(refusal.message.encode()) < 2000
         assert len((refusal.param or "").encode()) < 300
         return
-    model = CATALOG[request.model]
+    model = MODELS[request.model]
     assert 1 <= request.n <= 10
     assert 1 <= len(request.prompt) <= model.longest_prompt(CAP)
     assert request.prompt.encode()
-    assert request.size is None or model.allows_size(request.size)
     assert request.response_format in ("url", "b64_json")
-    assert request.quality is None or request.quality in model.qualities
-    assert request.output_compression is None or 0 <= request.output_compression <= 100
+    for name, value in request.options.items():
+        rule = model.fields[name].rule
+        assert model.fields[name].sent
+        if isinstance(rule, Choice):
+            assert rule.allows(str(value))
+        elif isinstance(rule, Whole):
+            assert rule.least <= int(value) <= rule.most
+        else:
+            assert len(str(value)) <= rule.longest

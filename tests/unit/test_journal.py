@@ -1,12 +1,12 @@
-"""What the use cases report to the operators, in which order."""
+"""The use cases report each step to the journal."""
 
 import pytest
 
-from imagegen.domain.attempts import Attempt
-from imagegen.domain.errors import AllowanceSpentError, UpstreamFailedError, UpstreamUnavailableError
-from imagegen.domain.generations import Call
+from imagegen.domain.errors import ImagegenError, QuotaExceededError, UpstreamFailedError, UpstreamUnavailableError
+from imagegen.domain.generations import UpstreamCall
+from imagegen.domain.retry_identity import RetryIdentity
 from tests.fakes.journal import FakeJournal
-from tests.support.in_memory import InMemoryService
+from tests.support.in_memory import InMemoryService, attempts
 
 
 @pytest.fixture
@@ -16,24 +16,22 @@ def journal(service: InMemoryService) -> FakeJournal:
     return journal
 
 
-def test_a_begun_generation_is_reported_and_its_retry_as_attached(
-    service: InMemoryService, journal: FakeJournal
-) -> None:
-    first = service.submit(Attempt("key")).generation
-    assert service.submit(Attempt("key")).attached
+def test_a_new_generation_is_reported_and_its_retry_as_attached(service: InMemoryService, journal: FakeJournal) -> None:
+    first = service.submit(RetryIdentity("key")).generation
+    assert service.submit(RetryIdentity("key")).attached
     second = service.submit().generation
     assert journal.calls == [("begun", first.id, 0.25), ("attached", first.id), ("begun", second.id, 0.5)]
 
 
-def test_what_is_read_again_is_no_retry(service: InMemoryService, journal: FakeJournal) -> None:
+def test_a_line_that_is_read_twice_is_reported_once(service: InMemoryService, journal: FakeJournal) -> None:
     for _ in range(2):
         service.submit(generation_id="gen_of-a-line")
     assert [call for call, *_ in journal.calls] == ["begun"]
 
 
-def test_what_is_refused_is_not_begun(service: InMemoryService, journal: FakeJournal) -> None:
+def test_a_refused_request_is_not_reported(service: InMemoryService, journal: FakeJournal) -> None:
     service.whole_stack = 0
-    with pytest.raises(AllowanceSpentError):
+    with pytest.raises(QuotaExceededError):
         service.submit()
     assert journal.calls == []
 
@@ -53,12 +51,12 @@ def test_work_is_reported_step_by_step(service: InMemoryService, journal: FakeJo
 
 @pytest.mark.parametrize("error", [UpstreamFailedError("no"), UpstreamUnavailableError("no")])
 @pytest.mark.parametrize("sent_before", [0, 1])
-def test_a_call_that_fails_is_reported_as_the_upstream_failed_it(
-    service: InMemoryService, journal: FakeJournal, error: Exception, sent_before: int
+def test_a_failed_call_is_reported_with_the_failure_of_the_upstream(
+    service: InMemoryService, journal: FakeJournal, error: ImagegenError, sent_before: int
 ) -> None:
     generation = service.admitted()
     if sent_before:
-        service.left_behind(generation, Call(generation.image_ids, sent=1))
+        service.left_behind(generation, UpstreamCall(generation.image_ids, attempts(1)))
     service.provider.failures.append(error)
     service.deliver(generation.id)
-    assert journal.calls[1:] == [("asked", generation.id, 1), ("answered", generation.id, type(error).__name__)]
+    assert journal.calls[1:] == [("asked", generation.id, 1), ("answered", generation.id, error.code)]

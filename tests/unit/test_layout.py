@@ -19,32 +19,36 @@ def modules_under(folder: str, root: Path) -> dict[str, Path]:
     return found
 
 
-OURS = modules_under("imagegen", LAYER)
+PRODUCT = modules_under("imagegen", LAYER)
 FUNCTIONS = modules_under("functions", ROOT)
 
 SDKS = {"boto3", "botocore", "urllib3", "aws_lambda_powertools", "jwt", "cryptography"}
-# Which rooms a room's modules may import, beside their own.
+# The packages that the modules of a package may import besides their own.
 KNOWN = {
     "domain": set[str](),
+    "aws_limits": set[str](),
     "ports": {"domain"},
     "usecases": {"ports", "domain"},
-    "wire": {"ports", "domain"},
+    "wire": {"aws_limits", "ports", "domain"},
+    "routes": {"usecases", "wire", "aws_limits", "ports", "domain"},
     "consumers": {"usecases", "wire", "ports", "domain"},
     "outbound": {"ports", "domain"},
     "providers": {"outbound", "ports", "domain"},
     "aws": {"outbound", "ports", "domain"},
-    "settings": {"outbound", "domain"},
-    "bootstrap": {"settings", "usecases", "wire", "consumers", "providers", "outbound", "aws", "ports", "domain"},
+    "settings": {"providers", "outbound", "domain"},
+    "bootstrap": {
+        *("settings", "routes", "consumers", "usecases", "wire", "providers", "outbound", "aws", "ports", "domain")
+    },
 }
 DECIDES = ("domain", "ports", "usecases", "wire", "settings")
 
 
 def package(name: str) -> set[str]:
-    return {module for module in OURS if module == f"imagegen.{name}" or module.startswith(f"imagegen.{name}.")}
+    return {module for module in PRODUCT if module == f"imagegen.{name}" or module.startswith(f"imagegen.{name}.")}
 
 
 def imports(source: str) -> set[str]:
-    """What a module imports, wherever in it and for whatever reason: ours by module, others by their top name."""
+    """All imports of a module, at any place in it: the product's by module, others by their top name."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -56,25 +60,25 @@ def imports(source: str) -> set[str]:
 
 
 def imports_of(name: str) -> set[str]:
-    return imports((OURS | FUNCTIONS)[name].read_text())
+    return imports((PRODUCT | FUNCTIONS)[name].read_text())
 
 
-def ours_of(name: str) -> set[str]:
+def own_imports_of(name: str) -> set[str]:
     return {module for module in imports_of(name) if module.partition(".")[0] in ("imagegen", "functions")}
 
 
 def known(dotted: str) -> str:
-    """The module that a dotted name lies in, ours or another's top one."""
+    """The module of a dotted name. Outside the product, its top name."""
     top, _, _ = dotted.partition(".")
     if top not in ("imagegen", "functions"):
         return top
-    while dotted not in OURS | FUNCTIONS and "." in dotted:
+    while dotted not in PRODUCT | FUNCTIONS and "." in dotted:
         dotted = dotted.rpartition(".")[0]
     return dotted
 
 
-def test_every_module_is_in_a_room_that_these_rules_name() -> None:
-    assert {name.split(".")[1] for name in OURS if "." in name} == KNOWN.keys()
+def test_every_module_is_in_a_package_that_these_rules_name() -> None:
+    assert {name.split(".")[1] for name in PRODUCT if "." in name} == KNOWN.keys()
     functions = ("api", "authorizer", "intake", "site", "worker")
     assert {f"functions.{name}.app" for name in functions} <= FUNCTIONS.keys()
 
@@ -83,48 +87,60 @@ def test_these_rules_see_an_import_in_every_spelling() -> None:
     source = """
 import boto3.session as x
 from imagegen.domain import image_format
-from imagegen.aws.s3 import S3ImageStore
+from imagegen.aws.image_store import S3ImageStore
 from imagegen.bootstrap import sdk
 if TYPE_CHECKING:
     import imagegen.providers
 def f():
     from urllib3.exceptions import HTTPError
 """
-    of_ours = {"imagegen.domain.image_format", "imagegen.aws.s3", "imagegen.bootstrap.sdk", "imagegen.providers"}
-    assert imports(source) == {"boto3", "urllib3", *of_ours}
+    modules = {
+        "imagegen.domain.image_format",
+        "imagegen.aws.image_store",
+        "imagegen.bootstrap.sdk",
+        "imagegen.providers",
+    }
+    assert imports(source) == {"boto3", "urllib3", *modules}
 
 
-def modules_of(*rooms: str) -> set[str]:
-    return set[str]().union(*map(package, rooms))
+def modules_of(*packages: str) -> set[str]:
+    return set[str]().union(*map(package, packages))
 
 
-@pytest.mark.parametrize("room", KNOWN)
-def test_a_module_imports_only_the_rooms_below_its_own(room: str) -> None:
-    assert package(room)
-    known = modules_of(room, *KNOWN[room]) | {"imagegen"}
-    assert {name: extra for name in package(room) if (extra := ours_of(name) - known)} == {}
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_module_imports_only_the_packages_below_its_own(name: str) -> None:
+    assert package(name)
+    known = modules_of(name, *KNOWN[name]) | {"imagegen"}
+    assert {module: extra for module in package(name) if (extra := own_imports_of(module) - known)} == {}
 
 
-def test_a_function_takes_the_wired_parts_and_imports_no_store_and_no_upstream() -> None:
-    known = modules_of("bootstrap", "consumers", "usecases", "wire", "ports", "domain")
-    assert {name: extra for name in FUNCTIONS if (extra := ours_of(name) - known)} == {}
+def test_a_function_imports_only_bootstrap_routes_and_consumers() -> None:
+    known = modules_of("bootstrap", "routes", "consumers")
+    assert {name: extra for name in FUNCTIONS if (extra := own_imports_of(name) - known)} == {}
 
 
-def test_no_sdk_and_no_http_client_comes_near_what_we_decide() -> None:
+def test_a_function_only_names_its_handler() -> None:
+    for name, path in FUNCTIONS.items():
+        tree = ast.parse(path.read_text())
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Try | ast.FunctionDef | ast.ClassDef)], name
+        assert "environ" not in path.read_text(), name
+
+
+def test_decisions_import_no_sdk_and_no_http_client() -> None:
     assert {name: found for name in modules_of(*DECIDES) if (found := imports_of(name) & SDKS)} == {}
     slow = {"boto3", "botocore", "urllib3", "jwt", "cryptography"}
     assert {name: found for name in FUNCTIONS if (found := imports_of(name) & slow)} == {}
 
 
-# Imports each module of each group anew, as a process does that imports it first, and prints which libraries that the
-# group must not load are loaded. A library stays loaded, so the groups go from those that may load the least.
+# Imports each module of each group as if it were the first import of a process. Fails if that loads a library that the
+# group must not load. A library stays loaded, so the group that may load the least is first.
 LOAD = """
 import json, sys
 groups, found = json.load(sys.stdin), {}
 for names, forbidden in groups:
     for name in names:
-        for ours in [each for each in sys.modules if each.partition(".")[0] in ("imagegen", "functions")]:
-            del sys.modules[ours]
+        for own in [each for each in sys.modules if each.partition(".")[0] in ("imagegen", "functions")]:
+            del sys.modules[own]
         try:
             __import__(name)
         except Exception as error:
@@ -136,7 +152,7 @@ print(json.dumps(found))
 """
 
 
-def test_a_module_can_be_imported_with_an_empty_environment_and_without_what_is_not_for_it() -> None:
+def test_a_module_can_be_imported_without_an_environment_and_loads_no_forbidden_library() -> None:
     for_authorizer_alone = ["cryptography", "jwt"]
     groups = [
         (sorted(modules_of(*DECIDES)), sorted(SDKS)),

@@ -1,4 +1,4 @@
-"""Which tokens are good, and how often their issuer is asked. The issuer is a real HTTP server."""
+"""Tokens that are good or bad, and the requests to their issuer. The issuer is a real HTTP server."""
 
 import io
 import json
@@ -30,7 +30,7 @@ RS256 = {"alg": "RS256", "kid": "rsa-1"}
 
 
 class Clock:
-    """On its own, so that hours pass at once."""
+    """A clock that the test moves."""
 
     now = 1_000_000.0
 
@@ -46,7 +46,7 @@ def _one_issuer() -> Iterator[FakeIssuer]:
 
 @pytest.fixture
 def issuer(_one_issuer: FakeIssuer) -> FakeIssuer:
-    """As it is at first."""
+    """The issuer, reset to its first state."""
     vars(_one_issuer).update(vars(FakeIssuer(_one_issuer.url)))
     return _one_issuer
 
@@ -83,7 +83,7 @@ def good(i: FakeIssuer) -> Iterator[str]:
     yield i.token(header={"jku": evil, "x5u": evil, "x5t": "x", "jwk": {"kty": "oct"}})
 
 
-def test_a_good_token_names_its_subject(issuer: FakeIssuer, tokens: OidcTokens) -> None:
+def test_a_good_token_has_its_subject(issuer: FakeIssuer, tokens: OidcTokens) -> None:
     for number, token in enumerate(good(issuer)):
         assert tokens.subject(token) == ANN, (number, token)
     for sub in ("7", "a" * 255, "google-oauth2|1", "änn", " ", "null"):
@@ -92,7 +92,7 @@ def test_a_good_token_names_its_subject(issuer: FakeIssuer, tokens: OidcTokens) 
 
 
 def forged(issuer: FakeIssuer, kid: str, **header: Any) -> str:
-    """Signed by a key that is not the issuer's."""
+    """Signed by a foreign key."""
     return fake.token({"alg": "RS256", "kid": kid, **header}, issuer.claims(), rsa_key("evil"))
 
 
@@ -174,15 +174,15 @@ def of_another_shape(i: FakeIssuer) -> Iterator[str]:
 @pytest.mark.parametrize(
     "bad", [by_another_key, with_another_header, with_other_claims, with_another_signature, of_another_shape]
 )
-def test_a_bad_token_names_nobody(issuer: FakeIssuer, bad: Callable[[FakeIssuer], Iterator[str]]) -> None:
+def test_a_bad_token_has_no_subject(issuer: FakeIssuer, bad: Callable[[FakeIssuer], Iterator[str]]) -> None:
     for number, token in enumerate(bad(issuer)):
         tokens = verifier(issuer)
         assert tokens.subject(token) is None, (number, token)
         assert tokens.subject(issuer.token()) == ANN
-    assert set(issuer.asked) == {issuer.discovery_path, KEYS}  # nor does it lead anywhere
+    assert set(issuer.asked) == {issuer.discovery_path, KEYS}  # nothing else is fetched
 
 
-def test_what_is_bad_at_first_sight_does_not_cost_the_issuer_a_call(issuer: FakeIssuer, tokens: OidcTokens) -> None:
+def test_an_obviously_bad_token_causes_no_request_to_the_issuer(issuer: FakeIssuer, tokens: OidcTokens) -> None:
     for name, value in (("alg", "none"), ("alg", "HS256"), ("kid", ...), ("crit", []), ("typ", "logout+jwt")):
         assert tokens.subject(issuer.token(header={name: value})) is None
     assert tokens.subject(issuer.token(more="x" * MOST_TOKEN_CHARACTERS)) is None
@@ -193,7 +193,7 @@ def test_what_is_bad_at_first_sight_does_not_cost_the_issuer_a_call(issuer: Fake
 
 
 @pytest.mark.parametrize("path", ["", "/", "/tenant/", "/a/b"])
-def test_an_issuer_may_end_with_a_slash_or_without(path: str) -> None:
+def test_the_url_of_an_issuer_may_end_with_a_slash(path: str) -> None:
     with fake.running_issuer(path) as issuer:
         assert verifier(issuer).subject(issuer.token()) == ANN
         assert issuer.asked == [f"{path.rstrip('/')}/.well-known/openid-configuration", KEYS]
@@ -204,7 +204,7 @@ def token_by(issuer: FakeIssuer, key: fake.PrivateKey, kid: str) -> str:
     return fake.token({"alg": algorithm, "kid": kid}, issuer.claims(), key)
 
 
-def test_a_key_that_is_not_for_these_signatures_opens_nothing(issuer: FakeIssuer, tokens: OidcTokens) -> None:
+def test_a_key_for_other_uses_verifies_no_token(issuer: FakeIssuer, tokens: OidcTokens) -> None:
     said: dict[str, list[Any]] = {
         "use": ["enc", "SIG"],
         "alg": ["RS512", "PS256", "ES256", "HS256"],
@@ -225,7 +225,7 @@ def test_a_key_that_is_not_for_these_signatures_opens_nothing(issuer: FakeIssuer
     assert tokens.subject(issuer.token()) == ANN
 
 
-def test_a_key_counts_whatever_else_is_listed(issuer: FakeIssuer, tokens: OidcTokens) -> None:
+def test_a_good_key_works_beside_unreadable_ones(issuer: FakeIssuer, tokens: OidcTokens) -> None:
     unreadable: list[Any] = [None, 7, "key", [], {}, {"kty": "RSA"}, {"kid": "x"}, {"kty": 1, "kid": 2}]
     said = {"use": "sig", "alg": "RS256", "key_ops": ["verify"], "x5c": ["MIIB"], "x5u": "https://x.example"}
     speaking = [public_jwk(rsa_key("2"), f"by {name}", **{name: value}) for name, value in said.items()]
@@ -238,7 +238,7 @@ def test_a_key_counts_whatever_else_is_listed(issuer: FakeIssuer, tokens: OidcTo
     assert issuer.asked == [issuer.discovery_path, KEYS]
 
 
-def test_the_issuer_is_asked_once_an_hour(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
+def test_the_keys_are_fetched_once_an_hour(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
     for _ in range(5):
         assert tokens.subject(issuer.token()) == ANN
     clock.now += issuer_keys.FRESH_SECONDS - 1
@@ -250,18 +250,18 @@ def test_the_issuer_is_asked_once_an_hour(issuer: FakeIssuer, tokens: OidcTokens
     assert issuer.asked == [issuer.discovery_path, KEYS] * 2
 
 
-def test_a_new_key_is_found_at_once_and_the_old_one_goes(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
+def test_a_new_key_is_found_at_once_and_replaces_the_old(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
     old = issuer.token()
     assert tokens.subject(old) == ANN
     clock.now += issuer_keys.PAUSE_SECONDS
     issuer.keys = {"rsa-2": rsa_key("2")}
-    assert tokens.subject(old) == ANN  # it is known, so the issuer is not asked
+    assert tokens.subject(old) == ANN  # it is known, so nothing is fetched
     assert tokens.subject(issuer.token("rsa-2")) == ANN
     assert tokens.subject(old) is None
     assert issuer.asked == [issuer.discovery_path, KEYS] * 2
 
 
-def test_made_up_names_of_keys_cost_one_look_a_minute(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
+def test_unknown_key_ids_cause_one_fetch_a_minute(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
     for _ in range(18):
         assert tokens.subject(forged(issuer, uuid.uuid4().hex)) is None
         clock.now += 10
@@ -281,13 +281,13 @@ def test_an_issuer_that_is_down_at_first_is_an_error(issuer: FakeIssuer, tokens:
     for _ in range(3):
         with pytest.raises(IssuerUnavailableError):
             tokens.subject(issuer.token())
-    assert issuer.asked == [issuer.discovery_path]  # and is left alone for a while
+    assert issuer.asked == [issuer.discovery_path]  # it gets no other request for a while
     issuer.instead.clear()
     clock.now += issuer_keys.PAUSE_WITHOUT_KEYS_SECONDS
     assert tokens.subject(issuer.token()) == ANN
 
 
-def test_known_keys_serve_on_for_a_day_without_the_issuer(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
+def test_known_keys_work_for_a_day_without_the_issuer(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
     assert tokens.subject(issuer.token()) == ANN
     issuer.instead[KEYS] = down
     clock.now += issuer_keys.FRESH_SECONDS
@@ -302,7 +302,9 @@ def test_known_keys_serve_on_for_a_day_without_the_issuer(issuer: FakeIssuer, to
         tokens.subject(issuer.token())
 
 
-def test_an_unknown_key_is_no_denial_without_the_issuer(issuer: FakeIssuer, tokens: OidcTokens, clock: Clock) -> None:
+def test_without_the_issuer_an_unknown_key_is_an_error_and_not_a_denial(
+    issuer: FakeIssuer, tokens: OidcTokens, clock: Clock
+) -> None:
     assert tokens.subject(issuer.token()) == ANN
     issuer.instead[issuer.discovery_path] = down
     issuer.keys["rsa-2"] = rsa_key("2")
@@ -314,27 +316,27 @@ def test_an_unknown_key_is_no_denial_without_the_issuer(issuer: FakeIssuer, toke
     issuer.instead.clear()
     clock.now += issuer_keys.PAUSE_SECONDS
     assert tokens.subject(issuer.token("rsa-2")) == ANN
-    assert tokens.subject(forged(issuer, "evil")) is None  # now it is known that there is none
+    assert tokens.subject(forged(issuer, "evil")) is None  # the issuer has answered without this key
 
 
-def test_an_issuer_that_nobody_listens_for_is_an_error() -> None:
+def test_an_unreachable_issuer_is_an_error() -> None:
     with fake.running_issuer() as gone:
         pass
     with pytest.raises(IssuerUnavailableError):
         verifier(gone).subject(gone.token())
 
 
-# An issuer that answers amiss.
+# Bad answers of an issuer.
 
 UNLIMITED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"  # without a length, so that a cut looks like the end
-Answer = Callable[[Request, bytes], Reply]  # with the good document that was asked for
+Answer = Callable[[Request, bytes], Reply]  # with the good document at that path
 
 
 def sent_for_ever(request: Request, beginning: bytes, block: bytes, pause: float) -> Reply:
-    """Until the client hangs up."""
+    """Sends the block until the client hangs up."""
     try:
         request.connection.sendall(beginning)
-        ends = time.monotonic() + 60  # only ever reached if the test fails
+        ends = time.monotonic() + 60  # reached only if the test fails
         while time.monotonic() < ends:
             request.connection.sendall(block)
             time.sleep(pause)
@@ -375,7 +377,7 @@ AT_DISCOVERY = ("404", "a redirect", "no JSON", "an empty object", "with somethi
 @pytest.mark.parametrize(
     ("where", "kind"), [*(("keys", kind) for kind in AMISS), *(("discovery", kind) for kind in AT_DISCOVERY)]
 )
-def test_an_issuer_that_answers_amiss_is_an_error_and_no_denial(
+def test_a_bad_answer_of_the_issuer_is_an_error_and_not_a_denial(
     issuer: FakeIssuer, tokens: OidcTokens, clock: Clock, monkeypatch: pytest.MonkeyPatch, where: str, kind: str
 ) -> None:
     path, good = (KEYS, issuer.key_set) if where == "keys" else (issuer.discovery_path, issuer.discovery)
@@ -394,7 +396,7 @@ def test_an_issuer_that_answers_amiss_is_an_error_and_no_denial(
 
 
 @pytest.mark.parametrize("keys", [[], [None], [public_jwk(rsa_key("1"), "rsa-1", use="enc")], {}, "keys", None])
-def test_an_issuer_without_a_usable_key_is_an_error_and_does_not_replace_what_is_known(
+def test_a_key_set_without_a_usable_key_is_an_error_and_replaces_no_known_key(
     issuer: FakeIssuer, tokens: OidcTokens, clock: Clock, keys: object
 ) -> None:
     issuer.instead[KEYS] = lambda _: json_reply({"keys": keys})
@@ -408,7 +410,7 @@ def test_an_issuer_without_a_usable_key_is_an_error_and_does_not_replace_what_is
     assert good.subject(issuer.token()) == ANN
 
 
-def test_a_discovery_document_that_lies_is_an_error_and_is_not_followed(issuer: FakeIssuer) -> None:
+def test_a_false_discovery_document_is_an_error_and_is_not_followed(issuer: FakeIssuer) -> None:
     lies: list[dict[str, Any]] = [
         {"issuer": name} for name in ("https://login.example", f"{issuer.url}/", "", None, [issuer.url])
     ]
@@ -426,8 +428,8 @@ def test_a_discovery_document_that_lies_is_an_error_and_is_not_followed(issuer: 
         assert issuer.asked == [issuer.discovery_path], lie
 
 
-def test_an_issuer_elsewhere_cannot_send_us_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lambda's own API listens there."""
+def test_a_remote_issuer_cannot_make_the_authorizer_call_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lambda's runtime API listens on it."""
     url, asked = "https://login.example", []
     document = {"issuer": url, "jwks_uri": "http://127.0.0.1:9001/2018-06-01/runtime/invocation/next"}
 

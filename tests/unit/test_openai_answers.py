@@ -1,4 +1,4 @@
-"""What of an upstream's answer is kept: each good image, and no more than fits on a record."""
+"""An upstream's answer is kept with each good image, up to the size of a record."""
 
 from base64 import b64encode
 from typing import Any
@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from imagegen.domain import errors
-from imagegen.domain.images import UpstreamAnswer, UpstreamImage
-from imagegen.providers.openai_answers import read_answer
+from imagegen.domain.images import UpstreamImage, UpstreamImages
+from imagegen.providers.openai.answers import read_answer
 
 DYNAMODB_ITEM_BYTES = 400 * 1024
 LONGEST_PROMPT_BYTES = 32_000 * 6  # of control characters, as JSON
@@ -18,14 +18,14 @@ LONGEST_URL = ORIGIN + "a" * 8_167
 PNG = b"\x89PNG and more"
 OTHER = b"\x89PNG and another"
 B64 = b64encode(PNG).decode()
-# Its base64 holds both characters in which the URL-safe alphabet differs, and ends in padding.
+# Its base64 has both characters that the URL-safe alphabet replaces, and padding.
 ODD_PNG = b"\x89PNG\xfb\xff\xbe\xfb\xff\xfe>>>?"
 ODD_B64 = b64encode(ODD_PNG).decode()
 assert {"+", "/", "="} < set(ODD_B64)
 URL_SAFE = str.maketrans("+/", "-_")
 
 
-def answered(*data: object, n: int = 1, **more: object) -> UpstreamAnswer:
+def answered(*data: object, n: int = 1, **more: object) -> UpstreamImages:
     return read_answer(bytearray(msgspec.json.encode({"created": 1, "data": data, **more})), n)
 
 
@@ -33,7 +33,7 @@ def images(*data: object, n: int = 1) -> tuple[UpstreamImage, ...]:
     return answered(*data, n=n).images
 
 
-# How much is kept
+# Sizes
 
 TOKENS_BY_KIND = {"text_tokens": 10**9, "image_tokens": 10**9}
 LARGEST_USAGE = {
@@ -43,7 +43,7 @@ LARGEST_USAGE = {
 
 
 @pytest.mark.parametrize("character", ["\U0001f9a6", "\x01", '"'])
-def test_ten_images_with_all_that_is_kept_of_them_fit_beside_the_longest_prompt(character: str) -> None:
+def test_ten_images_with_the_longest_fields_fit_beside_the_longest_prompt(character: str) -> None:
     image = {"url": LONGEST_URL, "revised_prompt": character * 10_000}
     answer = answered(*[image] * 10, n=10, usage=LARGEST_USAGE, quality="q" * 10_000)
     kept = [(image.source, image.revised_prompt) for image in answer.images]
@@ -51,16 +51,16 @@ def test_ten_images_with_all_that_is_kept_of_them_fit_beside_the_longest_prompt(
     assert LONGEST_PROMPT_BYTES + size < DYNAMODB_ITEM_BYTES
 
 
-def test_what_is_within_the_limits_is_kept_whole() -> None:
+def test_an_answer_within_the_limits_is_kept_whole() -> None:
     image = {"url": LONGEST_URL, "revised_prompt": "r" * 2_000}
     details = {"background": "opaque", "output_format": "png", "size": "1024x1024", "quality": "high"}
     more: dict[str, Any] = {**details, "usage": LARGEST_USAGE, "request_id": "r-1"}
     kept = UpstreamImage(image["url"], image["revised_prompt"])
-    assert answered(image, **more) == UpstreamAnswer((kept,), details, LARGEST_USAGE)
+    assert answered(image, **more) == UpstreamImages((kept,), details, LARGEST_USAGE)
 
 
 @pytest.mark.parametrize("path", ["a" * 8_168, '"' * 4_090, "\\" * 4_090, "\x01", "a\nb", "a b", "é", "\U0001f9a6"])
-def test_a_url_that_is_too_long_or_holds_other_characters_is_refused(path: str) -> None:
+def test_a_url_that_is_too_long_or_has_odd_characters_is_refused(path: str) -> None:
     with pytest.raises(errors.ImageUrlRefusedError):
         images({"url": ORIGIN + path})
 
@@ -89,13 +89,13 @@ def test_a_detail_is_kept_if_it_is_short_and_printable(quality: str) -> None:
 
 
 @pytest.mark.parametrize("odd", [b"null", b'""', b"7", b"[1]", b"{}", b"true", b"1e999", b'"\xff"', b'{"a":1e999}'])
-def test_what_cannot_be_read_costs_no_image(odd: bytes) -> None:
+def test_an_unreadable_field_loses_no_image(odd: bytes) -> None:
     image = b'{"b64_json":"%s","revised_prompt":%s}' % (B64.encode(), odd)
     answer = read_answer(b'{"data":[%s],"size":%s,"usage":%s}' % (image, odd, odd), 1)
-    assert answer == UpstreamAnswer((UpstreamImage(PNG),), {}, None)
+    assert answer == UpstreamImages((UpstreamImage(PNG),), {}, None)
 
 
-# What was used
+# Usage
 
 COUNTS = {"input_tokens": 50, "output_tokens": 40, "total_tokens": 90}
 CHAT = {"prompt_tokens": 50, "completion_tokens": 40, "total_tokens": 90}
@@ -123,7 +123,7 @@ def split(text: int, image: int) -> dict[str, int]:
         ({**COUNTS, "cost": 0.04, "note": "n" * 100_000, "is_byok": False, "x": [1]}, split(50, 0)),
     ],
 )
-def test_usage_has_all_of_openais_counts_and_no_others(usage: dict[str, Any], details: dict[str, int]) -> None:
+def test_usage_has_openais_counts_and_no_others(usage: dict[str, Any], details: dict[str, int]) -> None:
     kept = answered({"url": URL}, usage=usage).usage
     assert kept == {**COUNTS, "input_tokens_details": details}
     assert type(kept["input_tokens"]) is int
@@ -152,7 +152,7 @@ def test_a_usage_without_a_count_is_left_out(odd: str) -> None:
         assert answered({"url": URL}, usage={**COUNTS, name: msgspec.Raw(odd.encode())}).usage is None
 
 
-# What is an image
+# Images
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_usage_without_a_count_is_left_out(odd: str) -> None:
     ],
     ids=str,
 )
-def test_an_image_is_found_however_resellers_wrap_it(item: dict[str, Any], source: str | bytes) -> None:
+def test_an_image_is_found_in_the_form_of_each_reseller(item: dict[str, Any], source: str | bytes) -> None:
     assert images(item) == (UpstreamImage(source),)
 
 
@@ -207,7 +207,7 @@ def test_each_of_several_urls_is_an_image() -> None:
     ],
     ids=str,
 )
-def test_a_bad_image_costs_no_good_one_and_is_the_failure_if_there_is_none(bad: object) -> None:
+def test_a_bad_image_loses_no_good_one_and_is_the_failure_if_none_is_good(bad: object) -> None:
     is_url = isinstance(bad, dict) and str(bad.get("url")).startswith(ORIGIN)
     failure = errors.ImageUrlRefusedError if is_url else errors.UpstreamAnswerInvalidError
     first, second, third = images({"url": URL}, bad, {"b64_json": B64}, n=3)
@@ -217,7 +217,7 @@ def test_a_bad_image_costs_no_good_one_and_is_the_failure_if_there_is_none(bad: 
         images(bad, {"b64_json": 7}, n=3)
 
 
-def test_images_that_did_not_come_are_failures_at_the_end() -> None:
+def test_missing_images_are_failures_at_the_end() -> None:
     first, *missing = images({"url": URL}, n=3)
     assert first.source == URL
     for image in missing:
@@ -230,7 +230,7 @@ def test_an_answer_without_any_image_is_refused_as_too_few() -> None:
         images(n=2)
 
 
-def test_of_more_images_than_asked_for_the_usable_ones_come_first() -> None:
+def test_usable_images_come_first_if_there_are_too_many() -> None:
     bad = {"b64_json": "%%%%"}
     assert [image.source for image in images({"url": URL}, {"b64_json": B64}, {"url": f"{URL}?3"}, n=2)] == [URL, PNG]
     assert [image.source for image in images(bad, {"url": URL}, bad, {"b64_json": B64}, n=2)] == [URL, PNG]
@@ -266,17 +266,17 @@ JSON = msgspec.json.encode({"created": 1, "data": [{"b64_json": B64}]})
 @pytest.mark.parametrize(
     "body",
     [
-        # one event, with and without its name, [DONE], line ends and blanks as they vary
+        # one event, with and without its name and [DONE], with different line ends and spaces
         *(ONE, ONE.replace(b"==", b""), ONE + b"data: [DONE]\n\n", stream(completed(), end="\r\n"), ONE.rstrip()),
         *(COMPLETED_NAME + ONE, COMPLETED_NAME + stream({"b64_json": B64}), ONE.replace(b"data: ", b"data:")),
         *(ONE.replace(b",", b",\ndata: "), ONE.replace(b",", b",\r\ndata:"), msgspec.json.encode(completed())),
         # parts and other fields before it
         *(PART_NAME + stream({"b64_json": "AAAA"}) + ONE, PARTS.replace(B64.encode(), b"AAAA", 2)),
         b": keep-alive\n\n\n\nid: 7\nretry: 5\n" + ONE,
-        # an error, and an event that was cut, behind it
+        # an error or a truncated event after it
         ONE + b'event: error\ndata: {"error":{"message":"late"}}\n\n',
         ONE + b'data: {"type":"image_generation.completed","b64_js',
-        # a whole answer as an event, before one, and behind a byte order mark
+        # a whole answer as an event, before an event, and after a byte order mark
         *(b"data: " + JSON + b"\n\n", JSON + b"\n\n" + ONE, JSON + b"data: [DONE]\n\n", b"\xef\xbb\xbf" + JSON),
         msgspec.json.format(JSON) + b"\n\ndata: [DONE]",
         # JSON without the image, and an event with it
@@ -284,7 +284,7 @@ JSON = msgspec.json.encode({"created": 1, "data": [{"b64_json": B64}]})
     ],
     ids=lambda body: repr(body[:50]),
 )
-def test_an_image_that_comes_as_an_event_is_kept(body: bytes) -> None:
+def test_an_image_in_an_event_is_kept(body: bytes) -> None:
     assert sources(body) == [PNG]
 
 
@@ -292,7 +292,7 @@ def test_each_completed_event_is_an_image() -> None:
     assert sources(stream(partial(0), completed(), partial(0), completed(OTHER)), 2) == [PNG, OTHER]
 
 
-def test_an_image_that_a_stream_lists_again_is_one_image() -> None:
+def test_an_image_that_a_stream_repeats_is_one_image() -> None:
     whole = {"created": 1, "data": [{"b64_json": completed()["b64_json"]}, {"b64_json": completed(OTHER)["b64_json"]}]}
     assert sources(stream(completed(), completed(OTHER), whole), 2) == [PNG, OTHER]
     assert sources(stream({"created": 1, "data": whole["data"][:1]}, whole), 2) == [PNG, OTHER]  # type: ignore[index]
@@ -300,17 +300,17 @@ def test_an_image_that_a_stream_lists_again_is_one_image() -> None:
     assert (first.source, type(second.failure)) == (PNG, errors.UpstreamTooFewImagesError)
 
 
-def test_a_stream_without_blank_lines_has_an_event_a_line() -> None:
+def test_a_stream_without_blank_lines_has_one_event_per_line() -> None:
     lines = b"".join(b"data: " + msgspec.json.encode(event) + b"\n" for event in (completed(), completed(OTHER)))
     assert sources(lines, 2) == [PNG, OTHER]
 
 
-def test_an_event_behind_an_answer_with_images_adds_none() -> None:
+def test_an_event_after_an_answer_with_images_adds_none() -> None:
     first, second = read_answer(JSON + b"\n\n" + stream(completed(OTHER)), 2).images
     assert (first.source, type(second.failure)) == (PNG, errors.UpstreamTooFewImagesError)
 
 
-def test_details_and_usage_come_from_the_finished_events() -> None:
+def test_details_and_usage_are_those_of_the_completed_events() -> None:
     counts = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
     events = (partial(0) | {"size": "auto"}, completed(size="1x1", quality="low", usage=counts))
     answer = read_answer(stream(*events, completed(OTHER, quality="high", usage=counts)), 2)
@@ -336,7 +336,7 @@ def test_details_and_usage_come_from_the_finished_events() -> None:
     ],
     ids=lambda body: str(body[:40]),
 )
-def test_an_answer_that_no_images_api_gives_is_invalid(body: bytes) -> None:
+def test_any_other_answer_is_invalid(body: bytes) -> None:
     with pytest.raises(errors.UpstreamAnswerInvalidError):
         read_answer(body, 1)
 
@@ -345,13 +345,13 @@ LOST = errors.UpstreamConnectionLostError("lost")
 
 
 @pytest.mark.parametrize("body", [ONE + ONE[:50], ONE, JSON])
-def test_of_an_answer_that_broke_off_what_is_whole_is_kept_and_the_rest_is_lost(body: bytes) -> None:
+def test_whole_images_of_a_broken_answer_are_kept_and_the_rest_is_lost(body: bytes) -> None:
     first, second = read_answer(body, 2, LOST).images
     assert (first.source, second.failure) == (PNG, LOST)
 
 
 @pytest.mark.parametrize("body", [b"", JSON[:-1], ONE[:-10], stream(partial(0)), b'{"data":[]}'])
-def test_an_answer_that_broke_off_before_an_image_was_whole_is_lost(body: bytes) -> None:
+def test_a_broken_answer_without_a_whole_image_is_lost(body: bytes) -> None:
     with pytest.raises(errors.UpstreamConnectionLostError):
         read_answer(body, 1, LOST)
 
@@ -369,13 +369,13 @@ def test_an_answer_that_broke_off_before_an_image_was_whole_is_lost(body: bytes)
         (r"\"\ud83d\"", '"\ufffd"'),
     ],
 )
-def test_half_of_a_surrogate_pair_costs_neither_the_image_nor_the_text(sent: str, kept: str) -> None:
+def test_half_of_a_surrogate_pair_loses_neither_the_image_nor_the_text(sent: str, kept: str) -> None:
     image = f'{{"b64_json":"{B64}","revised_prompt":"{sent}"}}'
     for text in (f'{{"data":[{image}]}}', f'{{"data":[{image}]}}\n\ndata: [DONE]', f"data: {image}\n\n"):
         assert read_answer(text.encode(), 1).images == (UpstreamImage(PNG, kept),)
 
 
 @pytest.mark.parametrize("name", ["id", "quality", r"\ud83d"])
-def test_half_of_a_surrogate_pair_anywhere_costs_no_image(name: str) -> None:
+def test_half_of_a_surrogate_pair_anywhere_loses_no_image(name: str) -> None:
     text = f'{{"data":[{{"url":"{URL}"}}],"{name}":"\\udc08"}}'
     assert read_answer(text.encode(), 1).images == (UpstreamImage(URL),)

@@ -1,4 +1,4 @@
-"""What an upstream's refusal means, and what of its words is passed on."""
+"""An upstream's refusal becomes a failure, with a part of its message."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from urllib3 import HTTPHeaderDict
 
 from imagegen.domain import errors
-from imagegen.providers.openai_refusals import read_refusal
+from imagegen.providers.openai.refusals import read_refusal
 
 KEY = "plain.key/with=odd+characters"
 HTML = b"<html><h1>Our safety system says no</h1></html>"
@@ -17,7 +17,7 @@ Case = tuple[int, object, type[errors.ImagegenError], str | None, str | None]
 
 
 def refusal(status: int, error: object = None, **headers: str) -> errors.ImagegenError:
-    """Of an answer with OpenAI's error object, or with any other body if that is given in bytes."""
+    """The failure for an answer with OpenAI's error object, or with any other body in bytes."""
     body = error if isinstance(error, bytes) else json.dumps({"error": error}).encode()
     named = HTTPHeaderDict({name.replace("_", "-"): value for name, value in headers.items()})
     return read_refusal(status, named, body, KEY)
@@ -125,28 +125,28 @@ CASES = [
 
 
 @pytest.mark.parametrize(("status", "error", "meaning", "param", "code"), CASES)
-def test_each_answer_has_its_meaning(
+def test_each_refusal_becomes_its_failure(
     status: int, error: object, meaning: type[errors.ImagegenError], param: str | None, code: str | None
 ) -> None:
     failure = refusal(status, error)
     assert type(failure) is meaning
-    assert (failure.param, failure.code) == (param, code)
+    assert (failure.param, failure.code) == (param, code or meaning.code)
 
 
-def test_the_upstream_s_own_words_are_passed_on_without_urls_and_keys() -> None:
+def test_the_message_of_the_upstream_is_passed_on_without_urls_and_keys() -> None:
     message = f"Bad size.\nSee https://platform.example/k?key=secret for {KEY} and sk-proj-abc*****xyz \x1b[0m."
     assert refusal(400, says(message)).message == (
         "The image model refused the request: Bad size. See [redacted] for [redacted] and [redacted]  [0m."
     )
 
 
-def test_a_long_message_is_cut_after_the_key_was_taken_out() -> None:
+def test_a_long_message_is_cut_after_its_key_is_removed() -> None:
     message = refusal(400, says("no " * 95 + KEY + "no " * 10_000)).message
     assert len(message) < 400
     assert "plain" not in message
 
 
-def test_what_a_server_error_says_is_not_passed_on() -> None:
+def test_the_message_of_a_server_error_is_not_passed_on() -> None:
     assert "database" not in refusal(500, says("database at 10.0.0.1 is down")).message
 
 
@@ -167,14 +167,14 @@ def test_what_a_server_error_says_is_not_passed_on() -> None:
     ],
     ids=str,
 )
-def test_the_time_that_the_upstream_names_is_kept(headers: dict[str, str], seconds: float | None) -> None:
+def test_the_retry_time_of_the_upstream_is_kept(headers: dict[str, str], seconds: float | None) -> None:
     failure = refusal(429, **headers)
     assert isinstance(failure, errors.TryLaterError)
     assert failure.retry_after == (seconds if seconds is None else pytest.approx(seconds))
 
 
-def test_a_date_ahead_is_the_time_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagegen.providers.openai_refusals.time.time", lambda: 1_760_000_000.0)
+def test_a_future_date_becomes_the_seconds_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagegen.providers.openai.refusals.time.time", lambda: 1_760_000_000.0)
     failure = refusal(503, Retry_After=formatdate(1_760_000_060, usegmt=True))
     assert isinstance(failure, errors.TryLaterError)
     assert failure.retry_after == 60

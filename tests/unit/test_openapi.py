@@ -12,16 +12,15 @@ from imagegen.domain.batches import is_batch_id
 from imagegen.domain.errors import InvalidRequestError, MethodNotAllowedError
 from imagegen.domain.generations import is_generation_id
 from imagegen.domain.images import is_image_id
-from imagegen.domain.models import CATALOG
-from imagegen.wire.errors import ROWS
+from imagegen.domain.models import Choice
 from imagegen.wire.headers import EXPOSED
-from imagegen.wire.openapi import INVALID, openapi_document, told_as
-from imagegen.wire.requests import read_image_fields
+from imagegen.wire.openapi import ERRORS, INVALID, openapi_document, shapes_of
 from imagegen.wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID
 from tests.conftest import ROOT
+from tests.support.models import MODELS, catalog, read_request
 
 CAP = 1_000
-DOCUMENT = openapi_document("/prod", CAP)
+DOCUMENT = openapi_document("/prod", catalog(CAP, {}))
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 
@@ -35,24 +34,24 @@ OPERATIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_it_is_openapi_and_of_this_version_of_the_project() -> None:
+def test_the_document_is_openapi_and_has_the_version_of_the_project() -> None:
     assert list(OpenAPIV31SpecValidator(DOCUMENT).iter_errors()) == []
     assert DOCUMENT["info"]["version"] == VERSION
     assert f'version = "{VERSION}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_a_server_is_where_the_description_is() -> None:
-    assert openapi_document("/prod", CAP)["servers"] == [{"url": "/prod"}]
-    assert openapi_document("", CAP)["servers"] == [{"url": "/"}]
+def test_the_url_of_the_server_is_the_given_path() -> None:
+    assert openapi_document("/prod", catalog(CAP, {}))["servers"] == [{"url": "/prod"}]
+    assert openapi_document("", catalog(CAP, {}))["servers"] == [{"url": "/"}]
 
 
-def test_names_of_operations_are_good_names_of_functions() -> None:
+def test_operation_ids_are_valid_names_of_functions() -> None:
     names = [operation["operationId"] for _, operation in OPERATIONS]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z]+([A-Z][a-z]+)*", name) for name in names)
 
 
-def test_an_operation_has_the_parameters_of_its_path_and_its_failures() -> None:
+def test_an_operation_describes_its_path_parameters_and_its_failures() -> None:
     for path, operation in OPERATIONS:
         of_path = {each["name"] for each in operation.get("parameters", []) if each["in"] == "path"}
         assert of_path == set(re.findall(r"\{(\w+)\}", path)), path
@@ -73,17 +72,18 @@ def test_every_row_of_the_error_table_is_an_example_of_some_operation() -> None:
                 for name in response["content"]["application/json"]["examples"]:
                     error = examples[name]["value"]["error"]
                     described.add((int(status), error["type"], error["code"]))
-    elsewhere = {MethodNotAllowedError}  # no operation has it: its method would be another operation's
-    assert {words for failure in ROWS.keys() - elsewhere for words in told_as(failure)} <= described
+    elsewhere = {MethodNotAllowedError}  # no operation answers it: another method is another operation
+    answered: set[type[Exception]] = {Exception, *ERRORS}
+    assert {shape for failure in answered - elsewhere for shape in shapes_of(failure)} <= described
 
 
-def test_the_codes_of_a_bad_request_are_those_that_are_raised() -> None:
+def test_the_listed_codes_of_a_bad_request_are_those_that_are_raised() -> None:
     wire = ROOT / "layers/imagegen/imagegen/wire"
     raised = re.findall(r'code="(\w+)"', (wire / "requests.py").read_text() + (wire / "headers.py").read_text())
     assert set(INVALID) == set(raised)
 
 
-def test_every_example_is_of_its_schema() -> None:
+def test_every_example_matches_its_schema() -> None:
     for example in DOCUMENT["components"]["examples"].values():
         validator("ErrorResponse").validate(example["value"])
     for _, operation in OPERATIONS:
@@ -94,7 +94,7 @@ def test_every_example_is_of_its_schema() -> None:
                     validator(content["schema"]["$ref"].rpartition("/")[2]).validate(example["value"])
 
 
-def test_every_header_that_a_page_may_read_is_described_and_comes_with_some_answer() -> None:
+def test_every_exposed_header_is_described_and_some_answer_has_it() -> None:
     headers = DOCUMENT["components"]["headers"]
     assert set(EXPOSED.split(", ")) <= set(headers)
     answers = [response for _, operation in OPERATIONS for response in operation["responses"].values()]
@@ -105,17 +105,17 @@ def test_every_header_that_a_page_may_read_is_described_and_comes_with_some_answ
     ("pattern", "is_id", "prefix"),
     [(GENERATION_ID, is_generation_id, "gen"), (IMAGE_ID, is_image_id, "img"), (BATCH_ID, is_batch_id, "batch")],
 )
-def test_an_id_is_what_its_pattern_says(pattern: str, is_id: Any, prefix: str) -> None:
+def test_an_id_matches_its_pattern(pattern: str, is_id: Any, prefix: str) -> None:
     tails = ["A" * 22, "-_" * 11, "A" * 21, "A" * 23, "A" * 21 + "!", "A" * 21 + "é", ""]
     for text in [f"{prefix}_{tail}" for tail in tails] + ["other_" + "A" * 22]:
         assert bool(re.search(pattern, text)) == is_id(text), text
 
 
-SIZES = sorted({size for model in CATALOG.values() for size in model.sizes})
+SIZES = sorted({size for model in MODELS.values() for size in model.sizes})
 FREE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 VALUES: dict[str, list[Any]] = {
     "prompt": ["an otter", "", " \n", "x" * CAP, "x" * (CAP + 1), "x" * 32_001, None, 7],
-    "model": [*CATALOG, None, "other", 1],
+    "model": [*MODELS, None, "other", 1],
     "n": [None, 1, 10, 0, 11, "1", 1.5, True],
     "size": [None, *SIZES, "1536x864", "1000x1000", "auto ", "", "0x16", "123456x16", 512],
     "quality": [None, "standard", "hd", "low", "auto", "max", "best", 1],
@@ -128,36 +128,37 @@ VALUES: dict[str, list[Any]] = {
     "output_compression": [None, 0, 99, 100, 101, -1, "50"],
     "stream": [None, False, True, "no"],
     "partial_images": [None, 0, 1, 4, "0"],
-    "unknown": ["x"],  # one that is null is taken for absent, which no schema says briefly
+    "unknown": ["x"],  # null counts as absent, which a schema cannot say briefly
 }
 
 
 def accepted(body: dict[str, Any]) -> bool:
     try:
-        read_image_fields(body, prompt_cap=CAP)
+        read_request(CAP).fields(body)
     except InvalidRequestError:
         return False
     return True
 
 
 def check(body: dict[str, Any]) -> None:
-    """A body is described as good if and only if it is taken."""
+    """The schema accepts a body if and only if the service does."""
     body.setdefault("prompt", "an otter")
-    size, model = body.get("size"), CATALOG.get(body.get("model") or "dall-e-3")
-    if model and model.free_sizes and isinstance(size, str) and FREE.fullmatch(size) and not model.allows_size(size):
-        assert not accepted(body), body  # multiples and ratios are described in words
+    size, model = body.get("size"), MODELS.get(body.get("model") or "dall-e-3")
+    sizes = model.choice("size") if model else Choice(())
+    if sizes.free and isinstance(size, str) and FREE.fullmatch(size) and not sizes.allows(size):
+        assert not accepted(body), body  # multiples and ratios are only in the description
     else:
         assert REQUEST.is_valid(body) == accepted(body), body
 
 
 @pytest.mark.parametrize("model", ["dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-2.5-flare", "flux", None])
-def test_one_field_is_described_as_good_if_and_only_if_it_is_taken(model: str | None) -> None:
+def test_the_schema_accepts_a_field_if_and_only_if_the_service_does(model: str | None) -> None:
     for name, values in VALUES.items():
         for value in values:
             check({"model": model, name: value})
 
 
-def test_without_a_model_a_size_decides_what_else_is_described_as_good() -> None:
+def test_the_schema_accepts_fields_without_a_model_if_and_only_if_the_service_does() -> None:
     for size in ("1024x1024", "256x256", "1536x1024", "1024x576", "auto"):
         for named in ({}, {"model": None}, {"model": "gpt-image-1"}, {"model": "flux"}):
             for quality in ("hd", "low", "max"):
@@ -166,7 +167,7 @@ def test_without_a_model_a_size_decides_what_else_is_described_as_good() -> None
                 check({"size": size, name: VALUES[name][2], **named})
 
 
-def test_a_compressed_or_transparent_image_is_described_with_the_formats_that_can_be_so() -> None:
+def test_the_schema_accepts_compression_and_transparency_if_and_only_if_the_service_does() -> None:
     for output_format in VALUES["output_format"]:
         for name in ("output_compression", "background"):
             for value in VALUES[name]:
@@ -175,5 +176,5 @@ def test_a_compressed_or_transparent_image_is_described_with_the_formats_that_ca
 
 @given(st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in VALUES.items()}))
 @settings(deadline=None, max_examples=50)
-def test_fields_together_are_described_as_good_if_and_only_if_they_are_taken(body: dict[str, Any]) -> None:
+def test_the_schema_accepts_fields_together_if_and_only_if_the_service_does(body: dict[str, Any]) -> None:
     check(body)

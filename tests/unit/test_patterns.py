@@ -1,6 +1,6 @@
-"""Every pattern of the product takes linear time, since most of them meet text of strangers.
+"""Every pattern of the product takes linear time, since most of them match hostile text.
 
-`re` holds the interpreter while it matches. A pattern that takes minutes holds up the heartbeat too, so the lease ends
+`re` holds the interpreter while it matches. A pattern that takes minutes also stops the heartbeat, so the lease ends
 and another worker buys the images again.
 """
 
@@ -17,15 +17,15 @@ ROOT = Path(__file__).parents[2]
 LAYER = ROOT / "layers" / "imagegen"
 METHODS = {"search", "match", "fullmatch", "sub", "split", "findall", "finditer"}
 LONG = 100_000  # characters; a linear pattern takes some 5 ms for them, a quadratic one 15 s or more
-# `items.py` looks for names that this service chose.
-OF_OUR_OWN = {"f'{name}\\\\b'"}
+# `items.py` searches names that this service chose.
+OWN_PATTERNS = {"f'{name}\\\\b'"}
 
 Uses = set[tuple[str, str, int]]
 
-# Runs in a process of its own, since nothing else can end a match: the kernel does after 1 to 2 s of CPU time.
+# Runs in another process, since only the kernel can end a match: after 1 to 2 s of CPU time.
 SCRIPT = """
 import json, re, resource, sys, time
-from imagegen.providers.openai_refusals import read_refusal
+from imagegen.providers.openai.refusals import read_refusal
 from imagegen.domain.redaction import redacted
 
 MARKS = ["a-", "a.", "?=", "::", "a:", "a@", "1.", "://", "x-amz-", "Bearer ", "token=", 'token="', "eyJ", "sk-", "%25",
@@ -63,7 +63,7 @@ print("done")
 
 
 def uses_in(source: str) -> tuple[Uses, set[str]]:
-    """The patterns that a module matches, each with its method and the length it may meet; and those not understood."""
+    """The patterns of a module, with their methods and lengths, and the patterns that this test cannot read."""
     tree = ast.parse(source)
     constants: dict[str, str] = {}
     compiled: dict[str, str] = {}
@@ -94,7 +94,7 @@ def uses_in(source: str) -> tuple[Uses, set[str]]:
 
 
 def called(node: ast.AST) -> tuple[str, str]:
-    """The object and the method of a call such as `re.sub(…)`; two empty texts for anything else."""
+    """The object and the method of a call such as `re.sub(…)`. Two empty texts for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
         return node.func.value.id, node.func.attr
     return "", ""
@@ -106,7 +106,7 @@ def sources() -> Iterator[Path]:
 
 
 def run(uses: Uses) -> str:
-    """Gives the pattern that is not linear, or "done"."""
+    """Returns the first pattern that is not linear, or "done"."""
     environment, uses_as_json = {"PYTHONPATH": str(LAYER)}, json.dumps(sorted(uses))
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, input=uses_as_json, env=environment, stdout=subprocess.PIPE, text=True, check=False)
@@ -119,17 +119,17 @@ def test_every_pattern_takes_linear_time() -> None:
         if path.name == "redaction.py":
             continue
         found, strange = uses_in(path.read_text())
-        assert strange <= OF_OUR_OWN, f"{path}: this test cannot read these patterns"
+        assert strange <= OWN_PATTERNS, f"{path}: this test cannot read these patterns"
         uses |= found
     assert len(uses) > len(SHAPES) + 10
     assert run(uses) == "done"
 
 
-def test_a_pattern_that_is_not_linear_is_found() -> None:
+def test_the_check_finds_a_pattern_that_is_not_linear() -> None:
     assert run({(r"\s*,\s*", "split", LONG)}) == r"\s*,\s*"
 
 
-def test_a_pattern_is_found_in_each_spelling() -> None:
+def test_the_check_finds_a_pattern_in_each_spelling() -> None:
     source = """
 import re
 PART = r"[a-z]"
@@ -137,7 +137,4 @@ WHOLE = re.compile(rf"{PART}+", re.IGNORECASE)
 def f(text):
     return WHOLE.fullmatch(text), re.sub("b", "", text), re.search(PART, text), re.match(text, text)
 """
-    assert uses_in(source) == (
-        {("[a-z]+", "fullmatch", LONG), ("b", "sub", LONG), ("[a-z]", "search", LONG)},
-        {"text"},
-    )
+    assert uses_in(source) == ({("[a-z]+", "fullmatch", LONG), ("b", "sub", LONG), ("[a-z]", "search", LONG)}, {"text"})

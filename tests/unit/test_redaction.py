@@ -1,4 +1,4 @@
-"""An upstream's own words are passed on without secrets and addresses, and stay readable."""
+"""An upstream's message is passed on without secrets and addresses, and stays readable."""
 
 import pytest
 
@@ -33,7 +33,7 @@ from imagegen.domain.redaction import MOST_CHARACTERS, redacted
         "josé@bücher.example",
     ],
 )
-def test_a_secret_of_each_shape_is_left_out(secret: str) -> None:
+def test_a_secret_of_any_shape_is_redacted(secret: str) -> None:
     for around in ("Bad size: {} is gone.", "({})", "{}", "大小无效{}请重试", "a\n{}\tb"):
         text = redacted(around.format(secret))
         assert "[redacted]" in text
@@ -42,7 +42,7 @@ def test_a_secret_of_each_shape_is_left_out(secret: str) -> None:
             assert named or len(part) < 3 or part not in text
 
 
-# What may stay of a secret: its name and its scheme.
+# The name and the scheme of a secret may stay.
 NAMES = {"token", "x-api-key", "access_token", "client_secret", "aws_secret_access_key"}
 
 
@@ -58,11 +58,11 @@ NAMES = {"token", "x-api-key", "access_token", "client_secret", "aws_secret_acce
         *("当前分组上游负载已饱和。请稍后再试", "Ungültige Größe 🐈"),
     ],
 )
-def test_an_ordinary_message_stays_as_it_is(message: str) -> None:
+def test_an_ordinary_message_is_unchanged(message: str) -> None:
     assert redacted(message) == message
 
 
-def test_control_characters_become_blanks() -> None:
+def test_control_characters_become_spaces() -> None:
     assert redacted("Bad\nsize\x1b[0m\u2028!") == "Bad size [0m !"
 
 

@@ -1,4 +1,4 @@
-"""What is read of an event that asks for images, and how one is refused."""
+"""An event that requests images is read or refused."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,11 +7,13 @@ import pytest
 
 from imagegen.domain.errors import InvalidRequestError, RecordsUnavailableError
 from imagegen.domain.images import ImageRequest
-from imagegen.usecases.submit import reject
+from imagegen.usecases.submit import RejectEvent
 from imagegen.wire.request_events import ImagesByEvent, read_event
 from tests.fakes.event_bus import FakeEventBus
+from tests.support.models import read_request
 
 CAP = 1000
+READ_FIELDS = read_request(CAP).fields
 
 
 def body(event_id: object = "e-1", **detail: object) -> str:
@@ -21,13 +23,15 @@ def body(event_id: object = "e-1", **detail: object) -> str:
 def test_a_full_event_is_read() -> None:
     own = {"client": "shop-1", "custom_id": "order 7", "idempotency_key": "k"}
     event = read_event(body(prompt="a cat", model="dall-e-2", n=3, **own))
-    assert (event.event_id, event.client, event.custom_id) == ("e-1", "shop-1", "order 7")
-    assert event.read(prompt_cap=CAP) == ImagesByEvent(ImageRequest("a cat", "dall-e-2", "url", n=3), **own)
+    assert (event.event_id, event.caller, event.custom_id) == ("e-1", "shop-1", "order 7")
+    assert event.read(READ_FIELDS) == ImagesByEvent(
+        ImageRequest("a cat", "dall-e-2", "url", n=3, options={"response_format": "url"}), "shop-1", "order 7", "k"
+    )
 
 
-def test_what_an_event_does_not_say_has_its_default() -> None:
-    images = read_event(body(prompt="a cat", client=None, custom_id=None, idempotency_key=None)).read(prompt_cap=CAP)
-    assert (images.client, images.custom_id, images.idempotency_key) == ("events", None, "e-1")
+def test_a_missing_field_has_its_default() -> None:
+    images = read_event(body(prompt="a cat", client=None, custom_id=None, idempotency_key=None)).read(READ_FIELDS)
+    assert (images.caller, images.custom_id, images.idempotency_key) == ("events", None, "e-1")
     assert images.request.model == "dall-e-3"
 
 
@@ -47,7 +51,7 @@ def test_a_bad_field_is_named(field: str, values: list[object]) -> None:
     for value in values:
         event = read_event(body(**{"prompt": "a cat", field: value}))
         with pytest.raises(InvalidRequestError) as refused:
-            event.read(prompt_cap=CAP)
+            event.read(READ_FIELDS)
         assert refused.value.param == field
 
 
@@ -56,7 +60,7 @@ NO_EVENTS = ["[]", "7", '"x"', "null", '{"id": "x"}', '{"detail": {}}', '{"id": 
 
 
 @pytest.mark.parametrize("text", [*NO_JSON, *NO_EVENTS, *map(body, ("", "x" * 256, "\n", 7, None))], ids=range(16))
-def test_what_is_no_event_is_refused(text: str) -> None:
+def test_a_body_that_is_not_an_event_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError):
         read_event(text)
 
@@ -78,21 +82,21 @@ def refuse(
     letters: FakeDeadLetters, bus: FakeEventBus, message: str = "Bad size.", event_id: str | None = "e-1"
 ) -> None:
     error = InvalidRequestError(message, param="size")
-    reject(error, "the body", letters, bus, event_id=event_id, client="shop", custom_id="7")
+    RejectEvent(letters, bus).reject(error, "the body", event_id=event_id, caller="shop", custom_id="7")
 
 
-def test_a_refused_event_is_a_dead_letter_and_an_event_and_what_is_no_event_is_the_former_alone() -> None:
+def test_a_refused_event_becomes_a_dead_letter_and_a_rejection_if_it_has_an_id() -> None:
     dead_letters, bus = FakeDeadLetters(), FakeEventBus()
     refuse(dead_letters, bus)
-    assert dead_letters.put_aside == [("the body", "InvalidRequestError (size): Bad size.")]
+    assert dead_letters.put_aside == [("the body", "invalid_request (size): Bad size.")]
     (rejection,) = bus.rejected
-    assert (rejection.event_id, rejection.client, rejection.custom_id) == ("e-1", "shop", "7")
-    assert (rejection.failure.kind, rejection.failure.param) == ("InvalidRequestError", "size")
+    assert (rejection.event_id, rejection.caller, rejection.custom_id) == ("e-1", "shop", "7")
+    assert (rejection.failure.code, rejection.failure.param) == ("invalid_request", "size")
     refuse(dead_letters, bus, event_id=None)
     assert (len(dead_letters.put_aside), bus.rejected) == (2, [rejection])
 
 
-def test_a_long_reason_is_cut_to_what_sqs_takes() -> None:
+def test_a_long_reason_is_cut_to_the_limit_of_sqs() -> None:
     dead_letters = FakeDeadLetters()
     refuse(dead_letters, FakeEventBus(), "\n" + "x" * 5000)
     ((_, reason),) = dead_letters.put_aside
@@ -100,7 +104,7 @@ def test_a_long_reason_is_cut_to_what_sqs_takes() -> None:
 
 
 @pytest.mark.parametrize("down", ["dead letters", "bus"])
-def test_a_rejection_that_is_not_complete_comes_again(down: str) -> None:
+def test_an_incomplete_rejection_raises_so_that_its_message_is_received_again(down: str) -> None:
     bus = FakeEventBus()
     if down == "bus":
         bus.failures.append("before")

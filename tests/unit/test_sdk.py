@@ -1,4 +1,4 @@
-"""What an AWS service that hangs, and the SDK that repeats a call, may do to us."""
+"""The product with an AWS service that hangs, and with an SDK that repeats a call."""
 
 import argparse
 from types import SimpleNamespace
@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from imagegen.bootstrap import sdk
-from imagegen.usecases.manage import LEASE_SECONDS
+from imagegen.usecases.manage_generation import LEASE_SECONDS
 from tools.keys import make
 
 
-def test_every_try_at_a_service_that_hangs_ends_well_within_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_tries_at_a_service_that_hangs_end_within_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim that is not renewed is taken over."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(sdk, "session", sdk.session.__wrapped__)
@@ -39,7 +39,7 @@ def ssm_that_repeats(values: dict[str, str]) -> Any:
     )
 
 
-def test_a_repeated_write_shows_its_key_and_replaces_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_write_prints_its_key_and_replaces_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     values: dict[str, str] = {}
     ssm = ssm_that_repeats(values)
     asked = argparse.Namespace(stack="imagegen", client="alice", replace=False, images_per_day=None)

@@ -1,4 +1,4 @@
-"""What each function reads from its environment, and how it names what is missing or bad."""
+"""Each function reads its environment, and names missing and bad variables."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -65,22 +65,22 @@ EACH_FUNCTION = pytest.mark.parametrize(("from_env", "environ"), FUNCTIONS.value
 OPTIONAL: dict[str, Any] = {"image_prices": {}, "model_aliases": {}, "s3_endpoint_url": None}
 
 
-def what_is_wrong(environ: Mapping[str, str], from_env: FromEnv = ApiSettings.from_env) -> str:
+def error_of(environ: Mapping[str, str], from_env: FromEnv = ApiSettings.from_env) -> str:
     with pytest.raises(SettingsError) as error:
         from_env(environ)
     return str(error.value)
 
 
 def flat(settings: Any) -> dict[str, Any]:
-    """All fields, of the parts too."""
+    """All fields, including those of the parts."""
     fields: dict[str, Any] = {}
     for name, value in asdict(settings).items():
-        fields |= value if name in ("runtime", "journal", "store", "upstream") else {name: value}
+        fields |= value if name in ("runtime", "journal", "store", "images", "quota", "upstream") else {name: value}
     return fields
 
 
 def setting(name: str, text: str) -> Any:
-    """What each function that has the variable reads from it."""
+    """The value that each function with this variable reads."""
     settings = [from_env(environ | {name: text}) for from_env, environ in FUNCTIONS.values() if name in environ]
     first, *others = (flat(each)[name.lower()] for each in settings)
     assert all(value == first for value in others)
@@ -88,7 +88,7 @@ def setting(name: str, text: str) -> Any:
 
 
 @EACH_FUNCTION
-def test_a_function_reads_all_that_it_works_with_and_no_more(from_env: FromEnv, environ: dict[str, str]) -> None:
+def test_a_function_reads_exactly_the_variables_that_it_needs(from_env: FromEnv, environ: dict[str, str]) -> None:
     values = {"true": True, "false": False} | {text: int(text) for text in environ.values() if text.isdigit()}
     required = {name.lower().removeprefix("aws_"): values.get(text, text) for name, text in environ.items()}
     read = flat(from_env(environ | {"PATH": "/usr/bin", "UNRELATED": ""}))
@@ -96,18 +96,18 @@ def test_a_function_reads_all_that_it_works_with_and_no_more(from_env: FromEnv, 
 
 
 @EACH_FUNCTION
-def test_all_that_is_missing_or_empty_is_named_at_once(from_env: FromEnv, environ: dict[str, str]) -> None:
+def test_all_missing_or_empty_variables_are_named_together(from_env: FromEnv, environ: dict[str, str]) -> None:
     required = sorted(environ.keys() - {"PUBLIC_BASE_URL"})
-    assert sorted(what_is_wrong({}, from_env).split("; ")) == [f"{name} is missing" for name in required]
+    assert sorted(error_of({}, from_env).split("; ")) == [f"{name} is missing" for name in required]
     for text in ("", " "):
-        wrong = what_is_wrong(dict.fromkeys(required, text), from_env).split("; ")
+        wrong = error_of(dict.fromkeys(required, text), from_env).split("; ")
         assert sorted(part.split(" is ")[0] for part in wrong) == required
 
 
-def test_what_is_missing_and_what_is_bad_are_named_together() -> None:
+def test_missing_and_bad_variables_are_named_together() -> None:
     environ = API | {"LINK_SECONDS": "an hour", "PUBLIC_BASE_URL": "ftp://images.example"}
     del environ["IMAGE_BUCKET"]
-    assert sorted(what_is_wrong(environ).split("; ")) == [
+    assert sorted(error_of(environ).split("; ")) == [
         "IMAGE_BUCKET is missing",
         "LINK_SECONDS is not a whole number from 60 to 604800",
         "PUBLIC_BASE_URL is not an http or https URL",
@@ -118,7 +118,7 @@ def test_what_is_missing_and_what_is_bad_are_named_together() -> None:
 def test_a_flag_is_true_or_false(name: str) -> None:
     assert (setting(name, "true"), setting(name, "false")) == (True, False)
     for text in ("", " ", "True", "FALSE", "1", "0", "yes", "no", " true", "true\n", "truefalse"):
-        assert what_is_wrong(API | {name: text}) == f"{name} is neither true nor false"
+        assert error_of(API | {name: text}) == f"{name} is neither true nor false"
 
 
 @pytest.mark.parametrize(("name", "least", "most"), BOUNDS)
@@ -130,7 +130,7 @@ def test_a_number_is_whole_and_within_its_bounds(name: str, least: int, most: in
         for from_env, environ in FUNCTIONS.values():
             if name in environ:
                 expected = f"{name} is not a whole number from {least} to {most}"
-                assert what_is_wrong(environ | {name: text}, from_env) == expected
+                assert error_of(environ | {name: text}, from_env) == expected
 
 
 OTHER_MACHINES = ["upstream.example", "169.254.169.254", "10.0.0.1", "0.0.0.0", "[2001:db8::1]", "notlocalhost"]
@@ -142,34 +142,37 @@ CREDENTIALS = ["user:hush", "user", ":hush", "", ":"]
     ("wrong", "urls"),
     [
         ("is plain http to another machine", [f"http://{host}/v1" for host in OTHER_MACHINES]),
-        ("carries a query, a fragment or credentials", [f"https://{each}@upstream.example" for each in CREDENTIALS]),
+        ("contains a query, a fragment or credentials", [f"https://{each}@upstream.example" for each in CREDENTIALS]),
         (
-            "carries a query, a fragment or credentials",
+            "contains a query, a fragment or credentials",
             [f"https://x.example/v1{end}" for end in ("?key=hush", "#hush")],
         ),
         ("is not an http or https URL", ["x.example/v1", "ftp://x.example", "file:///etc/passwd", "https://", "//x"]),
-        ("holds characters that no URL holds", [f"https://x.example/{end}" for end in (" ", "\n", "é", "a b")]),
+        (
+            "contains characters that are not allowed in a URL",
+            [f"https://x.example/{end}" for end in (" ", "\n", "é", "a b")],
+        ),
         ("has no usable port", ["https://upstream.example:0/v1"]),
         ("", ["https://x.example:https/v1", "https://x.example:99999/v1", "https://[::1/v1"]),
     ],
 )
 @pytest.mark.parametrize("name", URLS)
-def test_what_is_no_web_address_that_is_safe_to_call_is_named(name: str, wrong: str, urls: list[str]) -> None:
+def test_an_unsafe_url_is_refused(name: str, wrong: str, urls: list[str]) -> None:
     for url in urls:
-        message = what_is_wrong(API | {name: url})
+        message = error_of(API | {name: url})
         assert message.startswith(f"{name} {wrong}")
         assert "hush" not in message
 
 
 @pytest.mark.parametrize("name", URLS)
-def test_a_web_address_is_https_or_on_this_machine_and_loses_its_last_slashes(name: str) -> None:
+def test_a_url_is_https_or_local_and_loses_its_trailing_slashes(name: str) -> None:
     for host in ("127.0.0.1", "127.0.0.1:8000", "127.8.9.1", "localhost", "LOCALHOST:80", "[::1]:8000"):
         assert setting(name, f"http://{host}/v1") == f"http://{host}/v1"
     for path, trimmed in (("", ""), ("/", ""), ("/v1/", "/v1"), ("/v1//", "/v1")):
         assert setting(name, f"https://upstream.example{path}") == f"https://upstream.example{trimmed}"
 
 
-def test_a_service_may_have_no_public_address_of_its_own() -> None:
+def test_a_service_may_have_no_public_base_url() -> None:
     for from_env, environ in ((ApiSettings.from_env, API), (SiteSettings.from_env, SITE)):
         nameless = {name: text for name, text in environ.items() if name != "PUBLIC_BASE_URL"}
         assert from_env(nameless).public_base_url == from_env(nameless | {"PUBLIC_BASE_URL": ""}).public_base_url == ""
@@ -182,7 +185,7 @@ def test_aliases_are_names_of_models() -> None:
     assert IntakeSettings.from_env(INTAKE | {"MODEL_ALIASES": text}).model_aliases == aliases
     wrong = ("x", "x=", "x=dall-e-9", "=dall-e-3", "a b=dall-e-3", f"{'x' * 65}=dall-e-3")
     for text in (*wrong, "x=dall-e-3,", "dall-e-2=dall-e-3"):
-        assert what_is_wrong(API | {"MODEL_ALIASES": text}).startswith("MODEL_ALIASES has '")
+        assert error_of(API | {"MODEL_ALIASES": text}).startswith("MODEL_ALIASES has '")
 
 
 def test_prices_are_by_model() -> None:
@@ -195,16 +198,16 @@ def test_prices_are_by_model() -> None:
             from_env, environ = FUNCTIONS[name]
             assert from_env(environ | {"IMAGE_PRICES": text}).journal.image_prices == prices
     for text in ("-3", "-3:", "-3:1e3", "-3:-1", "-9:1", "-3:1,", "-3: 1"):
-        assert what_is_wrong(API | {"IMAGE_PRICES": f"dall-e{text}"}).startswith("IMAGE_PRICES has '")
+        assert error_of(API | {"IMAGE_PRICES": f"dall-e{text}"}).startswith("IMAGE_PRICES has '")
     for text in (":1", ",", "{}"):
-        assert what_is_wrong(API | {"IMAGE_PRICES": text}).startswith("IMAGE_PRICES has '")
+        assert error_of(API | {"IMAGE_PRICES": text}).startswith("IMAGE_PRICES has '")
 
 
 @pytest.mark.parametrize(
     ("for_all", "for_s3", "endpoint"),
     [("", "", None), (HERE, "", HERE), ("", f"{HERE}:1", f"{HERE}:1"), (HERE, f"{HERE}:1", f"{HERE}:1")],
 )
-def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(for_all: str, for_s3: str, endpoint: str | None) -> None:
+def test_the_s3_endpoint_is_chosen_as_the_sdk_chooses_it(for_all: str, for_s3: str, endpoint: str | None) -> None:
     set_ones = {"AWS_ENDPOINT_URL": for_all, "AWS_ENDPOINT_URL_S3": for_s3}
     for environ in (set_ones, {name: url for name, url in set_ones.items() if url}):
         assert ApiSettings.from_env(API | environ).runtime.s3_endpoint_url == endpoint
@@ -212,11 +215,11 @@ def test_what_stands_in_for_s3_is_found_as_the_sdk_finds_it(for_all: str, for_s3
         assert SiteSettings.from_env(SITE | environ).image_origin == (endpoint or SITE["IMAGE_ORIGIN"])
 
 
-def test_a_site_takes_only_the_origin_of_an_address_and_none_that_would_loosen_its_policy() -> None:
+def test_a_site_takes_only_the_origin_of_a_url_and_none_that_would_loosen_its_policy() -> None:
     settings = SiteSettings.from_env(SITE | {"AWS_ENDPOINT_URL": "http://127.0.0.1:5000/x/"})
     assert settings.image_origin == "http://127.0.0.1:5000"
     for origin in ("*", "https://a.example; script-src *", "http://images.example", "data:"):
-        assert what_is_wrong(SITE | {"IMAGE_ORIGIN": origin}, SiteSettings.from_env).startswith("IMAGE_ORIGIN ")
+        assert error_of(SITE | {"IMAGE_ORIGIN": origin}, SiteSettings.from_env).startswith("IMAGE_ORIGIN ")
 
 
 # The authorizer.
@@ -231,12 +234,12 @@ def authorizer(**environ: str) -> AuthorizerSettings:
 def test_the_clients_path_is_required_and_loses_its_last_slash() -> None:
     for path in ("/imagegen/prod/clients", "/imagegen/prod/clients/"):
         assert authorizer(CLIENTS_PATH=path).clients_path == "/imagegen/prod/clients"
-    assert what_is_wrong({}, AuthorizerSettings.from_env) == "CLIENTS_PATH is missing"
+    assert error_of({}, AuthorizerSettings.from_env) == "CLIENTS_PATH is missing"
     for path in ("", "  "):
-        assert what_is_wrong({"CLIENTS_PATH": path}, AuthorizerSettings.from_env) == "CLIENTS_PATH is empty"
+        assert error_of({"CLIENTS_PATH": path}, AuthorizerSettings.from_env) == "CLIENTS_PATH is empty"
 
 
-def test_an_issuer_is_optional_is_taken_exactly_as_it_is_given_and_needs_an_audience() -> None:
+def test_an_issuer_is_optional_and_unchanged_and_needs_an_audience() -> None:
     for environ in ({}, {"OIDC_ISSUER": "", "OIDC_AUDIENCE": ""}):
         assert authorizer(**environ) == AuthorizerSettings("/clients", oidc_audience="", oidc_issuer="")
     for issuer in (ISSUER, f"{ISSUER}/", "https://login.example", "http://127.0.0.1:9000/"):
@@ -250,7 +253,7 @@ def test_an_issuer_is_optional_is_taken_exactly_as_it_is_given_and_needs_an_audi
 @pytest.mark.parametrize(
     "issuer", [" ", f"{ISSUER}?tenant=1", "http://login.example", "https://user:hush@login.example"]
 )
-def test_what_is_no_issuer_is_named_and_not_repeated(issuer: str) -> None:
+def test_the_refusal_of_a_bad_issuer_does_not_repeat_it(issuer: str) -> None:
     with pytest.raises(SettingsError, match=r"^OIDC_ISSUER ") as error:
         authorizer(OIDC_ISSUER=issuer, OIDC_AUDIENCE="imagegen")
     assert "hush" not in str(error.value)

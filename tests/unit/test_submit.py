@@ -1,9 +1,8 @@
-"""Admission: which requests are the same one, and that no crash can lose what was admitted."""
+"""Submission: repeated requests share a generation, and no crash loses one that was accepted."""
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,29 +10,33 @@ from typing import Any
 import pytest
 
 from imagegen.domain import errors
-from imagegen.domain.attempts import Attempt
-from imagegen.domain.failures import kept
-from imagegen.domain.generations import IdTakenError, Status, admit, fingerprint, is_generation_id
+from imagegen.domain.credentials import Caller
+from imagegen.domain.failures import failure_of
+from imagegen.domain.generations import IdTakenError, Status, fingerprint, is_generation_id
 from imagegen.domain.images import ImageRequest
-from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, submit
+from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Submission
 from tests.support.hooks import before
 from tests.support.in_memory import BASE_URL, LEASE, NOW, REQUEST, InMemoryService
+from tests.support.models import admitted
 
 OTHER = replace(REQUEST, prompt="a dog")
-KEYED, PLAIN = Attempt("k"), Attempt()
-FIRST, SECOND, THIRD = (Attempt(retry=retry) for retry in range(3))
+KEYED, PLAIN = RetryIdentity("k"), RetryIdentity()
+FIRST, SECOND, THIRD = (RetryIdentity(retry=retry) for retry in range(3))
 GIVEN = "gen_" + "A" * 22
 
-# A client repeats a request with its key, or counts its retries.
-REPEATED = pytest.mark.parametrize("attempts", [[KEYED] * 3, [FIRST, SECOND, THIRD]], ids=["key", "count"])
+# A caller repeats a request with its key, or counts its retries.
+REPEATED = pytest.mark.parametrize("identities", [[KEYED] * 3, [FIRST, SECOND, THIRD]], ids=["key", "count"])
 
 
-def id_of(service: InMemoryService, attempt: Attempt, request: ImageRequest = REQUEST, *, caller: str = "alice") -> str:
-    return service.submit(attempt, request, caller=caller).generation.id
+def id_of(
+    service: InMemoryService, identity: RetryIdentity, request: ImageRequest = REQUEST, *, caller: str = "alice"
+) -> str:
+    return service.submit(identity, request, caller=caller).generation.id
 
 
 def messages(service: InMemoryService) -> set[str]:
-    """The generations with messages behind them."""
+    """The generations that have a message."""
     return {generation_id for generation_id, _ in service.queue.sent}
 
 
@@ -48,7 +51,7 @@ def at_once(count: int, do: Callable[[], Any]) -> list[Any]:
         return list(pool.map(one, range(count)))
 
 
-def test_a_request_becomes_a_waiting_record_with_a_message_behind_it(service: InMemoryService) -> None:
+def test_a_request_becomes_a_queued_record_with_a_message(service: InMemoryService) -> None:
     submitted = service.submit()
     generation = submitted.generation
     assert (submitted.owner, submitted.attached) == (None, False)
@@ -60,8 +63,10 @@ def test_a_request_becomes_a_waiting_record_with_a_message_behind_it(service: In
     assert service.queue.callers == {"alice"}
 
 
-def test_what_is_worked_on_here_is_claimed_and_its_message_outlasts_the_lease(service: InMemoryService) -> None:
-    """A worker that dies at once takes its message along for the queue's whole time-out."""
+def test_a_request_that_is_worked_on_here_is_claimed_and_its_message_outlasts_its_lease(
+    service: InMemoryService,
+) -> None:
+    """If this process dies, the message is received after the lease."""
     submitted = service.submit(KEYED, work_here=True)
     generation = service.record(submitted.generation)
     assert generation == submitted.generation
@@ -76,24 +81,20 @@ def test_what_is_worked_on_here_is_claimed_and_its_message_outlasts_the_lease(se
 
 
 @pytest.mark.parametrize(
-    ("attempt", "work_here", "marker"),
-    [
-        (KEYED, False, ["hold_key"]),
-        (FIRST, True, ["mark_attempt"]),
-        (SECOND, False, ["attach_attempt", "mark_attempt"]),
-    ],
+    ("identity", "work_here", "marker"),
+    [(KEYED, False, ["hold"]), (FIRST, True, ["mark"]), (SECOND, False, ["attach", "mark"])],
 )
-def test_writes_come_in_one_order(
-    service: InMemoryService, attempt: Attempt, work_here: bool, marker: list[str]
+def test_writes_have_one_order(
+    service: InMemoryService, identity: RetryIdentity, work_here: bool, marker: list[str]
 ) -> None:
-    log = service.records.asked
+    log = service.keys.asked = service.records.asked
     before(service.counters, "take", lambda *_, **__: log.append("quota"))
-    before(service.queue, "send", lambda *_, delay=0: log.append("safety net" if delay else "work message"))
-    service.submit(attempt, work_here=work_here)
+    before(service.queue, "send", lambda *_, delay=0, **__: log.append("safety net" if delay else "work message"))
+    service.submit(identity, work_here=work_here)
     assert log == [*marker, "quota", "quota", "safety net", "create", *([] if work_here else ["work message"])]
 
 
-def test_a_safety_net_that_took_long_is_sent_again_before_the_record(service: InMemoryService) -> None:
+def test_a_slow_safety_net_is_sent_again_before_the_record(service: InMemoryService) -> None:
     half = LEASE * SAFETY_NET_LEASES / 2
     took = [half + 0.1, half - 0.1]
     written: list[int] = []
@@ -106,7 +107,7 @@ def test_a_safety_net_that_took_long_is_sent_again_before_the_record(service: In
     submitted = service.submit(work_here=True)
     assert [delay for _, delay in service.queue.sent] == [2 * half, 2 * half]
     assert written == [0, 0]
-    lease_begins = NOW + 2 * half  # with the record
+    lease_begins = NOW + 2 * half  # it begins with the record
     assert submitted.generation.lease_until == pytest.approx(lease_begins + LEASE, abs=0.01)
 
 
@@ -119,34 +120,34 @@ def test_a_work_message_that_cannot_be_sent_does_not_fail_the_request(service: I
 
 
 @pytest.mark.parametrize(
-    ("port", "answers", "attempt", "sent"),
+    ("port", "answers", "identity", "sent"),
     [
-        ("records", 0, KEYED, 0),
-        ("records", 0, SECOND, 0),
+        ("keys", 0, KEYED, 0),
+        ("keys", 0, SECOND, 0),
         ("counters", 0, KEYED, 0),
         ("counters", 1, KEYED, 0),
         ("queue", 0, KEYED, 0),
-        ("records", 1, KEYED, 1),
+        ("records", 0, KEYED, 1),
     ],
     ids=["key", "retry", "quota", "quota of the stack", "safety net", "record"],
 )
 @pytest.mark.parametrize("work_here", [False, True])
-def test_if_a_store_fails_before_the_record_nothing_begins_and_nothing_is_taken(
-    service: InMemoryService, port: str, answers: int, attempt: Attempt, sent: int, work_here: bool
+def test_no_generation_begins_and_no_quota_is_taken_if_a_store_fails_before_the_record(
+    service: InMemoryService, port: str, answers: int, identity: RetryIdentity, sent: int, work_here: bool
 ) -> None:
     getattr(service, port).failures += [*[None] * answers, "before"]
     with pytest.raises(errors.RecordsUnavailableError):
-        service.submit(attempt, work_here=work_here)
+        service.submit(identity, work_here=work_here)
     assert service.records.newest("alice", 10) == []
     assert service.used <= {0}
     assert len(messages(service)) == sent
-    for generation_id in messages(service):  # no process that is late can write it
+    for generation_id in messages(service):  # no late process can write it
         with pytest.raises(IdTakenError):
-            service.records.create(admit(REQUEST, caller="alice", base_url="", now=NOW, generation_id=generation_id))
+            service.records.create(admitted(REQUEST, caller="alice", base_url="", now=NOW, generation_id=generation_id))
 
 
-def test_if_it_is_unknown_whether_a_record_was_written_the_reservation_stays(service: InMemoryService) -> None:
-    service.records.failures += [None, "after", "before"]  # the marker, the record, `void`
+def test_quota_stays_taken_if_it_is_unknown_whether_the_record_was_written(service: InMemoryService) -> None:
+    service.records.failures += ["after", "before"]  # the record, `void`
     with pytest.raises(errors.SubmissionUncertainError) as uncertain:
         service.submit(FIRST)
     assert service.used == {1}
@@ -154,7 +155,7 @@ def test_if_it_is_unknown_whether_a_record_was_written_the_reservation_stays(ser
     assert (again.attached, again.generation.id) == (True, uncertain.value.generation_id)
 
 
-def test_a_record_whose_answer_was_lost_is_accepted_with_its_work_message(service: InMemoryService) -> None:
+def test_a_record_is_accepted_and_its_message_sent_if_the_answer_to_its_write_is_lost(service: InMemoryService) -> None:
     service.records.failures.append("after")
     submitted = service.submit()
     assert service.record(submitted.generation) == submitted.generation
@@ -166,10 +167,10 @@ def test_a_record_whose_answer_was_lost_is_accepted_with_its_work_message(servic
 
 
 @REPEATED
-def test_a_repeated_request_attaches_to_the_first(service: InMemoryService, attempts: list[Attempt]) -> None:
-    first = service.submit(attempts[0], work_here=True).generation
-    for attempt in attempts[1:]:
-        again = service.submit(attempt, work_here=True)
+def test_a_repeated_request_attaches_to_the_first(service: InMemoryService, identities: list[RetryIdentity]) -> None:
+    first = service.submit(identities[0], work_here=True).generation
+    for identity in identities[1:]:
+        again = service.submit(identity, work_here=True)
         assert (again.generation, again.attached, again.owner, again.standing) == (first, True, None, None)
     assert messages(service) == {first.id}
     assert service.used == {1}
@@ -186,46 +187,50 @@ def test_a_repeated_request_attaches_to_the_first(service: InMemoryService, atte
     ],
     ids=["cancelled", "spent", "nothing spent", "deleted"],
 )
-def test_what_cost_nothing_begins_anew(service: InMemoryService, attempts: list[Attempt], end: Any, anew: bool) -> None:
-    first = service.submit(attempts[0]).generation
+def test_a_retry_of_a_generation_that_cost_nothing_begins_a_new_one(
+    service: InMemoryService, identities: list[RetryIdentity], end: Any, anew: bool
+) -> None:
+    first = service.submit(identities[0]).generation
     if end == "deleted":
         service.buried(first)
     elif end is Status.CANCELLED:
         service.cancel(first.id)
     else:
-        service.ended(first, Status.FAILED, failure=kept(end))
-    again = service.submit(attempts[1])
+        service.ended(first, Status.FAILED, failure=failure_of(end))
+    again = service.submit(identities[1])
     assert (again.attached, again.generation.id == first.id) == (not anew, not anew)
     assert again.generation.status is (Status.QUEUED if anew else service.record(first).status)
-    assert id_of(service, attempts[2]) == again.generation.id
+    assert id_of(service, identities[2]) == again.generation.id
 
 
 @REPEATED
-def test_a_marker_of_a_void_record_is_replaced(service: InMemoryService, attempts: list[Attempt]) -> None:
-    service.records.failures += [None, "before"]  # the marker, the record
+def test_a_marker_of_a_void_record_is_replaced(service: InMemoryService, identities: list[RetryIdentity]) -> None:
+    service.records.failures += ["before"]  # the record
     with pytest.raises(errors.RecordsUnavailableError):
-        service.submit(attempts[0])
+        service.submit(identities[0])
     (void,) = messages(service)
-    anew = service.submit(attempts[1])
+    anew = service.submit(identities[1])
     assert (anew.attached, anew.generation.id != void) == (False, True)
-    assert id_of(service, attempts[2]) == anew.generation.id
+    assert id_of(service, identities[2]) == anew.generation.id
     assert service.used == {1}
 
 
-@pytest.mark.parametrize("attempt", [KEYED, SECOND])
-def test_a_marker_without_a_record_begins_that_same_id(service: InMemoryService, attempt: Attempt) -> None:
+@pytest.mark.parametrize("identity", [KEYED, SECOND])
+def test_a_marker_without_a_record_begins_its_generation(service: InMemoryService, identity: RetryIdentity) -> None:
     body = fingerprint(REQUEST)
-    if attempt is KEYED:
-        service.records.hold_key("alice", "k", GIVEN, body, now=NOW, expired_before=0)
+    if identity is KEYED:
+        service.keys.hold("alice", "k", GIVEN, body, now=NOW, expired_before=0)
     else:
-        service.records.mark_attempt("alice", body, GIVEN, 0, now=NOW)
-    submitted = service.submit(attempt)
+        service.keys.mark("alice", body, GIVEN, 0, now=NOW)
+    submitted = service.submit(identity)
     assert (submitted.generation.id, submitted.attached) == (GIVEN, False)
 
 
 @pytest.mark.parametrize(("first", "again", "work_here"), [(KEYED, KEYED, False), (FIRST, SECOND, True)])
-def test_a_retry_meanwhile_attaches(service: InMemoryService, first: Attempt, again: Attempt, work_here: bool) -> None:
-    """It comes while the first attempt waits for SQS."""
+def test_a_retry_during_the_submission_shares_its_generation(
+    service: InMemoryService, first: RetryIdentity, again: RetryIdentity, work_here: bool
+) -> None:
+    """It arrives while the first request waits for SQS."""
     retried: list[Any] = []
     retry = partial(service.submit, again, work_here=work_here)
     before(service.queue, "send", lambda *_, **__: retried.append(retry()), once=True)
@@ -239,10 +244,10 @@ def test_a_retry_meanwhile_attaches(service: InMemoryService, first: Attempt, ag
 # Idempotency keys.
 
 
-def test_a_key_is_one_callers_for_one_body_whatever_the_count_of_retries_says(service: InMemoryService) -> None:
-    first, *others = (id_of(service, Attempt("k", retry)) for retry in (None, 0, 1, 0, 2))
+def test_a_key_belongs_to_one_caller_and_one_body_for_any_retry_count(service: InMemoryService) -> None:
+    first, *others = (id_of(service, RetryIdentity("k", retry)) for retry in (None, 0, 1, 0, 2))
     assert set(others) == {first}
-    assert id_of(service, Attempt("K")) != first
+    assert id_of(service, RetryIdentity("K")) != first
     assert id_of(service, KEYED, OTHER, caller="bob") != first
     sent = len(service.queue.sent)
     with pytest.raises(errors.IdempotencyKeyReusedError) as refused:
@@ -252,7 +257,7 @@ def test_a_key_is_one_callers_for_one_body_whatever_the_count_of_retries_says(se
 
 
 @pytest.mark.parametrize("request_", [REQUEST, OTHER])
-def test_a_key_holds_for_a_day_and_then_any_body_begins_anew(service: InMemoryService, request_: ImageRequest) -> None:
+def test_a_key_expires_after_a_day_and_any_body_may_reuse_it(service: InMemoryService, request_: ImageRequest) -> None:
     first = id_of(service, KEYED)
     service.now = NOW + KEY_SECONDS
     assert id_of(service, KEYED) == first
@@ -264,7 +269,9 @@ def test_a_key_holds_for_a_day_and_then_any_body_begins_anew(service: InMemorySe
 
 @pytest.mark.parametrize("work_here", [False, True])
 @pytest.mark.parametrize("old", [False, True])
-def test_many_at_once_share_one_generation(service: InMemoryService, work_here: bool, old: bool) -> None:
+def test_concurrent_requests_with_one_key_share_one_generation(
+    service: InMemoryService, work_here: bool, old: bool
+) -> None:
     before_it = {id_of(service, KEYED)} if old else set()
     service.now += KEY_SECONDS + 1
     service.each_caller = 1
@@ -273,10 +280,10 @@ def test_many_at_once_share_one_generation(service: InMemoryService, work_here: 
     assert sum(not each.attached for each in submitted) == 1
     assert sum(each.owner is not None for each in submitted) == work_here
     assert {each.id for each in service.records.newest("alice", 100)} == {one} | before_it
-    assert service.used == {1}  # each day
+    assert service.used == {1}  # on each day
 
 
-def test_a_race_that_is_lost_is_slept_over_and_ends_attached(service: InMemoryService) -> None:
+def test_a_request_that_loses_a_race_pauses_and_attaches(service: InMemoryService) -> None:
     twins: list[str] = []
     before(service.records, "create", lambda _: twins.append(id_of(service, KEYED)), once=True)
     submitted = service.submit(KEYED, work_here=True)
@@ -286,48 +293,53 @@ def test_a_race_that_is_lost_is_slept_over_and_ends_attached(service: InMemorySe
     assert 0 < pause < 1
 
 
-def test_races_that_are_always_lost_end(service: InMemoryService) -> None:
+def test_a_request_that_loses_every_race_fails(service: InMemoryService) -> None:
     def lost(_: object) -> None:
         raise IdTakenError
 
     before(service.records, "create", lost)
-    with pytest.raises(errors.RecordsUnavailableError):  # nothing is spent, so it may be retried
+    with pytest.raises(errors.RecordsUnavailableError):  # no money is spent, so it may be retried
         service.submit(KEYED)
 
 
-# Retries that clients count.
+# Retries that callers count.
 
 
-def test_first_attempts_with_the_same_body_stay_apart_and_so_do_their_retries(service: InMemoryService) -> None:
+def test_equal_requests_and_their_counted_retries_stay_apart(service: InMemoryService) -> None:
     firsts = at_once(20, lambda: id_of(service, FIRST))
     assert len(set(firsts)) == 20
-    for attempt in (SECOND, THIRD):
-        assert sorted(at_once(20, partial(id_of, service, attempt))) == sorted(firsts)
+    for identity in (SECOND, THIRD):
+        assert sorted(at_once(20, partial(id_of, service, identity))) == sorted(firsts)
 
 
-def test_a_retry_whose_first_attempt_never_came_begins_one_that_the_next_attaches_to(service: InMemoryService) -> None:
+def test_a_retry_without_a_first_request_begins_a_generation_and_the_next_attaches(service: InMemoryService) -> None:
     began = service.submit(SECOND, work_here=True)
     assert (began.attached, began.owner is None) == (False, False)
     assert id_of(service, THIRD) == began.generation.id
 
 
 @pytest.mark.parametrize(
-    ("attempt", "request_", "caller"),
-    [(PLAIN, REQUEST, "alice"), (Attempt("k", 0), REQUEST, "alice"), (FIRST, OTHER, "alice"), (FIRST, REQUEST, "bob")],
+    ("identity", "request_", "caller"),
+    [
+        (PLAIN, REQUEST, "alice"),
+        (RetryIdentity("k", 0), REQUEST, "alice"),
+        (FIRST, OTHER, "alice"),
+        (FIRST, REQUEST, "bob"),
+    ],
     ids=["not counted", "with a key", "another body", "another caller"],
 )
 def test_a_retry_never_attaches_to_another_request(
-    service: InMemoryService, attempt: Attempt, request_: ImageRequest, caller: str
+    service: InMemoryService, identity: RetryIdentity, request_: ImageRequest, caller: str
 ) -> None:
-    """A client that sent a key comes back with it. A late retry attaches although a later one came before it."""
-    own, other = id_of(service, FIRST), id_of(service, attempt, request_, caller=caller)
+    """A request with a key is retried with its key. A late retry attaches even if a later one arrived before it."""
+    own, other = id_of(service, FIRST), id_of(service, identity, request_, caller=caller)
     assert other != own
     assert id_of(service, THIRD) == own
     assert id_of(service, SECOND) == own
     assert id_of(service, SECOND) not in (own, other)
 
 
-def test_a_retry_attaches_to_nothing_old(service: InMemoryService) -> None:
+def test_a_retry_does_not_attach_to_an_old_generation(service: InMemoryService) -> None:
     first = id_of(service, FIRST)
     service.now = NOW + RETRY_SECONDS - 1
     assert id_of(service, SECOND) == first
@@ -335,16 +347,16 @@ def test_a_retry_attaches_to_nothing_old(service: InMemoryService) -> None:
     assert id_of(service, THIRD) != first
 
 
-def test_only_a_client_that_counts_is_known_to_try_again_by_itself(service: InMemoryService) -> None:
-    attempts = (PLAIN, KEYED, FIRST, Attempt("k", 2))
-    assert [attempt.is_retried for attempt in attempts] == [False, False, True, True]
+def test_a_request_is_counted_only_with_a_retry_count(service: InMemoryService) -> None:
+    identities = (PLAIN, KEYED, FIRST, RetryIdentity("k", 2))
+    assert [identity.is_counted for identity in identities] == [False, False, True, True]
     assert id_of(service, PLAIN) != id_of(service, PLAIN)
 
 
-# The allowance.
+# Quotas.
 
 
-def test_a_new_generation_takes_its_images_from_both_allowances(service: InMemoryService) -> None:
+def test_a_new_generation_takes_its_images_from_both_quotas(service: InMemoryService) -> None:
     standing = service.submit(request=replace(REQUEST, n=3)).standing
     assert standing is not None
     assert (standing.limit, standing.remaining) == (service.each_caller, service.each_caller - 3)
@@ -353,9 +365,9 @@ def test_a_new_generation_takes_its_images_from_both_allowances(service: InMemor
 
 
 @pytest.mark.parametrize(("each_caller", "whole_stack"), [(4, 1000), (1000, 4), (0, 0)])
-def test_over_an_allowance_nothing_is_begun(service: InMemoryService, each_caller: int, whole_stack: int) -> None:
+def test_no_generation_begins_over_a_quota(service: InMemoryService, each_caller: int, whole_stack: int) -> None:
     service.each_caller, service.whole_stack = each_caller, whole_stack
-    with pytest.raises(errors.AllowanceSpentError) as spent:
+    with pytest.raises(errors.QuotaExceededError) as spent:
         service.submit(request=replace(REQUEST, n=5))
     assert spent.value.remaining == min(each_caller, whole_stack)
     assert service.used <= {0}
@@ -363,62 +375,50 @@ def test_over_an_allowance_nothing_is_begun(service: InMemoryService, each_calle
     assert service.records.newest("alice", 10) == []
 
 
-def test_one_callers_allowance_is_not_anothers_but_the_stacks_is(service: InMemoryService) -> None:
+def test_callers_have_their_own_quotas_and_share_that_of_the_stack(service: InMemoryService) -> None:
     service.each_caller, service.whole_stack = 2, 3
     service.submit(request=replace(REQUEST, n=2))
-    with pytest.raises(errors.AllowanceSpentError):
+    with pytest.raises(errors.QuotaExceededError):
         service.submit()
     service.submit(caller="bob")
-    with pytest.raises(errors.AllowanceSpentError):
+    with pytest.raises(errors.QuotaExceededError):
         service.submit(caller="bob")
 
 
-def test_the_allowance_begins_anew_with_the_day(service: InMemoryService) -> None:
+def test_quotas_begin_anew_each_day(service: InMemoryService) -> None:
     service.each_caller = 1
     service.submit()
-    with pytest.raises(errors.AllowanceSpentError) as spent:
+    with pytest.raises(errors.QuotaExceededError) as spent:
         service.submit()
     service.now += spent.value.reset - 1
-    with pytest.raises(errors.AllowanceSpentError):
+    with pytest.raises(errors.QuotaExceededError):
         service.submit()
     service.now += 1
     service.submit()
 
 
 @pytest.mark.parametrize("own", [0, 5])
-def test_a_callers_own_allowance_goes_before_everybodys(service: InMemoryService, own: int) -> None:
+def test_a_callers_own_quota_replaces_the_common_one(service: InMemoryService, own: int) -> None:
     service.each_caller = 2
-    one = partial(submit, REQUEST, PLAIN, service.desk, base_url="", work_here=False, images_per_day=own)
+    submission = Submission(REQUEST, Caller("alice", own), "")
     for _ in range(own):
-        one(caller="alice")
-    with pytest.raises(errors.AllowanceSpentError):
-        one(caller="alice")
+        service.submission.submit(submission)
+    with pytest.raises(errors.QuotaExceededError):
+        service.submission.submit(submission)
 
 
-def test_a_request_attaches_to_its_twin_that_took_the_last_of_the_allowance(service: InMemoryService) -> None:
-    """An event that is delivered twice at once is one generation, and neither delivery is refused."""
+def test_a_request_attaches_to_its_duplicate_that_took_the_last_of_the_quota(service: InMemoryService) -> None:
+    """An event that is delivered twice at once makes one generation, and neither delivery is refused."""
     service.each_caller = 1
     before(service.counters, "take", lambda *_, **__: service.submit(generation_id=GIVEN), once=True)
     assert service.submit(generation_id=GIVEN).attached
     assert service.used == {1}
 
 
-def test_with_many_at_once_exactly_the_allowance_is_begun(service: InMemoryService) -> None:
-    service.each_caller = 10
-
-    def one() -> None:
-        with suppress(errors.AllowanceSpentError):
-            service.submit()
-
-    at_once(40, one)
-    assert len(service.records.newest("alice", 100)) == 10
-    assert service.used == {10}
+# Submissions with an id.
 
 
-# Under an id that is given.
-
-
-def test_however_often_it_is_asked_for_one_id_is_one_generation_with_one_reservation(service: InMemoryService) -> None:
+def test_concurrent_requests_for_one_id_make_one_generation_and_take_quota_once(service: InMemoryService) -> None:
     submitted = at_once(8, lambda: service.submit(generation_id=GIVEN))
     assert [each.attached for each in submitted].count(False) == 1
     assert {each.generation.id for each in submitted} == {GIVEN}
@@ -426,9 +426,9 @@ def test_however_often_it_is_asked_for_one_id_is_one_generation_with_one_reserva
     assert service.used == {REQUEST.n}
 
 
-def test_a_reader_whose_counter_loses_its_answer_leaves_anothers_reservation(service: InMemoryService) -> None:
+def test_a_lost_answer_of_a_counter_returns_no_quota_of_a_concurrent_request(service: InMemoryService) -> None:
     def read_by_another_meanwhile(*_: Any, **__: Any) -> None:
-        service.counters.failures += [None] * 3 + ["after"]  # the other's two, and the second of its own
+        service.counters.failures += [None] * 3 + ["after"]  # two of the other request, and the second of its own
         service.submit(generation_id=GIVEN)
 
     before(service.counters, "take", read_by_another_meanwhile, once=True)
@@ -439,8 +439,8 @@ def test_a_reader_whose_counter_loses_its_answer_leaves_anothers_reservation(ser
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_next_try_begins_or_finds_a_given_id_that_could_not_be_written(service: InMemoryService, when: Any) -> None:
-    service.records.failures += [None, when]  # the first is the look whether it is there
+def test_the_next_try_creates_or_finds_an_id_that_could_not_be_written(service: InMemoryService, when: Any) -> None:
+    service.records.failures += [None, when]  # the first reads whether it exists
     with pytest.raises(errors.RecordsUnavailableError):
         service.submit(generation_id=GIVEN)
     assert service.submit(generation_id=GIVEN).attached == (when == "after")
@@ -448,7 +448,7 @@ def test_the_next_try_begins_or_finds_a_given_id_that_could_not_be_written(servi
 
 
 @pytest.mark.parametrize("deleted", [True, False])
-def test_a_given_id_that_is_void_is_cancelled_and_costs_no_quota(service: InMemoryService, deleted: bool) -> None:
+def test_a_void_id_is_reported_as_cancelled_and_takes_no_quota(service: InMemoryService, deleted: bool) -> None:
     if deleted:
         service.buried(service.submit(generation_id=GIVEN).generation)
     else:

@@ -1,4 +1,4 @@
-"""Which URLs of a stranger may be fetched. A resolver in memory stands in for DNS: nothing here connects."""
+"""The guard approves the URLs that may be fetched. A resolver in memory stands in for DNS, and no test connects."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -30,7 +30,7 @@ METADATA = "169.254.169.254"
 
 
 class Dns:
-    """Gives the answers in turn, the last one again and again."""
+    """Returns the answers in turn, then the last one again."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
         self.answers = list(answers)
@@ -42,11 +42,11 @@ class Dns:
 
 
 def approve(url: str, *addresses: str, upstream: str = UPSTREAM) -> Approved:
-    """With a host that is at these addresses."""
+    """Approves the URL if its host has these addresses."""
     return UrlGuard(upstream, Dns(addresses)).approve(url)
 
 
-# What a URL may look like
+# The form of a URL
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def approve(url: str, *addresses: str, upstream: str = UPSTREAM) -> Approved:
         *("https://[images.example]/1.png", "https://[]/1.png"),
     ],
 )
-def test_a_hostile_url_is_refused_without_asking_where_its_host_is(url: str) -> None:
+def test_a_hostile_url_is_refused_without_a_look_up(url: str) -> None:
     dns = Dns([PUBLIC])
     with pytest.raises(ImageUrlRefusedError):
         UrlGuard(UPSTREAM, dns).approve(url)
@@ -98,7 +98,7 @@ def test_a_hostile_url_is_refused_without_asking_where_its_host_is(url: str) -> 
         (f"https://[{PUBLIC_6}]/1.png", PUBLIC_6),
     ],
 )
-def test_the_resolver_is_asked_exactly_once_for_the_very_host_that_is_connected_to(url: str, host: str) -> None:
+def test_a_host_is_looked_up_exactly_once(url: str, host: str) -> None:
     dns = Dns([PUBLIC, PUBLIC_6], ["127.0.0.1"])
     approved = UrlGuard(UPSTREAM, dns).approve(url)
     assert dns.asked == [(host, 443)]
@@ -117,7 +117,7 @@ def test_a_refusal_does_not_repeat_the_url(url: str) -> None:
 
 # Which addresses are public
 
-# Every range that is not the public internet's, written down once more: Python's own lists differ by its version.
+# All ranges outside the public internet, independent of the product. Python's own lists differ by version.
 NOT_PUBLIC = [
     ip_network(text)
     for text in (
@@ -139,7 +139,7 @@ def known_to_be_private(text: str) -> bool:
 
 
 @pytest.mark.parametrize("network", NOT_PUBLIC, ids=str)
-def test_a_range_that_is_not_public_is_refused_from_its_first_address_to_its_last_and_no_further(network: Any) -> None:
+def test_exactly_the_addresses_of_private_ranges_are_refused(network: Any) -> None:
     first, last = network[0], network[-1]
     for address in (first, first + 1, network[network.num_addresses // 3], last - 1, last):
         assert not is_public(str(address))
@@ -154,7 +154,7 @@ def test_a_range_that_is_not_public_is_refused_from_its_first_address_to_its_las
 @pytest.mark.parametrize(
     "address", [PUBLIC, PUBLIC_6, "1.1.1.1", f"::ffff:{PUBLIC}", "2001:4860::1", "2000::", "3ffe::1"]
 )
-def test_a_public_https_host_is_approved_at_its_address(address: str) -> None:
+def test_a_public_https_host_is_approved_with_its_address(address: str) -> None:
     approved = approve("https://images.example/1.png?sig=a%2Bb", address)
     assert approved.address == address
     assert approved.url.geturl() == "https://images.example/1.png?sig=a%2Bb"
@@ -163,10 +163,10 @@ def test_a_public_https_host_is_approved_at_its_address(address: str) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        # what is in clouds: metadata, credentials, DNS, Lambda's runtime API and X-Ray daemon, Alibaba, Oracle
+        # clouds: metadata, credentials, DNS, Lambda's runtime API and X-Ray daemon, Alibaba, Oracle
         *(METADATA, "169.254.170.2", "169.254.170.23", "169.254.169.253", "169.254.100.1", "169.254.79.129"),
         *("100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fe80::a9fe:a9fe"),
-        # what Python calls global, by its version, and other special addresses in larger ranges
+        # addresses that some versions of Python call global, and others in larger ranges
         *("192.0.0.8", "192.0.0.9", "192.0.0.10", "192.0.0.170", "192.88.99.1", "232.1.2.3", "239.1.1.1"),
         "255.255.255.255",
         *("2001:10::1", "5f00::1", "fc00::1", "fec0::1", "ff02::1", "ff0e::1", "2001:2::1", "3fff::1", "4000::1"),
@@ -182,14 +182,14 @@ def test_a_public_https_host_is_approved_at_its_address(address: str) -> None:
         *("0x7f.1", "2130706433", "127.1", "\u0661\u0662\u0667.\u0660.\u0660.\u0661", ""),
     ],
 )
-def test_a_host_at_an_address_that_is_not_public_is_refused(address: str) -> None:
+def test_a_host_with_a_private_address_is_refused(address: str) -> None:
     assert not is_public(address)
     for addresses in ([address], [PUBLIC, address], [address, PUBLIC_6]):
         with pytest.raises(ImageUrlRefusedError):
             approve(URL, *addresses)
 
 
-def test_a_host_at_no_address_is_refused() -> None:
+def test_a_host_without_an_address_is_refused() -> None:
     with pytest.raises(ImageUrlRefusedError):
         approve(URL)
 
@@ -202,25 +202,25 @@ def test_a_host_at_no_address_is_refused() -> None:
         *("169.254.43518", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[fd00:ec2::254]"),
     ],
 )
-def test_however_a_private_address_is_spelled_what_it_resolves_to_is_judged(host: str) -> None:
-    """By the system's resolver, which takes decimal, octal, hexadecimal and short forms."""
+def test_every_spelling_of_a_private_address_is_refused(host: str) -> None:
+    """The system's resolver reads decimal, octal, hexadecimal and short forms."""
     with pytest.raises(ImageUrlRefusedError):
         UrlGuard(UPSTREAM, resolve).approve(f"https://{host}/latest/meta-data/")
 
 
-def test_the_system_s_resolver_gives_every_spelling_of_an_address_as_an_address() -> None:
+def test_the_resolver_of_the_system_reads_every_spelling_of_an_address() -> None:
     assert set(resolve("127.0.0.1", 443)) == set(resolve("0x7f000001", 443)) == {"127.0.0.1"}
     assert set(resolve("::1", 443)) == {"::1"}
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example", ".example"])
 def test_a_host_with_an_impossible_label_is_refused(host: str) -> None:
-    """The system's resolver gives up on these before it asks anybody."""
+    """The system's resolver refuses these without a look-up."""
     with pytest.raises(ImageUrlRefusedError):
         UrlGuard(UPSTREAM, resolve).approve(f"https://{host}/1.png")
 
 
-def test_a_host_that_does_not_resolve_just_now_may_be_tried_again() -> None:
+def test_a_failed_look_up_may_be_retried() -> None:
     def no_answer(host: str, port: int) -> Sequence[str]:
         raise OSError("temporary failure in name resolution")
 
@@ -228,11 +228,11 @@ def test_a_host_that_does_not_resolve_just_now_may_be_tried_again() -> None:
         UrlGuard(UPSTREAM, no_answer).approve(URL)
 
 
-# Names that lead elsewhere later
+# Names whose address changes
 
 
 class Recorded:
-    """Stands in for the pool: notes where it is asked to connect, and answers what it has."""
+    """Stands in for the pool: notes each request and returns the next answer."""
 
     def __init__(self, *answers: urllib3.BaseHTTPResponse) -> None:
         self.answers = list(answers)
@@ -244,7 +244,7 @@ class Recorded:
 
 
 def open_from(pool: Recorded, guard: UrlGuard) -> AbstractContextManager[ImageBody]:
-    source = HttpImageSource(pool, guard, max_bytes=1000)  # type: ignore[arg-type]  # not one that connects
+    source = HttpImageSource(pool, guard, max_bytes=1000)  # type: ignore[arg-type]  # it does not connect
     return source.open(URL, Deadline.after(60))
 
 
@@ -256,14 +256,14 @@ def only_images_example_is_public(host: str, _port: int) -> Sequence[str]:
     return [PUBLIC] if host == "images.example" else [host]
 
 
-def test_a_download_connects_to_the_judged_address_although_the_name_leads_elsewhere_by_then() -> None:
+def test_a_download_connects_to_the_approved_address_although_the_name_has_changed() -> None:
     pool = Recorded(urllib3.HTTPResponse(b"", status=403))
     with pytest.raises(ImageDownloadError), open_from(pool, UrlGuard(UPSTREAM, Dns([PUBLIC], ["127.0.0.1"]))):
         pass
     assert pool.asked == [(URL, PUBLIC)]
 
 
-def test_a_redirect_to_the_same_name_is_refused_once_the_name_leads_to_this_machine() -> None:
+def test_a_redirect_to_the_same_name_is_refused_if_the_name_now_leads_to_this_machine() -> None:
     pool = Recorded(redirect("/2.png"))
     with pytest.raises(ImageUrlRefusedError), open_from(pool, UrlGuard(UPSTREAM, Dns([PUBLIC], ["127.0.0.1"]))):
         pass
@@ -271,7 +271,7 @@ def test_a_redirect_to_the_same_name_is_refused_once_the_name_leads_to_this_mach
 
 
 @pytest.mark.parametrize("host", [METADATA, "169.254.100.1", "10.0.0.1", "100.64.0.1", "[fd00:ec2::254]", "[::1]"])
-def test_a_redirect_to_an_address_that_is_not_public_is_not_followed(host: str) -> None:
+def test_a_redirect_to_a_private_address_is_refused(host: str) -> None:
     pool = Recorded(redirect(f"https://{host}/latest/meta-data/"))
     with pytest.raises(ImageUrlRefusedError), open_from(pool, UrlGuard(UPSTREAM, only_images_example_is_public)):
         pass
@@ -296,7 +296,7 @@ API = "https://api.upstream.example"
         ("http://[::1]:8001/v1", "http://[::1]:8001/files/1.png"),
     ],
 )
-def test_the_upstream_s_own_origin_is_approved_without_asking_where_it_is(upstream: str, url: str) -> None:
+def test_the_origin_of_the_upstream_is_approved_without_a_look_up(upstream: str, url: str) -> None:
     dns = Dns(["127.0.0.1"])
     assert UrlGuard(upstream, dns).approve(url) == Approved(urlsplit(url), None)
     assert dns.asked == []
@@ -316,12 +316,12 @@ def test_the_upstream_s_own_origin_is_approved_without_asking_where_it_is(upstre
         *((LOCAL, "https://127.0.0.1/1.png"), (f"{API}:8443/v1", f"{API}/files/1.png")),
     ],
 )
-def test_what_only_looks_like_the_upstream_s_own_origin_is_judged_as_a_stranger(upstream: str, url: str) -> None:
+def test_an_origin_that_resembles_the_upstreams_is_refused(upstream: str, url: str) -> None:
     with pytest.raises(ImageUrlRefusedError):
         approve(url, "127.0.0.1", upstream=upstream)
 
 
-# Any URL at all
+# Any URL
 
 ADDRESSES = st.one_of(
     st.ip_addresses().map(str),
@@ -343,7 +343,7 @@ URLS = st.one_of(
 
 @given(URLS, st.lists(ADDRESSES, max_size=3))
 @settings(deadline=None, max_examples=150)
-def test_whatever_the_url_it_is_refused_or_leads_to_a_judged_public_address(url: str, addresses: list[str]) -> None:
+def test_any_url_is_refused_or_leads_to_an_approved_public_address(url: str, addresses: list[str]) -> None:
     dns = Dns(addresses)
     try:
         approved = UrlGuard(UPSTREAM, dns).approve(url)
@@ -365,7 +365,7 @@ def test_whatever_the_url_it_is_refused_or_leads_to_a_judged_public_address(url:
 
 @given(URLS)
 @settings(deadline=None, max_examples=100)
-def test_whatever_the_location_a_redirect_leads_to_it_is_refused_or_judged(location: str) -> None:
+def test_any_redirect_is_refused_or_leads_to_an_approved_address(location: str) -> None:
     pool = Recorded(redirect(location), urllib3.HTTPResponse(b"", status=403))
     with pytest.raises(ImagegenError), open_from(pool, UrlGuard(UPSTREAM, only_images_example_is_public)):
         pass

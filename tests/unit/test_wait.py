@@ -1,11 +1,11 @@
-"""Waiting: for a generation to end, and for a message that met a fault to come again."""
+"""Waiting for the end of a generation, and the pauses before a failed message is received again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-from imagegen.consumers.retry_delay import pause_after_fault
+from imagegen.consumers.queue_consumer import retry_delay
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import RecordsUnavailableError
 from imagegen.domain.generations import ENDED, Generation, Status
@@ -18,7 +18,7 @@ START = 1000.0
 
 @dataclass
 class Waiting:
-    """A claimed generation to wait for, and a clock that moves only with each pause. `meanwhile` runs in each."""
+    """A claimed generation to wait for. The clock moves only in pauses, and `meanwhile` runs in each."""
 
     service: InMemoryService
     generation: Generation
@@ -44,18 +44,18 @@ def waiting(service: InMemoryService, monkeypatch: pytest.MonkeyPatch) -> Waitin
 
 
 @pytest.mark.parametrize("status", sorted(ENDED))
-def test_what_has_ended_is_given_at_once(waiting: Waiting, status: Status) -> None:
+def test_an_ended_generation_is_returned_at_once(waiting: Waiting, status: Status) -> None:
     ended = waiting.service.ended(waiting.generation, status)
     assert ended.status is status
     assert (waiting.wait(), waiting.pauses) == (ended, [])
 
 
-def test_what_is_not_there_is_not_waited_for(waiting: Waiting) -> None:
+def test_a_missing_generation_is_not_waited_for(waiting: Waiting) -> None:
     waiting.service.buried(waiting.generation)
     assert (waiting.wait(), waiting.pauses) == (None, [])
 
 
-def test_an_end_is_seen_at_the_next_look(waiting: Waiting) -> None:
+def test_an_end_is_seen_at_the_next_read(waiting: Waiting) -> None:
     waiting.meanwhile = lambda: len(waiting.pauses) == 3 and waiting.service.ended(waiting.generation)
     assert waiting.wait() == waiting.service.record(waiting.generation)
     assert len(waiting.pauses) == 3
@@ -77,27 +77,27 @@ def test_pauses_grow_up_to_less_than_a_second_until_the_deadline(waiting: Waitin
     assert len(waiting.service.records.asked) < 45
 
 
-def test_there_is_a_last_look_at_the_deadline(waiting: Waiting) -> None:
+def test_the_record_is_read_once_more_at_the_deadline(waiting: Waiting) -> None:
     waiting.meanwhile = lambda: waiting.now >= START + 0.1 and waiting.service.ended(waiting.generation)
     ended = waiting.wait(0.1)
     assert ended is not None
     assert ended.status is Status.COMPLETED
 
 
-def test_without_time_there_is_one_look(waiting: Waiting) -> None:
+def test_without_time_the_record_is_read_once(waiting: Waiting) -> None:
     assert (waiting.wait(0), waiting.pauses) == (waiting.generation, [])
 
 
-def test_records_that_cannot_be_asked_are_an_error(waiting: Waiting) -> None:
+def test_unreachable_records_are_an_error(waiting: Waiting) -> None:
     waiting.service.records.failures += [None, "before"]
     with pytest.raises(RecordsUnavailableError):
         waiting.wait()
 
 
-def test_a_message_comes_soon_at_first_and_outlasts_an_outage_of_a_quarter_of_an_hour() -> None:
-    pauses = [pause_after_fault(receipts) for receipts in range(1, MOST_RECEIPTS)]
+def test_a_message_is_received_soon_at_first_and_outlasts_an_outage_of_15_minutes() -> None:
+    pauses = [retry_delay(receipts) for receipts in range(1, MOST_RECEIPTS)]
     assert pauses[:8] == [5] * 8
     assert pauses == sorted(pauses)
     assert max(pauses) == 120
     assert sum(pauses) > 900
-    assert pause_after_fault(100_000) == 120
+    assert retry_delay(100_000) == 120

@@ -1,6 +1,6 @@
-"""What the use cases need from the outside.
+"""The interfaces that use cases need from outside.
 
-Each has a real twin in `providers`, `outbound` or `aws`, and a fake in the tests that passes the same contract.
+Each has an implementation in `providers`, `outbound` or `aws`, and a fake in the tests that passes the same contract.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,71 +9,91 @@ from typing import Literal, Protocol
 
 from imagegen.domain.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.errors import ImagegenError
-from imagegen.domain.generations import CallAnswer, Failure, Generation, Rejection, Status, StoredImage, Tombstone
-from imagegen.domain.images import ImageBody, ImageRequest, SignedUrl, UpstreamAnswer
+from imagegen.domain.failures import Failure
+from imagegen.domain.generations import (
+    CallAnswer,
+    Generation,
+    Rejection,
+    Status,
+    StoredImage,
+    Tombstone,
+    UpstreamAttempt,
+)
+from imagegen.domain.images import ImageBody, SignedUrl, UpstreamImages, UpstreamRequest, UpstreamTask
 
 
 class ImageProvider(Protocol):
-    def generate(self, request: ImageRequest, n: int, deadline: Deadline) -> UpstreamAnswer:
-        """Asks the upstream for `n` images in one call and answers with exactly `n`.
+    """Speaks the protocol of one upstream. `upstream` is the upstream's name, which records keep."""
 
-        Raises a NothingSpentError where no image was bought, else a MoneySpentError. Never asks again once the
-        upstream may have been paid.
+    @property
+    def upstream(self) -> str: ...
+
+    def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
+        """Sends one call. Returns exactly `call.n` images, or a task that gives them later.
+
+        Raises a NothingSpentError if no image was bought, else a MoneySpentError. Does not send again once the upstream
+        may have been paid.
+        """
+        ...
+
+    def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
+        """Looks at a task. Returns its `call.n` images, or the task if it has not ended or cannot be looked at now.
+
+        Raises a NothingSpentError if the task failed and is certainly not charged, else a MoneySpentError.
         """
         ...
 
 
 class ImageSource(Protocol):
     def open(self, source: str | bytes, deadline: Deadline) -> AbstractContextManager[ImageBody]:
-        """Opens an image, given by URL or by its bytes, and tells its type by its first bytes.
+        """Opens an image, given as a URL or as bytes. Its first bytes determine its type.
 
         Raises ImageUrlRefusedError, ImageDownloadError, NotAnImageError, ImageTruncatedError, ImageTooLargeError; the
-        blocks of the body may still raise these.
+        blocks of the body may raise these too.
         """
         ...
 
 
 class ImageStore(Protocol):
     def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
-        """Stores the image under its id; False where one is there already, which stays.
+        """Stores an image. Returns `False`, and changes nothing, if the id is already stored.
 
-        Whatever the body's blocks raise leaves nothing stored. Raises ImageStorageInterruptedError where another try
-        may help, else ImageStorageError.
+        If the body's blocks raise, nothing is stored. Raises ImageStorageInterruptedError if another try may succeed,
+        else ImageStorageError.
         """
         ...
 
     def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
-        """A fresh URL to fetch the image from, made without any call. It works for this method alone."""
+        """Signs a new URL for the image, valid for this method only. Makes no call."""
         ...
 
     def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:
-        """What is stored under the id, if anything is. Raises ImageStorageError."""
+        """The stored image's type and length, `None` if it is not stored. Raises ImageStorageError."""
         ...
 
     def read(self, image_id: str, deadline: Deadline) -> AbstractContextManager[Iterator[bytes]]:
-        """The blocks of a stored image. Raises ImageStorageError, also while they are read."""
+        """The blocks of a stored image. Opening and reading may raise ImageStorageError."""
         ...
 
     def delete(self, image_id: str, deadline: Deadline) -> None:
-        """Deletes the image, and is content where there is none. Raises ImageStorageError."""
+        """Deletes the image. Succeeds if it does not exist. Raises ImageStorageError."""
         ...
 
     def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
-        """Stores an answer too large to be given directly, `length` bytes of JSON. Raises ImageStorageError."""
+        """Stores an answer that is too large for Lambda, `length` bytes of JSON. Raises ImageStorageError."""
         ...
 
     def signed_answer_url(self, generation_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
-        """A fresh URL to fetch the stored answer from, made without any call. It works for this method alone."""
+        """Signs a new URL for the stored answer, valid for this method only. Makes no call."""
         ...
 
     def delete_answer(self, generation_id: str, deadline: Deadline) -> None:
-        """Deletes the stored answer, and is content where there is none. Raises ImageStorageError."""
+        """Deletes the stored answer. Succeeds if it does not exist. Raises ImageStorageError."""
         ...
 
 
 class KeyHolder(Protocol):
-    """The generation that an Idempotency-Key belongs to, and what its request was."""
+    """The generation that has an Idempotency-Key, and the fingerprint of its request."""
 
     @property
     def generation_id(self) -> str: ...
@@ -81,14 +101,13 @@ class KeyHolder(Protocol):
     def fingerprint(self) -> str: ...
 
 
-class GenerationStore(Protocol):
-    """The records. Every change is conditional; one that the record's state does not allow raises LostClaimError.
+class IdempotencyKeys(Protocol):
+    """Which generation a repeated request attaches to. Every method raises RecordsUnavailableError.
 
-    A change may be repeated by a client library that did not hear of its success: it recognises itself and succeeds
-    again. If the store cannot be asked or does not answer, every method raises RecordsUnavailableError.
+    The SDK may repeat a write whose answer was lost. The repetition recognises its own write and succeeds.
     """
 
-    def hold_key(
+    def hold(
         self,
         caller: str,
         idempotency_key: str,
@@ -99,60 +118,82 @@ class GenerationStore(Protocol):
         expired_before: float,
         replacing: str | None = None,
     ) -> KeyHolder:
-        """Gives an Idempotency-Key to a generation, and returns the one that has it then.
+        """Gives the key to a generation, and returns the generation that has it afterwards.
 
-        That is another if the key was given to it after `expired_before`, and it is not the generation `replacing`.
+        That is another one if it got the key after `expired_before` and is not the generation `replacing`.
         """
         ...
 
-    def mark_attempt(self, caller: str, fingerprint: str, generation_id: str, attempt: int, *, now: float) -> None:
-        """Notes that a client which counts its attempts begins this generation with this one; the first is 0."""
+    def mark(self, caller: str, fingerprint: str, generation_id: str, retry: int, *, now: float) -> None:
+        """Notes that a client that counts its retries begins this generation with its retry `retry` (first try: 0)."""
         ...
 
-    def attach_attempt(self, caller: str, fingerprint: str, attempt: int, *, since: float) -> str | None:
-        """The id of the generation that a client's retry comes back to, None if it is to begin anew.
+    def attach(self, caller: str, fingerprint: str, retry: int, *, since: float) -> str | None:
+        """The id of the generation that a client's retry belongs to, `None` if it must begin a new one.
 
-        It is the newest of the same caller and body, begun after `since`, that no attempt of this count has come to.
-        There may be no record of it yet.
+        It is the newest one of the same caller and body, begun after `since`, to which no retry with this count has
+        attached. Its record may not exist yet.
         """
         ...
+
+
+class GenerationStore(Protocol):
+    """The records. Every change is conditional. A change that the record's state forbids raises LostClaimError.
+
+    The SDK may repeat a change whose answer was lost. The repetition recognises its own change and succeeds. Every
+    method raises RecordsUnavailableError if the store does not answer.
+    """
 
     def create(self, generation: Generation) -> None:
-        """Writes the record. Raises IdTakenError if its id is taken, or is void."""
+        """Writes the record. Raises IdTakenError if its id is taken or void."""
         ...
 
     def get(self, generation_id: str) -> Generation | None:
-        """The record as it is now, None if there is none or it was deleted."""
+        """The record as it is now, `None` if it does not exist or was deleted."""
         ...
 
     def newest(
         self, caller: str, limit: int, *, after: str | None = None, status: Status | None = None
     ) -> Sequence[Generation]:
-        """The caller's own, newest first, those behind the id `after`."""
+        """The caller's generations, newest first, that follow the id `after`."""
         ...
 
-    def claim(self, generation_id: str, owner: str, *, now: float, lease_until: float) -> Generation | None:
-        """Takes the generation over if it waits or its lease has ended, and gives it; None if it is not to be had."""
+    def claim(
+        self, generation_id: str, owner: str, *, now: float, lease_until: float, poll: int = 0
+    ) -> Generation | None:
+        """Claims the generation if it is queued or its lease has ended. Returns `None` if it cannot be claimed.
+
+        A cancelled generation can be claimed for polling its open tasks. A generation whose round of polling is later
+        than `poll` cannot be claimed: another message is responsible for it.
+        """
         ...
 
     def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
         """Extends the lease, also of a cancelled generation whose upstream call still runs."""
         ...
 
-    def let_go(self, generation_id: str, owner: str) -> None:
-        """Ends the owner's lease. Succeeds if it has none."""
+    def release(self, generation_id: str, owner: str) -> None:
+        """Ends the owner's lease. Succeeds if the owner has none."""
         ...
 
-    def save_sending(self, generation_id: str, owner: str, index: int, sent: int) -> None:
-        """Notes that a call is about to be sent, for the `sent`-th time."""
+    def await_poll(self, generation_id: str, owner: str, poll: int) -> None:
+        """Ends the owner's lease until the message of the round of polling `poll` arrives."""
         ...
 
-    def save_refusal(self, generation_id: str, index: int, sending: int) -> None:
-        """Notes that the `sending`-th time bought nothing, also after the generation has ended."""
+    def save_attempt(self, generation_id: str, owner: str, call: int, number: int, attempt: UpstreamAttempt) -> None:
+        """Notes an attempt before it is sent. `number` counts the attempts of the call from 1."""
         ...
 
-    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> CallAnswer:
-        """Notes what a call gave, also after the generation has ended. The first answer stays, and is given."""
+    def save_task(self, generation_id: str, call: int, number: int, task_id: str) -> None:
+        """Notes the task of an attempt, also after the generation has ended."""
+        ...
+
+    def save_failure(self, generation_id: str, call: int, number: int, failure: Failure) -> None:
+        """Notes why an attempt failed, also after the generation has ended. The first failure stays."""
+        ...
+
+    def save_answer(self, generation_id: str, call: int, answer: CallAnswer) -> CallAnswer:
+        """Notes a call's answer, also after the generation has ended. Returns the first answer, which stays."""
         ...
 
     def save_image(self, generation_id: str, image_id: str, image: StoredImage) -> None:
@@ -162,134 +203,142 @@ class GenerationStore(Protocol):
     def end(
         self, generation_id: str, owner: str, status: Status, *, now: float, failure: Failure | None = None
     ) -> Generation:
-        """Ends it, and gives it as it is then."""
+        """Ends the generation. Returns its new record."""
         ...
 
-    def mark_announced(self, generation: Generation) -> None:
-        """Notes that the generation's end was published. Succeeds if there is no record."""
+    def mark_published(self, generation: Generation) -> None:
+        """Notes that the generation's end was published. Succeeds if the record does not exist."""
         ...
 
     def cancel(self, generation_id: str, *, now: float) -> Generation | None:
-        """Cancels the generation, and gives it as it is then; None if it was completed, has failed or is not there."""
+        """Cancels the generation and returns its record; `None` if it was completed, has failed or does not exist."""
         ...
 
     def requeue(self, generation: Generation, *, now: float) -> Generation | None:
-        """Lets a failed generation wait again, and gives it; None if its published end is not this one any more."""
+        """Queues a failed generation again and returns its record; `None` if its published end has changed."""
         ...
 
     def void(self, generation_id: str, *, now: float) -> Generation | None:
-        """Makes sure that there never is a record of this id; gives the one that is there, None if there is none.
+        """Makes sure that this id never gets a record. Returns the record if it exists already.
 
         Raises IdTakenError if it was deleted.
         """
         ...
 
     def note_returned(self, generation: Generation, images: int) -> bool:
-        """Notes that so many more images of the quota are given back. False if that was noted since it was read."""
+        """Notes that `images` more are returned to the quota. Returns `False` if another process noted it first."""
         ...
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
-        """Puts a tombstone in the place of a record that has ended, which nobody can work on. It stays for 15 days.
+        """Replaces the record of an ended generation by a tombstone, which stays for 15 days.
 
-        Raises LostClaimError if the record has not ended, or not as `generation` says.
+        Raises LostClaimError if the record has not ended, or has changed since `generation` was read.
         """
         ...
 
     def tombstone(self, generation_id: str) -> Tombstone | None:
-        """The tombstone of a deleted generation, None for any other."""
+        """The tombstone of a deleted generation, `None` for any other."""
         ...
 
 
-class AllowanceCounters(Protocol):
-    """How many images were taken on a day, by each who takes. Raises RecordsUnavailableError.
+class QuotaCounters(Protocol):
+    """How many images each caller, and the stack, took on a day. Raises RecordsUnavailableError.
 
-    `token` names one logical change. A repetition of it, by a client library that did not hear of its success, changes
-    nothing, if it comes before many other changes.
+    `token` names one logical change. If the SDK repeats a change whose answer was lost, the repetition changes nothing,
+    provided that it does not come after many other changes.
     """
 
     def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
-        """Counts so many more if no more than `limit` come together; whether it did, and how many are taken now."""
+        """Adds `images` if the sum stays within `limit`. Returns whether it did, and the sum afterwards."""
         ...
 
     def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
-        """Counts so many less."""
+        """Subtracts `images`."""
         ...
 
 
-class GenerationQueue(Protocol):
-    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
-        """Has a worker look at the caller's generation after `delay` seconds. Raises RecordsUnavailableError.
+MESSAGE_VERSION = 1  # every message carries it; a process leaves messages of a later version to a later process
 
-        Messages of a caller who sends many wait longer than those of others.
+
+class MessageQueue(Protocol):
+    """A queue whose messages a consumer is working on."""
+
+    def extend_visibility(self, receipt: str, seconds: float) -> None:
+        """Hides a received message from other consumers for `seconds` from now."""
+        ...
+
+
+class GenerationQueue(MessageQueue, Protocol):
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
+        """Sends a message that brings a worker to the generation after `delay` seconds.
+
+        `poll` is the round of polling that the message is for. Messages of a caller with many messages wait longer
+        than those of others. Raises RecordsUnavailableError.
         """
-        ...
-
-    def hold(self, receipt: str, seconds: float) -> None:
-        """Keeps a received message from being received again for that long."""
         ...
 
 
 class BatchStore(Protocol):
-    """The records of batches. A change that the record's state does not allow raises LostClaimError.
+    """The records of batches. A change that the record's state forbids raises LostClaimError.
 
-    Where the store cannot be asked or does not answer, every method raises RecordsUnavailableError.
+    Every method raises RecordsUnavailableError if the store does not answer.
     """
 
     def create(self, batch: Batch) -> Batch:
-        """Writes the record unless there is one of that id already; gives the one that is there."""
+        """Writes the record unless it exists. Returns the record that exists afterwards."""
         ...
 
     def get(self, batch_id: str) -> Batch | None: ...
 
     def newest(self, caller: str, limit: int, *, after: str | None = None) -> Sequence[Batch]:
-        """The caller's own, newest first, those behind the id `after`."""
+        """The caller's batches, newest first, that follow the id `after`."""
         ...
 
     def claim(self, batch_id: str, owner: str, *, now: float, lease_until: float) -> Batch | None:
-        """Takes a batch that has not ended and nobody is at work on, and gives it; None where it is not to be had."""
+        """Claims a batch that has not ended and has no valid lease. Returns `None` if it cannot be claimed."""
         ...
 
     def renew(self, batch_id: str, owner: str, lease_until: float) -> None: ...
 
-    def let_go(self, batch_id: str, owner: str) -> None:
-        """Ends a claim before its lease does, and is content where it is no more."""
+    def release(self, batch_id: str, owner: str) -> None:
+        """Ends the owner's lease. Succeeds if the owner has none."""
         ...
 
     def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch: ...
 
     def save_total(self, batch_id: str, owner: str, total: int) -> Batch:
-        """Notes how many lines there are, unless that is known already."""
+        """Notes the number of lines, unless it is already known."""
         ...
 
     def begin_cancelling(self, batch_id: str, *, now: float) -> Batch | None:
-        """Asks whoever works on it to stop, and gives it; None where all of its lines have ended."""
+        """Starts cancelling the batch and returns its record; `None` if all of its lines have ended."""
         ...
 
     def begin_finalizing(self, batch_id: str, owner: str, *, now: float) -> Batch: ...
 
     def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
-        """Ends it as completed, or as cancelled where that was asked for, and gives it as it is then."""
+        """Ends the batch, as cancelled if it was being cancelled, else as completed. Returns its new record."""
         ...
 
-    def mark_announced(self, batch_id: str) -> None: ...
+    def mark_published(self, batch_id: str) -> None: ...
 
 
 class BatchLines(Protocol):
-    """The lines of batches, of which each either is pending or has ended. Raises RecordsUnavailableError."""
+    """The lines of batches. A line is pending or has ended. Raises RecordsUnavailableError."""
 
     def begin(self, batch_id: str, line: int, custom_id: str) -> None:
         """Notes that a line is pending."""
         ...
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
-        """Notes what became of a line, which is pending no longer.
+        """Notes how a line ended. It is no longer pending.
 
-        What became of a line that ended before changes only until the batch is finalizing.
+        The outcome of an ended line changes only until the batch is finalizing.
         """
         ...
 
     def forget_pending(self, batch_id: str, line: int) -> None:
-        """A line that has ended is pending no longer."""
+        """Notes that a line that has ended is no longer pending."""
         ...
 
     def pending(self, batch_id: str) -> Iterator[tuple[int, str]]:
@@ -299,7 +348,7 @@ class BatchLines(Protocol):
     def any_pending(self, batch_id: str) -> bool: ...
 
     def ended_among(self, batch_id: str, first: int, last: int) -> frozenset[int]:
-        """Which lines from `first` to `last` have ended."""
+        """The lines from `first` to `last` that have ended."""
         ...
 
     def ended(self, batch_id: str) -> Iterator[EndedLine]:
@@ -311,23 +360,19 @@ class BatchLines(Protocol):
         ...
 
 
-class BatchQueue(Protocol):
+class BatchQueue(MessageQueue, Protocol):
     def send(self, batch_id: str, caller: str, *, delay: float = 0) -> None:
-        """Has the intake look at the caller's batch after so many seconds. Raises RecordsUnavailableError."""
-        ...
-
-    def hold(self, receipt: str, seconds: float) -> None:
-        """Keeps a received message from being received again for that long."""
+        """Sends a message that brings the intake to the batch after `delay` seconds. Raises RecordsUnavailableError."""
         ...
 
 
 class Inbox(Protocol):
     def has(self, file: InboxFile, deadline: Deadline) -> bool:
-        """Whether there is such a version of an object. Raises ImageStorageInterruptedError."""
+        """Whether this version of the object exists. Raises ImageStorageInterruptedError."""
         ...
 
     def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
-        """So many bytes of a file, all of them. Raises ImageStorageError."""
+        """Exactly `length` bytes of a file. Raises ImageStorageError."""
         ...
 
 
@@ -337,92 +382,82 @@ class Outbox(Protocol):
         ...
 
     def delete(self, key: str, deadline: Deadline) -> None:
-        """Deletes a file, also if there is none. Raises ImageStorageError."""
+        """Deletes a file. Succeeds if it does not exist. Raises ImageStorageError."""
         ...
 
 
 class BatchBus(Protocol):
     def batch_ended(self, batch: Batch) -> None:
-        """Tells how a batch ended; it may be told more than once. Raises RecordsUnavailableError."""
+        """Publishes a batch's end, at least once. Raises RecordsUnavailableError."""
         ...
 
 
 class EventBus(Protocol):
-    """Tells the team's other systems. Raises RecordsUnavailableError."""
+    """Publishes events for the team's other systems. Raises RecordsUnavailableError."""
 
     def generation_ended(self, generation: Generation) -> None:
-        """Tells how a generation ended; it may be told more than once."""
+        """Publishes a generation's end, at least once."""
         ...
 
     def request_rejected(self, rejection: Rejection) -> None:
-        """Tells that a request which came as an event began no generation."""
+        """Publishes that a request that came as an event began no generation."""
         ...
 
 
 class Journal(Protocol):
-    """Tells the operators what happens to generations, in log lines and metrics. It never raises."""
+    """Reports the progress of generations to operators, as log lines and metrics. Never raises."""
 
     def begun(self, generation: Generation, *, quota_used: float) -> None:
-        """`quota_used` is which part of the whole stack's images of the day is reserved now, 1.0 being all."""
+        """`quota_used` is the share of the stack's images of the day that is reserved now; 1.0 is all."""
         ...
 
     def attached(self, generation: Generation) -> None:
-        """A request came back to the generation that it repeats."""
+        """A request was answered with the generation that it repeats."""
         ...
 
     def claimed(self, generation: Generation, *, age: float) -> None:
-        """A worker has it from a message; `age` is in seconds."""
+        """A worker claimed the generation, `age` seconds after it was created."""
         ...
 
     def asked(self, generation: Generation, n: int) -> None:
-        """The upstream is about to be asked for `n` images."""
+        """A call for `n` images is about to be sent."""
         ...
 
-    def answered(self, generation: Generation, seconds: float, error: ImagegenError | None) -> None:
-        """The upstream has answered, after so long, or has failed to."""
+    def answered(self, generation: Generation, seconds: float, failure: Failure | None) -> None:
+        """A call was answered after `seconds`, or failed."""
         ...
 
     def stored(self, generation: Generation, image: StoredImage) -> None: ...
 
     def interrupted(self, trace: Sequence[str], **about: str) -> None:
-        """A fault of ours stopped what was at work; a message brings another. `about` names what it was about."""
+        """An unexpected exception stopped the work; another message continues it. `about` identifies the work."""
         ...
-
-
-class _SilentJournal:
-    def begun(self, generation: Generation, *, quota_used: float) -> None: ...
-    def attached(self, generation: Generation) -> None: ...
-    def claimed(self, generation: Generation, *, age: float) -> None: ...
-    def asked(self, generation: Generation, n: int) -> None: ...
-    def answered(self, generation: Generation, seconds: float, error: ImagegenError | None) -> None: ...
-    def stored(self, generation: Generation, image: StoredImage) -> None: ...
-    def interrupted(self, trace: Sequence[str], **about: str) -> None: ...
-
-
-SILENT: Journal = _SilentJournal()
 
 
 class DeadLetters(Protocol):
     def put(self, body: str, reason: str) -> None:
-        """Lays a message aside for a person to look at. Raises RecordsUnavailableError."""
+        """Puts a message aside for a person. Raises RecordsUnavailableError."""
         ...
 
 
 class Parameters(Protocol):
     def get(self, name: str, *, fresh: bool = False) -> str | None:
-        """The value of a parameter, decrypted, or None where there is none. `fresh` passes by the cache."""
+        """A parameter's decrypted value, `None` if it does not exist. `fresh` bypasses the cache.
+
+        Raises SecretUnavailableError.
+        """
         ...
 
 
 class TokenVerifier(Protocol):
-    """Knows whom the tokens of one issuer speak of."""
+    """Verifies the tokens of one issuer."""
 
     @property
     def issuer(self) -> str: ...
 
     def subject(self, token: str) -> str | None:
-        """Who a good token speaks of, by the issuer's own name; None for any other token.
+        """The subject of a valid token, `None` for any other token.
 
-        Raises IssuerUnavailableError where nobody can tell whether it is good.
+        Raises IssuerUnavailableError if the token cannot be checked now.
         """
         ...

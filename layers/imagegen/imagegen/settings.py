@@ -1,23 +1,23 @@
-"""What each function is told by its environment, read once and checked as a whole."""
+"""Reads the settings of each function from its environment, and checks them together."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from imagegen.domain.models import CATALOG
 from imagegen.outbound.web_address import read_web_address
+from imagegen.providers.catalog import MODELS
 
 T = TypeVar("T")
 
 
 class SettingsError(Exception):
-    """Names every variable that is missing or bad."""
+    """Raised with a message that names every missing or invalid variable."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
-    """What the runtime sets, under the SDK's own names. `s3_endpoint_url` is set where something stands in for AWS."""
+    """The variables that the runtime sets. `s3_endpoint_url` is the address of a stand-in for S3, `None` for AWS."""
 
     region: str
     s3_endpoint_url: str | None
@@ -25,7 +25,7 @@ class RuntimeSettings:
 
 @dataclass(frozen=True, slots=True)
 class JournalSettings:
-    """What metrics are told with. `image_prices` are what an image of a model costs, in the deployer's currency."""
+    """`image_prices` are the prices of one image, by model, in the deployer's currency."""
 
     image_prices: Mapping[str, float]
     stack_name: str
@@ -33,24 +33,36 @@ class JournalSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where generations and images are kept. `record_days` is how long a record is.
+    """The places of records, messages and events. A record is kept for `record_days`.
 
-    With `durable_urls` the `url` of an image is its durable link, else a presigned URL.
+    With `durable_urls`, the `url` of an image is its durable link, otherwise a presigned URL.
     """
 
     durable_urls: bool
     event_bus: str
     generation_queue_url: str
     generation_table: str
-    image_bucket: str
     intake_queue_url: str
-    link_seconds: int
     record_days: int
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """`link_seconds` is how long a presigned URL is valid."""
+
+    image_bucket: str
+    link_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaSettings:
+    images_per_client_per_day: int
+    images_per_day: int
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """How the image models' API is called. `lease_seconds` is how long a claim holds without a heartbeat."""
+    """The settings of upstream calls. A claim is valid for `lease_seconds` without renewal."""
 
     lease_seconds: int
     max_image_bytes: int
@@ -62,23 +74,23 @@ class UpstreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """`model_aliases` are further names of models, each with the model's own.
+    """`model_aliases` maps further names to the names of models.
 
-    `public_base_url` is empty where the address that a request came to is the public one.
+    `public_base_url` is empty if a request's own address is the public one.
 
     `cors_origin` is the one web origin whose pages may call, or `*`.
 
-    `wait_seconds` is how long a request may wait; at most `most_waiters` do at once.
+    `wait_seconds` is how long a request may wait; at most `most_waiters` wait at once.
     """
 
     runtime: RuntimeSettings
     journal: JournalSettings
     store: StoreSettings
+    images: ImageSettings
+    quota: QuotaSettings
     upstream: UpstreamSettings
     api_is_first_worker: bool
     cors_origin: str
-    images_per_client_per_day: int
-    images_per_day: int
     most_waiters: int
     model_aliases: Mapping[str, str]
     prompt_max_characters: int
@@ -93,15 +105,17 @@ class ApiSettings:
                 runtime=_runtime(read),
                 journal=_journal(read),
                 store=_store(read),
+                images=_images(read),
+                quota=_quota(read),
                 upstream=_upstream(read),
                 api_is_first_worker=read("API_IS_FIRST_WORKER", _flag),
                 cors_origin=read("CORS_ORIGIN", _text),
-                images_per_client_per_day=read("IMAGES_PER_CLIENT_PER_DAY", _integer(0, 1_000_000_000)),
-                images_per_day=read("IMAGES_PER_DAY", _integer(0, 1_000_000_000)),
                 most_waiters=read("MOST_WAITERS", _integer(0, 10_000)),
                 model_aliases=read("MODEL_ALIASES", _aliases, default=""),
                 prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
                 public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
+                # Within 29 s (API Gateway developer guide, "Quotas for configuring and running a REST API in
+                # API Gateway").
                 wait_seconds=read("WAIT_SECONDS", _integer(0, 25)),
             )
         )
@@ -112,6 +126,7 @@ class WorkerSettings:
     runtime: RuntimeSettings
     journal: JournalSettings
     store: StoreSettings
+    images: ImageSettings
     upstream: UpstreamSettings
     batch_generation_queue_url: str
 
@@ -123,6 +138,7 @@ class WorkerSettings:
                 runtime=_runtime(read),
                 journal=_journal(read),
                 store=_store(read),
+                images=_images(read),
                 upstream=_upstream(read),
                 batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
             )
@@ -131,26 +147,20 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class IntakeSettings:
-    """`base_url` is the one that clients reach the API by, for absolute links: an event does not come to any."""
+    """`base_url` is the address of the API, for absolute links: an event has no address of its own."""
 
     runtime: RuntimeSettings
     journal: JournalSettings
+    store: StoreSettings
+    quota: QuotaSettings
     base_url: str
     batch_generation_queue_url: str
     clients_path: str
-    durable_urls: bool
-    event_bus: str
-    generation_queue_url: str
-    generation_table: str
-    images_per_client_per_day: int
-    images_per_day: int
     inbox_bucket: str
     intake_dead_letters_url: str
-    intake_queue_url: str
     lease_seconds: int
     model_aliases: Mapping[str, str]
     prompt_max_characters: int
-    record_days: int
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -159,29 +169,23 @@ class IntakeSettings:
             lambda: cls(
                 runtime=_runtime(read),
                 journal=_journal(read),
+                store=_store(read),
+                quota=_quota(read),
                 base_url=read("BASE_URL", _http_url),
                 batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
                 clients_path=read("CLIENTS_PATH", _path),
-                durable_urls=read("DURABLE_URLS", _flag),
-                event_bus=read("EVENT_BUS", _text),
-                generation_queue_url=read("GENERATION_QUEUE_URL", _text),
-                generation_table=read("GENERATION_TABLE", _text),
-                images_per_client_per_day=read("IMAGES_PER_CLIENT_PER_DAY", _integer(0, 1_000_000_000)),
-                images_per_day=read("IMAGES_PER_DAY", _integer(0, 1_000_000_000)),
                 inbox_bucket=read("INBOX_BUCKET", _text),
                 intake_dead_letters_url=read("INTAKE_DEAD_LETTERS_URL", _text),
-                intake_queue_url=read("INTAKE_QUEUE_URL", _text),
                 lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
                 model_aliases=read("MODEL_ALIASES", _aliases, default=""),
                 prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
-                record_days=read("RECORD_DAYS", _integer(1, 36_500)),
             )
         )
 
 
 @dataclass(frozen=True, slots=True)
 class SiteSettings:
-    """`image_origin` is the web origin that a link to an image leads to.
+    """`image_origin` is the web origin that a durable link redirects to.
 
     `cors_origin`, `prompt_max_characters` and `public_base_url` are those of the api function.
     """
@@ -207,9 +211,9 @@ class SiteSettings:
 
 @dataclass(frozen=True, slots=True)
 class AuthorizerSettings:
-    """`clients_path` is the parameter path under which each client has its record.
+    """`clients_path` is the parameter path of the callers' records.
 
-    `oidc_issuer` is empty where no tokens are accepted; `oidc_audience` is who they must be made for.
+    `oidc_issuer` is empty if no tokens are accepted. `oidc_audience` is the audience that tokens must have.
     """
 
     clients_path: str
@@ -230,7 +234,7 @@ class AuthorizerSettings:
 
 
 class _Reader:
-    """Reads variables and gathers what is wrong with them, so that all is told at once."""
+    """Reads variables and collects the names of those that are missing or invalid."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -245,7 +249,7 @@ class _Reader:
                 return parse(text)
             except ValueError as error:
                 self._wrong.append(f"{name} {error}")
-        return None  # type: ignore[return-value]  # `checked` raises before anybody sees it
+        return None  # type: ignore[return-value]  # `checked` raises before it is used
 
     def checked(self, make: Callable[[], T]) -> T:
         made = make()
@@ -259,7 +263,7 @@ def _runtime(read: _Reader) -> RuntimeSettings:
 
 
 def _endpoint(read: _Reader) -> str | None:
-    """Where something stands in for S3."""
+    """Returns the address of a stand-in for S3, if there is one."""
     return read("AWS_ENDPOINT_URL_S3", str, default="") or read("AWS_ENDPOINT_URL", str, default="") or None
 
 
@@ -273,10 +277,23 @@ def _store(read: _Reader) -> StoreSettings:
         event_bus=read("EVENT_BUS", _text),
         generation_queue_url=read("GENERATION_QUEUE_URL", _text),
         generation_table=read("GENERATION_TABLE", _text),
-        image_bucket=read("IMAGE_BUCKET", _text),
         intake_queue_url=read("INTAKE_QUEUE_URL", _text),
-        link_seconds=read("LINK_SECONDS", _integer(60, 604_800)),
         record_days=read("RECORD_DAYS", _integer(1, 36_500)),
+    )
+
+
+def _images(read: _Reader) -> ImageSettings:
+    return ImageSettings(
+        image_bucket=read("IMAGE_BUCKET", _text),
+        # At most seven days (S3 API reference, "Authenticating Requests: Using Query Parameters").
+        link_seconds=read("LINK_SECONDS", _integer(60, 604_800)),
+    )
+
+
+def _quota(read: _Reader) -> QuotaSettings:
+    return QuotaSettings(
+        images_per_client_per_day=read("IMAGES_PER_CLIENT_PER_DAY", _integer(0, 1_000_000_000)),
+        images_per_day=read("IMAGES_PER_DAY", _integer(0, 1_000_000_000)),
     )
 
 
@@ -287,6 +304,7 @@ def _upstream(read: _Reader) -> UpstreamSettings:
         repeat_unknown_calls=read("REPEAT_UNKNOWN_CALLS", _flag),
         upstream_api_key_parameter=read("UPSTREAM_API_KEY_PARAMETER", _text),
         upstream_base_url=read("UPSTREAM_BASE_URL", _http_url),
+        # Within a function's 900 s (Lambda developer guide, "Lambda quotas").
         upstream_timeout_seconds=read("UPSTREAM_TIMEOUT_SECONDS", _integer(1, 800)),
     )
 
@@ -298,23 +316,23 @@ def _flag(text: str) -> bool:
 
 
 def _prices(text: str) -> Mapping[str, float]:
-    """`<model>:<price>`, separated by commas."""
+    """Reads `<model>:<price>` pairs, separated by commas."""
     prices = {}
     for each in text.split(",") if text else ():
         model, _, price = each.partition(":")
-        if model not in CATALOG or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", price):
-            raise ValueError(f"has {each[:64]!r}, which is not a model of ours, a colon and a price")
+        if model not in MODELS or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", price):
+            raise ValueError(f"has {each[:64]!r}, which is not MODEL:PRICE with a known model")
         prices[model] = float(price)
     return prices
 
 
 def _aliases(text: str) -> Mapping[str, str]:
-    """`<alias>=<model>`, separated by commas."""
+    """Reads `<alias>=<model>` pairs, separated by commas."""
     aliases = {}
     for each in text.split(",") if text else ():
         alias, _, model = each.partition("=")
-        if model not in CATALOG or alias in CATALOG or not re.fullmatch(r"[\x21-\x7e]{1,64}", alias):
-            raise ValueError(f"has {each[:64]!r}, which is not a name of no model, an equals sign and a known model")
+        if model not in MODELS or alias in MODELS or not re.fullmatch(r"[\x21-\x7e]{1,64}", alias):
+            raise ValueError(f"has {each[:64]!r}, which is not ALIAS=MODEL with a new name and a known model")
         aliases[alias] = model
     return aliases
 
@@ -339,19 +357,19 @@ def _integer(least: int, most: int) -> Callable[[str], int]:
 
 
 def _http_url(text: str) -> str:
-    """A base URL: a key travels with every call."""
+    """Reads a base URL. It must be trusted, because every call carries a key."""
     read_web_address(_text(text))
     return text.rstrip("/")
 
 
 def _origin(text: str) -> str:
-    """Scheme, host and port of a web address."""
+    """Returns scheme, host and port of a web address."""
     address = read_web_address(_text(text))
     return f"{address.scheme}://{address.netloc}"
 
 
 def _issuer(text: str) -> str:
-    """Exactly as it is given, since tokens must name it so; empty where there is none."""
+    """Returns the issuer unchanged, because tokens must name it exactly so. Empty if there is none."""
     if text:
         read_web_address(text)
     return text

@@ -1,1 +1,1 @@
-"""The ports on AWS, one module for each service."""
+"""Implements the ports on AWS, one module for each service or kind of record."""

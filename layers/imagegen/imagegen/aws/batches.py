@@ -1,16 +1,16 @@
-"""Batches and their lines, in the table of the generations.
+"""Stores batches and their lines in the table of the generations.
 
 | pk | sk | |
 |---|---|---|
-| `<batch id>` | `batch` | the record; in the index `by-caller` under `batches of <client>`, where no generation is |
+| `<batch id>` | `batch` | the record; the index `by-caller` lists it under `batches of <client>` |
 | `<batch id>#pending` | `<line>` | a line whose generation has not ended |
-| `<batch id>#ended` | `<line>` | whether a line that has ended is completed |
+| `<batch id>#ended` | `<line>` | whether an ended line is completed |
 | `<batch id>#outcomes` | `<line>` | the same, and its line of an output file |
 
-Nothing is counted in one item, since hundreds of lines may end at once: counting is a query, of items that are small,
-ten thousand a page. A line that ended stands in one place whatever became of it, so none is counted twice. It changes
-if its generation is deleted or tried again, until the batch is finalizing: from then on each process that writes the
-files reads the same lines.
+No item holds a counter, because hundreds of lines may end at once. Counting is a query of small items, some ten
+thousand in a page of 1 MB (DynamoDB developer guide, "Paginating table query results"). An ended line has the same key
+whatever its outcome, so no line is counted twice. The outcome changes if its generation is deleted or tried again,
+until the batch is finalizing. From then on, every process that writes the files reads the same lines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 _RECORD = "batch"
-_OURS = "#owner = :owner AND #status IN (:in_progress, :cancelling, :finalizing)"
+_VERSION = 1  # of the record; a process refuses records of a later version
+_WORKED_ON = "#owner = :owner AND #status IN (:in_progress, :cancelling, :finalizing)"
 _TIMES = ("cancelling_at", "finalizing_at", "ended_at")
 
 
@@ -47,6 +48,7 @@ class DynamoBatches:
     def create(self, batch: Batch) -> Batch:
         item: Item = {
             **key(batch.id, _RECORD),
+            "version": number(_VERSION),
             "caller": {"S": _listed_under(batch.caller)},
             "created_at": number(batch.created_at),
             "expires_at": number(int(batch.created_at) + self._retention_seconds),
@@ -61,7 +63,7 @@ class DynamoBatches:
                 client.put_item(TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)")
         there = self.get(batch.id)
         if there is None:
-            raise RecordsUnavailableError("The record of this batch has gone.")
+            raise RecordsUnavailableError("The record of this batch no longer exists.")
         return there
 
     def get(self, batch_id: str) -> Batch | None:
@@ -90,9 +92,9 @@ class DynamoBatches:
             return None
 
     def renew(self, batch_id: str, owner: str, lease_until: float) -> None:
-        self._update_ours(batch_id, owner, "SET lease_until = :lease_until", {":lease_until": number(lease_until)})
+        self._update_claimed(batch_id, owner, "SET lease_until = :lease_until", {":lease_until": number(lease_until)})
 
-    def let_go(self, batch_id: str, owner: str) -> None:
+    def release(self, batch_id: str, owner: str) -> None:
         with suppress(LostClaimError):
             self._update(
                 batch_id,
@@ -102,12 +104,12 @@ class DynamoBatches:
             )
 
     def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch:
-        return self._update_ours(
+        return self._update_claimed(
             batch_id, owner, "SET checkpoint = :checkpoint", {":checkpoint": {"S": json_text(checkpoint)}}
         )
 
     def save_total(self, batch_id: str, owner: str, total: int) -> Batch:
-        return self._update_ours(
+        return self._update_claimed(
             batch_id, owner, "SET line_total = if_not_exists(line_total, :total)", {":total": number(total)}
         )
 
@@ -124,16 +126,16 @@ class DynamoBatches:
 
     def begin_finalizing(self, batch_id: str, owner: str, *, now: float) -> Batch:
         update = "SET #status = :finalizing, finalizing_at = if_not_exists(finalizing_at, :now)"
-        return self._update_ours(batch_id, owner, update, {":now": number(now)})
+        return self._update_claimed(batch_id, owner, update, {":now": number(now)})
 
     def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
         batch = self.get(batch_id)
-        cancelled = batch is not None and batch.cancelling_at is not None  # which no longer changes
+        cancelled = batch is not None and batch.cancelling_at is not None  # it no longer changes
         ended = BatchStatus.CANCELLED if cancelled else BatchStatus.COMPLETED
         return self._update(
             batch_id,
             "SET #status = :ended, ended_at = :now, counts = :counts",
-            # A repeated write that has succeeded finds its own end.
+            # If the SDK repeats a write that has succeeded, the repetition finds the end that the write made.
             "#owner = :owner AND #status IN (:finalizing, :ended)",
             {
                 ":owner": {"S": owner},
@@ -143,9 +145,9 @@ class DynamoBatches:
             },
         )
 
-    def mark_announced(self, batch_id: str) -> None:
+    def mark_published(self, batch_id: str) -> None:
         with suppress(LostClaimError):
-            self._update(batch_id, "SET announced = :yes", "attribute_exists(pk)", {":yes": {"BOOL": True}})
+            self._update(batch_id, "SET published = :yes", "attribute_exists(pk)", {":yes": {"BOOL": True}})
 
     def _item(self, batch_id: str) -> Item | None:
         with asking():
@@ -153,24 +155,25 @@ class DynamoBatches:
         item: Item | None = found.get("Item")
         return item
 
-    def _update_ours(self, batch_id: str, owner: str, update: str, values: Item) -> Batch:
-        return self._update(batch_id, update, _OURS, {":owner": {"S": owner}, **values})
+    def _update_claimed(self, batch_id: str, owner: str, update: str, values: Item) -> Batch:
+        return self._update(batch_id, update, _WORKED_ON, {":owner": {"S": owner}, **values})
 
     def _update(self, batch_id: str, update: str, condition: str, values: Item) -> Batch:
-        """The record after the update. Raises LostClaimError where the condition does not hold."""
+        """Returns the record after the update. Raises LostClaimError if the condition does not hold."""
         statuses = {f":{status.value}": {"S": status.value} for status in BatchStatus}
         with asking():
             try:
                 item = update_under(
-                    condition,
+                    f"({condition}) AND version <= :version",
                     self._client(),
                     self._table,
                     key(batch_id, _RECORD),
                     update,
                     names={"#status": "status", "#owner": "owner"},
-                    values={**statuses, **values},
+                    values={**statuses, ":version": number(_VERSION), **values},
                 )
-            except ConditionFailedError:
+            except ConditionFailedError as failed:
+                _check_version(failed.item or {})
                 raise LostClaimError from None
         return _batch(item)
 
@@ -197,12 +200,12 @@ class DynamoBatchLines:
         with asking():
             if self._written(outcome, first, pending):
                 return
-            # Hundreds of lines that end at once would conflict over the record: only a change asks for it.
+            # Only a change of an outcome checks the record: hundreds of lines that end at once would conflict over it.
             if not self._written(outcome, counted, pending, self._not_finalizing(batch_id)):
                 self._client().delete_item(**pending["Delete"])
 
     def _written(self, *writes: Any) -> bool:
-        """Whether the writes were made, which are made together. False if a condition does not hold."""
+        """Makes all of the writes or none. Returns `False` if a condition does not hold."""
         client = self._client()
         try:
             client.transact_write_items(TransactItems=writes)
@@ -214,7 +217,7 @@ class DynamoBatchLines:
         return True
 
     def _not_finalizing(self, batch_id: str) -> Item:
-        """A write that changes nothing. It needs no permission that the other writes do not need."""
+        """Returns a write that changes nothing: unlike a condition check, it needs no further IAM permission."""
         return {
             "Update": {
                 "TableName": self._table,
@@ -274,7 +277,7 @@ class DynamoBatchLines:
         return {**key(pk, _sort_key(line)), **attributes, "expires_at": expires_at}
 
     def _all(self, pk: str, between: tuple[str, str] | None = None, *, attributes: str | None = None) -> Iterator[Item]:
-        """The lines of a partition in order, page by page."""
+        """Yields the lines of a partition in order, page by page."""
         query: dict[str, Any] = {} if attributes is None else {"ProjectionExpression": attributes}
         condition, values = "pk = :pk", {":pk": {"S": pk}}
         if between is not None:
@@ -295,7 +298,13 @@ class DynamoBatchLines:
             query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
 
+def _check_version(item: Item) -> None:
+    if "version" in item and int(item["version"]["N"]) > _VERSION:
+        raise RecordsUnavailableError("The record of this batch was written by a later version of this service.")
+
+
 def _batch(item: Item) -> Batch:
+    _check_version(item)
     times = {name: float(item[name]["N"]) for name in _TIMES if name in item}
     return Batch(
         id=item["pk"]["S"],
@@ -308,13 +317,13 @@ def _batch(item: Item) -> Batch:
         counts=msgspec.json.decode(item["counts"]["S"], type=Counts) if "counts" in item else None,
         owner=item["owner"]["S"] if "owner" in item else None,
         lease_until=float(item["lease_until"]["N"]),
-        announced="announced" in item,
+        published="published" in item,
         **times,
     )
 
 
 def _listed_under(caller: str) -> str:
-    return f"batches of {caller}"  # no caller has a blank in its name
+    return f"batches of {caller}"  # no caller's name contains a space
 
 
 def _pending(batch_id: str) -> str:

@@ -1,7 +1,7 @@
-"""One S3 bucket, driven by presigned requests.
+"""Reads and writes one S3 bucket by presigned requests.
 
-A presigned PUT driven by urllib3 streams a body straight into S3. It costs neither the hashing of the body nor
-botocore's request path, which together are most of what `put_object` costs, and presigning needs no S3 client.
+With a presigned PUT, urllib3 streams a body into S3. This avoids the hashing of the body and botocore's request path,
+which together take most of the time of `put_object`. Presigning needs no S3 client.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,17 +18,17 @@ from imagegen.domain.errors import ImageStorageError, ImageStorageInterruptedErr
 from imagegen.outbound.pool import HttpPool
 
 CALL_SECONDS = 60.0
-_MOST_ERROR_BYTES = 16 * 1024  # S3's errors have some hundred
+_MOST_ERROR_BYTES = 16 * 1024  # the errors of S3 have some hundred bytes
 _PASSING_STATUSES = {408, 409, 429}  # 409: another create-only write of the same key is under way
-# Those of https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html with another status that a request which
-# is sent and signed anew may not meet again. RequestTimeout: no byte of a PUT came for some 20 s.
+# Codes with another status after which a newly signed request may succeed (S3 API reference, "Error responses").
+# RequestTimeout: S3 received no byte of a PUT for some 20 s; AWS documents no time.
 _PASSING_CODES = {"ExpiredToken", "IncompleteBody", "RequestTimeTooSkewed", "RequestTimeout", "TokenRefreshRequired"}
-_EXPIRED = "Request has expired"  # an AccessDenied: between signing and sending the process may have been frozen
+_EXPIRED = "Request has expired"  # of an AccessDenied: Lambda may have frozen the process between signing and sending
 
 
 @dataclass(frozen=True, slots=True)
 class S3Answer:
-    """A status, and what S3 says of it if it is an error. `text` is XML with a code and a message."""
+    """The status of an answer. `text` is the body of an error: XML with a code and a message."""
 
     status: int
     text: bytes = b""
@@ -39,7 +39,7 @@ class S3Answer:
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same request, sent and signed anew, may be answered otherwise."""
+        """`True` if the same request, newly signed, may succeed."""
         return (
             self.status >= 500
             or self.status in _PASSING_STATUSES
@@ -48,7 +48,7 @@ class S3Answer:
         )
 
     def refusal(self, message: str) -> ImageStorageError:
-        """The error to raise for this answer."""
+        """Returns the error to raise for this answer."""
         return ImageStorageInterruptedError(message) if self.may_pass else ImageStorageError(message)
 
     def _element(self, name: str) -> str:
@@ -57,14 +57,14 @@ class S3Answer:
 
 
 def s3_answer(response: urllib3.BaseHTTPResponse) -> S3Answer:
-    """Reads an answer that carries no object. Raises urllib3's HTTPError."""
+    """Reads an answer without an object. Raises urllib3's HTTPError."""
     text = response.read(_MOST_ERROR_BYTES) if response.status >= 400 else b""
     response.drain_conn()
     return S3Answer(response.status, text)
 
 
 class S3Bucket:
-    """`url` is where the bucket answers, without a slash at the end. Asking and putting raise urllib3's HTTPError."""
+    """`url` is the address of the bucket, without a slash at the end. `put` and `ask` raise urllib3's HTTPError."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class S3Bucket:
         self._credentials = credentials
 
     def put(self, key: str, blocks: Iterator[bytes], headers: Mapping[str, str], deadline: Deadline) -> S3Answer:
-        """The headers have type and length, and are signed with the rest."""
+        """Stores an object. `headers` must have the content type and length; they are signed."""
         url = self.presigned("PUT", key, int(CALL_SECONDS), headers)
         response = self._pool.request(
             "PUT", urlsplit(url), deadline.sooner(CALL_SECONDS), body=blocks, headers=headers, reuse=True
@@ -96,7 +96,7 @@ class S3Bucket:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """The answer, whose body is still to be read."""
+        """Returns the answer, with its body unread. The caller must close it."""
         url = self.presigned(method, key, int(CALL_SECONDS), headers or {}, query or {})
         return self._pool.request(
             method, urlsplit(url), deadline.sooner(CALL_SECONDS), headers=headers or {}, reuse=True
@@ -112,7 +112,7 @@ class S3Bucket:
 
 
 def bucket_url(bucket: str, region: str, endpoint_url: str | None) -> str:
-    """Where a bucket answers: at its own name, or by path under an endpoint that stands in for AWS."""
+    """Returns the address of a bucket: its own host, or a path under `endpoint_url` if a stand-in replaces AWS."""
     if endpoint_url:
         return f"{endpoint_url.rstrip('/')}/{bucket}"
     suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"

@@ -1,7 +1,8 @@
-"""CloudWatch: lines of JSON that follow a generation, and metrics inside them in the embedded metric format (EMF).
+"""Writes log lines of JSON to CloudWatch, with metrics in the embedded metric format (EMF).
 
-CloudWatch reads the metrics out of the log, so they cost no call and no permission. What has many values (a generation,
-a client) is in the line and in no dimension, since each combination of dimensions is a metric to be paid for.
+CloudWatch reads the metrics from the log, so they need no call and no permission. A value with many variants (a
+generation, a caller) is a field of the line and not a dimension, because CloudWatch charges for each combination of
+dimensions.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
+from imagegen.domain.errors import PromptRejectedError, UpstreamRefusedRequestError
 from imagegen.domain.generations import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from imagegen.domain.batches import Batch
-    from imagegen.domain.errors import ImagegenError
-    from imagegen.domain.generations import Failure, Generation, Rejection, StoredImage
+    from imagegen.domain.failures import Failure
+    from imagegen.domain.generations import Generation, Rejection, StoredImage
     from imagegen.ports import BatchBus, EventBus
 
 NAMESPACE = "imagegen"
@@ -43,9 +45,9 @@ UNITS = {
     "TakenOver": MetricUnit.Count,
     "UpstreamSeconds": MetricUnit.Seconds,
 }
-_MOST_TOKENS = 10**9  # an upstream may say anything, and a journal must not raise
-# How a generation can fail by what its caller asked for: nobody needs to be woken.
-CALLERS_OWN = frozenset({"PromptRejectedError", "UpstreamRefusedRequestError"})
+_MOST_TOKENS = 10**9  # an upstream may report any number, and a journal must not raise
+# Failures that the caller's request caused. No operator needs to act.
+CALLERS_OWN = frozenset({PromptRejectedError.code, "moderation_blocked", UpstreamRefusedRequestError.code})
 
 
 def _to_log(line: str) -> None:
@@ -53,10 +55,10 @@ def _to_log(line: str) -> None:
 
 
 class CloudWatchJournal:
-    """Implements `ports.Journal`. `service` is the function's name in its log, `stack` the stack's.
+    """Implements `ports.Journal`. `service` is the function's name in its log, `stack` the stack's name.
 
-    `prices` are by model, for one image. `write` takes a line. Lines are written whatever the log
-    level is: alarms hang on them.
+    `prices` maps models to the price of one image. `write` receives a line. The log level suppresses no line, because
+    alarms depend on them.
     """
 
     def __init__(
@@ -86,11 +88,11 @@ class CloudWatchJournal:
     def asked(self, generation: Generation, n: int) -> None:
         self._write("asked upstream", {**_named(generation), "images": n})
 
-    def answered(self, generation: Generation, seconds: float, error: ImagegenError | None) -> None:
-        message = "upstream failed" if error else "upstream answered"
-        told = {**_named(generation), **({"kind": type(error).__name__} if error else {})}
+    def answered(self, generation: Generation, seconds: float, failure: Failure | None) -> None:
+        message = "upstream failed" if failure else "upstream answered"
+        fields = {**_named(generation), **({"code": failure.code} if failure else {})}
         by_model = {"model": generation.request.model}
-        self._metered(message, {"UpstreamSeconds": round(seconds, 3)}, told, by=({}, by_model))
+        self._metered(message, {"UpstreamSeconds": round(seconds, 3)}, fields, by=({}, by_model))
 
     def stored(self, generation: Generation, image: StoredImage) -> None:
         self._write("stored", {**_named(generation), "media_type": image.media_type, "bytes": image.length})
@@ -98,11 +100,11 @@ class CloudWatchJournal:
     def ended(self, generation: Generation) -> None:
         model = generation.request.model
         failed = generation.failure if generation.status is Status.FAILED else None
-        kind = _kind(failed) if failed else None
+        code = failed.reason.code if failed else None
         values: dict[str, float] = {
             "Generations": 1,
             "Images": len(generation.stored),
-            "Faults": int(kind is not None and kind not in CALLERS_OWN),
+            "Faults": int(code is not None and code not in CALLERS_OWN),
         }
         if generation.completed_at is not None:
             values["GenerationSeconds"] = round(generation.completed_at - generation.created_at, 3)
@@ -114,10 +116,10 @@ class CloudWatchJournal:
         for name, field in (("InputTokens", "input_tokens"), ("OutputTokens", "output_tokens")):
             if isinstance(tokens := usage.get(field), int) and 0 <= tokens <= _MOST_TOKENS:
                 values[name] = tokens
-        told = {**_named(generation), "status": generation.status.value}
-        self._metered("ended", values, told | ({"kind": kind} if kind else {}), by=({}, {"model": model}))
-        if kind:
-            by = ({"kind": kind}, {"model": model, "kind": kind})
+        fields = {**_named(generation), "status": generation.status.value}
+        self._metered("ended", values, fields | ({"code": code} if code else {}), by=({}, {"model": model}))
+        if code:
+            by = ({"code": code}, {"model": model, "code": code})
             self._metered("failed", {"Failures": 1}, _named(generation), by=by)
 
     def batch_ended(self, batch: Batch) -> None:
@@ -125,8 +127,8 @@ class CloudWatchJournal:
         if batch.counts:
             values["BatchLines"] = batch.counts.completed + batch.counts.failed
             values["BatchLinesFailed"] = batch.counts.failed
-        told = {"batch_id": batch.id, "client": batch.caller, "status": batch.status.value}
-        self._metered("batch ended", values, told)
+        fields = {"batch_id": batch.id, "client": batch.caller, "status": batch.status.value}
+        self._metered("batch ended", values, fields)
 
     def interrupted(self, trace: Sequence[str], **about: str) -> None:
         self._metered("interrupted", {"Interruptions": 1}, {**about, "trace": list(trace)}, level="ERROR")
@@ -135,12 +137,12 @@ class CloudWatchJournal:
         self,
         message: str,
         values: Mapping[str, float],
-        told: Mapping[str, Any],
+        fields: Mapping[str, Any],
         *,
         by: Sequence[Mapping[str, str]] = ({},),
         level: str = "INFO",
     ) -> None:
-        """A line with metrics, by each of these sets of dimensions; an empty one is the whole stack's."""
+        """Writes a line with metrics for each set of dimensions in `by`. An empty set means the whole stack."""
         metrics = EphemeralMetrics(namespace=NAMESPACE)
         first, *others = [{"stack": self._stack, **each} for each in by]
         for dimension, each in first.items():
@@ -149,15 +151,15 @@ class CloudWatchJournal:
             metrics.add_dimensions(**dimensions)
         for name, value in values.items():
             metrics.add_metric(name, UNITS[name], value)
-        self._write(message, {**told, **metrics.serialize_metric_set()}, level)
+        self._write(message, {**fields, **metrics.serialize_metric_set()}, level)
 
-    def _write(self, message: str, told: Mapping[str, Any], level: str = "INFO") -> None:
-        line = {"level": level, "message": message, "service": self._service, **told}
-        self._out(f"{msgspec.json.encode(line).decode()}\n")  # in one piece: threads tell side by side
+    def _write(self, message: str, fields: Mapping[str, Any], level: str = "INFO") -> None:
+        line = {"level": level, "message": message, "service": self._service, **fields}
+        self._out(f"{msgspec.json.encode(line).decode()}\n")  # one write, because threads write in parallel
 
 
 class JournalledBus:
-    """Implements `ports.EventBus`: an end is in the journal once it is told, so once unless it is told again."""
+    """Implements `ports.EventBus`. Reports an end in the journal after it is published."""
 
     def __init__(self, bus: EventBus, journal: CloudWatchJournal) -> None:
         self._bus = bus
@@ -172,7 +174,7 @@ class JournalledBus:
 
 
 class JournalledBatchBus:
-    """Implements `ports.BatchBus`, in the same way."""
+    """Implements `ports.BatchBus`. Reports an end in the journal after it is published."""
 
     def __init__(self, bus: BatchBus, journal: CloudWatchJournal) -> None:
         self._bus = bus
@@ -184,15 +186,10 @@ class JournalledBatchBus:
 
 
 def _named(generation: Generation) -> dict[str, Any]:
-    """What leads to a generation, and to the batch that it is of."""
+    """Returns the fields that identify a generation, and its batch if it has one."""
     batch_id = generation.origin.batch_id
     return {"generation_id": generation.id, "client": generation.caller, **({"batch_id": batch_id} if batch_id else {})}
 
 
 def _described(generation: Generation) -> dict[str, Any]:
     return {**_named(generation), "model": generation.request.model, "n": generation.request.n}
-
-
-def _kind(failure: Failure) -> str:
-    """What is behind it, where only a part is missing."""
-    return failure.cause.kind if failure.cause else failure.kind

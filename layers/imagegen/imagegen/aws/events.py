@@ -1,4 +1,4 @@
-"""The EventBridge bus on which we tell what became of generations and batches."""
+"""Publishes the ends of generations and batches, and rejected requests, on an EventBridge bus."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Bus:
 
 
 class EventBridgeBus(_Bus):
-    """Implements `ports.EventBus`. `ended` and `rejected` write the events."""
+    """Implements `ports.EventBus`. `ended` and `rejected` make the events."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class EventBridgeBus(_Bus):
 
 
 class EventBridgeBatchBus(_Bus):
-    """Implements `ports.BatchBus`. `ended` writes the event."""
+    """Implements `ports.BatchBus`. `ended` makes the event."""
 
     def __init__(
         self, client: Callable[[], EventBridgeClient], bus: str, *, ended: Callable[[Batch], Described]
@@ -76,4 +76,4 @@ class EventBridgeBatchBus(_Bus):
 
 
 def _unavailable() -> RecordsUnavailableError:
-    return RecordsUnavailableError("The event bus of this service could not be reached just now.")
+    return RecordsUnavailableError("The event bus of this service is temporarily unavailable.")

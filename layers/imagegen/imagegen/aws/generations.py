@@ -1,24 +1,20 @@
-"""Generations in one DynamoDB table. Every change is one conditional write on one item.
+"""Stores generations in one DynamoDB table. Every change is one conditional write on one item.
 
 | pk | sk | |
 |---|---|---|
 | `<generation id>` | `generation` | the record |
-| `key#<client>#<hash of the Idempotency-Key>` | `key` | the generation that the key belongs to |
-| `retry#<client>#<fingerprint>` | `<time>#<generation id>` | a generation that an OpenAI client's retry may attach to |
 
-The index `by-caller` (`caller`, `created_at`) lists a caller's own. It has the status, which a list may ask for, and
-nothing that changes during work: DynamoDB writes to an index only if a value in it changes. What has parts that change
-on their own (calls, stored images) has an attribute for each part, so that those who work side by side never overwrite
-each other. What was paid for is written as long as there is a record, also after its end.
+The index `by-caller` (`caller`, `created_at`) lists the generations of a caller. It has the status, by which a list may
+be filtered, and nothing that changes during work: DynamoDB writes to an index only if a value in it changes. Parts that
+change independently (calls, stored images) have an attribute each, so parallel workers never overwrite each other.
+Whatever was paid for is written as long as the record exists, even after the generation has ended.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,10 +29,10 @@ from imagegen.aws.items import (
     put_under,
     update_under,
 )
+from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.failures import Failure
 from imagegen.domain.generations import (
-    Call,
     CallAnswer,
-    Failure,
     Generation,
     IdTakenError,
     LostClaimError,
@@ -44,6 +40,8 @@ from imagegen.domain.generations import (
     Status,
     StoredImage,
     Tombstone,
+    UpstreamAttempt,
+    UpstreamCall,
     with_extra_calls,
 )
 from imagegen.domain.images import ImageRequest
@@ -53,19 +51,17 @@ if TYPE_CHECKING:
 
     from types_boto3_dynamodb import DynamoDBClient
 
-_RECORD, _KEY = "generation", "key"
+_RECORD = "generation"
+_VERSION = 1  # of the record; a process refuses records of a later version
 _BURIED = "buried"  # a status that no Generation has
-_MARKER_SECONDS = 24 * 3600
-_TOMBSTONE_SECONDS = 15 * 24 * 3600  # no message and no process that could still write an image lives longer
+# Longer than any message or process that could still write an image. SQS keeps a message for at most 14 days (SQS
+# developer guide, "Amazon SQS message quotas").
+_TOMBSTONE_SECONDS = 15 * 24 * 3600
 _ACTIVE = "#status IN (:queued, :in_progress)"
-_OURS = "#owner = :owner AND #status = :in_progress"
+_CLAIMED = "#owner = :owner AND #status = :in_progress"
+_WORKED_ON = "#owner = :owner AND #status IN (:in_progress, :cancelled)"
+_NO_LEASE = "(lease_until < :now OR #owner = :owner)"
 _LIVE = "attribute_exists(caller)"  # a tombstone has none
-
-
-@dataclass(frozen=True, slots=True)
-class _KeyHolder:
-    generation_id: str
-    fingerprint: str
 
 
 class DynamoGenerations:
@@ -82,88 +78,6 @@ class DynamoGenerations:
         self._table = table
         self._retention_seconds = retention_seconds
 
-    def hold_key(
-        self,
-        caller: str,
-        idempotency_key: str,
-        generation_id: str,
-        fingerprint: str,
-        *,
-        now: float,
-        expired_before: float,
-        replacing: str | None = None,
-    ) -> _KeyHolder:
-        marker = {
-            **key(_key_pk(caller, idempotency_key), _KEY),
-            "generation_id": {"S": generation_id},
-            "fingerprint": {"S": fingerprint},
-            "created_at": number(now),
-            "expires_at": number(int(now) + _MARKER_SECONDS),
-        }
-        condition = "attribute_not_exists(pk) OR created_at < :expired OR generation_id = :replacing"
-        values: Item = {":expired": number(expired_before), ":replacing": {"S": replacing or "-"}}
-        with asking():
-            try:
-                put_under(condition, self._client(), self._table, marker, values=values)
-            except ConditionFailedError as failed:
-                # Where our own write is repeated, the holder found is the one that it has written.
-                found = failed.item or marker
-                return _KeyHolder(found["generation_id"]["S"], found["fingerprint"]["S"])
-        return _KeyHolder(generation_id, fingerprint)
-
-    def mark_attempt(self, caller: str, fingerprint: str, generation_id: str, attempt: int, *, now: float) -> None:
-        marker = {
-            **key(_retry_pk(caller, fingerprint), f"{_time_text(now)}#{generation_id}"),
-            _seen(attempt): {"S": generation_id},
-            "expires_at": number(int(now) + _MARKER_SECONDS),
-        }
-        # A repetition must not write over what a retry noted in between.
-        with asking(), suppress(ConditionFailedError):
-            put_under("attribute_not_exists(pk)", self._client(), self._table, marker)
-
-    def attach_attempt(self, caller: str, fingerprint: str, attempt: int, *, since: float) -> str | None:
-        token = secrets.token_urlsafe(12)
-        query: dict[str, Any] = {}
-        with asking():
-            client = self._client()
-            while True:
-                page = client.query(
-                    TableName=self._table,
-                    KeyConditionExpression="pk = :pk AND sk > :since",
-                    ExpressionAttributeValues={
-                        ":pk": {"S": _retry_pk(caller, fingerprint)},
-                        ":since": {
-                            "S": f"{_time_text(since)}$"
-                        },  # after what was marked at that time: `$` sorts after `#`
-                    },
-                    ScanIndexForward=False,
-                    ConsistentRead=True,
-                    **query,
-                )
-                for item in page["Items"]:
-                    if _seen(attempt) not in item and self._seen_by(client, item, attempt, token):
-                        return str(item["sk"]["S"].partition("#")[2])
-                if "LastEvaluatedKey" not in page:
-                    return None
-                query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
-
-    def _seen_by(self, client: DynamoDBClient, marker: Any, attempt: int, token: str) -> bool:
-        """Notes the attempt on the marker. False if another request with the same count was faster."""
-        seen = _seen(attempt)
-        try:
-            update_under(
-                "attribute_exists(pk) AND attribute_not_exists(#seen)",
-                client,
-                self._table,
-                {"pk": marker["pk"], "sk": marker["sk"]},
-                "SET #seen = :token",
-                names={"#seen": seen},
-                values={":token": {"S": token}},
-            )
-        except ConditionFailedError as failed:
-            return failed.item is not None and failed.item.get(seen) == {"S": token}
-        return True
-
     def create(self, generation: Generation) -> None:
         record = self._record(generation)
         with asking():
@@ -171,7 +85,7 @@ class DynamoGenerations:
                 put_under("attribute_not_exists(pk)", self._client(), self._table, record)
             except ConditionFailedError as failed:
                 found = failed.item or {}
-                # No two attempts have an image's id in common: this is our own write, which was repeated.
+                # No two attempts share an image id: this item was written by this call, and the SDK repeated the write.
                 if found.get("call_0") != record["call_0"]:
                     raise IdTakenError(void=_is_buried(found), deleted="tombstone" in found) from None
 
@@ -193,43 +107,59 @@ class DynamoGenerations:
             )
         return [_generation(item) for item in items]
 
-    def claim(self, generation_id: str, owner: str, *, now: float, lease_until: float) -> Generation | None:
-        try:
-            item = self._update(
-                generation_id,
-                "SET #status = :in_progress, #owner = :owner, lease_until = :lease_until",
-                "#status = :queued OR (#status = :in_progress AND (lease_until < :now OR #owner = :owner))",
-                {":owner": {"S": owner}, ":now": number(now), ":lease_until": number(lease_until)},
-            )
-        except LostClaimError:
-            return None
-        return _generation(item)
-
-    def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
+    def claim(
+        self, generation_id: str, owner: str, *, now: float, lease_until: float, poll: int = 0
+    ) -> Generation | None:
         values: Item = {
             ":owner": {"S": owner},
+            ":now": number(now),
             ":lease_until": number(lease_until),
-            ":cancelled": {"S": Status.CANCELLED.value},
+            ":poll": number(poll),
         }
-        condition = "#owner = :owner AND #status IN (:in_progress, :cancelled)"
-        self._update(generation_id, "SET lease_until = :lease_until", condition, values)
+        claimable = f"(#status = :queued OR (#status = :in_progress AND {_NO_LEASE})) AND polls <= :poll"
+        try:
+            update = "SET #status = :in_progress, #owner = :owner, lease_until = :lease_until"
+            return _generation(self._update(generation_id, update, claimable, values))
+        except LostClaimError as lost:
+            found = _found(lost)
+            if found.get("status") != {"S": Status.CANCELLED.value} or "has_task" not in found:
+                return None
+        claimable = f"#status = :cancelled AND attribute_exists(has_task) AND {_NO_LEASE} AND polls <= :poll"
+        try:
+            update = "SET #owner = :owner, lease_until = :lease_until"
+            return _generation(self._update(generation_id, update, claimable, values))
+        except LostClaimError:
+            return None
 
-    def let_go(self, generation_id: str, owner: str) -> None:
+    def renew(self, generation_id: str, owner: str, lease_until: float) -> None:
+        values: Item = {":owner": {"S": owner}, ":lease_until": number(lease_until)}
+        self._update(generation_id, "SET lease_until = :lease_until", _WORKED_ON, values)
+
+    def release(self, generation_id: str, owner: str) -> None:
         with suppress(LostClaimError):
             values = {":owner": {"S": owner}, ":zero": number(0)}
             self._update(generation_id, "SET lease_until = :zero", "#owner = :owner", values)
 
-    def save_sending(self, generation_id: str, owner: str, index: int, sent: int) -> None:
-        values = {":owner": {"S": owner}, ":sent": number(sent)}
-        self._update(generation_id, f"SET sent_{int(index)} = :sent", _OURS, values)
+    def await_poll(self, generation_id: str, owner: str, poll: int) -> None:
+        values = {":owner": {"S": owner}, ":zero": number(0), ":poll": number(poll)}
+        self._update(generation_id, "SET lease_until = :zero, polls = :poll", _WORKED_ON, values)
 
-    def save_refusal(self, generation_id: str, index: int, sending: int) -> None:
-        # A set: it stays the same if the write is repeated.
-        values: Item = {":sending": {"NS": [str(sending)]}}
-        self._update(generation_id, f"ADD refused_{int(index)} :sending", _LIVE, values)
+    def save_attempt(self, generation_id: str, owner: str, call: int, number: int, attempt: UpstreamAttempt) -> None:
+        values = {":owner": {"S": owner}, ":attempt": {"S": json_text(attempt)}}
+        self._update(generation_id, f"SET {_attempt('attempt', call, number)} = :attempt", _CLAIMED, values)
 
-    def save_answer(self, generation_id: str, index: int, answer: CallAnswer) -> CallAnswer:
-        name = f"answer_{int(index)}"
+    def save_task(self, generation_id: str, call: int, number: int, task_id: str) -> None:
+        values: Item = {":task": {"S": task_id}, ":yes": {"BOOL": True}}
+        update = f"SET {_attempt('task', call, number)} = :task, has_task = :yes"
+        self._update(generation_id, update, _LIVE, values)
+
+    def save_failure(self, generation_id: str, call: int, number: int, failure: Failure) -> None:
+        name = _attempt("failure", call, number)
+        values = {":failure": {"S": json_text(failure)}}
+        self._update(generation_id, f"SET {name} = if_not_exists({name}, :failure)", _LIVE, values)
+
+    def save_answer(self, generation_id: str, call: int, answer: CallAnswer) -> CallAnswer:
+        name = f"answer_{int(call)}"
         values = {":answer": {"S": json_text(answer)}}
         item = self._update(generation_id, f"SET {name} = if_not_exists({name}, :answer)", _LIVE, values)
         return msgspec.json.decode(item[name]["S"], type=CallAnswer)
@@ -246,22 +176,22 @@ class DynamoGenerations:
         if failure is not None:
             update += ", failure = :failure"
             values[":failure"] = {"S": json_text(failure)}
-        # A repeated write that has succeeded finds its own end.
-        condition = f"({_OURS}) OR (#owner = :owner AND #status = :ended)"
+        # If the SDK repeats a write that has succeeded, the repetition finds the end that the write made.
+        condition = f"({_CLAIMED}) OR (#owner = :owner AND #status = :ended)"
         return _generation(self._update(generation_id, update, condition, values))
 
-    def mark_announced(self, generation: Generation) -> None:
-        with suppress(LostClaimError):  # deleted meanwhile, or a new attempt has begun, whose end comes later
+    def mark_published(self, generation: Generation) -> None:
+        with suppress(LostClaimError):  # deleted, or tried again: the new attempt publishes its own end
             self._update(
                 generation.id,
-                "SET announced = :yes",
+                "SET published = :yes",
                 "completed_at = :completed_at",
                 {":yes": {"BOOL": True}, ":completed_at": number(generation.completed_at or 0)},
             )
 
     def cancel(self, generation_id: str, *, now: float) -> Generation | None:
-        values = {":cancelled": {"S": Status.CANCELLED.value}, ":now": number(now)}
-        # A cancellation that was made, by a repeated write or another request, is the one that is asked for.
+        values = {":now": number(now)}
+        # If it is cancelled already, by a repeated write or by another request, this succeeds as well.
         update = "SET #status = :cancelled, completed_at = if_not_exists(completed_at, :now)"
         condition = "#status IN (:queued, :in_progress, :cancelled)"
         try:
@@ -281,10 +211,10 @@ class DynamoGenerations:
         }
         update = (
             "SET #status = :queued, lease_until = :zero, retries = :retries, reserved_at = :now, returned = :zero,"
-            " requeued_by = :token REMOVE failure, completed_at, announced, #owner"
+            " requeued_by = :token, polls = :zero REMOVE failure, completed_at, published, #owner"
         )
-        # Its end is published first, and its uncharged images are returned first: neither is lost by a new attempt.
-        condition = "#status = :failed AND attribute_exists(announced) AND completed_at = :completed_at"
+        # The end must be published, and uncharged images returned, before: a new attempt would lose both.
+        condition = "#status = :failed AND attribute_exists(published) AND completed_at = :completed_at"
         try:
             return _generation(self._update(generation.id, update, condition, values))
         except LostClaimError as lost:
@@ -357,11 +287,11 @@ class DynamoGenerations:
     def _update(
         self, generation_id: str, update: str, condition: str, values: Item, names: Mapping[str, str] | None = None
     ) -> Item:
-        """The record after the update. Raises LostClaimError if the condition does not hold."""
+        """Returns the record after the update. Raises LostClaimError if the condition does not hold."""
         with asking():
             try:
                 return update_under(
-                    condition,
+                    f"({condition}) AND version <= :version",
                     self._client(),
                     self._table,
                     key(generation_id, _RECORD),
@@ -370,15 +300,19 @@ class DynamoGenerations:
                     values={
                         ":queued": {"S": Status.QUEUED.value},
                         ":in_progress": {"S": Status.IN_PROGRESS.value},
+                        ":cancelled": {"S": Status.CANCELLED.value},
+                        ":version": number(_VERSION),
                         **values,
                     },
                 )
             except ConditionFailedError as failed:
+                _check_version(failed.item or {})
                 raise LostClaimError from failed
 
     def _record(self, generation: Generation) -> Item:
         item: Item = {
             **key(generation.id, _RECORD),
+            "version": number(_VERSION),
             "status": {"S": generation.status.value},
             "caller": {"S": generation.caller},
             "created_at": number(generation.created_at),
@@ -386,6 +320,8 @@ class DynamoGenerations:
             "lease_until": number(generation.lease_until),
             "base_url": {"S": generation.base_url},
             "request": {"S": json_text(generation.request)},
+            "provider": {"S": generation.provider},
+            "polls": number(generation.polls),
             "returned": number(0),
         }
         if generation.origin != Origin():
@@ -398,7 +334,7 @@ class DynamoGenerations:
 
 
 def _found(lost: LostClaimError) -> Item:
-    """The item that did not fulfil the condition."""
+    """Returns the item that did not meet the condition."""
     return (lost.__cause__.item if isinstance(lost.__cause__, ConditionFailedError) else None) or {}
 
 
@@ -406,10 +342,17 @@ def _is_buried(item: Item) -> bool:
     return bool(item.get("status") == {"S": _BURIED})
 
 
+def _check_version(item: Item) -> None:
+    if "version" in item and int(item["version"]["N"]) > _VERSION:
+        raise RecordsUnavailableError("The record of this generation was written by a later version of this service.")
+
+
 def _generation(item: Item) -> Generation:
-    asked: list[Call] = []
+    _check_version(item)
+    asked: list[UpstreamCall] = []
     while text := item.get(f"call_{len(asked)}"):
-        asked.append(_known(item, Call(msgspec.json.decode(text["S"], type=tuple[str, ...]), number=len(asked))))
+        image_ids = msgspec.json.decode(text["S"], type=tuple[str, ...])
+        asked.append(_known(item, UpstreamCall(image_ids, number=len(asked))))
     calls = tuple(_known(item, call) if call.extra else call for call in with_extra_calls(asked))
     return Generation(
         id=item["pk"]["S"],
@@ -417,10 +360,12 @@ def _generation(item: Item) -> Generation:
         request=msgspec.json.decode(item["request"]["S"], type=ImageRequest),
         created_at=float(item["created_at"]["N"]),
         base_url=item["base_url"]["S"],
+        provider=item["provider"]["S"],
         calls=calls,
         status=Status(item["status"]["S"]),
         owner=item["owner"]["S"] if "owner" in item else None,
         lease_until=float(item["lease_until"]["N"]),
+        polls=int(item["polls"]["N"]),
         stored={
             image_id: msgspec.json.decode(item[image_id]["S"], type=StoredImage)
             for call in calls
@@ -430,36 +375,34 @@ def _generation(item: Item) -> Generation:
         failure=msgspec.json.decode(item["failure"]["S"], type=Failure) if "failure" in item else None,
         completed_at=float(item["completed_at"]["N"]) if "completed_at" in item else None,
         origin=msgspec.json.decode(item["origin"]["S"], type=Origin) if "origin" in item else Origin(),
-        announced="announced" in item,
+        published="published" in item,
         retries=int(item["retries"]["N"]) if "retries" in item else 0,
         reserved_at=float(item["reserved_at"]["N"]) if "reserved_at" in item else None,
         returned=int(item["returned"]["N"]),
     )
 
 
-def _known(item: Item, call: Call) -> Call:
-    """The call, with what the record knows of it."""
-    sent, refused, answer = (item.get(f"{name}_{call.number}") for name in ("sent", "refused", "answer"))
+def _known(item: Item, call: UpstreamCall) -> UpstreamCall:
+    """Returns the call with its attempts and its answer."""
+    attempts: list[UpstreamAttempt] = []
+    while text := item.get(_attempt("attempt", call.number, len(attempts) + 1)):
+        number = len(attempts) + 1
+        task, failure = (item.get(_attempt(name, call.number, number)) for name in ("task", "failure"))
+        attempts.append(
+            msgspec.structs.replace(
+                msgspec.json.decode(text["S"], type=UpstreamAttempt),
+                task_id=task["S"] if task else None,
+                failure=msgspec.json.decode(failure["S"], type=Failure) if failure else None,
+            )
+        )
+    answer = item.get(f"answer_{call.number}")
     return msgspec.structs.replace(
         call,
-        sent=int(sent["N"]) if sent else 0,
-        refused=len(refused["NS"]) if refused else 0,
+        attempts=tuple(attempts),
         answer=msgspec.json.decode(answer["S"], type=CallAnswer) if answer else None,
     )
 
 
-def _key_pk(caller: str, idempotency_key: str) -> str:
-    return f"key#{caller}#{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
-
-
-def _retry_pk(caller: str, fingerprint: str) -> str:
-    return f"retry#{caller}#{fingerprint}"
-
-
-def _time_text(seconds: float) -> str:
-    """Unix seconds as text that sorts by time."""
-    return f"{seconds:017.6f}"
-
-
-def _seen(attempt: int) -> str:
-    return f"seen_{attempt}"
+def _attempt(name: str, call: int, number: int) -> str:
+    """Returns the attribute of an attempt. Each has its own, so parallel writers never overwrite each other."""
+    return f"{name}_{int(call)}_{int(number)}"

@@ -1,4 +1,4 @@
-"""The bucket that files of requests are dropped into, and that tells what became of them."""
+"""Reads files of requests from the inbox bucket, and writes files of results to it."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,14 +9,14 @@ from imagegen.aws.bucket import S3Answer, S3Bucket, s3_answer
 from imagegen.domain.batches import InboxFile
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageStorageInterruptedError
-from imagegen.outbound.reading import cut_off_at
+from imagegen.outbound.read_deadline import cut_off_at
 
 _NOT_READ = "A file in the inbox could not be read."
 _NOT_WRITTEN = "A file could not be written to the outbox."
 
 
 class S3Inbox:
-    """Implements `ports.Inbox`. A file is read in pieces, each by a request of its own: none is held open meanwhile."""
+    """Implements `ports.Inbox`. A file is read in pieces, each by its own request, so no answer stays open."""
 
     def __init__(self, bucket: S3Bucket) -> None:
         self._bucket = bucket
@@ -27,7 +27,7 @@ class S3Inbox:
                 response.drain_conn()
         except (HTTPError, OSError):
             raise ImageStorageInterruptedError(_NOT_READ) from None
-        # Without the right to list a bucket, S3 says 403 of what is not there; 400 and 405 are of the version.
+        # Without s3:ListBucket, S3 answers 403 for a missing key. 400 and 405 mean that the version does not exist.
         if response.status not in (200, 400, 403, 404, 405):
             raise ImageStorageInterruptedError(_NOT_READ)
         return response.status == 200

@@ -1,4 +1,4 @@
-"""What the stores of records have in common: DynamoDB's items and keys, its errors, and updates under a condition."""
+"""Reads and writes items of DynamoDB for the stores of records: keys, errors and conditional writes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 Item = dict[str, Any]
-_PAGE = 100  # the most that one BatchGetItem takes
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0  # between looks for keys that were left out under load
+_PAGE = 100  # the most keys of one call (DynamoDB API reference, "BatchGetItem")
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0  # before unprocessed keys are read again
 
 
 def key(pk: str, sk: str) -> Item:
@@ -37,17 +37,17 @@ def json_text(value: object) -> str:
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """What botocore raises becomes RecordsUnavailableError; the meanings that we found in it pass."""
+    """Turns exceptions of botocore into RecordsUnavailableError. The exceptions that the stores raise pass."""
     try:
         yield
-    except (LostClaimError, IdTakenError):
+    except (LostClaimError, IdTakenError, RecordsUnavailableError):
         raise
     except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
-        raise RecordsUnavailableError("The records of this service could not be reached just now.") from error
+        raise RecordsUnavailableError("The records of this service are temporarily unavailable.") from error
 
 
 class ConditionFailedError(Exception):
-    """The condition of a write did not hold. `item` is what is there, None if nothing is."""
+    """The condition of a write did not hold. `item` is the stored item, `None` if there is none."""
 
     def __init__(self, item: Item | None) -> None:
         super().__init__()
@@ -64,10 +64,10 @@ def update_under(
     names: Mapping[str, str],
     values: Mapping[str, Item],
 ) -> Item:
-    """The item after the update. Of names and values, those that the expressions hold are sent, as DynamoDB demands.
+    """Updates an item and returns it. Sends only the names and values that the expressions use, as DynamoDB requires.
 
-    Raises ConditionFailedError with the item that is there, and what botocore raises. The SDK repeats a write whose
-    answer was lost; a caller recognises its own repetition by that item.
+    Raises ConditionFailedError with the stored item, and exceptions of botocore. The SDK repeats a write whose answer
+    was lost. By the stored item, the calling code recognises such a repetition.
     """
     text = f"{update} {condition}"
     held = {
@@ -99,7 +99,7 @@ def put_under(
     names: Mapping[str, str] | None = None,
     values: Mapping[str, Item] | None = None,
 ) -> None:
-    """Writes the item. Raises ConditionFailedError with the item that is there, and what botocore raises."""
+    """Writes the item. Raises ConditionFailedError with the stored item, and exceptions of botocore."""
     held = {"ExpressionAttributeNames": dict(names or {}), "ExpressionAttributeValues": dict(values or {})}
     try:
         client.put_item(
@@ -116,10 +116,10 @@ def put_under(
 def newest_items(
     client: DynamoDBClient, table: str, caller: str, limit: int, *, after: Item | None, status: str | None = None
 ) -> list[Item]:
-    """The caller's own records as they are now, newest first, those behind the record `after`.
+    """Returns at most `limit` records of the caller, newest first, beginning after the record `after`.
 
-    The index has only keys and the status, and lags behind the table: the records are read by their keys. Raises what
-    botocore raises.
+    The index has only keys and the status, and lags behind the table, so the records are read by their keys. Raises
+    exceptions of botocore.
     """
     keys = _listed(client, table, caller, after, status)
     found: list[Item] = []
@@ -161,11 +161,13 @@ def _listed(
 
 
 def _read(client: DynamoDBClient, table: str, keys: Sequence[Item]) -> list[Item]:
-    """The items that are there, in the order of their keys."""
+    """Returns the items that exist, in the order of their keys."""
     found: dict[str, Item] = {}
     left: Any = {table: {"Keys": keys, "ConsistentRead": True}}
     pause = _FIRST_PAUSE_SECONDS
-    while left:  # one answer has at most 16 MB, and at least one item: if none can be read, DynamoDB raises an error
+    # An answer has at most 16 MB and at least one item (DynamoDB API reference, "BatchGetItem"). If no item can be
+    # read, DynamoDB raises an error.
+    while left:
         answer = client.batch_get_item(RequestItems=left)
         found |= {item["pk"]["S"]: item for item in answer["Responses"].get(table, [])}
         left = answer["UnprocessedKeys"]
@@ -176,7 +178,7 @@ def _read(client: DynamoDBClient, table: str, keys: Sequence[Item]) -> list[Item
 
 
 def _not_empty(held: Mapping[str, object]) -> dict[str, Any]:
-    """DynamoDB refuses an argument that is there and empty."""
+    """Drops empty arguments, which DynamoDB refuses."""
     return {name: value for name, value in held.items() if value}
 
 

@@ -1,4 +1,4 @@
-"""The queues: behind every generation, before the intake, and aside for people."""
+"""Sends messages to the queues: generations, the intake, and the dead letters that an operator must look at."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.ports import MESSAGE_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,50 +28,46 @@ class SqsDeadLetters:
                 MessageBody=body,
                 MessageAttributes={"reason": {"DataType": "String", "StringValue": reason}},
             )
-        except Exception as error:  # likewise
-            raise RecordsUnavailableError("The queue of this service could not be reached just now.") from error
+        except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
+            raise _unavailable() from error
 
 
 class _SqsQueue:
-    """Messages that hold an id and nothing else, under the name `field`."""
-
-    def __init__(self, client: Callable[[], SQSClient], queue_url: str, field: str) -> None:
+    def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
         self._client = client
         self._queue_url = queue_url
-        self._field = field
 
-    def _send(self, value: str, caller: str, delay: float) -> None:
+    def _send(self, message: dict[str, str | int], caller: str, delay: float) -> None:
         try:
             self._client().send_message(
                 QueueUrl=self._queue_url,
-                MessageBody=json.dumps({self._field: value}),
+                MessageBody=json.dumps({"version": MESSAGE_VERSION, **message}),
                 DelaySeconds=round(delay),
-                MessageGroupId=caller,  # what makes a standard queue fair between callers
+                # So that no caller delays the others (SQS developer guide, "Amazon SQS fair queues").
+                MessageGroupId=caller,
             )
-        except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
-            raise RecordsUnavailableError("The queue of this service could not be reached just now.") from error
+        except Exception as error:  # as above
+            raise _unavailable() from error
 
-    def hold(self, receipt: str, seconds: float) -> None:
+    def extend_visibility(self, receipt: str, seconds: float) -> None:
         self._client().change_message_visibility(
             QueueUrl=self._queue_url, ReceiptHandle=receipt, VisibilityTimeout=round(seconds)
         )
 
 
 class SqsGenerations(_SqsQueue):
-    """Implements `ports.GenerationQueue`. A message is `{"generation_id": …}`."""
+    """Implements `ports.GenerationQueue`. A message is `{"version", "generation_id", "poll"}`."""
 
-    def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
-        super().__init__(client, queue_url, "generation_id")
-
-    def send(self, generation_id: str, caller: str, *, delay: float = 0) -> None:
-        self._send(generation_id, caller, delay)
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
+        self._send({"generation_id": generation_id, "poll": poll}, caller, delay)
 
 
 class SqsBatches(_SqsQueue):
-    """Implements `ports.BatchQueue`. A message is `{"batch_id": …}`."""
-
-    def __init__(self, client: Callable[[], SQSClient], queue_url: str) -> None:
-        super().__init__(client, queue_url, "batch_id")
+    """Implements `ports.BatchQueue`. A message is `{"version", "batch_id"}`."""
 
     def send(self, batch_id: str, caller: str, *, delay: float = 0) -> None:
-        self._send(batch_id, caller, delay)
+        self._send({"batch_id": batch_id}, caller, delay)
+
+
+def _unavailable() -> RecordsUnavailableError:
+    return RecordsUnavailableError("The queue of this service is temporarily unavailable.")

@@ -1,4 +1,8 @@
-"""SSM Parameter Store, cached: it serves 40 GetParameter calls a second to a whole account by default."""
+"""Reads SSM Parameter Store through a cache.
+
+By default, an account and region may make 40 GetParameter calls a second (AWS General Reference, "AWS Systems Manager
+endpoints and quotas").
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,15 @@ if TYPE_CHECKING:
 
     from types_boto3_ssm import SSMClient
 
-# How long throttled calls are begun anew. The SDK's own tries take 3 s more at most, and the authorizer has 10 s.
+# How long a throttled call is repeated. The tries of the SDK take at most 3 s more, and the authorizer has 10 s.
 _THROTTLED_SECONDS = 5.0
-_MOST_CACHED = 1000  # names; a guesser must not fill the memory
+_MOST_CACHED = 1000  # names; requests with guessed names must not fill the memory
 
 
 class SsmParameters:
-    """Implements `ports.Parameters`. That a parameter is missing is cached too, so that guesses cost nothing.
+    """Implements `ports.Parameters`. A missing parameter is cached too, so that guessed names cause no calls.
 
-    Powertools' own cache knows no missing parameter and wraps every failure alike, hence this one.
+    The cache of Powertools does not keep missing parameters, and wraps all failures in one exception.
     """
 
     def __init__(
@@ -34,7 +38,7 @@ class SsmParameters:
         self._lock = threading.Lock()
 
     def get(self, name: str, *, fresh: bool = False) -> str | None:
-        with self._lock:  # one call, however many threads ask
+        with self._lock:  # so that parallel threads make one call
             known = self._cached.get(name)
             if known is not None and not fresh and self._clock() - known[0] < self._cache_seconds:
                 return known[1]
@@ -51,10 +55,10 @@ class SsmParameters:
             while True:
                 try:
                     return client.get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
-                except client.exceptions.ThrottlingException:  # the SDK has paused between its tries
+                except client.exceptions.ThrottlingException:  # no pause here: the SDK pauses between its tries
                     if self._clock() >= until:
                         raise
         except client.exceptions.ParameterNotFound:
             return None
         except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
-            raise SecretUnavailableError("A secret of this service could not be read just now.") from error
+            raise SecretUnavailableError("A secret of this service is temporarily unavailable.") from error

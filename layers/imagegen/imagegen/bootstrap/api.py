@@ -1,52 +1,103 @@
-"""What the api function works with."""
+"""Wires the api function."""
 
 import os
+import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
-from imagegen.aws.waiters import DynamoWaiters
+from aws_lambda_powertools.event_handler.api_gateway import Router
+from aws_lambda_powertools.logging import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from imagegen.aws.waiting_requests import DynamoWaiters
 from imagegen.bootstrap import sdk
-from imagegen.bootstrap.workshop import journal, store_ledger, workshop
+from imagegen.bootstrap.records import Records
+from imagegen.bootstrap.upstreams import generation_worker
+from imagegen.providers.catalog import catalog
+from imagegen.routes.batches import BatchRoutes
+from imagegen.routes.generations import GenerationRoutes
+from imagegen.routes.images import ImageRoutes
+from imagegen.routes.middleware import ApiMiddleware, Handler, http_handler
+from imagegen.routes.models import ModelRoutes
+from imagegen.routes.results import Results
 from imagegen.settings import ApiSettings, SettingsError
-from imagegen.usecases.publish import Ledger
-from imagegen.usecases.quota import Allowance
-from imagegen.usecases.submit import Desk
-from imagegen.usecases.work import Workshop
+from imagegen.usecases.delete_images import DeleteImages
+from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration
+from imagegen.usecases.work_on_generation import GenerationWorker
+from imagegen.wire.requests import ReadRequest
+
+logger = Logger(service="api")
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
     settings: ApiSettings
-    desk: Desk
-    workshop: Workshop
-    waiters: DynamoWaiters
-    ledger: Ledger
+    handle: Handler
+    worker: GenerationWorker
+    pool: Executor
 
 
 @cache
 def api() -> Api:
-    """Raises SettingsError where the environment lacks something."""
+    """Raises SettingsError if a variable of the environment is missing or bad."""
     settings = ApiSettings.from_env(os.environ)
-    shop = workshop(settings.runtime, settings.store, settings.upstream, journal("api", settings.journal))
-    return Api(
-        settings=settings,
-        desk=Desk(
-            records=shop.records,
-            queue=shop.queue,
-            allowance=Allowance(shop.counters, settings.images_per_client_per_day, settings.images_per_day),
-            now=shop.now,
-            lease=shop.lease,
-            journal=shop.journal,
-        ),
-        workshop=shop,
-        ledger=store_ledger(settings.store),
-        waiters=DynamoWaiters(sdk.dynamodb, settings.store.generation_table, most=settings.most_waiters),
+    return wired(settings, Records.on_aws("api", settings.store, settings.journal))
+
+
+def wired(settings: ApiSettings, records: Records) -> Api:
+    """The function over these records."""
+    store, models = settings.store, catalog(settings.prompt_max_characters, settings.model_aliases)
+    workers = generation_worker(records, settings.runtime, settings.images, settings.upstream)
+    results = Results(
+        records=records.generations,
+        images=workers.images,
+        waiters=DynamoWaiters(sdk.dynamodb, store.generation_table, most=settings.most_waiters),
+        durable_urls=store.durable_urls,
     )
+    generations = GenerationRoutes(
+        submission=records.submission(settings.quota, settings.upstream.lease_seconds, records.queue),
+        worker=workers.worker,
+        cancellation=CancelGeneration(records.generations, records.publisher, time.time),
+        deletion=DeleteGeneration(
+            records=records.generations,
+            queue=records.queue,
+            publisher=records.publisher,
+            batches=records.progress,
+            deletion=DeleteImages(workers.images),
+            now=time.time,
+        ),
+        records=records.generations,
+        results=results,
+        journal=records.journal,
+        read_request=ReadRequest(models),
+        public_base_url=settings.public_base_url,
+        wait_seconds=settings.wait_seconds,
+        api_is_first_worker=settings.api_is_first_worker,
+        router=Router(),
+    )
+    batches = BatchRoutes(records.batches, records.lines, records.batch_queue, time.time, Router())
+    routers = [
+        each.register()
+        for each in (generations, batches, ImageRoutes(workers.images, Router()), ModelRoutes(models, Router()))
+    ]
+    middleware = ApiMiddleware(logger, cors_origin=settings.cors_origin, public_base_url=settings.public_base_url)
+    return Api(settings, http_handler(routers, middleware.chain), workers.worker, workers.pool)
 
 
-def cors_origin() -> str | None:
-    """The web origin whose pages may read our answers; None where settings lack, which an answer must tell too."""
+def handle(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """The function's handler. Answers with an error as long as the environment is not complete."""
     try:
-        return api().settings.cors_origin
-    except SettingsError:
-        return None
+        answer = api().handle
+    except SettingsError as error:
+        answer = _without_settings(error)
+    return answer(event, context)
+
+
+def _without_settings(error: SettingsError) -> Handler:
+    def refuse(*_: Any) -> Any:
+        raise error
+
+    middleware = ApiMiddleware(logger, cors_origin="", public_base_url="")
+    return http_handler([], [*middleware.chain, refuse])

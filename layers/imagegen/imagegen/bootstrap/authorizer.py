@@ -1,33 +1,33 @@
-"""What the authorizer function works with."""
+"""Wires the authorizer function."""
 
 import os
-from dataclasses import dataclass
 from functools import cache
+from typing import Any
+
+from aws_lambda_powertools.logging import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
-from imagegen.ports import Parameters, TokenVerifier
+from imagegen.ports import TokenVerifier
+from imagegen.routes.authorizer import Authorizer
 from imagegen.settings import AuthorizerSettings
 
-# A key that was revoked is dead within five minutes: this and the gateway's cache (template.yaml) together.
-CLIENT_CACHE_SECONDS = 150
+# A revoked key stops working within five minutes: this and API Gateway's cache (template.yaml) together.
+CALLER_CACHE_SECONDS = 150
 
-
-@dataclass(frozen=True, slots=True)
-class Authorizer:
-    settings: AuthorizerSettings
-    clients: Parameters
-    tokens: TokenVerifier | None
+logger = Logger(service="authorizer")
 
 
 @cache
 def authorizer() -> Authorizer:
-    """Raises SettingsError where the environment lacks something."""
+    """Raises SettingsError if a variable of the environment is missing or bad."""
     settings = AuthorizerSettings.from_env(os.environ)
     return Authorizer(
-        settings=settings,
-        clients=SsmParameters(sdk.ssm, cache_seconds=CLIENT_CACHE_SECONDS),
+        callers=SsmParameters(sdk.ssm, cache_seconds=CALLER_CACHE_SECONDS),
+        path=settings.clients_path,
         tokens=_tokens(settings) if settings.oidc_issuer else None,
+        logger=logger,
     )
 
 
@@ -37,3 +37,8 @@ def _tokens(settings: AuthorizerSettings) -> TokenVerifier:
     from imagegen.outbound.pool import HttpPool  # noqa: PLC0415
 
     return OidcTokens(IssuerKeys(HttpPool(), settings.oidc_issuer), audience=settings.oidc_audience)
+
+
+def handle(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
+    """The function's handler."""
+    return authorizer().policy(event)

@@ -1,100 +1,118 @@
-"""What the intake function works with."""
+"""Wires the intake function."""
 
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
-from imagegen.aws.allowance import DynamoAllowanceCounters
+from aws_lambda_powertools.logging import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
 from imagegen.aws.bucket import S3Bucket, bucket_url
 from imagegen.aws.cloudwatch import JournalledBatchBus
 from imagegen.aws.events import EventBridgeBatchBus
-from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.inbox import S3Inbox, S3Outbox
 from imagegen.aws.sqs import SqsDeadLetters, SqsGenerations
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
-from imagegen.bootstrap.authorizer import CLIENT_CACHE_SECONDS
-from imagegen.bootstrap.workshop import event_bus, journal, ledger
+from imagegen.bootstrap.authorizer import CALLER_CACHE_SECONDS
+from imagegen.bootstrap.records import Records
+from imagegen.consumers.intake_messages import IntakeMessages
+from imagegen.consumers.queue_consumer import QueueConsumer
 from imagegen.outbound.pool import HttpPool
-from imagegen.ports import BatchQueue, DeadLetters, EventBus, Inbox, Journal
+from imagegen.providers.catalog import catalog
 from imagegen.settings import IntakeSettings
-from imagegen.usecases.authorize import own_images_per_day
-from imagegen.usecases.carry_on import BatchShop
-from imagegen.usecases.quota import Allowance
-from imagegen.usecases.read_batch import CHUNK_THREADS, Reader
-from imagegen.usecases.submit import Desk
+from imagegen.usecases.authorize import caller_named
+from imagegen.usecases.continue_batch import ContinueBatch
+from imagegen.usecases.manage_generation import CancelGeneration
+from imagegen.usecases.read_batch import CHUNK_THREADS, ReadBatch
+from imagegen.usecases.submit import RejectEvent
 from imagegen.wire.batches import batch_event, read_batch_line, refused_line
+from imagegen.wire.requests import ReadRequest
+
+CLOSING_SECONDS = 60.0  # of the function's time-out, kept free to end the work at hand
+TURN_SECONDS = 60.0  # then the rest of a file goes to the end of the queue: a large one does not delay others
+
+logger = Logger(service="intake")
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """`messages` is the intake's own queue. `own_images_per_day` is a client's own allowance."""
-
-    settings: IntakeSettings
-    desk: Desk
-    bus: EventBus
-    dead_letters: DeadLetters
-    messages: BatchQueue
-    inbox: Inbox
-    batches: BatchShop
-    own_images_per_day: Callable[[str], int | None]
-    journal: Journal
+    messages: QueueConsumer
+    pool: Executor
 
 
 @cache
 def intake() -> Intake:
-    """Raises SettingsError where the environment lacks something."""
+    """Raises SettingsError if a variable of the environment is missing or bad."""
     settings = IntakeSettings.from_env(os.environ)
-    table = settings.generation_table
-    counters = DynamoAllowanceCounters(sdk.dynamodb, table)
-    clients = SsmParameters(sdk.ssm, cache_seconds=CLIENT_CACHE_SECONDS)
-    told = journal("intake", settings.journal)
-    own = partial(own_images_per_day, clients=clients, path=settings.clients_path)
-    desk = Desk(
-        records=DynamoGenerations(sdk.dynamodb, table, retention_seconds=settings.record_days * 24 * 3600),
-        queue=SqsGenerations(sdk.sqs, settings.generation_queue_url),
-        allowance=Allowance(counters, settings.images_per_client_per_day, settings.images_per_day),
-        now=time.time,
-        lease=settings.lease_seconds,
-        journal=told,
-    )
+    records = Records.on_aws("intake", settings.store, settings.journal)
     bucket = S3Bucket(
         HttpPool(),
         url=bucket_url(settings.inbox_bucket, settings.runtime.region, settings.runtime.s3_endpoint_url),
         region=settings.runtime.region,
         credentials=sdk.credentials,
     )
-    inbox = S3Inbox(bucket)
-    books = ledger(table, settings.intake_queue_url, settings.record_days, durable_urls=settings.durable_urls)
-    reader = Reader(
-        # A queue of their own, so that ten thousand lines keep no client waiting.
-        desk=replace(desk, queue=SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)),
-        ledger=books,
+    inbox, pool = S3Inbox(bucket), ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="line")
+    read_request = ReadRequest(catalog(settings.prompt_max_characters, settings.model_aliases))
+    caller = partial(
+        caller_named,
+        callers=SsmParameters(sdk.ssm, cache_seconds=CALLER_CACHE_SECONDS),
+        path=settings.clients_path,
+    )
+    # A queue of their own, so that ten thousand lines delay no other caller.
+    line_queue = SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)
+    reader = ReadBatch(
+        batches=records.batches,
+        lines=records.lines,
+        progress=records.progress,
+        submission=records.submission(settings.quota, settings.lease_seconds, line_queue),
         inbox=inbox,
-        pool=ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="line"),
+        pool=pool,
         base_url=settings.base_url,
-        read_line=partial(read_batch_line, prompt_cap=settings.prompt_max_characters, aliases=settings.model_aliases),
+        read_line=partial(read_batch_line, read_fields=read_request.fields),
         refusal=refused_line,
-        own_images_per_day=own,
+        caller_named=caller,
     )
-    bus = event_bus(settings.event_bus, told)
-    return Intake(
-        settings=settings,
-        desk=desk,
-        bus=bus,
-        dead_letters=SqsDeadLetters(sdk.sqs, settings.intake_dead_letters_url),
-        messages=books.messages,
+    batch_bus = EventBridgeBatchBus(sdk.events, settings.store.event_bus, ended=batch_event)
+    continuation = ContinueBatch(
+        batches=records.batches,
+        lines=records.lines,
+        queue=records.batch_queue,
+        reader=reader,
+        progress=records.progress,
+        generations=records.generations,
+        cancellation=CancelGeneration(records.generations, records.publisher, time.time),
+        outbox=S3Outbox(bucket),
+        bus=JournalledBatchBus(batch_bus, records.journal),
+        now=time.time,
+        lease=settings.lease_seconds,
+    )
+    messages = IntakeMessages(
+        submission=records.submission(settings.quota, settings.lease_seconds, records.queue),
+        rejection=RejectEvent(SqsDeadLetters(sdk.sqs, settings.intake_dead_letters_url), records.bus),
+        batches=records.batches,
+        continuation=continuation,
         inbox=inbox,
-        batches=BatchShop(
-            reader=reader,
-            counters=counters,
-            bus=bus,
-            batch_bus=JournalledBatchBus(EventBridgeBatchBus(sdk.events, settings.event_bus, ended=batch_event), told),
-            outbox=S3Outbox(bucket),
-        ),
-        own_images_per_day=own,
-        journal=told,
+        read_request=read_request,
+        base_url=settings.base_url,
+        caller_named=caller,
+        now=time.time,
+        logger=logger,
     )
+    consumer = QueueConsumer(
+        take=messages.take,
+        queue=lambda _: records.batch_queue,
+        visibility=settings.lease_seconds,
+        closing_seconds=CLOSING_SECONDS,
+        turn_seconds=TURN_SECONDS,
+        journal=records.journal,
+    )
+    return Intake(consumer, pool)
+
+
+def handle(event: dict[str, Any], context: LambdaContext) -> Any:
+    """The function's handler."""
+    return intake().messages.handle(event, context)

@@ -1,4 +1,4 @@
-"""The AWS SDK, imported on first use: it is the slowest import of a cold start."""
+"""Imports the AWS SDK on first use, because it is the slowest import of a cold start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def session() -> boto3.session.Session:
 
 @cache
 def _patience() -> Config:
-    """The SDK's own is a minute a try, five tries: longer than the gateway waits, and than a lease lasts unrenewed."""
+    """Returns short time-outs.
+
+    The default is five tries of up to a minute each: longer than API Gateway waits, and longer than a lease.
+    """
     from botocore.config import Config  # noqa: PLC0415
 
     return Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
@@ -37,7 +40,7 @@ def dynamodb() -> DynamoDBClient:
 
 @cache
 def events() -> EventBridgeClient:
-    """Who waits for an answer must not wait for what is told besides: a message tells it later."""
+    """Has even shorter time-outs, because a caller may be waiting. If publishing fails, it is repeated later."""
     from botocore.config import Config  # noqa: PLC0415
 
     return session().client(
@@ -57,7 +60,7 @@ def ssm() -> SSMClient:
 
 
 def credentials() -> ReadOnlyCredentials:
-    """The function's own credentials as they are now; they may have been renewed since the last call."""
+    """Returns the current credentials of the function. They may have been renewed since the last call."""
     found = session().get_credentials()
     if found is None:
         raise RuntimeError("there are no AWS credentials")

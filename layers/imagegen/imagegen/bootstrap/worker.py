@@ -1,35 +1,76 @@
-"""What the worker function works with."""
+"""Wires the functions that work on generations: the worker, and the one behind its dead-letter queue."""
 
 import os
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
+from math import inf
+from typing import Any
+
+from aws_lambda_powertools.logging import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.aws.sqs import SqsGenerations
 from imagegen.bootstrap import sdk
-from imagegen.bootstrap.workshop import journal, workshop
+from imagegen.bootstrap.records import Records
+from imagegen.bootstrap.upstreams import generation_worker
+from imagegen.consumers.generation_messages import GenerationMessages
+from imagegen.consumers.queue_consumer import QueueConsumer
 from imagegen.ports import GenerationQueue
 from imagegen.settings import WorkerSettings
-from imagegen.usecases.work import Workshop
+
+CLOSING_SECONDS = 15.0  # of the function's time-out, kept free to note the outcome
+DEAD_LETTER_CLOSING_SECONDS = 10.0  # likewise; that function has 60
+
+logger = Logger(service="worker")
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    settings: WorkerSettings
-    workshop: Workshop
-    batches: GenerationQueue
-
-    def queue(self, arn: str) -> GenerationQueue:
-        """The one that a message came from."""
-        _, _, batches = self.settings.batch_generation_queue_url.rpartition("/")
-        return self.batches if arn.endswith(f":{batches}") else self.workshop.queue
+    messages: QueueConsumer
+    dead_letters: QueueConsumer
+    pool: Executor
 
 
 @cache
 def worker() -> Worker:
-    """Raises SettingsError where the environment lacks something."""
+    """Raises SettingsError if a variable of the environment is missing or bad."""
     settings = WorkerSettings.from_env(os.environ)
+    records = Records.on_aws("worker", settings.store, settings.journal)
+    workers = generation_worker(records, settings.runtime, settings.images, settings.upstream)
+    batch_queue = SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)
+    _, _, batch_queue_name = settings.batch_generation_queue_url.rpartition("/")
+
+    def queue(arn: str) -> GenerationQueue:
+        return batch_queue if arn.endswith(f":{batch_queue_name}") else records.queue
+
+    messages = GenerationMessages(workers.worker, logger)
     return Worker(
-        settings,
-        workshop(settings.runtime, settings.store, settings.upstream, journal("worker", settings.journal)),
-        SqsGenerations(sdk.sqs, settings.batch_generation_queue_url),
+        messages=QueueConsumer(
+            take=messages.work,
+            queue=queue,
+            visibility=settings.upstream.lease_seconds,
+            closing_seconds=CLOSING_SECONDS,
+            turn_seconds=inf,
+            journal=records.journal,
+        ),
+        dead_letters=QueueConsumer(
+            take=messages.give_up,
+            queue=None,
+            visibility=settings.upstream.lease_seconds,
+            closing_seconds=DEAD_LETTER_CLOSING_SECONDS,
+            turn_seconds=inf,
+            journal=records.journal,
+        ),
+        pool=workers.pool,
     )
+
+
+def handle(event: dict[str, Any], context: LambdaContext) -> Any:
+    """The worker's handler."""
+    return worker().messages.handle(event, context)
+
+
+def handle_dead_letters(event: dict[str, Any], context: LambdaContext) -> Any:
+    """The handler of the function behind the dead-letter queue."""
+    return worker().dead_letters.handle(event, context)

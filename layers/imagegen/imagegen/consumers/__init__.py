@@ -1,1 +1,4 @@
-"""SQS in: what every consumer of a queue does with its messages. Imports use cases, formats and domain."""
+"""SQS in: one handler for every queue, and what each queue does with a message.
+
+Imports use cases, formats, ports and domain.
+"""

@@ -1,1 +1,1 @@
-"""What things are: generations, batches, images, models, failures, deadlines. Imports no other room."""
+"""Defines generations, batches, images, models, failures and deadlines. Imports no other package of this layer."""

@@ -1,4 +1,4 @@
-"""A batch: a file of requests that was dropped into the inbox, its record, and what became of its lines."""
+"""Defines a batch: a file of requests in the inbox, its record, and the outcomes of its lines."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ LINES_SUFFIX = ".jsonl"
 
 
 class BatchStatus(StrEnum):
-    """OpenAI's words, in the order of a life."""
+    """OpenAI's names, in the order in which a batch goes through them."""
 
     IN_PROGRESS = "in_progress"
     CANCELLING = "cancelling"
@@ -37,9 +37,9 @@ class InboxFile(msgspec.Struct, frozen=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """How far a file is read: the next byte, and how many lines came before it.
+    """The position up to which a file is read: the next byte, and the number of lines before it.
 
-    `in_long_line` tells that it stands within a line that is too long, which is not counted yet.
+    `in_long_line` means that the position is within a line that is too long and not counted yet.
     """
 
     offset: int = 0
@@ -53,7 +53,7 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class EndedLine(msgspec.Struct, frozen=True):
-    """What became of a line: `text` is the line of the output file, or of the errors where it is not `completed`."""
+    """A line's outcome. `text` is its line in the output file if `completed`, else in the error file."""
 
     completed: bool
     text: str
@@ -61,7 +61,7 @@ class EndedLine(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class AskedLine:
-    """A line of a file; `request` raises an InvalidRequestError if it asks for nothing that can be made."""
+    """A line of a file. `request` raises an InvalidRequestError if the line's request is not valid."""
 
     custom_id: str
     request: Callable[[], ImageRequest] = field(repr=False)
@@ -70,8 +70,8 @@ class AskedLine:
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are in Unix seconds.
 
-    `total` is how many lines there are, once all are read. `counts` are there once they are final. `owner` is the token
-    of whoever is at work on it, and holds until `lease_until`. `announced` is whether its end was told.
+    `total` is the number of lines, once all are read. `counts` is set once it is final. `owner` is the token of the
+    process that works on the batch, valid until `lease_until`. `published` is whether its end was published.
     """
 
     id: str
@@ -87,7 +87,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     cancelling_at: float | None = None
     finalizing_at: float | None = None
     ended_at: float | None = None
-    announced: bool = False
+    published: bool = False
 
     @property
     def ended(self) -> bool:
@@ -107,7 +107,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def batch_id_of(bucket: str, key: str, version: str) -> str:
-    """The same for the same version of the same object, and for no other."""
+    """Returns an id that is equal only for the same version of the same object."""
     return f"batch_{_digest(bucket, key, version)}"
 
 
@@ -116,12 +116,12 @@ def is_batch_id(text: str) -> bool:
 
 
 def line_generation_id(batch_id: str, line: int) -> str:
-    """The id of the generation that a line begins, however often it is read."""
+    """Returns the id of the generation that a line begins. It is the same each time the line is read."""
     return f"gen_{_digest(batch_id, str(line))}"
 
 
 def line_id(batch_id: str, line: int) -> str:
-    """The id of a line's request, in OpenAI's manner."""
+    """Returns the id of a line's request, in OpenAI's format."""
     return f"batch_req_{_digest(batch_id, str(line))}"
 
 

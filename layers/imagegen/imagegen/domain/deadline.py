@@ -1,4 +1,4 @@
-"""A point in time by which work must have ended."""
+"""Defines a point in time by which work must have ended."""
 
 import time
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Deadline:
         return cls(time.monotonic() + seconds)
 
     def remaining(self) -> float:
-        """Seconds left, never below zero."""
+        """Returns the seconds that are left, never below zero."""
         return max(0.0, self.at - time.monotonic())
 
     def sooner(self, seconds: float) -> "Deadline":
-        """Gives this deadline, or `seconds` from now where that comes first."""
+        """Returns the earlier of this deadline and `seconds` from now."""
         return Deadline(min(self.at, time.monotonic() + seconds))

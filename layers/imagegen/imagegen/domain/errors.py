@@ -1,95 +1,142 @@
-"""Every failure, named by what it means. No HTTP here: `wire.errors` holds the one table of statuses.
+"""Defines the exceptions of the service. Each has a stable code, and says whether money may have been spent.
 
-Two families matter to money. Where a `NothingSpentError` is raised, no image was bought and a retry buys none twice.
-Where a `MoneySpentError` is raised, the upstream was paid or may have been, so nobody may retry it blindly.
+An exception becomes a `Failure` (`domain.failures`) when it is kept or answered. Class names may change; codes may not.
+The table of HTTP statuses is in `wire.errors`.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 
 class ImagegenError(Exception):
-    """The base of every failure that a caller is told about. The message is written for the caller."""
+    """The base of every failure that is reported to a caller. The message is written for the caller.
+
+    A class has one `code`; `code` in the constructor replaces it by a more exact one. `retry` is `False` if sending the
+    request again is of no use or may pay again, `True` if it is safe and useful, and `None` if the HTTP status says
+    enough. `interrupted` is `True` if another try of the same step may succeed.
+    """
+
+    code: str
+    money_spent: ClassVar[bool]
+    retry: ClassVar[bool | None] = None
+    interrupted: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.code = code
+        self.code = code or type(self).code
 
 
 class NothingSpentError(ImagegenError):
-    pass
+    """No image was bought, so a retry pays for none twice."""
+
+    money_spent = False
 
 
 class MoneySpentError(ImagegenError):
-    """`images` are the ids of those that were stored all the same."""
+    """The upstream was paid, or may have been. It must not be retried blindly.
 
+    `images` are the ids of the images that were stored.
+    """
+
+    money_spent = True
+    retry = False
     images: Sequence[str] = ()
 
 
-# What the caller got wrong.
+# The caller's mistakes.
 
 
 class InvalidRequestError(NothingSpentError):
-    """A field, or the body as a whole, is not what the API takes."""
+    """A field, or the body as a whole, is not valid."""
+
+    code = "invalid_request"
 
 
 class UnsupportedMediaTypeError(NothingSpentError):
     """The body is not application/json."""
 
+    code = "unsupported_content_type"
+
 
 class RequestTooLargeError(NothingSpentError):
     """The body is larger than any valid request."""
 
+    code = "request_too_large"
+
 
 class UnknownRouteError(NothingSpentError):
-    """There is no such path."""
+    """The path does not exist."""
+
+    code = "unknown_url"
 
 
 class MethodNotAllowedError(NothingSpentError):
-    """The path has no such method. `allowed` are those that it has."""
+    """The path does not have this method. `allowed` are its methods."""
 
+    code = "method_not_supported"
     allowed: Sequence[str] = ()
 
 
 class UnknownModelError(NothingSpentError):
     """No model has this name."""
 
+    code = "model_not_found"
+
 
 class UnknownImageError(NothingSpentError):
-    """What was given is no image id."""
+    """The id is not that of an image."""
+
+    code = "image_not_found"
 
 
 class UnknownGenerationError(NothingSpentError):
     """The caller has no such generation."""
 
+    code = "generation_not_found"
+
 
 class GenerationEndedError(NothingSpentError):
-    """It has ended already, so it cannot be cancelled."""
+    """The generation has already ended and cannot be cancelled."""
+
+    code = "generation_ended"
+    retry = False
 
 
 class UnknownBatchError(NothingSpentError):
     """The caller has no such batch."""
 
+    code = "batch_not_found"
+
 
 class BatchEndedError(NothingSpentError):
-    """All of its lines have ended already, so it cannot be cancelled."""
+    """All lines of the batch have already ended. It cannot be cancelled."""
+
+    code = "batch_ended"
+    retry = False
 
 
 class DeletionUnfinishedError(NothingSpentError):
-    """The generation is gone, but some of its images could not be deleted yet."""
+    """The generation is deleted, but some of its images are not yet."""
+
+    code = "deletion_unfinished"
 
 
 class IdempotencyKeyReusedError(NothingSpentError):
-    """The same Idempotency-Key came with another request."""
+    """The Idempotency-Key was used with another request."""
+
+    code = "idempotency_key_reused"
 
 
-class AllowanceSpentError(NothingSpentError):
-    """The caller, or the whole stack, has had its images for today.
+class QuotaExceededError(NothingSpentError):
+    """The caller's or the stack's quota of images for today does not suffice.
 
     `limit` and `remaining` are the caller's, in images; `reset` is in seconds.
     """
 
+    code = "insufficient_quota"
+    retry = False
     limit: int = 0
     remaining: int = 0
     reset: float = 0.0
@@ -98,154 +145,226 @@ class AllowanceSpentError(NothingSpentError):
 class PromptRejectedError(NothingSpentError):
     """The upstream's content policy refused the prompt."""
 
+    code = "content_policy_violation"
+
 
 class UpstreamRefusedRequestError(NothingSpentError):
-    """The upstream found a field invalid that our catalog let through."""
+    """The upstream refused a field that the model's data allows."""
+
+    code = "upstream_refused_request"
 
 
-# What the deployer has to put right.
+# Only the operator can correct these.
 
 
 class SecretMissingError(NothingSpentError):
-    """The upstream's key is not in SSM Parameter Store, or is not one that a header can carry."""
+    """The upstream's key is missing from SSM Parameter Store, or it is not valid in an HTTP header."""
+
+    code = "upstream_key_missing"
+    retry = False
 
 
 class UpstreamKeyRefusedError(NothingSpentError):
-    """The upstream does not accept our key, or not for this model."""
+    """The upstream does not accept this service's key, or not for this model."""
+
+    code = "upstream_key_refused"
+    retry = False
 
 
 class UpstreamOutOfCreditError(NothingSpentError):
-    """Our account with the upstream is used up."""
+    """The account of this service with the upstream has no credit left."""
+
+    code = "upstream_out_of_credit"
+    retry = False
 
 
 class UpstreamMisconfiguredError(NothingSpentError):
-    """There is no images API at the upstream's base URL."""
+    """The upstream's base URL has no images API."""
+
+    code = "upstream_misconfigured"
+    retry = False
 
 
-# What waiting may cure, and nothing was bought.
+# Nothing was bought, and waiting may help.
 
 
 class TryLaterError(NothingSpentError):
-    """`retry_after` is in seconds, where the upstream named a time."""
+    """`retry_after` is in seconds; `None` if the upstream named no time."""
 
     retry_after: float | None = None
 
 
 class UpstreamRateLimitedError(TryLaterError):
-    """The upstream said 429."""
+    """The upstream answered 429."""
+
+    code = "rate_limit_exceeded"
 
 
 class UpstreamUnavailableError(TryLaterError):
-    """The upstream said 503."""
+    """The upstream answered 503."""
+
+    code = "upstream_unavailable"
 
 
 class UpstreamUnreachableError(TryLaterError):
-    """No connection came about, so no request was sent."""
+    """No connection was made, so no request was sent."""
+
+    code = "upstream_unreachable"
 
 
 class SecretUnavailableError(NothingSpentError):
-    """SSM Parameter Store could not be asked."""
+    """SSM Parameter Store did not answer."""
+
+    code = "secret_unavailable"
 
 
 class IssuerUnavailableError(NothingSpentError):
-    """The issuer of tokens could not be asked for its keys, so nobody knows whether a token is good."""
+    """The issuer of tokens did not give its keys, so a token could not be checked."""
+
+    code = "authorizer_unavailable"
 
 
 class RecordsUnavailableError(NothingSpentError):
-    """DynamoDB or SQS could not be asked, before the upstream was."""
+    """DynamoDB, SQS or EventBridge did not answer, before the upstream was called."""
+
+    code = "records_unavailable"
 
 
 # The upstream was paid, or may have been.
 
 
 class UpstreamFailedError(MoneySpentError):
-    """The upstream broke after it had the request. Resellers answer 500 for their own time-outs too."""
+    """The upstream failed after it had the request. Resellers also answer 500 for their own time-outs."""
+
+    code = "upstream_failed"
 
 
 class UpstreamTimeoutError(MoneySpentError):
     """The upstream had the request and did not answer in time."""
 
+    code = "upstream_timeout"
+
 
 class UpstreamConnectionLostError(MoneySpentError):
     """The connection broke after the request was sent."""
 
+    code = "upstream_connection_lost"
+
 
 class UpstreamAnswerInvalidError(MoneySpentError):
-    """A success that is none: no JSON, no data, no usable image."""
+    """The upstream answered with success, but without JSON, data or a usable image."""
+
+    code = "upstream_answer_invalid"
 
 
 class UpstreamAnswerTooLargeError(MoneySpentError):
-    """The answer is larger than the images asked for can be."""
+    """The answer is larger than the requested images can be."""
+
+    code = "upstream_answer_too_large"
 
 
 class UpstreamTooFewImagesError(MoneySpentError):
-    """Fewer images came back than were asked for."""
+    """The upstream returned fewer images than it was asked for."""
+
+    code = "upstream_too_few_images"
 
 
 class ImageUrlRefusedError(MoneySpentError):
-    """The upstream named an image URL that must not be fetched."""
+    """The upstream returned an image URL that must not be fetched."""
+
+    code = "image_url_refused"
 
 
 class ImageDownloadError(MoneySpentError):
-    """An image could not be fetched from where the upstream said it is."""
+    """An image could not be fetched from the upstream's URL."""
+
+    code = "image_download_failed"
 
 
 class ImageDownloadInterruptedError(ImageDownloadError):
-    """A download broke off, or the host was not ready: fetching again may help."""
+    """A download broke off, or the host was not ready. Another try may succeed."""
+
+    interrupted = True
 
 
 class NotAnImageError(MoneySpentError):
-    """What came is not PNG, JPEG, WebP or GIF."""
+    """The content is not PNG, JPEG, WebP or GIF."""
+
+    code = "not_an_image"
 
 
 class ImageTruncatedError(ImageDownloadInterruptedError):
     """The image ends too early."""
 
+    code = "image_truncated"
+
 
 class ImageTooLargeError(MoneySpentError):
     """The image is over the byte limit."""
 
+    code = "image_too_large"
+
 
 class ImageStorageError(MoneySpentError):
-    """S3 refused to take an image."""
+    """S3 refused to store an image."""
+
+    code = "image_storage_failed"
 
 
 class ImageStorageInterruptedError(ImageStorageError):
-    """S3 did not take an image this time: trying again may help."""
+    """S3 did not store an image, or its answer was lost. Another try may succeed."""
+
+    interrupted = True
 
 
 class PartialGenerationError(MoneySpentError):
-    """Some images were made and stored, and at least one was not. `__cause__` is why."""
+    """Some images were made and stored, and at least one was not. `cause` is the reason."""
+
+    code = "partial_generation"
 
 
 class AnswerTooLargeError(MoneySpentError):
     """All images are stored, but their base64 does not fit into one answer."""
 
+    code = "answer_too_large"
+
 
 class OutcomeUnknownError(MoneySpentError):
-    """Whoever sent an upstream call died before its answer was known, and it is not to be sent again."""
+    """A process died before it had the answer to an upstream call, and the call may not be sent again."""
+
+    code = "outcome_unknown"
 
 
 class AbandonedError(MoneySpentError):
-    """Every attempt to work on the generation died."""
+    """Every process that worked on the generation died."""
+
+    code = "abandoned"
 
 
 class SubmissionUncertainError(MoneySpentError):
-    """The record may have been written, and if so the image is made. A retry attaches to it.
+    """The record may have been written. If so, the image is made, and a retry attaches to it.
 
-    `generation_id` names it.
+    `generation_id` is the id of the record.
     """
 
+    code = "submission_uncertain"
+    retry = True
     generation_id: str = ""
 
 
 class GenerationStillRunningError(MoneySpentError):
-    """It was waited for as long as clients follow redirects."""
+    """The generation did not end within the number of redirects that clients follow."""
+
+    code = "generation_still_running"
 
 
 class GenerationCancelledError(MoneySpentError):
-    """The caller cancelled it, and what the upstream had been asked for by then may be paid."""
+    """The caller cancelled the generation. Upstream calls that had begun may be paid."""
+
+    code = "generation_cancelled"
 
 
 class InternalError(MoneySpentError):
-    """A fault of ours after the upstream may have been called."""
+    """An unexpected failure of this service after the upstream may have been called."""
+
+    code = "internal_error"

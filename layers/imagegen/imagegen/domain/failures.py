@@ -1,35 +1,50 @@
-"""Keeps an ImagegenError on a record, and raises it again from there."""
+"""Defines a failure: the part of an exception that records, events, metrics and answers keep."""
 
-from imagegen.domain import errors
-from imagegen.domain.errors import ImagegenError, MoneySpentError
-from imagegen.domain.generations import Failure
+import msgspec
+
+from imagegen.domain.errors import ImagegenError, PartialGenerationError, TryLaterError
+
+UNEXPECTED = "This service failed unexpectedly."
 
 
-def kept(error: ImagegenError) -> Failure:
-    cause = error.__cause__ if isinstance(error, errors.PartialGenerationError) else None
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`code` is stable and documented (docs/api.md). `message` is written for the caller.
+
+    `money_spent` is `True` if the upstream was paid or may have been. `retry` is whether the same request is worth
+    sending again, `None` if the HTTP status says enough; `retry_after` is in seconds. `interrupted` is `True` if
+    another try of the step that failed may succeed. `cause` is why a part of a generation is missing.
+    """
+
+    code: str
+    message: str
+    money_spent: bool
+    param: str | None = None
+    retry: bool | None = None
+    retry_after: float | None = None
+    interrupted: bool = False
+    cause: "Failure | None" = None
+
+    @property
+    def reason(self) -> "Failure":
+        """The cause if there is one, otherwise the failure itself."""
+        return self.cause or self
+
+
+def failure_of(error: Exception) -> Failure:
+    """Returns the failure of an exception. If it is not an ImagegenError: `internal_error` with nothing spent.
+
+    The message of such an exception is left out, because it may contain text of a caller or an upstream.
+    """
+    if not isinstance(error, ImagegenError):
+        return Failure("internal_error", UNEXPECTED, money_spent=False)
+    cause = error.__cause__ if isinstance(error, PartialGenerationError) else None
     return Failure(
-        kind=type(error).__name__,
-        message=error.message,
-        param=error.param,
         code=error.code,
-        retry_after=error.retry_after if isinstance(error, errors.TryLaterError) else None,
-        cause=kept(cause) if isinstance(cause, ImagegenError) else None,
+        message=error.message,
+        money_spent=error.money_spent,
+        param=error.param,
+        retry=error.retry,
+        retry_after=error.retry_after if isinstance(error, TryLaterError) else None,
+        interrupted=error.interrupted,
+        cause=failure_of(cause) if isinstance(cause, ImagegenError) else None,
     )
-
-
-def raised_again(failure: Failure) -> ImagegenError:
-    """The same error. One that this version does not know is taken for one after which money may be spent."""
-    kind = getattr(errors, failure.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, ImagegenError)):
-        kind = errors.InternalError
-    error = kind(failure.message, param=failure.param, code=failure.code)
-    if isinstance(error, errors.TryLaterError):
-        error.retry_after = failure.retry_after
-    if failure.cause:
-        error.__cause__ = raised_again(failure.cause)
-    return error
-
-
-def cost_money(failure: Failure) -> bool:
-    """Whether the upstream was paid, or may have been."""
-    return isinstance(raised_again(failure), MoneySpentError)

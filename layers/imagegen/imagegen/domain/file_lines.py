@@ -1,4 +1,4 @@
-"""Cuts a file of any size into its lines, of which no more than one block is in memory at a time."""
+"""Splits a file of any size into lines, with no more than one block and one line in memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ MAX_LINE_BYTES = 512 * 1024
 BLOCK_BYTES = 1024 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it
 
-ReadBytes = Callable[[int, int], bytes]  # from an offset, so many
+ReadBytes = Callable[[int, int], bytes]  # the offset and the number of bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`number` counts from 1 and passes over blank lines. `text` is None where the line is too long.
+    """`number` counts from 1 and skips blank lines. `text` is `None` if the line is too long.
 
-    It is empty where there is no line, but a block's length of what is none has been read: so that there is a
-    checkpoint in whatever a file may hold.
+    `text` is empty if there is no line, but a block without a line has been read. So every block has a checkpoint,
+    whatever the file contains.
     """
 
     number: int
@@ -26,23 +26,23 @@ class Line:
 
 
 def lines_of(read: ReadBytes, size: int, start: Checkpoint) -> Iterator[Line]:
-    """The lines behind `start`, which is the beginning or the checkpoint after a line."""
-    number, at, told = start.line, start.offset, start.offset
+    """Yields the lines after `start`, which is the beginning of the file or a checkpoint."""
+    number, at, yielded = start.line, start.offset, start.offset
     for raw, end, within in _raw_lines(read, size, at, too_long=start.in_long_line):
         text = raw if raw is None else (raw.removeprefix(BYTE_ORDER_MARK) if at == 0 else raw).strip(b" \t\r\n")
         at = end
         if text != b"":
             number += 1
-        elif not within and end - told < BLOCK_BYTES:
+        elif not within and end - yielded < BLOCK_BYTES:
             continue
-        told = end
+        yielded = end
         yield Line(number, text, Checkpoint(end, number, within))
 
 
 def _raw_lines(read: ReadBytes, size: int, at: int, *, too_long: bool) -> Iterator[tuple[bytes | None, int, bool]]:
-    """Each line without its end, None in place of one that is too long, and where the next one begins.
+    """Yields each line without its end (`None` if it is too long), and the offset of the next line.
 
-    The last tells that a line is not at its end yet, which is told once a block of one that is too long.
+    The third value is `True` within a line that is too long, for which an empty line is yielded after each block.
     """
     held = b""
     while at < size:

@@ -1,4 +1,4 @@
-"""A generation: one admitted request, its record, and what the record knows of money."""
+"""Defines a generation: one admitted request, its record, and what was paid for it."""
 
 import hashlib
 import secrets
@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 
 from imagegen.domain.errors import UpstreamTooFewImagesError
+from imagegen.domain.failures import Failure
 from imagegen.domain.images import ImageRequest, new_image_id
-from imagegen.domain.models import CATALOG, MAX_IMAGES
+from imagegen.domain.models import MAX_IMAGES, ImageModel
 
 
 class Status(StrEnum):
-    """OpenAI's words, in the order of a life."""
+    """OpenAI's names, in the order in which a generation goes through them."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
@@ -25,24 +26,15 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
+_FINGERPRINT_VERSION = b"1:"  # of the set of fields that a fingerprint covers
+
 ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 
-class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An ImagegenError as a record keeps it. `kind` is its class; `cause` is why a part is missing."""
-
-    kind: str
-    message: str
-    param: str | None = None
-    code: str | None = None
-    retry_after: float | None = None  # seconds
-    cause: "Failure | None" = None
-
-
 class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An image that the upstream answered.
+    """An image in an upstream's answer.
 
-    `failure` says why it is not usable. Without a URL and a failure, its bytes came along, and it is stored already.
+    `failure` is why it is not usable. An image without URL and failure came as bytes and is already stored.
     """
 
     url: str | None = None
@@ -51,46 +43,90 @@ class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def missing(self) -> bool:
-        """Whether fewer images came than were asked for, and this is one that did not."""
-        return self.failure is not None and self.failure.kind == UpstreamTooFewImagesError.__name__
+        """`True` if the upstream returned fewer images than requested, and this one did not come."""
+        return self.failure is not None and self.failure.code == UpstreamTooFewImagesError.code
 
 
 class CallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an upstream call gave, kept before anything is fetched: it was paid for."""
+    """The answer to an upstream call. It is stored before any image is fetched, because it is paid for."""
 
     images: tuple[AnsweredImage, ...]
     details: dict[str, str] = {}
     usage: dict[str, Any] | None = None
 
 
-class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One upstream call, for the images whose ids it names. `number` tells it from the others of its generation.
+class UpstreamAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One sending of an upstream call, written before it is sent. `sent_at` is in Unix seconds.
 
-    An `extra` call asks once for an image that another call was asked for and did not answer. `sent` counts how often
-    it was about to be sent; it is written before each time. `refused` counts how many of these certainly bought
-    nothing. The outcome of the others is unknown until there is an answer: each may have been paid for.
+    `task_id` is set as soon as the upstream has answered with a task, and `failure` once the attempt has failed. An
+    attempt without a failure may have been paid for.
+    """
+
+    upstream: str
+    sent_at: float
+    task_id: str | None = None
+    failure: Failure | None = None
+
+    @property
+    def refused(self) -> bool:
+        """`True` if the attempt was certainly not charged."""
+        return self.failure is not None and not self.failure.money_spent
+
+
+class UpstreamCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One call to the upstream, for the images `image_ids`. `number` identifies it within its generation.
+
+    An `extra` call requests once more an image that another call did not return. Attempts with the same task bought the
+    same images: if one has failed, all have.
     """
 
     image_ids: tuple[str, ...]
-    sent: int = 0
-    refused: int = 0
+    attempts: tuple[UpstreamAttempt, ...] = ()
     answer: CallAnswer | None = None
     number: int = 0
     extra: bool = False
 
     @property
+    def sent(self) -> int:
+        return len(self.attempts)
+
+    @property
+    def refused(self) -> int:
+        """The number of attempts that were certainly not charged."""
+        tasks = {attempt.task_id for attempt in self.attempts if attempt.refused and attempt.task_id}
+        return sum(attempt.refused or attempt.task_id in tasks for attempt in self.attempts)
+
+    @property
+    def failed(self) -> int:
+        """The number of failed attempts, paid or not. Attempts with the same task count once."""
+        return len({attempt.task_id or number for number, attempt in enumerate(self.attempts) if attempt.failure})
+
+    @property
+    def failed_tasks(self) -> int:
+        """How many tasks of the call have failed."""
+        return len({attempt.task_id for attempt in self.attempts if attempt.failure and attempt.task_id})
+
+    @property
     def charged(self) -> bool:
-        """Whether the upstream was paid for it, or may have been."""
+        """`True` if the upstream was paid for the call, or may have been."""
         return self.answer is not None or self.sent > self.refused
 
+    @property
+    def open_task(self) -> UpstreamAttempt | None:
+        """The attempt with a task that may still return the images."""
+        if self.answer is not None:
+            return None
+        failed = {attempt.task_id for attempt in self.attempts if attempt.failure}
+        return next((each for each in reversed(self.attempts) if each.task_id and each.task_id not in failed), None)
 
-def with_extra_calls(calls: Iterable[Call]) -> tuple[Call, ...]:
-    """The calls, and an extra one for each image that is missing from an answer.
 
-    Their numbers follow from the call and the place of the image in it: they are the same for every process.
+def with_extra_calls(calls: Iterable[UpstreamCall]) -> tuple[UpstreamCall, ...]:
+    """Returns the calls, with an extra one for each image that is missing from an answer.
+
+    The number of an extra call follows from the call and the place of the image, so it is the same in every process.
     """
-    whole: list[Call] = []
-    extra: list[Call] = []
+    whole: list[UpstreamCall] = []
+    extra: list[UpstreamCall] = []
     for call in calls:
         images = call.answer.images if call.answer else ()
         came = [place for place, image in enumerate(images) if not image.missing]
@@ -101,7 +137,7 @@ def with_extra_calls(calls: Iterable[Call]) -> tuple[Call, ...]:
         image_ids = tuple(call.image_ids[place] for place in came)
         whole.append(msgspec.structs.replace(call, image_ids=image_ids, answer=answer))
         extra += [
-            Call((call.image_ids[place],), number=(call.number + 1) * MAX_IMAGES + place, extra=True)
+            UpstreamCall((call.image_ids[place],), number=(call.number + 1) * MAX_IMAGES + place, extra=True)
             for place, image in enumerate(images)
             if image.missing
         ]
@@ -114,9 +150,9 @@ class StoredImage(msgspec.Struct, frozen=True):
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a generation that did not come by HTTP comes from.
+    """The source of a generation that was not requested over HTTP.
 
-    `custom_id` is its sender's own name for it; `line` is its number in the file that is the batch `batch_id`.
+    `custom_id` is the caller's name for it; `line` is its line number in the file of the batch `batch_id`.
     """
 
     custom_id: str | None = None
@@ -125,11 +161,12 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """The record. Times are in Unix seconds. `base_url` is the one that the caller reached us by, for absolute links.
+    """The record. Times are in Unix seconds. `base_url` is the address that the caller used, for absolute links.
 
-    `owner` is the token of the worker, and holds until `lease_until`. `announced` is whether its end was published.
-    `retries` counts the new attempts that an operator asked for. Of the images reserved from the quota at
-    `reserved_at`, `returned` were given back.
+    `provider` names the provider of the upstream calls. `owner` is the token of the process that works on the
+    generation, valid until `lease_until`. `polls` counts the rounds of polling for tasks. `published` is whether the
+    end was published. `retries` counts the retries that an operator asked for. Of the images that were reserved from
+    the quota at `reserved_at`, `returned` were given back.
     """
 
     id: str
@@ -137,15 +174,17 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     request: ImageRequest
     created_at: float
     base_url: str
-    calls: tuple[Call, ...]
+    provider: str
+    calls: tuple[UpstreamCall, ...]
     status: Status = Status.QUEUED
     owner: str | None = None
     lease_until: float = 0.0
+    polls: int = 0
     stored: Mapping[str, StoredImage] = {}
     failure: Failure | None = None
     completed_at: float | None = None
     origin: Origin = Origin()
-    announced: bool = False
+    published: bool = False
     retries: int = 0
     reserved_at: float | None = None
     returned: int = 0
@@ -160,7 +199,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stored_ids(self) -> tuple[str, ...]:
-        """The images that are stored, in the order in which they were asked for."""
+        """The images that are stored, in the order of the request."""
         return tuple(image_id for image_id in self.image_ids if image_id in self.stored)
 
     def revised_prompt(self, image_id: str) -> str | None:
@@ -171,7 +210,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def details(self) -> dict[str, str]:
-        """What the upstream said of all images alike."""
+        """The details that the upstream gave for all images."""
         return next((call.answer.details for call in self.calls if call.answer), {})
 
     @property
@@ -181,19 +220,19 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unreturned(self) -> int:
-        """How many images of the quota are still to be given back: those that certainly were not charged."""
-        # For what an extra call asks, the call before it may have been charged.
+        """The number of images to return to the quota: they were certainly not charged, and not returned yet."""
+        # The call before an extra call may have been charged for the same image.
         uncharged = sum(len(call.image_ids) for call in self.calls if not call.charged and not call.extra)
         return max(0, uncharged - self.returned)
 
     @property
     def extra_calls(self) -> int:
-        """How many calls were made for images that an upstream had been asked for and did not answer."""
+        """The number of calls that were sent for images that were missing from an answer."""
         return sum(call.sent for call in self.calls if call.extra)
 
     @property
     def repeated_calls(self) -> int:
-        """How many calls of unknown outcome were sent again: each may have been paid twice."""
+        """The number of calls with an unknown outcome that were sent again. Each may have been paid twice."""
         return sum(max(0, call.sent - call.refused - 1) for call in self.calls)
 
 
@@ -201,7 +240,7 @@ class Rejection(msgspec.Struct, frozen=True):
     """A request that came as the event `event_id` and began no generation."""
 
     event_id: str
-    client: str | None
+    caller: str | None
     custom_id: str | None
     failure: Failure
 
@@ -210,7 +249,7 @@ _BY_HTTP = Origin()
 
 
 class Tombstone(msgspec.Struct, frozen=True):
-    """What stands in the place of a deleted generation's record: a late write of its images is removed by it.
+    """Replaces the record of a deleted generation. A worker that finds it deletes images that were written late.
 
     `buried_at` is in Unix seconds.
     """
@@ -223,6 +262,7 @@ class Tombstone(msgspec.Struct, frozen=True):
 
 def admit(
     request: ImageRequest,
+    model: ImageModel,
     *,
     caller: str,
     base_url: str,
@@ -230,16 +270,17 @@ def admit(
     origin: Origin = _BY_HTTP,
     generation_id: str | None = None,
 ) -> Generation:
-    """A new generation, with all its ids fixed before anything is spent; its own may be given."""
+    """Returns a new generation. All ids are fixed before anything is spent."""
     return Generation(
         id=generation_id or new_generation_id(),
         caller=caller,
         request=request,
         created_at=now,
         base_url=base_url,
+        provider=model.provider,
         calls=tuple(
-            Call(tuple(new_image_id() for _ in range(n)), number=number)
-            for number, n in enumerate(CATALOG[request.model].calls(request.n))
+            UpstreamCall(tuple(new_image_id() for _ in range(n)), number=number)
+            for number, n in enumerate(model.calls(request.n))
         ),
         origin=origin,
     )
@@ -250,7 +291,7 @@ def new_generation_id() -> str:
 
 
 def successor_id(generation_id: str) -> str:
-    """The id of the generation that is begun in place of one that failed with nothing spent, or is void."""
+    """Returns the id of the generation that replaces one that failed with nothing spent, or that is void."""
     digest = hashlib.sha256(f"after {generation_id}".encode()).digest()[:16]
     return f"gen_{urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
@@ -260,22 +301,29 @@ def is_generation_id(text: str) -> bool:
 
 
 def new_owner() -> str:
-    """A token for one claim."""
+    """Returns a token for one claim."""
     return secrets.token_urlsafe(12)
 
 
 def fingerprint(request: ImageRequest) -> str:
-    """The same for the same request, and for no other."""
-    return hashlib.sha256(msgspec.json.encode(request)).hexdigest()
+    """Returns a hash that is equal only for equal requests. A new optional field changes no old fingerprint."""
+    fields = {
+        "model": request.model,
+        "prompt": request.prompt,
+        "n": request.n,
+        "response_format": request.response_format,
+        **request.options,
+    }
+    return hashlib.sha256(_FINGERPRINT_VERSION + msgspec.json.encode(fields, order="sorted")).hexdigest()
 
 
 def summed_usage(usages: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Token counts added up. None if there are none."""
+    """Returns the sum of token counts, `None` if there are none."""
     return reduce(_added, filter(None, usages), None)
 
 
 def _added(left: dict[str, Any] | None, right: dict[str, Any]) -> dict[str, Any]:
-    """What both count, at every depth."""
+    """Adds the counts that both have, at every depth."""
     if left is None:
         return right
     return {
@@ -286,14 +334,13 @@ def _added(left: dict[str, Any] | None, right: dict[str, Any]) -> dict[str, Any]
 
 
 class LostClaimError(Exception):
-    """The generation has another owner now, has ended, or was deleted. The worker that meets this stops."""
+    """The generation has another owner, has ended, or was deleted. The worker must stop."""
 
 
 class IdTakenError(Exception):
-    """There is a record of this id already.
+    """A record with this id exists.
 
-    With `void` there is none and never will be; with `deleted` too there was one, and what became of its quota is
-    settled.
+    `void` means that none exists and none ever will. `deleted` means that one existed, and its quota is settled.
     """
 
     def __init__(self, *, void: bool = False, deleted: bool = False) -> None:

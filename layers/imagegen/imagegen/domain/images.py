@@ -1,8 +1,8 @@
-"""What is asked for and what comes back, free of any wire format."""
+"""Defines requests for images, upstream calls and their results, without any wire format."""
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ _IMAGE_ID = re.compile(r"img_[A-Za-z0-9_-]{22}")
 
 
 def new_image_id() -> str:
-    """An id that nobody can guess: 128 random bits. Whoever holds it may fetch the image."""
+    """Returns an id of 128 random bits. It is a capability: the id is all that is needed to fetch the image."""
     return f"img_{secrets.token_urlsafe(16)}"
 
 
@@ -24,30 +24,35 @@ def is_image_id(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """A valid request: the catalog's rules hold for it. None means that the caller did not say."""
+    """A request that is valid for its model.
 
-    # What the caller wrote is kept out of repr, and so out of every log that prints one.
+    `options` are the further fields that the caller set and that the upstream accepts.
+    """
+
+    # Texts of the caller are left out of repr, and so of logs.
     prompt: str = field(repr=False)
     model: str
     response_format: ResponseFormat
     n: int = 1
-    size: str | None = None
-    quality: str | None = None
-    style: str | None = None
-    user: str | None = field(default=None, repr=False)
-    safety_identifier: str | None = field(default=None, repr=False)
-    background: str | None = None
-    moderation: str | None = None
-    output_format: str | None = None
-    output_compression: int | None = None
+    options: Mapping[str, str | int] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """The parameters of one upstream call. `n` is how many of the request's images it requests.
+
+    `reference` is the same for every repetition of a call whose outcome is unknown. An upstream that recognises it
+    answers a repetition with the task that the earlier call began.
+    """
+
+    request: ImageRequest
+    n: int
+    reference: str
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamImage:
-    """One image that was paid for: a URL to fetch it from, or its bytes, or why it is not usable.
-
-    Exactly one of `source` and `failure` is set.
-    """
+    """One image that was paid for. Either `source` (a URL, or the bytes) or `failure` is set, never both."""
 
     source: str | bytes | None = field(default=None, repr=False)
     revised_prompt: str | None = field(default=None, repr=False)
@@ -55,11 +60,11 @@ class UpstreamImage:
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamAnswer:
-    """What one upstream call gave.
+class UpstreamImages:
+    """The images of one completed upstream call.
 
-    `details` holds what OpenAI's response says about all images alike (`background`, `output_format`, `quality`,
-    `size`); `usage` holds all of OpenAI's token counts.
+    `details` are the fields of OpenAI's response for all images (`background`, `output_format`, `quality`, `size`).
+    `usage` are OpenAI's token counts.
     """
 
     images: tuple[UpstreamImage, ...]
@@ -68,10 +73,23 @@ class UpstreamAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageBody:
-    """An image about to be stored: `blocks` yields exactly `length` bytes, or raises.
+class UpstreamTask:
+    """A task that returns the images of an upstream call later. The provider polls it by its `id`.
 
-    The last block comes only once the whole is known to be there and to be an image of `media_type`.
+    The next poll is due after `poll_seconds`. If the task has not ended `task_seconds` after it was sent, its images
+    are no longer waited for.
+    """
+
+    id: str
+    poll_seconds: float
+    task_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBody:
+    """An image that is about to be stored. `blocks` yields exactly `length` bytes, or raises.
+
+    The last block is yielded only after the whole content is known to be complete and of type `media_type`.
     """
 
     media_type: str

@@ -1,25 +1,23 @@
-"""Each image model: its limits, what its upstream takes, and who serves it.
+"""Defines a model: the fields of a request that it accepts, and how its upstream is called.
 
-Limits are OpenAI's own (openai-python 3.54, `image_generate_params.py`) and, for Flux, those of the reseller's page for
-Flux in dall-e-3 format. The prompt of a model whose own limit is 4,000 or unknown is capped by the deployer's setting.
+The data of models is in `providers`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from imagegen.domain.images import ResponseFormat
 
-MAX_IMAGES = 10  # a request, for every model: the API's contract
-DEFAULT_MODEL = "dall-e-3"
-STYLES = ("vivid", "natural")
+MAX_IMAGES = 10  # of a request for any model; part of the API
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = ("url", "b64_json")
 MOST_COMPRESSION = 100  # per cent
+LONGEST_USER = 512  # characters; OpenAI names no limit, but the size of a record is limited
 
 
 @dataclass(frozen=True, slots=True)
 class FreeSizes:
-    """Any WIDTHxHEIGHT within bounds, besides the named ones."""
+    """Bounds of any WIDTHxHEIGHT that a model accepts in addition to its named sizes."""
 
     multiple_of: int
     longest_edge: int
@@ -42,170 +40,184 @@ class FreeSizes:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageModel:
-    """What a caller may ask of one model, and how its upstream is asked.
+class Choice:
+    """A text out of `values`. `defaults` are further texts that mean the model's default and are not sent."""
 
-    An empty tuple of values means that the model does not know the field. `images_per_call` is how many images one
-    upstream call may be asked for; more are side-by-side calls. `upstream_fields` are the optional fields that the
-    upstream takes; others are validated and not sent.
+    values: tuple[str, ...]
+    defaults: tuple[str, ...] = ()
+    free: FreeSizes | None = None
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.values, *self.defaults)))
+
+    def allows(self, value: str) -> bool:
+        return value in self.accepted or (self.free is not None and self.free.allows(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number from `least` to `most`."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of at most `longest` characters."""
+
+    longest: int
+
+
+Rule = Choice | Whole | Text
+
+
+@dataclass(frozen=True, slots=True)
+class RequestField:
+    """An optional field of a request.
+
+    Parsing, error messages, OpenAPI, `GET /v1/models`, the tables of the documentation, the event's schema and the
+    playground's form are made from it. A field that is not `sent` is validated and not sent to the upstream.
+    """
+
+    name: str
+    rule: Rule
+    description: str
+    sent: bool = True
+
+
+# Fields that every model accepts. A model's own field of the same name replaces it. Clients send the default quality or
+# style even to models that have none: LangChain, CrewAI, Haystack and Camel send a quality, others a style.
+COMMON_FIELDS = (
+    RequestField("n", Whole(1, MAX_IMAGES), "Default 1. The answer always has exactly `n` images.", sent=False),
+    RequestField(
+        "quality",
+        Choice((), defaults=("standard", "auto")),
+        "Without it, the upstream chooses. `standard` and `auto` mean the default of every model.",
+        sent=False,
+    ),
+    RequestField("style", Choice((), defaults=("vivid",)), "`vivid` is accepted for every model.", sent=False),
+    RequestField(
+        "response_format",
+        Choice(RESPONSE_FORMATS),
+        "Default `url` for DALL·E and Flux, `b64_json` for GPT image. Accepted for every model.",
+        sent=False,
+    ),
+    RequestField(
+        "user",
+        Text(LONGEST_USER),
+        "An identifier of the caller's end user. Sent to the upstreams that accept it.",
+        sent=False,
+    ),
+    RequestField(
+        "safety_identifier",
+        Text(LONGEST_USER),
+        "An identifier of the caller's end user. Sent to the upstreams that accept it.",
+        sent=False,
+    ),
+)
+# The order of the fields in every table. Other fields come after `size`.
+_FIRST, _LAST = ("n", "size", "quality", "style"), ("response_format", "user", "safety_identifier")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageModel:
+    """`provider` is the name of the provider that calls its upstream.
+
+    `images_per_call` is the most images of one upstream call. More images are made by parallel calls.
     """
 
     id: str
     owned_by: str
-    sizes: tuple[str, ...]
+    provider: str
+    own_fields: tuple[RequestField, ...]
     default_response_format: ResponseFormat
     images_per_call: int
-    upstream_fields: frozenset[str]
-    free_sizes: FreeSizes | None = None
     prompt_limit: int | None = None
     prompt_capped: bool = True
-    qualities: tuple[str, ...] = ()
-    backgrounds: tuple[str, ...] = ()
-    moderations: tuple[str, ...] = ()
-    output_formats: tuple[str, ...] = ()
-    provider: str = "openai_compatible"
     quick_qualities: tuple[str | None, ...] = ()
 
-    def is_quick(self, quality: str | None) -> bool:
-        """Whether an image usually comes well within the gateway's 29 s. None is the upstream's own default."""
+    @property
+    def fields(self) -> dict[str, RequestField]:
+        """Every field that the model accepts, in the order of the tables."""
+        return _ordered((*COMMON_FIELDS, *self.own_fields))
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return self.choice("size").values
+
+    def choice(self, name: str) -> Choice:
+        """Returns the values of a field. Empty if the model does not have the field."""
+        field = self.fields.get(name)
+        return field.rule if field and isinstance(field.rule, Choice) else Choice(())
+
+    def is_quick(self, quality: object) -> bool:
+        """Returns whether an image usually takes much less than 29 s. A `quality` of `None` is the upstream's default.
+
+        29 s is the longest time of an integration (API Gateway developer guide, "Quotas for configuring and running a
+        REST API in API Gateway").
+        """
         return quality in self.quick_qualities
 
     def longest_prompt(self, cap: int) -> int:
-        """In characters. `cap` is the deployer's, for models that it applies to."""
+        """Returns the limit in characters. `cap` is the deployer's limit, for models to which it applies."""
         if self.prompt_limit is None:
             return cap
         return min(cap, self.prompt_limit) if self.prompt_capped else self.prompt_limit
 
-    @property
-    def styles(self) -> tuple[str, ...]:
-        return STYLES if "style" in self.upstream_fields else ()
-
-    def allows_size(self, size: str) -> bool:
-        return size in self.sizes or (self.free_sizes is not None and self.free_sizes.allows(size))
-
     def calls(self, n: int) -> list[int]:
-        """How many images to ask for in each upstream call, so that `n` come back."""
+        """Returns the number of images of each upstream call, in all `n`."""
         whole, rest = divmod(n, self.images_per_call)
         return [self.images_per_call] * whole + ([rest] if rest else [])
 
 
-_GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
-_GPT_QUALITIES = ("low", "medium", "high", "auto")
-# The smallest is OpenAI's: it refuses 512x512.
-_GPT_2_SIZES = FreeSizes(
-    multiple_of=16, longest_edge=3840, least_pixels=655_360, most_pixels=3840 * 2160, widest_ratio=3
-)
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The models of a stack. `default` is the model of a request that names none.
 
-
-def _gpt_image(
-    model_id: str, *, qualities: tuple[str, ...] = _GPT_QUALITIES, free_sizes: FreeSizes | None = None
-) -> ImageModel:
-    return ImageModel(
-        id=model_id,
-        owned_by="openai",
-        sizes=_GPT_SIZES,
-        free_sizes=free_sizes,
-        default_response_format="b64_json",
-        images_per_call=MAX_IMAGES,
-        upstream_fields=frozenset(
-            {
-                *("size", "quality", "user", "safety_identifier"),
-                *("background", "moderation", "output_format", "output_compression"),
-            }
-        ),
-        prompt_limit=32_000,
-        prompt_capped=False,
-        qualities=qualities,
-        backgrounds=("transparent", "opaque", "auto"),
-        moderations=("low", "auto"),
-        output_formats=("png", "jpeg", "webp"),
-    )
-
-
-def _flux(model_id: str) -> ImageModel:
-    return ImageModel(
-        id=model_id,
-        owned_by="black-forest-labs",
-        sizes=(
-            "1024x1024",
-            "1024x576",
-            "1024x768",
-            "1024x512",
-            "512x1024",
-            "512x768",
-            "1280x960",
-            "960x1280",
-            "768x1366",
-            "768x512",
-            "1366x768",
-            "1344x576",
-        ),
-        default_response_format="url",
-        images_per_call=1,  # some resellers answer n = 4 with one image
-        upstream_fields=frozenset({"size"}),
-        quick_qualities=(None,),
-    )
-
-
-def _by_id(models: Iterable[ImageModel]) -> dict[str, ImageModel]:
-    return {model.id: model for model in models}
-
-
-CATALOG: dict[str, ImageModel] = _by_id(
-    [
-        ImageModel(
-            id="dall-e-2",
-            owned_by="openai",
-            sizes=("256x256", "512x512", "1024x1024"),
-            default_response_format="url",
-            images_per_call=MAX_IMAGES,
-            upstream_fields=frozenset({"size", "user", "response_format"}),
-            prompt_limit=1_000,
-            qualities=("standard",),
-            quick_qualities=(None, "standard"),
-        ),
-        ImageModel(
-            id="dall-e-3",
-            owned_by="openai",
-            sizes=("1024x1024", "1792x1024", "1024x1792"),
-            default_response_format="url",
-            images_per_call=1,
-            upstream_fields=frozenset({"size", "quality", "style", "user", "response_format"}),
-            prompt_limit=4_000,
-            qualities=("standard", "hd"),
-            quick_qualities=(None, "standard"),
-        ),
-        _gpt_image("gpt-image-1"),
-        _gpt_image("gpt-image-1-mini"),
-        _gpt_image("gpt-image-1.5"),
-        _gpt_image("chatgpt-image-latest"),
-        _gpt_image("gpt-image-2", free_sizes=_GPT_2_SIZES),
-        _gpt_image("gpt-image-2-2026-04-21", free_sizes=_GPT_2_SIZES),
-        *(
-            _gpt_image(model_id, qualities=("low", "medium", "high", "xhigh", "max", "auto"), free_sizes=_GPT_2_SIZES)
-            for model_id in (
-                "gpt-image-2.5-sunburst",
-                "gpt-image-2.5-sunburst-2026-09-08",
-                "gpt-image-2.5-flare",
-                "gpt-image-2.5-flare-2026-09-08",
-            )
-        ),
-        _gpt_image("gpt-image-2.6-sunburst"),
-        _gpt_image("gpt-image-2.6-flare"),
-        _flux("flux-pro"),
-        _flux("flux-pro-1.1"),
-        _flux("flux-dev"),
-        _flux("flux"),
-    ]
-)
-
-
-def model_for(size: str) -> ImageModel:
-    """The model for a request that names a size and no model: the default, or the first that has the size.
-
-    If none has it, or the size is `auto`, the default.
+    `prompt_cap` is the deployer's limit in characters. `aliases` maps further names to names of models.
     """
-    default = CATALOG[DEFAULT_MODEL]
-    if size == "auto":
-        return default
-    return next((model for model in (default, *CATALOG.values()) if size in model.sizes), default)
+
+    models: Mapping[str, ImageModel]
+    default: str
+    prompt_cap: int
+    aliases: Mapping[str, str]
+
+    def named(self, name: str) -> ImageModel | None:
+        return self.models.get(name) or self.models.get(self.aliases.get(name, ""))
+
+    def for_size(self, size: str) -> ImageModel:
+        """Returns the model of a request with a size and no model: the default, or the first that has the size.
+
+        The default if none has the size, or if it is `auto`.
+        """
+        default = self.models[self.default]
+        if size == "auto":
+            return default
+        return next((model for model in (default, *self.models.values()) if size in model.sizes), default)
+
+    def longest_prompt(self, model: ImageModel) -> int:
+        return model.longest_prompt(self.prompt_cap)
+
+    @property
+    def fields(self) -> dict[str, list[RequestField]]:
+        """Every field of a request, in the order of the tables, with its variants by model."""
+        variants: dict[str, list[RequestField]] = {}
+        for model in self.models.values():
+            for name, field in model.fields.items():
+                known = variants.setdefault(name, [])
+                if field not in known:
+                    known.append(field)
+        ordered = _ordered(field for fields in variants.values() for field in fields[:1])
+        return {name: variants[name] for name in ordered}
+
+    def with_field(self, name: str) -> list[ImageModel]:
+        """Returns the models that have a field of their own with this name."""
+        return [model for model in self.models.values() if any(field.name == name for field in model.own_fields)]
+
+
+def _ordered(fields: Iterable[RequestField]) -> dict[str, RequestField]:
+    found = {field.name: field for field in fields}
+    middle = [name for name in found if name not in (*_FIRST, *_LAST)]
+    return {name: found[name] for name in (*_FIRST, *middle, *_LAST) if name in found}

@@ -1,13 +1,13 @@
-"""How a caller stands with its quota."""
+"""Defines the state of a caller's quota."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The caller's images a day, how many it can still have, and the seconds until the next day.
+    """The caller's quota in images a day, the remaining images, and the seconds until the next day.
 
-    `quota_used` is which part of the whole stack's images of the day is taken.
+    `quota_used` is the used share of the stack's quota of the day, 1.0 is all of it.
     """
 
     limit: int

@@ -1,10 +1,10 @@
-"""Tells where an error came from without its words, which may hold a prompt, a key or a signed URL."""
+"""Formats a traceback without the message, which may contain a prompt, a key or a signed URL."""
 
 import traceback
 
 
-def silent_trace(error: BaseException) -> list[str]:
-    """One line for each error of the chain, the outermost first: its class, and the calls that led to it."""
+def redacted_traceback(error: BaseException) -> list[str]:
+    """Returns one line for each exception of the chain, the outermost first, with its class and its calls."""
     lines = []
     seen: set[int] = set()
     current: BaseException | None = error

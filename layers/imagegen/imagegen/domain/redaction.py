@@ -1,4 +1,4 @@
-"""Keeps secrets and addresses out of an upstream's own words, which reach errors, records and events."""
+"""Removes secrets and addresses from messages of an upstream, which go into errors, records and events."""
 
 import re
 
@@ -6,8 +6,8 @@ MOST_CHARACTERS = 300
 _MARK = "[redacted]"
 _ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
-# Every pattern takes linear time, since the text is a stranger's. An unbounded run starts only where a lookbehind finds
-# its beginning, and is possessive or ends the pattern. ASCII classes find a secret between Chinese characters too.
+# Every pattern takes linear time, because the text is untrusted. An unbounded run starts only after a lookbehind, and
+# is possessive or ends the pattern. With ASCII classes, a secret is also found between Chinese characters.
 SHAPES = tuple(
     re.compile(pattern)
     for pattern in (
@@ -15,7 +15,7 @@ SHAPES = tuple(
         r"(?ai)(?<![a-z0-9+.-])[a-z0-9+.-]*+(?::|%(?:25){0,3}3a)(?:\\*+/|%(?:25){0,3}2f){2}\S*",
         # A word with a query: a URL without its scheme.
         r"(?<!\S)[^\s?]*+\?[^\s=]*+=\S*",
-        # A parameter or header of a cloud's signature. 64 characters hold each of their names.
+        # A parameter or header of a cloud's signature. None of their names is longer than 64 characters.
         r"(?ai)x-(?:amz|goog|ms|oss)-[a-z0-9-]{1,64}+[=:] *+\S*",
         # A JSON Web Token begins with `{"` in base64.
         r"(?a)(?<![A-Za-z0-9])eyJ[\w.*-]+",
@@ -50,10 +50,10 @@ SHAPES = tuple(
 
 
 def redacted(text: str) -> str:
-    """At most 300 characters of the text, all printable, with a mark in place of each secret and each address.
+    """Returns at most 300 printable characters of the text, with a mark in place of each secret and address.
 
-    The text is cut first, so that the work is bounded. The cut drops the word it falls into: a part of a secret may
-    not have its shape. A caller replaces the secrets that it knows before, in the whole text.
+    The text is cut first, to limit the work. A word that would be cut is dropped, because a part of a secret may not
+    match its pattern. Known secrets must be replaced before, in the whole text.
     """
     if len(text) > MOST_CHARACTERS:
         text = text[: MOST_CHARACTERS - 1].rstrip(_ASCII) + "…"

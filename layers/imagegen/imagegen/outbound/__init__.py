@@ -1,1 +1,1 @@
-"""Every outgoing HTTP call that is not AWS's: the pool, the guard for untrusted URLs, downloads, issuer keys."""
+"""Makes all HTTP calls except those of the AWS SDK: the pool, the guard of untrusted URLs, downloads, issuer keys."""

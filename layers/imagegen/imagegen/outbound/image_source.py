@@ -1,4 +1,4 @@
-"""Opens the images that an upstream answered with: URLs are downloaded, bytes are at hand."""
+"""Opens the images of an upstream's answer: URLs are downloaded, bytes are used as they are."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from imagegen.domain.errors import (
 )
 from imagegen.domain.images import ImageBody
 from imagegen.outbound.pool import HttpPool
-from imagegen.outbound.reading import BLOCK_BYTES, cut_off_at
+from imagegen.outbound.read_deadline import BLOCK_BYTES, cut_off_at
 from imagegen.outbound.url_guard import UrlGuard
 
 _MOST_REDIRECTS = 3
-_DOWNLOAD_SECONDS = 60.0  # a try; whoever sends an image slower than that keeps a worker from others
+_DOWNLOAD_SECONDS = 60.0  # for one try; a slower host would keep a worker from other generations
 _REDIRECTS = {301, 302, 303, 307, 308}
-_WORTH_ANOTHER_TRY = {404, 408, 409, 425, 429}  # 404: some hosts answer with the URL before the image is there
+_WORTH_ANOTHER_TRY = {404, 408, 409, 425, 429}  # 404: some upstreams return a URL before the image is there
 _SPOOL_IN_MEMORY_BYTES = 64 * 1024
-_INTERRUPTED = "An image could not be downloaded from where the image model put it."
+_INTERRUPTED = "An image could not be downloaded from the URL in the image model's answer."
 
 
 class HttpImageSource:
@@ -64,7 +64,7 @@ class HttpImageSource:
                 response = self._pool.request(
                     "GET", approved.url, deadline, headers={"Accept": "image/*"}, address=approved.address
                 )
-            except Exception:  # noqa: BLE001  # whatever a host's answer makes a parser raise
+            except Exception:  # noqa: BLE001  # the answer of a host may make a parser raise anything
                 raise ImageDownloadInterruptedError(_INTERRUPTED) from None
             if response.status == 200:
                 return response
@@ -79,18 +79,18 @@ class HttpImageSource:
                 raise ImageDownloadInterruptedError(_INTERRUPTED)
             else:
                 raise ImageDownloadError(_INTERRUPTED)
-        raise ImageDownloadError("The image model's answer led through too many redirects.")
+        raise ImageDownloadError("The URL of an image in the image model's answer redirects too often.")
 
     def _streamed(self, response: urllib3.BaseHTTPResponse, length: int, deadline: Deadline) -> ImageBody:
         self._check_size(length)
         first = _read(response, deadline)
         kind = image_format.media_type(first[: image_format.HEAD_BYTES])
         rest = iter(partial(_read, response, deadline), b"")
-        # The list's iterator lets go of the first block once it is given.
+        # The iterator drops its reference to the first block once it has yielded it.
         return ImageBody(kind, length, image_format.checked(chain(iter([first]), rest), kind, length))
 
     def _spooled(self, response: urllib3.BaseHTTPResponse, file: IO[bytes], deadline: Deadline) -> ImageBody:
-        """Without a length ahead the whole is taken first, since S3 must be told one."""
+        """Reads the whole image into a file first, because S3 requires its length."""
         length = 0
         while block := _read(response, deadline, decode=True):
             length += len(block)
@@ -110,8 +110,8 @@ class HttpImageSource:
 def _read(response: urllib3.BaseHTTPResponse, deadline: Deadline, *, decode: bool = False) -> bytes:
     try:
         block = response.read(BLOCK_BYTES, decode_content=decode)
-    except Exception:  # noqa: BLE001  # likewise
+    except Exception:  # noqa: BLE001  # as above
         raise ImageDownloadInterruptedError(_INTERRUPTED) from None
-    if not deadline.remaining():  # cut off: this looks like the end, or under TLS it is ciphertext
+    if not deadline.remaining():  # cut off: the block looks like the end, or under TLS it is ciphertext
         raise ImageDownloadInterruptedError(_INTERRUPTED)
     return block

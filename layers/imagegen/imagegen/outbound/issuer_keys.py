@@ -1,7 +1,7 @@
-"""The keys that an OpenID issuer signs with, fetched from where its discovery document says, and cached.
+"""Fetches the signing keys of an OpenID issuer, from the address in its discovery document, and caches them.
 
-PyJWT's own client for this bounds neither the answer nor the time that a slow sender takes, asks anew for every
-unknown key while the issuer is down, and then has no keys to go on with.
+PyJWT's own client limits neither the size of an answer nor the time of a slow sender. While the issuer is down, it
+sends a request for every unknown key, and it has no older keys to use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import IssuerUnavailableError
-from imagegen.outbound.reading import cut_off_at
+from imagegen.outbound.read_deadline import cut_off_at
 from imagegen.outbound.web_address import read_web_address
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from imagegen.outbound.pool import HttpPool
 
 FRESH_SECONDS = 3600.0
-# While the issuer is down, what it said last holds for so long.
+# How long the last keys are used while the issuer is down.
 STALE_SECONDS = 24 * 3600.0
-# Between two times that the issuer is asked: whoever makes up keys' names costs it, and us, nothing more.
+# Between two reloads, so that tokens with invented key ids cause no further requests.
 PAUSE_SECONDS = 60.0
-# Likewise, where there are no keys at all and so nobody gets in.
+# The same while there are no keys, and so no token can be accepted.
 PAUSE_WITHOUT_KEYS_SECONDS = 10.0
-# For both documents together; the authorizer function has 10.
+# For both documents together; the authorizer function has 10 s.
 ASKING_SECONDS = 5.0
 MOST_BYTES = 512 * 1024
 
@@ -50,7 +50,7 @@ class _KeySet(msgspec.Struct):
 
 
 class _Jwk(msgspec.Struct, omit_defaults=True):
-    """A public key. Whatever else a JWK may hold, certificates and their URLs among it, is not looked at."""
+    """A public key. All other members of a JWK, such as certificates and their URLs, are ignored."""
 
     kty: str
     kid: str
@@ -64,9 +64,9 @@ class _Jwk(msgspec.Struct, omit_defaults=True):
     y: str | None = None
 
     def algorithm(self) -> str | None:
-        """The one algorithm that the key is for, by its type and not by a token's word; None where it is none of ours.
+        """Returns the algorithm of the key. It follows from the type of the key, never from a token.
 
-        A key that is for anything but signatures is none.
+        `None` if the algorithm is not supported, or if the key is not for signatures.
         """
         fits = {("RSA", None): "RS256", ("EC", "P-256"): "ES256"}.get((self.kty, self.crv))
         for_signatures = self.use in (None, "sig") and (self.key_ops is None or "verify" in self.key_ops)
@@ -74,7 +74,7 @@ class _Jwk(msgspec.Struct, omit_defaults=True):
 
 
 class IssuerKeys:
-    """`issuer` is the issuer's URL, exactly as its tokens name it."""
+    """Finds keys of an issuer. `issuer` is its URL, exactly as in the `iss` claim of its tokens."""
 
     def __init__(self, pool: HttpPool, issuer: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
@@ -86,11 +86,11 @@ class IssuerKeys:
         self._lock = threading.Lock()
 
     def find(self, kid: str, algorithm: str) -> PyJWK | None:
-        """The key of that name for that algorithm, None where the issuer has none.
+        """Returns the key with the id `kid` for the algorithm, `None` if the issuer has none.
 
-        Raises IssuerUnavailableError where that cannot be told.
+        Raises IssuerUnavailableError if the keys of the issuer are not known.
         """
-        with self._lock:  # one call, however many threads ask
+        with self._lock:  # so that parallel threads cause one request
             now = self._clock()
             if now - self._loaded_at >= STALE_SECONDS:
                 self._keys = {}
@@ -119,13 +119,13 @@ class IssuerKeys:
         about = f"{self.issuer.removesuffix('/')}/.well-known/openid-configuration"
         discovery = _read(self._ask(urlsplit(about), deadline), _Discovery)
         if discovery.issuer != self.issuer:
-            raise IssuerUnavailableError("The token issuer's discovery document names another issuer.")
+            raise IssuerUnavailableError("The token issuer's discovery document has another issuer.")
         try:
             address = read_web_address(discovery.jwks_uri, query=True)
         except ValueError:
             address = None
         if address is None or (address.scheme == "http" and own.scheme != "http"):
-            raise IssuerUnavailableError("The token issuer's discovery document names no usable address of its keys.")
+            raise IssuerUnavailableError("The token issuer's discovery document has no valid jwks_uri.")
         return _usable(_read(self._ask(address, deadline), _KeySet).keys)
 
     def _ask(self, url: SplitResult, deadline: Deadline) -> bytes:
@@ -135,11 +135,11 @@ class IssuerKeys:
             with closing(response), cut_off_at(deadline, response.shutdown):
                 while response.status == 200 and len(answer) <= MOST_BYTES and (block := response.read(MOST_BYTES)):
                     answer += block
-        except Exception:  # noqa: BLE001  # whatever a host's answer makes a parser raise
-            raise IssuerUnavailableError("The token issuer could not be asked for its keys.") from None
-        if response.status != 200:  # a redirect too: it may lead anywhere
-            raise IssuerUnavailableError("The token issuer did not answer with what it was asked for.")
-        if not deadline.remaining():  # cut off: what was read may look whole
+        except Exception:  # noqa: BLE001  # the answer of a host may make a parser raise anything
+            raise IssuerUnavailableError("The keys of the token issuer could not be fetched.") from None
+        if response.status != 200:  # a redirect is not followed: it may lead anywhere
+            raise IssuerUnavailableError(f"The token issuer answered with status {response.status}.")
+        if not deadline.remaining():  # cut off: the part that was read may look complete
             raise IssuerUnavailableError("The token issuer did not answer in time.")
         if len(answer) > MOST_BYTES:
             raise IssuerUnavailableError("The token issuer's answer is too large.")
@@ -150,12 +150,12 @@ def _read(answer: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(answer, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise IssuerUnavailableError("The token issuer's answer is not what it should be.") from None
+        raise IssuerUnavailableError("The token issuer's answer is not valid.") from None
 
 
 def _usable(listed: list[msgspec.Raw]) -> dict[tuple[str, str], PyJWK]:
-    """The keys that we can verify with. An issuer may list others, which are none of our business."""
-    import jwt  # noqa: PLC0415  # only the authorizer carries it, and a bearer key does without
+    """Returns the keys that can verify a token. Other keys that an issuer lists are ignored."""
+    import jwt  # noqa: PLC0415  # only the authorizer has it, and bearer keys do not need it
 
     usable: dict[tuple[str, str], PyJWK] = {}
     for raw in listed:
@@ -170,5 +170,5 @@ def _usable(listed: list[msgspec.Raw]) -> dict[tuple[str, str], PyJWK]:
         if key.Algorithm.check_key_length(key.key) is None:
             usable.setdefault((jwk.kid, algorithm), key)
     if not usable:
-        raise IssuerUnavailableError("The token issuer lists no key that a token can be verified with.")
+        raise IssuerUnavailableError("The token issuer lists no usable key.")
     return usable

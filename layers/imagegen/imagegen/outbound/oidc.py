@@ -1,4 +1,4 @@
-"""Tells by a JWT of an OpenID issuer who is calling. PyJWT verifies; this says what is verified, and is stricter."""
+"""Identifies a caller by a JWT of an OpenID issuer. PyJWT verifies it; this module chooses the checks and adds some."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 MOST_TOKEN_CHARACTERS = 8 * 1024
 LEEWAY_SECONDS = 30
-# An issuer signs other things too, such as logout tokens, and says so here.
+# The accepted values of `typ`. An issuer also signs other tokens, such as logout tokens, with another `typ`.
 _TYPES = (None, "jwt", "at+jwt", "application/at+jwt")
 
-_Date = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # up to the year 9999
+_Date = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # Unix seconds, up to the year 9999
 
 
 class _Header(msgspec.Struct):
-    """No `none`, and nothing symmetric. Keys that a token brings along or points at are not looked at."""
+    """Accepts neither `none` nor symmetric algorithms. Keys that a token contains or points to are ignored."""
 
     alg: Literal["ES256", "RS256"]
     kid: str
@@ -28,7 +28,7 @@ class _Header(msgspec.Struct):
 
 
 class _Claims(msgspec.Struct):
-    """PyJWT takes text and truth values for dates."""
+    """Checks the types, because PyJWT accepts strings and booleans as dates."""
 
     sub: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
     exp: _Date
@@ -37,7 +37,7 @@ class _Claims(msgspec.Struct):
 
 
 class OidcTokens:
-    """Implements `ports.TokenVerifier`. `audience` is who a token must be made for."""
+    """Implements `ports.TokenVerifier`. `audience` is the audience that a token must have."""
 
     def __init__(self, keys: IssuerKeys, *, audience: str) -> None:
         self._keys = keys
@@ -52,12 +52,12 @@ class OidcTokens:
         key = self._keys.find(header.kid, header.alg) if header else None
         if key is None:
             return None
-        import jwt  # noqa: PLC0415  # only the authorizer carries it, and a bearer key does without
+        import jwt  # noqa: PLC0415  # only the authorizer has it, and bearer keys do not need it
 
         try:
             verified = jwt.decode(
                 token,
-                key,  # with it goes the one algorithm that it is for
+                key,  # a PyJWK allows only its own algorithm
                 algorithms=["ES256", "RS256"],
                 audience=self._audience,
                 issuer=self.issuer,
@@ -65,14 +65,14 @@ class OidcTokens:
                 options={"require": ["aud", "exp", "iss", "sub"]},
             )
             subject = msgspec.convert(verified, _Claims).sub
-            subject.encode()  # half a character has no bytes
+            subject.encode()  # raises ValueError for half of a surrogate pair
         except (jwt.PyJWTError, msgspec.ValidationError, ValueError, OverflowError, RecursionError):
             return None
         return subject
 
 
 def _header(token: str) -> _Header | None:
-    """What a token says of its signature, None where it is none that can be verified."""
+    """Returns the header of a token, `None` if the token cannot be verified."""
     if len(token) > MOST_TOKEN_CHARACTERS:
         return None
     encoded = token.partition(".")[0]

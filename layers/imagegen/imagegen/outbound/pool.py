@@ -1,4 +1,4 @@
-"""Every outgoing HTTP call but the AWS SDK's: how connections are opened and reused, and how answers are read."""
+"""Opens and reuses the connections of all HTTP calls except those of the AWS SDK, and reads the answers."""
 
 import http.client
 import re
@@ -19,17 +19,18 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from imagegen import VERSION
 from imagegen.domain.deadline import Deadline
-from imagegen.outbound.reading import cut_off_at
+from imagegen.outbound.read_deadline import cut_off_at
 
 CONNECT_SECONDS = 5.0
 USER_AGENT = f"imagegen/{VERSION}"  # Cloudflare refuses the default names of HTTP libraries
-# A connection that idled longer may be dead without our knowing: Lambda freezes between requests, and hosts hang up
-# after 5 s (Node's default) or more. A request that is sent into a dead connection is lost.
+# A connection that idled longer may be dead: Lambda freezes the process between requests, and hosts close connections
+# after 5 s (Node's default) or more. A request that is sent on a dead connection is lost.
 IDLE_SECONDS = 4.0
 _CONNECTIONS_A_HOST = 16
-# AWS's NAT gateways and load balancers drop a connection that is silent for 350 s, others after 240 s: a slow model is.
+# While a slow model works, a connection is silent. NAT gateways and load balancers drop it after 350 s (VPC user
+# guide, "Troubleshoot NAT gateways"), other networks after 240 s.
 _KEEPALIVE_SECONDS = 60
-_KEEPIDLE = getattr(socket, "TCP_KEEPIDLE", 0x10)  # macOS has it under another name
+_KEEPIDLE = getattr(socket, "TCP_KEEPIDLE", 0x10)  # macOS has another name for it
 _SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -43,6 +44,8 @@ _LENGTH = re.compile(r"[0-9]{1,18}")  # 18 digits fit into 64 bits
 
 
 class HttpPool:
+    """Sends requests. One pool serves a whole process."""
+
     def __init__(self) -> None:
         self._single_use = urllib3.PoolManager(retries=False, socket_options=_SOCKET_OPTIONS)
         self._single_use.pool_classes_by_scheme = {"http": _SingleUsePool, "https": _SingleUseTlsPool}
@@ -61,19 +64,19 @@ class HttpPool:
         address: str | None = None,
         reuse: bool = False,
     ) -> urllib3.BaseHTTPResponse:
-        """One request, no retry, no redirect; the body of the answer is still to be read.
+        """Sends one request, without retries and redirects. The body of the returned answer is unread.
 
-        The request gets a connection of its own, which is closed after the answer. Late bytes of one answer can so
-        never reach another caller. `reuse` is for hosts that are trusted to send none: the request may take a
-        connection that an earlier one left, and leave it for a later one.
+        The request gets a connection of its own, which is closed after the answer, so late bytes of one answer never
+        reach another caller. With `reuse`, the request may use the connection of an earlier one and leave it for a
+        later one: only for hosts that are trusted to send no such bytes.
 
-        `address` is the IP address to connect to in place of asking DNS for the host, whose name is still the one in
-        the Host header, in SNI and in the certificate. Raises urllib3's HTTPError: NewConnectionError and
-        ConnectTimeoutError mean that nothing was sent, any other that it may have been.
+        `address` is the IP address to connect to, instead of a lookup of the host in DNS. The name of the host is still
+        used in the Host header, in SNI and for the certificate. Raises urllib3's HTTPError: NewConnectionError and
+        ConnectTimeoutError mean that nothing was sent, all others that the request may have been sent.
         """
         left = deadline.remaining()
         if not left:
-            raise ConnectTimeoutError("there is no time left to connect in")
+            raise ConnectTimeoutError("no time is left to connect")
         host = url.hostname or ""
         options: dict[str, Any] = {"server_hostname": host, "assert_hostname": host} if address else {}
         if url.scheme == "https":
@@ -93,10 +96,11 @@ class HttpPool:
         )
 
     def _tls_context(self) -> SSLContext:
-        """One for all connections: urllib3 would load the trusted certificates anew for each, 40 ms and 0.8 MB a time.
+        """Returns one context for all connections.
 
-        For a pinned connection urllib3 turns the context's own check of the name off, and then matches the name of
-        every connection itself.
+        urllib3 would load the trusted certificates for each connection, which takes 40 ms and 0.8 MB. For a
+        connection to a given address, urllib3 switches the context's check of the host's name off, and from then on
+        checks the name of every connection itself.
         """
         if self._tls is None:
             context = create_urllib3_context()
@@ -106,9 +110,9 @@ class HttpPool:
 
 
 class _Answer(http.client.HTTPResponse):
-    """Reads an answer strictly as RFC 9112 has it. Raises HTTPException if the answer breaks the rules.
+    """Reads an answer strictly by RFC 9112. Raises HTTPException if the answer breaks the rules.
 
-    `left_nothing` tells, after the last byte was read, that no further byte waits.
+    `left_nothing` is `True` if no further byte waited after the last byte was read.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class _Answer(http.client.HTTPResponse):
         url: str | None = None,
         begun: BufferedReader | None = None,
     ) -> None:
-        """`begun` is a reader of the socket that holds the first bytes of the answer."""
+        """`begun` is a reader of the socket that has already read the first bytes of the answer."""
         super().__init__(sock, debuglevel, method, url)
         if begun is not None:
             self.fp.close()
@@ -131,14 +135,14 @@ class _Answer(http.client.HTTPResponse):
     def begin(self) -> None:
         super().begin()
         lengths = {value.strip(" \t") for value in self.headers.get_all("Content-Length", [])}
-        # http.client takes the first of several, and int() takes "+5" and "1_0".
+        # http.client uses the first of several, and int() accepts "+5" and "1_0".
         if len(lengths) > 1 or not all(_LENGTH.fullmatch(length) for length in lengths):
             raise http.client.HTTPException("the answer's Content-Length is invalid")
         if self._interim or (lengths and "Transfer-Encoding" in self.headers):
-            self.will_close = True  # http.client then gives the connection up
+            self.will_close = True  # then http.client does not keep the connection
 
     def _read_status(self) -> tuple[str, int, str]:
-        """Private to http.client, which skips only 100, without a limit, and offers no other place to skip more."""
+        """Overrides a private method: http.client skips only status 100, without a limit, and has no other hook."""
         while True:
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if not 100 <= status < 200:
@@ -149,22 +153,22 @@ class _Answer(http.client.HTTPResponse):
             http.client.parse_headers(self.fp)
 
     def _read_next_chunk_size(self) -> int:
-        """Private to http.client, which takes a size by int() and so takes "-1", "+5", "1_0" and "0x5"."""
+        """Overrides a private method: http.client reads a size by int(), which accepts "-1", "+5", "1_0" and "0x5"."""
         match = _CHUNK_LINE.fullmatch(self.fp.readline(_MOST_CHUNK_LINE_BYTES))
         if not match:
             raise http.client.HTTPException("a chunk's size is invalid")
         return int(match[1], 16)
 
     def _close_conn(self) -> None:
-        """Private to http.client, which here drops what its reader still holds."""
+        """Overrides a private method, in which http.client drops unread bytes of its reader."""
         self.left_nothing = not self.will_close and not _has_bytes(self._sock, self.fp)
         super()._close_conn()  # type: ignore[misc]
 
 
 def _has_bytes(sock: socket.socket, reader: BufferedReader) -> bool:
-    """Whether bytes wait in the reader, in TLS or on the socket. Does not block, and takes nothing from the reader.
+    """Returns whether bytes wait in the reader, in TLS or on the socket. Does not block and consumes nothing.
 
-    That a TLS socket is readable means little: it may hold a session ticket.
+    A readable TLS socket is no proof of data: it may hold a session ticket.
     """
     try:
         timeout = sock.gettimeout()
@@ -180,22 +184,22 @@ def _has_bytes(sock: socket.socket, reader: BufferedReader) -> bool:
 
 
 def _clocks() -> tuple[float, float]:
-    """Either may stand still while Lambda freezes the process: the one during the freeze, the other until it is set."""
+    """Returns both clocks. While Lambda freezes the process, either may stop: the second one until it is set again."""
     return time.monotonic(), time.time()
 
 
 class _Connection(HTTPConnection):
-    """A connection that tells what was not sent, and keeps to its time."""
+    """A connection that raises NewConnectionError if nothing was sent, and that keeps its time-out."""
 
     response_class = _Answer
 
     def connect(self) -> None:
         try:
             super().connect()
-        except (OSError, SSLError, ValueError) as error:  # a time-out, TLS, a certificate for another name
-            raise NewConnectionError(self, "no connection came about") from error
+        except (OSError, SSLError, ValueError) as error:  # such as a time-out, or a certificate for another name
+            raise NewConnectionError(self, "no connection was made") from error
 
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # the signature of urllib3
         with cut_off_at(Deadline.after(self.timeout or 0), partial(self.sock.shutdown, socket.SHUT_RD)):
             return super().getresponse()
 
@@ -205,13 +209,13 @@ class _TlsConnection(_Connection, HTTPSConnection):
 
 
 class _KeptConnection(_Connection):
-    """A connection that is used again only where nothing speaks against it.
+    """A connection that is used again only if its last answer was complete and nothing else has arrived.
 
     urllib3 closes it if an answer was not read to its end or raised an error.
     """
 
     _answer: _Answer | None = None
-    _early: BufferedReader | None = None  # holds the first bytes of an answer that came before its request was sent
+    _early: BufferedReader | None = None  # has the first bytes of an answer that came before its request was sent
     _is_spoilt = False
     _used_at = (0.0, 0.0)
 
@@ -236,7 +240,7 @@ class _KeptConnection(_Connection):
         super().close()
 
     def send(self, data: Any) -> None:
-        """The last byte goes alone, so that an answer to less than the whole is seen."""
+        """Sends the last byte separately, to detect an answer that comes before the request is complete."""
         if self.sock is None:
             self.connect()
         view = memoryview(data)
@@ -245,7 +249,7 @@ class _KeptConnection(_Connection):
                 super().send(view[:-1])
             self._look_for_early_answer()
             super().send(view[-1:])
-        except OSError:  # urllib3 goes on to the answer if the host hung up while it was sent to
+        except OSError:  # if the host closes the connection during the sending, urllib3 still reads an answer
             self._is_spoilt = True
             raise
 
@@ -257,7 +261,7 @@ class _KeptConnection(_Connection):
             reader.close()
             return
         self._early, self._is_spoilt = reader, True
-        if self._answer is not None:  # it may belong to the request before
+        if self._answer is not None:  # it may answer the request before
             raise http.client.HTTPException("an answer came before its request was sent")
 
     def response_class(  # type: ignore[override]  # http.client only calls it
@@ -267,7 +271,7 @@ class _KeptConnection(_Connection):
         self._answer = _Answer(sock, debuglevel, method, url, early)
         return self._answer
 
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # the signature of urllib3
         response = super().getresponse()
         self._used_at = _clocks()
         return response
@@ -278,11 +282,11 @@ class _KeptTlsConnection(_KeptConnection, _TlsConnection):
 
 
 class _SingleUsePool(HTTPConnectionPool):
-    """Private methods of urllib3, which offers no pool that keeps nothing: a size of 0 means no limit."""
+    """Overrides private methods: urllib3 has no pool that keeps no connection, and a size of 0 means no limit."""
 
     ConnectionCls = _Connection
 
-    def _get_conn(self, timeout: float | None = None) -> Any:  # noqa: ARG002  # as urllib3 has it
+    def _get_conn(self, timeout: float | None = None) -> Any:  # noqa: ARG002  # the signature of urllib3
         return self._new_conn()
 
     def _put_conn(self, conn: Any) -> None:

@@ -1,1 +1,4 @@
-"""The protocols of upstreams: each turns a request into calls, and answers into images or failures."""
+"""Speaks the protocols of upstreams, one package for each, and lists their models.
+
+The package of a protocol defines its models, their fields and limits as data.
+"""

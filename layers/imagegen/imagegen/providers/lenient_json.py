@@ -1,4 +1,4 @@
-"""Decodes what upstreams send as JSON."""
+"""Decodes the JSON of upstreams."""
 
 import re
 from codecs import BOM_UTF8
@@ -11,14 +11,14 @@ from imagegen.domain.lone_surrogates import without_lone_surrogates
 T = TypeVar("T")
 
 _HALF_OF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
-# msgspec's words. It counts bytes from one.
+# The message of msgspec, which counts bytes from one.
 _SOMETHING_BEHIND = re.compile(r"trailing characters \(byte (\d+)\)")
 
 
 def decoded(text: bytes | bytearray | memoryview, type_: type[T]) -> T | None:
-    """The JSON value that a text begins with, whatever stands behind it. None if there is none of that type.
+    """Returns the JSON value at the beginning of a text, `None` if there is none of that type. Never raises.
 
-    A byte order mark is passed over. Half of a surrogate pair is read as U+FFFD.
+    Ignores whatever follows the value, and a byte order mark. Half of a surrogate pair is read as U+FFFD.
     """
     if bytes(text[: len(BOM_UTF8)]) == BOM_UTF8:
         text = memoryview(text)[len(BOM_UTF8) :]
@@ -26,13 +26,13 @@ def decoded(text: bytes | bytearray | memoryview, type_: type[T]) -> T | None:
         return _first_value(text, type_)
     except msgspec.ValidationError:
         return None
-    except Exception:  # noqa: BLE001  # an answer is paid for: no text may end the reading
-        if not _HALF_OF_A_PAIR.search(text):  # as in most event streams, which are large and no JSON
+    except Exception:  # noqa: BLE001  # the answer is paid for, so no text may end the reading
+        if not _HALF_OF_A_PAIR.search(text):  # as in most event streams, which are large and not JSON
             return None
         whole = without_lone_surrogates(bytes(text))
     try:
         return _first_value(whole, type_)
-    except Exception:  # noqa: BLE001  # likewise
+    except Exception:  # noqa: BLE001  # as above
         return None
 
 

@@ -1,1 +1,1 @@
-"""What the service does, one verb a module. Imports ports and domain; no boto3, no urllib3, no Powertools."""
+"""The operations of the service, one module each. Imports ports and domain; no boto3, urllib3 or Powertools."""

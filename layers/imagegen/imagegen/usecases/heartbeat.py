@@ -1,4 +1,4 @@
-"""Renews a lease for as long as the work under it runs."""
+"""Renews a lease while the work under it runs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ HEARTBEATS_A_LEASE = 3
 
 @contextmanager
 def heartbeat(lease: float, beat: Callable[[], None]) -> Iterator[None]:
-    """Beats three times a lease while the block runs, until the claim is lost; `lease` is in seconds."""
+    """Calls `beat` three times a lease while the block runs, until the claim is lost. `lease` is in seconds."""
     ended = threading.Event()
 
     def run() -> None:

@@ -1,7 +1,7 @@
-"""How many images may be made in a day, by each caller and by the whole stack: reserved before anything is spent.
+"""How many images each caller, and the whole stack, may make in a day. They are reserved before anything is spent.
 
-A reservation that cannot be given back for certain stays taken until the day (UTC) ends: too little is spent then,
-never too much.
+A reservation that cannot be returned for certain stays taken until the day (UTC) ends: the quota then allows fewer
+images, never more.
 """
 
 import time
@@ -9,21 +9,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from imagegen.domain.errors import AllowanceSpentError, RecordsUnavailableError
+from imagegen.domain.errors import QuotaExceededError, RecordsUnavailableError
 from imagegen.domain.generations import Generation
 from imagegen.domain.quota import Standing
-from imagegen.ports import AllowanceCounters, GenerationStore
+from imagegen.ports import GenerationStore, QuotaCounters
 
-STACK = "*"  # no caller is called so
+STACK = "*"  # no caller has this name
 _DAY_SECONDS = 24 * 3600
 _NO_LIMIT = 2**53
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
-    """`each_caller` and `whole_stack` are in images a day."""
+class Quota:
+    """Reserves images. `each_caller` and `whole_stack` are in images a day."""
 
-    counters: AllowanceCounters
+    counters: QuotaCounters
     each_caller: int
     whole_stack: int
 
@@ -35,74 +35,80 @@ class Allowance:
         now: float,
         token: str,
         may_undo: Callable[[], bool],
-        comes_again: bool = False,
-        own: int | None = None,
+        is_repeated: bool,
+        own_limit: int | None,
     ) -> Standing:
-        """Takes so many images from both allowances; `own` is the caller's if it has one of its own.
+        """Takes `images` from the caller's and the stack's quota. `own_limit` is the caller's own images a day.
 
-        A second reservation with the same token is the same reservation. Raises AllowanceSpentError if either does not
-        suffice, and RecordsUnavailableError: nothing is taken then, as far as the counters can be reached. First
-        `may_undo` is asked; it is false if another request may rely on the same reservation. With `comes_again` the
-        reservation is made again until it is certain, so what was taken stays taken if an answer is lost.
+        A second reservation with the same token is the same reservation. Raises QuotaExceededError if either quota
+        does not suffice, and RecordsUnavailableError. In both cases the reservation is undone if the counters answer
+        and `may_undo` returns `True`; it returns `False` if another request may rely on the same reservation. With
+        `is_repeated` the caller repeats the reservation until it succeeds, so a lost answer undoes nothing.
         """
-        limit, day, reset = self.each_caller if own is None else own, _day(now), _DAY_SECONDS - now % _DAY_SECONDS
+        limit, day = self.each_caller if own_limit is None else own_limit, _day(now)
+        reset = _DAY_SECONDS - now % _DAY_SECONDS
         taken, used = self.counters.take(caller, day, images, limit, token=token)
         if not taken:
             left = max(0, limit - used)
             message = f"You asked for {_images(images)}, and have {left} of {limit} left for today."
-            raise _spent(message, Standing(limit, left, reset))
+            raise _exceeded(message, Standing(limit, left, reset))
         try:
             stack_taken, stack_used = self.counters.take(STACK, day, images, self.whole_stack, token=token)
         except RecordsUnavailableError:
-            if not comes_again:
-                self._give_back_one(caller, day, images, token, may_undo)
+            if not is_repeated:
+                self._undo_for_caller(caller, day, images, token, may_undo)
             raise
         stack_left = max(0, self.whole_stack - stack_used)
         if not stack_taken:
-            self._give_back_one(caller, day, images, token, may_undo)
+            self._undo_for_caller(caller, day, images, token, may_undo)
             message = f"You asked for {_images(images)}, and this service has {stack_left} left for today."
-            raise _spent(message, Standing(limit, min(limit - used + images, stack_left), reset))
+            raise _exceeded(message, Standing(limit, min(limit - used + images, stack_left), reset))
         quota_used = stack_used / self.whole_stack if self.whole_stack else 1.0
         return Standing(limit, min(limit - used, stack_left), reset, quota_used)
 
-    def give_back(self, caller: str, images: int, *, at: float, token: str) -> None:
-        """Undoes a reservation made at `at` (Unix seconds), once for a token."""
+    def undo(self, caller: str, images: int, *, at: float, token: str) -> None:
+        """Undoes the reservation with this token, made at `at` (Unix seconds). Succeeds if it is already undone."""
         _give_back(self.counters, caller, images, at=at, token=token)
 
-    def _give_back_one(self, caller: str, day: str, images: int, token: str, may_undo: Callable[[], bool]) -> None:
+    def _undo_for_caller(self, caller: str, day: str, images: int, token: str, may_undo: Callable[[], bool]) -> None:
         with suppress(RecordsUnavailableError):
             if may_undo():
                 self.counters.give_back(caller, day, images, token=token)
 
 
-def reserve_again(counters: AllowanceCounters, generation: Generation, *, now: float, token: str) -> None:
-    """Takes what was returned of a generation's reservation, whatever is left: an operator wants it made after all.
+@dataclass(frozen=True, slots=True)
+class QuotaReturns:
+    """Returns images that were reserved and not charged."""
 
-    Raises RecordsUnavailableError.
-    """
-    for who in (generation.caller, STACK) if generation.returned else ():
-        counters.take(who, _day(now), generation.returned, _NO_LIMIT, token=token)
+    counters: QuotaCounters
+    records: GenerationStore
+
+    def return_uncharged(self, generation: Generation) -> None:
+        """Returns what was reserved for images that certainly were not charged, once however often it is called.
+
+        The record notes it first. If the process dies in between, the images stay taken until the day (UTC) ends.
+        Raises RecordsUnavailableError.
+        """
+        images = generation.unreturned
+        if images and self.records.note_returned(generation, images):
+            at = generation.created_at if generation.reserved_at is None else generation.reserved_at
+            token = f"{generation.id} returned {generation.retries}.{generation.returned}"
+            _give_back(self.counters, generation.caller, images, at=at, token=token)
+
+    def reserve_again(self, generation: Generation, *, now: float, token: str) -> None:
+        """Takes again what was returned of a generation's reservation, without a limit: an operator asked for it.
+
+        Raises RecordsUnavailableError.
+        """
+        for who in (generation.caller, STACK) if generation.returned else ():
+            self.counters.take(who, _day(now), generation.returned, _NO_LIMIT, token=token)
+
+    def undo_reserving_again(self, generation: Generation, *, now: float, token: str) -> None:
+        if generation.returned:
+            _give_back(self.counters, generation.caller, generation.returned, at=now, token=token)
 
 
-def undo_reserving_again(counters: AllowanceCounters, generation: Generation, *, now: float, token: str) -> None:
-    if generation.returned:
-        _give_back(counters, generation.caller, generation.returned, at=now, token=token)
-
-
-def return_uncharged(generation: Generation, records: GenerationStore, counters: AllowanceCounters) -> None:
-    """Gives back what was reserved for images that certainly were not charged, once however often it is called.
-
-    The record notes it first: a process that dies in between leaves the images taken until the day (UTC) ends. Raises
-    RecordsUnavailableError.
-    """
-    images = generation.unreturned
-    if images and records.note_returned(generation, images):
-        at = generation.created_at if generation.reserved_at is None else generation.reserved_at
-        token = f"{generation.id} returned {generation.retries}.{generation.returned}"
-        _give_back(counters, generation.caller, images, at=at, token=token)
-
-
-def _give_back(counters: AllowanceCounters, caller: str, images: int, *, at: float, token: str) -> None:
+def _give_back(counters: QuotaCounters, caller: str, images: int, *, at: float, token: str) -> None:
     for who in (caller, STACK):
         with suppress(RecordsUnavailableError):
             counters.give_back(who, _day(at), images, token=token)
@@ -116,7 +122,7 @@ def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-def _spent(message: str, standing: Standing) -> AllowanceSpentError:
-    error = AllowanceSpentError(f"{message} The day ends at 00:00 UTC.")
+def _exceeded(message: str, standing: Standing) -> QuotaExceededError:
+    error = QuotaExceededError(f"{message} The day ends at 00:00 UTC.")
     error.limit, error.remaining, error.reset = standing.limit, standing.remaining, standing.reset
     return error

@@ -1,19 +1,19 @@
-"""Admits a request: finds the generation that it repeats, or begins one that no crash can lose.
+"""Submits a request: finds the generation that it repeats, or begins a new one that no crash can lose.
 
-What is written comes in this order: marker, quota, safety-net message, record, work message. A retry finds the marker
-while the first attempt is still at the rest, and begins the same generation. A record is written while its safety-net
-message still sleeps, so a message without a record has none to wait for.
+The order of writes is: idempotency key, quota, safety-net message, record, work message. A retry finds the key while
+the first try is still writing, and begins the same generation. The record is written while its safety-net message is
+still delayed, so a message that finds no record has none to wait for.
 """
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
-from imagegen.domain.attempts import Attempt
+from imagegen.domain.credentials import Caller
 from imagegen.domain.errors import (
     GenerationCancelledError,
     IdempotencyKeyReusedError,
@@ -21,7 +21,7 @@ from imagegen.domain.errors import (
     RecordsUnavailableError,
     SubmissionUncertainError,
 )
-from imagegen.domain.failures import cost_money, kept
+from imagegen.domain.failures import failure_of
 from imagegen.domain.generations import (
     Generation,
     IdTakenError,
@@ -35,24 +35,45 @@ from imagegen.domain.generations import (
     successor_id,
 )
 from imagegen.domain.images import ImageRequest
+from imagegen.domain.models import ImageModel
 from imagegen.domain.quota import Standing
-from imagegen.ports import SILENT, DeadLetters, EventBus, GenerationQueue, GenerationStore, Journal
-from imagegen.usecases.quota import Allowance
+from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.ports import DeadLetters, EventBus, GenerationQueue, GenerationStore, IdempotencyKeys, Journal
+from imagegen.usecases.quota import Quota
 
-KEY_SECONDS = 24 * 3600.0  # how long an Idempotency-Key holds
+KEY_SECONDS = 24 * 3600.0  # how long an Idempotency-Key is valid
 RETRY_SECONDS = 15 * 60.0  # an OpenAI client gives up on a request after 10 minutes, and retries within seconds
-SAFETY_NET_LEASES = 1.5  # by then a lease that nobody renews is gone
-_ROUNDS = 20  # each follows a generation that failed with nothing spent, or is lost to a request to attach to
-_SAFETY_NET_SLEEPS = 0.5  # the part of its delay within which the record's writing begins; it takes 42 s at most
+SAFETY_NET_LEASES = 1.5  # by then a lease that is not renewed has ended
+_ROUNDS = 20  # each follows a generation that failed with nothing spent, or a lost race for an id
+_SAFETY_NET_MARGIN = 0.5  # the share of the delay within which the record's write begins; the write takes 42 s at most
 _PAUSE_SECONDS = 0.05  # after the first race
 _LONGEST_PAUSE_SECONDS = 0.8
+_NO_IDENTITY, _OVER_HTTP = RetryIdentity(), Origin()
+_MOST_REASON = 1000  # characters of the reason for a rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request as it came in.
+
+    `generation_id` is the id that its generation must have; if that exists, the request attaches to it. With `claim` a
+    new generation is claimed for the process that submits it.
+    """
+
+    request: ImageRequest
+    caller: Caller
+    base_url: str
+    identity: RetryIdentity = _NO_IDENTITY
+    origin: Origin = _OVER_HTTP
+    generation_id: str | None = None
+    claim: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """`owner` is our token where the generation is begun and ours to work on now.
+    """`owner` is the lease's token if the generation is new and claimed.
 
-    `standing` is the caller's after a reservation, None where the request attached.
+    `standing` is the caller's after the reservation, `None` if the request attached.
     """
 
     generation: Generation
@@ -62,216 +83,209 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """What submitting needs. `now` gives Unix seconds; `lease` is in seconds."""
-
-    records: GenerationStore
-    queue: GenerationQueue
-    allowance: Allowance
-    now: Callable[[], float]
-    lease: float
-    sleep: Callable[[float], None] = time.sleep
-    journal: Journal = SILENT
-
-
-@dataclass(frozen=True, slots=True)
 class _Place:
-    """The id that a request's generation has, and whether this request is the first to have it."""
+    """The id of a request's generation, and whether the id is new."""
 
     generation_id: str
     new: bool
 
 
-def submit(
-    request: ImageRequest,
-    attempt: Attempt,
-    desk: Desk,
-    *,
-    caller: str,
-    base_url: str,
-    work_here: bool,
-    images_per_day: int | None = None,
-    origin: Origin | None = None,
-    generation_id: str | None = None,
-) -> Submitted:
-    """The generation for a request: the one that it repeats, or a new one with a message behind it.
+@dataclass(frozen=True, slots=True)
+class SafetyNet:
+    """Sends the message that finds a record whose writer dies. `lease` is in seconds, `now` gives Unix seconds."""
 
-    With `work_here` a new one comes claimed. `images_per_day` is the caller's own allowance. `generation_id` is the id
-    that the generation is to have: if there is one, it is attached to. Raises IdempotencyKeyReusedError,
-    AllowanceSpentError, RecordsUnavailableError, SubmissionUncertainError, and GenerationCancelledError if a generation
-    of that id was deleted or cancelled before it began.
-    """
-    body = fingerprint(request)
-    place = _Place(generation_id, new=False) if generation_id else _placed(attempt, body, desk, caller)
-    for race in range(_ROUNDS):
-        found = None if place.new else desk.records.get(place.generation_id)
-        if found is not None and (generation_id or not _begins_anew(found)):
-            if not generation_id:
-                desk.journal.attached(found)
-            return Submitted(found, attached=True)
-        if found is not None:
-            place = _succeeding(place, attempt, body, desk, caller)
-            continue
-        generation = admit(
-            request,
-            caller=caller,
-            base_url=base_url,
-            now=desk.now(),
-            origin=origin or Origin(),
-            generation_id=place.generation_id,
+    queue: GenerationQueue
+    now: Callable[[], float]
+    lease: float
+
+    def send(self, generation: Generation) -> None:
+        """The message is still delayed when this returns. Raises RecordsUnavailableError."""
+        delay = self.lease * SAFETY_NET_LEASES
+        while True:
+            before = self.now()
+            self.queue.send(generation.id, generation.caller, delay=delay)
+            if self.now() - before <= delay * _SAFETY_NET_MARGIN:
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitGeneration:
+    """`now` gives Unix seconds; `lease` is in seconds."""
+
+    models: Mapping[str, ImageModel]
+    keys: IdempotencyKeys
+    records: GenerationStore
+    queue: GenerationQueue
+    quota: Quota
+    journal: Journal
+    now: Callable[[], float]
+    lease: float
+    sleep: Callable[[float], None] = time.sleep
+
+    def submit(self, submission: Submission) -> Submitted:
+        """The generation of a request: the one that it repeats, or a new one with a message behind it.
+
+        Raises IdempotencyKeyReusedError, QuotaExceededError, RecordsUnavailableError, SubmissionUncertainError, and
+        GenerationCancelledError if the generation with the given id was deleted, or cancelled before it began.
+        """
+        body, given = fingerprint(submission.request), submission.generation_id
+        place = _Place(given, new=False) if given else self._place(submission, body)
+        for race in range(_ROUNDS):
+            found = None if place.new else self.records.get(place.generation_id)
+            if found is not None and (given or not _begins_anew(found)):
+                if not given:
+                    self.journal.attached(found)
+                return Submitted(found, attached=True)
+            if found is not None:
+                place = self._successor(place, submission, body)
+                continue
+            generation = admit(
+                submission.request,
+                self.models[submission.request.model],
+                caller=submission.caller.name,
+                base_url=submission.base_url,
+                now=self.now(),
+                origin=submission.origin,
+                generation_id=place.generation_id,
+            )
+            try:
+                return self._begin(generation, submission)
+            except IdTakenError as taken:
+                if taken.void and not taken.deleted:
+                    self._undo_reservation(generation)
+                if taken.void and given:
+                    raise GenerationCancelledError("The generation was deleted or cancelled.") from None
+                place = _Place(place.generation_id, new=False)
+                if taken.void:
+                    place = self._successor(place, submission, body)
+            self.sleep(min(_LONGEST_PAUSE_SECONDS, _PAUSE_SECONDS * 2**race) * random.uniform(0.5, 1.5))
+        raise RecordsUnavailableError("Too many requests for this generation came at once. Please try again.")
+
+    def _place(self, submission: Submission, body: str) -> _Place:
+        """Looks for the generation that the request repeats, or reserves a new id for it."""
+        new_id, now, identity = new_generation_id(), self.now(), submission.identity
+        if identity.idempotency_key:
+            holder = self._hold_key(identity.idempotency_key, new_id, submission, body, replacing=None)
+            return _Place(holder, new=holder == new_id)
+        if identity.retry is not None:
+            caller = submission.caller.name
+            if identity.retry:
+                found = self.keys.attach(caller, body, identity.retry, since=now - RETRY_SECONDS)
+                if found:
+                    return _Place(found, new=False)
+            self.keys.mark(caller, body, new_id, identity.retry, now=now)
+        return _Place(new_id, new=True)
+
+    def _successor(self, place: _Place, submission: Submission, body: str) -> _Place:
+        """The generation that follows one that cannot give images. All requests that come to it get the same one."""
+        successor, key = successor_id(place.generation_id), submission.identity.idempotency_key
+        if key:
+            successor = self._hold_key(key, successor, submission, body, replacing=place.generation_id)
+        return _Place(successor, new=False)
+
+    def _hold_key(
+        self, idempotency_key: str, generation_id: str, submission: Submission, body: str, *, replacing: str | None
+    ) -> str:
+        """The id of the generation that has the key now. Raises IdempotencyKeyReusedError."""
+        now = self.now()
+        holder = self.keys.hold(
+            submission.caller.name,
+            idempotency_key,
+            generation_id,
+            body,
+            now=now,
+            expired_before=now - KEY_SECONDS,  # compared here: DynamoDB deletes expired items only within days
+            replacing=replacing,
         )
+        if holder.fingerprint != body:
+            raise IdempotencyKeyReusedError(
+                "This Idempotency-Key was used with another request. Use a new key for a new request.",
+                param="Idempotency-Key",
+            )
+        return holder.generation_id
+
+    def _begin(self, generation: Generation, submission: Submission) -> Submitted:
+        # A request for a given id is repeated until its generation exists, so that id is never made void.
+        is_repeated = submission.generation_id is not None
+        standing = self.quota.reserve(
+            generation.caller,
+            generation.request.n,
+            now=generation.created_at,
+            token=generation.id,
+            may_undo=lambda: is_repeated or self.records.void(generation.id, now=generation.created_at) is None,
+            is_repeated=is_repeated,
+            own_limit=submission.caller.images_per_day,
+        )
+        creating = False
         try:
-            return _begun(generation, desk, images_per_day, work_here=work_here, comes_again=generation_id is not None)
-        except IdTakenError as taken:
-            if taken.void and not taken.deleted:
-                desk.allowance.give_back(caller, request.n, at=generation.created_at, token=generation.id)
-            if taken.void and generation_id:
-                raise GenerationCancelledError("The generation was deleted or cancelled.") from None
-            place = _Place(place.generation_id, new=False)
-            if taken.void:
-                place = _succeeding(place, attempt, body, desk, caller)
-        desk.sleep(min(_LONGEST_PAUSE_SECONDS, _PAUSE_SECONDS * 2**race) * random.uniform(0.5, 1.5))
-    raise RecordsUnavailableError("Too many requests for this generation came at once. Please try again.")
+            SafetyNet(self.queue, self.now, self.lease).send(generation)
+            if submission.claim:
+                generation = msgspec.structs.replace(
+                    generation, status=Status.IN_PROGRESS, owner=new_owner(), lease_until=self.now() + self.lease
+                )
+            creating = True
+            self.records.create(generation)
+        except RecordsUnavailableError as error:
+            if is_repeated:
+                raise
+            existing = self._withdraw(generation, error, creating=creating)
+            if existing.image_ids != generation.image_ids:
+                return Submitted(existing, attached=True)
+        if not submission.claim:
+            with suppress(RecordsUnavailableError):  # the safety net brings a worker, but later
+                self.queue.send(generation.id, generation.caller)
+        self.journal.begun(generation, quota_used=standing.quota_used)
+        return Submitted(generation, generation.owner, standing=standing)
 
+    def _withdraw(self, generation: Generation, error: RecordsUnavailableError, *, creating: bool) -> Generation:
+        """Makes sure that no record exists, undoes the reservation and raises the error again.
 
-def send_safety_net(generation: Generation, queue: GenerationQueue, now: Callable[[], float], lease: float) -> None:
-    """Sends the message that finds the record should its writer die. It still sleeps when this returns.
+        Returns the record if one exists: this try, or another of the same generation, was accepted. If it were refused
+        now, it could be paid for twice. Raises IdTakenError if it was deleted, which settled its quota.
+        """
+        try:
+            existing = self.records.void(generation.id, now=self.now())
+        except RecordsUnavailableError:
+            if not creating:
+                raise error from None
+            uncertain = SubmissionUncertainError(
+                "The request may have been accepted. Get the generation by its id, or retry: a retry attaches to it."
+            )
+            uncertain.generation_id = generation.id
+            raise uncertain from error
+        if existing is None:
+            self._undo_reservation(generation)
+            raise error
+        return existing
 
-    `lease` is in seconds. Raises RecordsUnavailableError.
-    """
-    delay = lease * SAFETY_NET_LEASES
-    while True:
-        before = now()
-        queue.send(generation.id, generation.caller, delay=delay)
-        if now() - before <= delay * _SAFETY_NET_SLEEPS:
-            return
-
-
-def _placed(attempt: Attempt, body: str, desk: Desk, caller: str) -> _Place:
-    """Looks for the generation that the attempt repeats, or marks a new one as its own."""
-    new_id, now, records = new_generation_id(), desk.now(), desk.records
-    if attempt.idempotency_key:
-        holder = _held(attempt.idempotency_key, new_id, body, desk, caller, None)
-        return _Place(holder, new=holder == new_id)
-    if attempt.retry is not None:
-        found = (
-            records.attach_attempt(caller, body, attempt.retry, since=now - RETRY_SECONDS) if attempt.retry else None
-        )
-        if found:
-            return _Place(found, new=False)
-        records.mark_attempt(caller, body, new_id, attempt.retry, now=now)
-    return _Place(new_id, new=True)
-
-
-def _succeeding(place: _Place, attempt: Attempt, body: str, desk: Desk, caller: str) -> _Place:
-    """The generation that follows one which cannot give an image. All attempts that come to it meet in the same one."""
-    successor = successor_id(place.generation_id)
-    if attempt.idempotency_key:
-        successor = _held(attempt.idempotency_key, successor, body, desk, caller, place.generation_id)
-    return _Place(successor, new=False)
-
-
-def _held(idempotency_key: str, generation_id: str, body: str, desk: Desk, caller: str, replacing: str | None) -> str:
-    """The id of the generation that the key belongs to now. Raises IdempotencyKeyReusedError."""
-    now = desk.now()
-    holder = desk.records.hold_key(
-        caller,
-        idempotency_key,
-        generation_id,
-        body,
-        now=now,
-        expired_before=now - KEY_SECONDS,  # compared here: DynamoDB deletes what has expired only within days
-        replacing=replacing,
-    )
-    if holder.fingerprint != body:
-        raise IdempotencyKeyReusedError(
-            "This Idempotency-Key was used with another request. Use a new key for a new request.",
-            param="Idempotency-Key",
-        )
-    return holder.generation_id
+    def _undo_reservation(self, generation: Generation) -> None:
+        self.quota.undo(generation.caller, generation.request.n, at=generation.created_at, token=generation.id)
 
 
 def _begins_anew(generation: Generation) -> bool:
-    """A generation that failed before anything was spent holds no retry back."""
+    """A generation that failed with nothing spent does not hold back a retry."""
     failure = generation.failure
-    return generation.status is Status.FAILED and failure is not None and not cost_money(failure)
+    return generation.status is Status.FAILED and failure is not None and not failure.money_spent
 
 
-def _begun(
-    generation: Generation, desk: Desk, images_per_day: int | None, *, work_here: bool, comes_again: bool
-) -> Submitted:
-    """With `comes_again` the request will be made again until its generation is there, so its id is never made void."""
-    now = generation.created_at
-    standing = desk.allowance.reserve(
-        generation.caller,
-        generation.request.n,
-        now=now,
-        token=generation.id,
-        may_undo=lambda: comes_again or desk.records.void(generation.id, now=now) is None,
-        comes_again=comes_again,
-        own=images_per_day,
-    )
-    creating = False
-    try:
-        send_safety_net(generation, desk.queue, desk.now, desk.lease)
-        if work_here:
-            generation = msgspec.structs.replace(
-                generation, status=Status.IN_PROGRESS, owner=new_owner(), lease_until=desk.now() + desk.lease
-            )
-        creating = True
-        desk.records.create(generation)
-    except RecordsUnavailableError as error:
-        if comes_again:
-            raise
-        there = _withdrawn(generation, desk, error, creating=creating)
-        if there.image_ids != generation.image_ids:
-            return Submitted(there, attached=True)
-    if not work_here:
-        with suppress(RecordsUnavailableError):  # the safety net brings a worker, only later
-            desk.queue.send(generation.id, generation.caller)
-    desk.journal.begun(generation, quota_used=standing.quota_used)
-    return Submitted(generation, generation.owner, standing=standing)
+@dataclass(frozen=True, slots=True)
+class RejectEvent:
+    """Refuses a request that came as a message, for good."""
 
+    dead_letters: DeadLetters
+    bus: EventBus
 
-def _withdrawn(generation: Generation, desk: Desk, error: RecordsUnavailableError, *, creating: bool) -> Generation:
-    """Makes sure that there is no record, returns the quota and raises the error again.
+    def reject(
+        self, error: NothingSpentError, body: str, *, event_id: str | None, caller: str | None, custom_id: str | None
+    ) -> None:
+        """Puts the message aside and publishes the rejection. If the process dies in between, both happen twice.
 
-    If there is one, gives it: the request was accepted, by this attempt or by another of the same generation. To refuse
-    it now would let it be paid for twice. Raises IdTakenError if it was deleted: its quota is settled.
-    """
-    try:
-        there = desk.records.void(generation.id, now=desk.now())
-    except RecordsUnavailableError:
-        if not creating:
-            raise error from None
-        uncertain = SubmissionUncertainError(
-            "The request may have been accepted. Ask for the generation by its id, or retry: a retry attaches to it."
-        )
-        uncertain.generation_id = generation.id
-        raise uncertain from error
-    if there is None:
-        desk.allowance.give_back(generation.caller, generation.request.n, at=generation.created_at, token=generation.id)
-        raise error
-    return there
-
-
-_MOST_REASON = 1000  # characters
-
-
-def reject(
-    error: NothingSpentError,
-    body: str,
-    dead_letters: DeadLetters,
-    bus: EventBus,
-    *,
-    event_id: str | None,
-    client: str | None,
-    custom_id: str | None,
-) -> None:
-    """If the process dies in between, both happen twice. Raises RecordsUnavailableError."""
-    field = f" ({error.param})" if error.param else ""
-    reason = f"{type(error).__name__}{field}: {error.message}"[:_MOST_REASON]
-    # SQS takes no control characters, which the name of an unknown field may hold.
-    dead_letters.put(body, "".join(character if character.isprintable() else " " for character in reason))
-    if event_id is not None:  # what cannot be read has no id to answer
-        bus.request_rejected(Rejection(event_id, client, custom_id, kept(error)))
+        A message without an `event_id` cannot be read, so nothing is published. Raises RecordsUnavailableError.
+        """
+        failure = failure_of(error)
+        field = f" ({failure.param})" if failure.param else ""
+        reason = f"{failure.code}{field}: {failure.message}"[:_MOST_REASON]
+        # SQS accepts no control characters, which the name of an unknown field may hold.
+        self.dead_letters.put(body, "".join(character if character.isprintable() else " " for character in reason))
+        if event_id is not None:
+            self.bus.request_rejected(Rejection(event_id, caller, custom_id, failure))

@@ -1,4 +1,4 @@
-"""Waits for a generation to end, reading its record sparingly."""
+"""Waits for a generation to end."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import Generation
 from imagegen.ports import GenerationStore
 
-# The first look comes soon, for quick models; later ones are at most a second late.
+# Quick models end soon, so the first read comes soon; later reads are less than a second late.
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 0.8
 _GROWTH = 1.3
@@ -16,7 +16,7 @@ _GROWTH = 1.3
 def wait(
     generation_id: str, records: GenerationStore, deadline: Deadline, sleep: Callable[[float], None] = time.sleep
 ) -> Generation | None:
-    """The generation when it has ended, or as it is at the deadline; None where there is none."""
+    """The generation once it has ended, or as it is at the deadline; `None` if it does not exist."""
     pause = _FIRST_PAUSE_SECONDS
     while True:
         generation = records.get(generation_id)

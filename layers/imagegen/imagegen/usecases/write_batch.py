@@ -1,4 +1,4 @@
-"""Writes the files that tell what became of the lines of a batch: the output, and the errors."""
+"""Writes the output file and the error file of a batch."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,18 +9,18 @@ from imagegen.domain.batches import Batch, Counts
 from imagegen.domain.deadline import Deadline
 from imagegen.ports import BatchLines, Outbox
 
-_SPOOLED_BYTES = 1024 * 1024  # what is more goes to the disk
+_SPOOLED_BYTES = 1024 * 1024  # larger files go to disk
 _BLOCK_BYTES = 128 * 1024
 _STORING_SECONDS = 120.0
 
 
 def write_output(batch: Batch, lines: BatchLines, outbox: Outbox, keep_claim: Callable[[], None]) -> Counts:
-    """Writes each file that has a line, and counts what they hold.
+    """Writes each file that has a line, and counts the lines.
 
-    The batch is finalizing: its lines no longer change. Nothing is written without the claim, since a later batch may
-    have files of the same name: `keep_claim` is called before each file, and raises LostClaimError if it is lost. A
-    file without a line is deleted: one of that name is from an earlier batch, or from a process that died. Raises
-    RecordsUnavailableError, ImageStorageError.
+    The batch is finalizing: its lines no longer change. `keep_claim` is called before each file and raises
+    LostClaimError if the claim is lost, since a later batch may have files of the same name. A file without a line is
+    deleted: a file of that name is from an earlier batch, or from a process that died. Raises RecordsUnavailableError,
+    ImageStorageError.
     """
     completed = failed = 0
     with ExitStack() as closing:

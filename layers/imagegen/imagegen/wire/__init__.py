@@ -1,1 +1,1 @@
-"""Formats from and to domain types: OpenAI's JSON, headers, events, batch lines, OpenAPI. Calls nothing."""
+"""Converts domain types from and to wire formats: OpenAI's JSON, headers, events, batch lines, OpenAPI."""

@@ -1,35 +1,29 @@
-"""Writes OpenAI's success bodies, with our extra fields."""
+"""Makes the bodies of successful answers: OpenAI's objects, with the extra fields of this service."""
 
 import secrets
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
+from imagegen.aws_limits import LAMBDA_RESPONSE_BYTES
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.errors import UnknownModelError
-from imagegen.domain.failures import raised_again
 from imagegen.domain.generations import Generation
-from imagegen.domain.models import CATALOG, DEFAULT_MODEL, MAX_IMAGES, MOST_COMPRESSION, RESPONSE_FORMATS, ImageModel
 from imagegen.ports import ImageStore
 from imagegen.wire.errors import error_object
 from imagegen.wire.links import Links
-from imagegen.wire.requests import unknown_model
 
-# Lambda takes 6 MB (6,291,556 bytes) of the JSON that carries an answer; the rest is for headers, prompts and links.
-MAX_ANSWER_BYTES = 6_291_556 - 128 * 1024
-_CATALOG_DATE = 1767225600  # 2026-01-01: OpenAI's model object wants a time, and the catalog knows none
+MAX_ANSWER_BYTES = LAMBDA_RESPONSE_BYTES - 128 * 1024  # the rest is for headers, prompts and links
 
 
 def images_answer(
     generation: Generation, images: ImageStore, deadline: Deadline, *, durable_urls: bool = False
 ) -> dict[str, Any]:
-    """OpenAI's ImagesResponse for a completed generation. An image has `url` or `b64_json`, and always `permalink`.
+    """Returns OpenAI's ImagesResponse for a completed generation. An image has `permalink`, and `url` or `b64_json`.
 
-    With `durable_urls` the `url` is the durable link, here and below. Raises ImageStorageError where base64 is asked
-    for and an image cannot be read.
+    With `durable_urls`, the `url` is the durable link, here and below. Raises ImageStorageError if base64 is requested
+    and an image cannot be read.
     """
 
     def with_content(image_id: str) -> dict[str, Any]:
@@ -44,20 +38,20 @@ def images_answer(
 
 
 def links_answer(generation: Generation, *, durable_urls: bool = False) -> dict[str, Any]:
-    """The same with nothing of an image but its durable link."""
+    """Returns the same without `b64_json` and presigned URLs: an image has only its durable link."""
     return _answer(generation, lambda image_id: _url(generation, image_id, None) if durable_urls else {})
 
 
 def base64_bytes(generation: Generation) -> int:
-    """What the images of a completed generation weigh as base64."""
+    """Returns the size in bytes of the images of a completed generation as base64."""
     return sum(4 * ((image.length + 2) // 3) for image in generation.stored.values())
 
 
 def streamed_images_answer(
     generation: Generation, images: ImageStore, deadline: Deadline
 ) -> tuple[int, Iterator[bytes]]:
-    """The same with base64, in constant memory: its length in bytes, and its blocks."""
-    mark = secrets.token_hex(16)  # what no prompt can hold
+    """Returns the length in bytes and the blocks of the answer with base64. It is made in constant memory."""
+    mark = secrets.token_hex(16)  # random, so no prompt contains it
     frame = msgspec.json.encode(_answer(generation, lambda _: {"b64_json": mark})).split(mark.encode())
 
     def blocks() -> Iterator[bytes]:
@@ -99,7 +93,7 @@ def _image(generation: Generation, image_id: str, content: dict[str, Any]) -> di
 
 
 def _url(generation: Generation, image_id: str, signer: ImageStore | None) -> dict[str, Any]:
-    """A signed URL and when it expires; without a signer the durable link, which does not."""
+    """Returns a signed URL with its time of expiry, or the durable link if there is no signer."""
     if signer is None:
         return {"url": Links(generation.base_url).permalink(image_id)}
     signed = signer.signed_url(image_id)
@@ -107,7 +101,7 @@ def _url(generation: Generation, image_id: str, signer: ImageStore | None) -> di
 
 
 def generation_answer(generation: Generation, images: ImageStore, *, durable_urls: bool = False) -> dict[str, Any]:
-    """The generation object: how it stands, and what is stored so far, links freshly signed."""
+    """Returns the generation object: its status and the images stored so far, with fresh URLs."""
     signer = None if durable_urls else images
     return {
         "id": generation.id,
@@ -122,14 +116,14 @@ def generation_answer(generation: Generation, images: ImageStore, *, durable_url
         "data": [
             _image(generation, image_id, _url(generation, image_id, signer)) for image_id in generation.stored_ids
         ],
-        "error": error_object(raised_again(generation.failure)) if generation.failure else None,
+        "error": error_object(generation.failure) if generation.failure else None,
     }
 
 
 def generation_list_answer(
     generations: Sequence[Generation], images: ImageStore, *, more: bool, durable_urls: bool = False
 ) -> dict[str, Any]:
-    """OpenAI's list object, newest first."""
+    """Returns OpenAI's list object, newest first."""
     return {
         "object": "list",
         "data": [generation_answer(generation, images, durable_urls=durable_urls) for generation in generations],
@@ -137,49 +131,3 @@ def generation_list_answer(
         "last_id": generations[-1].id if generations else None,
         "has_more": more,
     }
-
-
-def models_answer(prompt_cap: int) -> dict[str, Any]:
-    """OpenAI's list of models, each with what it takes. `prompt_cap` is in characters, for those it applies to."""
-    return {"object": "list", "data": [_model(model, prompt_cap) for model in CATALOG.values()]}
-
-
-def model_answer(name: str, aliases: Mapping[str, str], prompt_cap: int) -> dict[str, Any]:
-    """OpenAI's model object, for a model or an alias of one. Raises UnknownModelError."""
-    model = CATALOG.get(name) or CATALOG.get(aliases.get(name, ""))
-    if model is None:
-        raise UnknownModelError(unknown_model(name), param="model")
-    return _model(model, prompt_cap)
-
-
-def _model(model: ImageModel, prompt_cap: int) -> dict[str, Any]:
-    return {
-        "id": model.id,
-        "object": "model",
-        "created": _CATALOG_DATE,
-        "owned_by": model.owned_by,
-        "default": model.id == DEFAULT_MODEL,
-        "parameters": _parameters(model, prompt_cap),
-    }
-
-
-def _parameters(model: ImageModel, prompt_cap: int) -> dict[str, dict[str, Any]]:
-    """What makes a difference to the model, by field of the request."""
-    fields: dict[str, dict[str, Any]] = {
-        "prompt": {"max_characters": model.longest_prompt(prompt_cap)},
-        "n": {"min": 1, "max": MAX_IMAGES},
-        "size": {"values": model.sizes},
-    }
-    if model.free_sizes:
-        fields["size"]["free"] = asdict(model.free_sizes)
-    choices = {
-        "quality": model.qualities,
-        "style": model.styles,
-        "background": model.backgrounds,
-        "moderation": model.moderations,
-        "output_format": model.output_formats,
-    }
-    fields |= {name: {"values": values} for name, values in choices.items() if values}
-    if model.output_formats:
-        fields["output_compression"] = {"min": 0, "max": MOST_COMPRESSION}
-    return fields | {"response_format": {"values": RESPONSE_FORMATS, "default": model.default_response_format}}

@@ -1,31 +1,30 @@
-"""OpenAI's Batch format: the lines of a file that is dropped, the lines that tell what became of them, and the object.
+"""Reads and writes OpenAI's Batch format: input lines, output and error lines, and the batch object.
 
-An output line has durable links and nothing that goes stale or is heavy: no signed URL, no base64, no prompt.
+An output line has durable links. It has nothing that expires or is large: no signed URL, no base64, no prompt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from imagegen.domain.batches import AskedLine, Batch, BatchStatus, Counts, EndedLine, line_id
-from imagegen.domain.errors import GenerationCancelledError, ImagegenError, InvalidRequestError, MoneySpentError
-from imagegen.domain.failures import raised_again
+from imagegen.domain.errors import GenerationCancelledError, ImagegenError, InvalidRequestError
+from imagegen.domain.failures import failure_of
 from imagegen.domain.generations import Generation, Status
 from imagegen.domain.images import ImageRequest
 from imagegen.wire.answers import links_answer
-from imagegen.wire.errors import answer_error
+from imagegen.wire.errors import answer_error, answer_failure
 from imagegen.wire.json_text import decoded
 from imagegen.wire.links import Links
 from imagegen.wire.request_events import MOST_CUSTOM_ID
-from imagegen.wire.requests import NO_ALIASES, read_image_fields
 
 ENDPOINT = "/v1/images/generations"
 
 
-def read_batch_line(text: bytes, *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES) -> AskedLine:
-    """Raises InvalidRequestError where it is no line of a batch; what its body lacks comes with the request."""
+def read_batch_line(text: bytes, read_fields: Callable[[Mapping[str, Any]], ImageRequest]) -> AskedLine:
+    """Reads a line. Raises InvalidRequestError if it is not a line of a batch; `request` raises for an invalid body."""
     try:
         fields = decoded(text)
     except ValueError:
@@ -34,11 +33,11 @@ def read_batch_line(text: bytes, *, prompt_cap: int, aliases: Mapping[str, str] 
         raise InvalidRequestError("Invalid line: expected a JSON object.")
     custom_id = fields.get("custom_id")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MOST_CUSTOM_ID:
-        raise _invalid("custom_id", f"a text of 1 to {MOST_CUSTOM_ID} characters")
-    return AskedLine(custom_id, partial(_request, fields, prompt_cap, aliases))
+        raise _invalid("custom_id", f"a string of 1 to {MOST_CUSTOM_ID} characters")
+    return AskedLine(custom_id, partial(_request, fields, read_fields))
 
 
-def _request(fields: Mapping[str, Any], prompt_cap: int, aliases: Mapping[str, str]) -> ImageRequest:
+def _request(fields: Mapping[str, Any], read_fields: Callable[[Mapping[str, Any]], ImageRequest]) -> ImageRequest:
     if fields.get("method") != "POST":
         raise _invalid("method", "'POST'")
     if fields.get("url") != ENDPOINT:
@@ -46,7 +45,7 @@ def _request(fields: Mapping[str, Any], prompt_cap: int, aliases: Mapping[str, s
     body = fields.get("body")
     if not isinstance(body, dict):
         raise _invalid("body", "an object")
-    return read_image_fields(body, prompt_cap=prompt_cap, aliases=aliases)
+    return read_fields(body)
 
 
 def _invalid(name: str, expected: str) -> InvalidRequestError:
@@ -54,23 +53,20 @@ def _invalid(name: str, expected: str) -> InvalidRequestError:
 
 
 def outcome_line(generation: Generation, *, durable_urls: bool = False) -> EndedLine:
-    """What the generation of a line came to."""
+    """Returns the outcome of a line whose generation has ended."""
     origin = generation.origin
     batch_id, line = origin.batch_id or "", origin.line or 0
     if generation.status is Status.COMPLETED:
         return _line(
             batch_id, line, origin.custom_id, 200, generation.id, links_answer(generation, durable_urls=durable_urls)
         )
-    cancelled = GenerationCancelledError("The generation was cancelled.")
-    error = raised_again(generation.failure) if generation.failure else cancelled
-    if isinstance(error, MoneySpentError):
-        error.images = generation.stored_ids
-    answer = answer_error(error, Links(generation.base_url).permalink)
+    failure = generation.failure or failure_of(GenerationCancelledError("The generation was cancelled."))
+    answer = answer_failure(failure, Links(generation.base_url).permalink, generation.stored_ids)
     return _line(batch_id, line, origin.custom_id, answer.status, generation.id, answer.body)
 
 
 def refused_line(batch_id: str, line: int, custom_id: str | None, error: ImagegenError) -> EndedLine:
-    """Why a line began no generation."""
+    """Returns the outcome of a line that began no generation. `error` is the reason."""
     answer = answer_error(error, str)
     return _line(batch_id, line, custom_id, answer.status, line_id(batch_id, line), answer.body)
 
@@ -89,7 +85,7 @@ def _line(
 
 
 def batch_answer(batch: Batch, counts: Counts) -> dict[str, Any]:
-    """OpenAI's Batch object; `counts` are how many of its lines have ended."""
+    """Returns OpenAI's Batch object. `counts` are its ended lines."""
     ended = batch.ended
     cancelled = batch.status is BatchStatus.CANCELLED
     return {
@@ -117,14 +113,14 @@ def batch_answer(batch: Batch, counts: Counts) -> dict[str, Any]:
 
 
 def request_counts(batch: Batch, counts: Counts) -> dict[str, int]:
-    """The total is what is known of it so far, as long as the file is being read."""
+    """Returns OpenAI's counts. While the file is read, the total is the number of lines known so far."""
     known = counts.completed + counts.failed
     total = known if batch.counts else max(known, batch.checkpoint.line, batch.total or 0)
     return {"total": total, "completed": counts.completed, "failed": counts.failed}
 
 
 def batch_list_answer(batches: Sequence[tuple[Batch, Counts]], *, more: bool) -> dict[str, Any]:
-    """OpenAI's list object, newest first."""
+    """Returns OpenAI's list object, newest first."""
     return {
         "object": "list",
         "data": [batch_answer(batch, counts) for batch, counts in batches],
@@ -135,11 +131,11 @@ def batch_list_answer(batches: Sequence[tuple[Batch, Counts]], *, more: bool) ->
 
 
 def batch_event(batch: Batch) -> tuple[str, dict[str, Any]]:
-    """The detail-type and the detail that tell how a batch ended."""
+    """Returns the detail-type and the detail of the event for the end of a batch."""
     answer = batch_answer(batch, batch.counts or Counts(0, 0))
-    told = ("id", "status", "input_file_id", "output_file_id", "error_file_id", "created_at", "request_counts")
+    always = ("id", "status", "input_file_id", "output_file_id", "error_file_id", "created_at", "request_counts")
     ended = ("completed_at", "cancelled_at")
-    return "Image Batch Completed", {"client": batch.caller, **{name: answer[name] for name in told + ended}}
+    return "Image Batch Completed", {"client": batch.caller, **{name: answer[name] for name in always + ended}}
 
 
 def _seconds(at: float | None) -> int | None:

@@ -1,94 +1,94 @@
-"""The one table from a failure's meaning to the status, headers and body that tell it to an OpenAI client.
+"""Turns failures into answers: the table of HTTP statuses, and OpenAI's error object.
 
-OpenAI's clients retry 408, 409, 429 and 5xx, others by the status alone. So a failure after which money may have been
-spent is 424 Failed Dependency, which no client retries, and `x-should-retry` says the same to those that listen.
+OpenAI's clients retry 408, 409, 429 and 5xx; other clients decide by the status alone. A failure after which money may
+have been spent is therefore 424 Failed Dependency, which no client retries. `x-should-retry` says the same to clients
+that read it.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from imagegen.domain import errors
-from imagegen.domain.errors import ImagegenError, MoneySpentError
+from imagegen.domain.errors import MoneySpentError
+from imagegen.domain.failures import Failure, failure_of
 from imagegen.domain.quota import Standing
-from imagegen.wire.headers import allowance_headers
+from imagegen.wire.headers import quota_headers
+
+MAY_BE_SPENT = 424
+CODELESS = errors.InvalidRequestError.code  # OpenAI answers with a null code
+
+_CALLER, _UPSTREAM, _SERVER = "invalid_request_error", "upstream_error", "server_error"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`should_retry` is told to clients where it is not None; None leaves it to their own rule."""
+    """`status` is the HTTP status if nothing was spent, otherwise it is 424. `type` is the type in OpenAI's object."""
 
     status: int
     type: str
-    code: str | None
-    should_retry: bool | None = None
 
 
-def _spent(code: str, kind: str = "upstream_error") -> Row:
-    return Row(424, kind, code, should_retry=False)
-
-
-def _operator(status: int, code: str) -> Row:
-    """What only the operator can cure: retrying at once is of no use."""
-    return Row(status, "server_error", code, should_retry=False)
-
-
-ROWS: dict[type[BaseException], Row] = {
-    errors.InvalidRequestError: Row(400, "invalid_request_error", None),
-    errors.UnsupportedMediaTypeError: Row(415, "invalid_request_error", "unsupported_content_type"),
-    errors.RequestTooLargeError: Row(413, "invalid_request_error", "request_too_large"),
-    errors.UnknownRouteError: Row(404, "invalid_request_error", "unknown_url"),
-    errors.MethodNotAllowedError: Row(405, "invalid_request_error", "method_not_supported"),
-    errors.UnknownModelError: Row(404, "invalid_request_error", "model_not_found"),
-    errors.UnknownImageError: Row(404, "invalid_request_error", "image_not_found"),
-    errors.UnknownGenerationError: Row(404, "invalid_request_error", "generation_not_found"),
-    errors.GenerationEndedError: Row(409, "invalid_request_error", "generation_ended", should_retry=False),
-    errors.UnknownBatchError: Row(404, "invalid_request_error", "batch_not_found"),
-    errors.BatchEndedError: Row(409, "invalid_request_error", "batch_ended", should_retry=False),
-    errors.DeletionUnfinishedError: Row(503, "server_error", "deletion_unfinished"),
-    errors.IdempotencyKeyReusedError: Row(422, "invalid_request_error", "idempotency_key_reused"),
-    errors.AllowanceSpentError: Row(429, "insufficient_quota", "insufficient_quota", should_retry=False),
-    errors.PromptRejectedError: Row(400, "invalid_request_error", "content_policy_violation"),
-    errors.UpstreamRefusedRequestError: Row(400, "invalid_request_error", "upstream_refused_request"),
-    errors.SecretMissingError: _operator(503, "upstream_key_missing"),
-    errors.SecretUnavailableError: Row(503, "server_error", "secret_unavailable"),
-    errors.IssuerUnavailableError: Row(503, "server_error", "authorizer_unavailable"),
-    errors.RecordsUnavailableError: Row(503, "server_error", "records_unavailable"),
-    errors.UpstreamKeyRefusedError: _operator(502, "upstream_key_refused"),
-    errors.UpstreamOutOfCreditError: _operator(502, "upstream_out_of_credit"),
-    errors.UpstreamMisconfiguredError: _operator(502, "upstream_misconfigured"),
-    errors.UpstreamRateLimitedError: Row(429, "rate_limit_error", "rate_limit_exceeded"),
-    errors.UpstreamUnavailableError: Row(503, "upstream_error", "upstream_unavailable"),
-    errors.UpstreamUnreachableError: Row(502, "upstream_error", "upstream_unreachable"),
-    errors.UpstreamFailedError: _spent("upstream_failed"),
-    errors.UpstreamTimeoutError: _spent("upstream_timeout"),
-    errors.UpstreamConnectionLostError: _spent("upstream_connection_lost"),
-    errors.UpstreamAnswerInvalidError: _spent("upstream_answer_invalid"),
-    errors.UpstreamAnswerTooLargeError: _spent("upstream_answer_too_large"),
-    errors.UpstreamTooFewImagesError: _spent("upstream_too_few_images"),
-    errors.ImageUrlRefusedError: _spent("image_url_refused"),
-    errors.ImageDownloadError: _spent("image_download_failed"),
-    errors.ImageDownloadInterruptedError: _spent("image_download_failed"),
-    errors.NotAnImageError: _spent("not_an_image"),
-    errors.ImageTruncatedError: _spent("image_truncated"),
-    errors.ImageTooLargeError: _spent("image_too_large"),
-    errors.ImageStorageError: _spent("image_storage_failed", "server_error"),
-    errors.ImageStorageInterruptedError: _spent("image_storage_failed", "server_error"),
-    errors.PartialGenerationError: _spent("partial_generation"),
-    errors.AnswerTooLargeError: _spent("answer_too_large", "server_error"),
-    errors.OutcomeUnknownError: _spent("outcome_unknown", "server_error"),
-    errors.AbandonedError: _spent("abandoned", "server_error"),
-    errors.SubmissionUncertainError: Row(424, "server_error", "submission_uncertain", should_retry=True),
-    errors.GenerationStillRunningError: _spent("generation_still_running", "server_error"),
-    errors.GenerationCancelledError: _spent("generation_cancelled", "invalid_request_error"),
-    errors.InternalError: _spent("internal_error", "server_error"),
-    # A fault of ours before anything was spent.
-    Exception: Row(500, "server_error", "internal_error"),
+ROWS: dict[str, Row] = {
+    "invalid_request": Row(400, _CALLER),
+    "invalid_type": Row(400, _CALLER),
+    "invalid_value": Row(400, _CALLER),
+    "unknown_parameter": Row(400, _CALLER),
+    "missing_required_parameter": Row(400, _CALLER),
+    "empty_string": Row(400, _CALLER),
+    "string_above_max_length": Row(400, _CALLER),
+    "integer_below_min_value": Row(400, _CALLER),
+    "integer_above_max_value": Row(400, _CALLER),
+    "unsupported_value": Row(400, _CALLER),
+    "model_not_found": Row(400, _CALLER),  # the field of a request; the model's own route answers 404
+    "content_policy_violation": Row(400, _CALLER),
+    "moderation_blocked": Row(400, "image_generation_user_error"),  # a prompt that a GPT image model rejects
+    "upstream_refused_request": Row(400, _CALLER),
+    "unknown_url": Row(404, _CALLER),
+    "image_not_found": Row(404, _CALLER),
+    "generation_not_found": Row(404, _CALLER),
+    "batch_not_found": Row(404, _CALLER),
+    "method_not_supported": Row(405, _CALLER),
+    "generation_ended": Row(409, _CALLER),
+    "batch_ended": Row(409, _CALLER),
+    "request_too_large": Row(413, _CALLER),
+    "unsupported_content_type": Row(415, _CALLER),
+    "idempotency_key_reused": Row(422, _CALLER),
+    "insufficient_quota": Row(429, "insufficient_quota"),
+    "rate_limit_exceeded": Row(429, "rate_limit_error"),
+    "internal_error": Row(500, _SERVER),
+    "upstream_key_refused": Row(502, _SERVER),
+    "upstream_out_of_credit": Row(502, _SERVER),
+    "upstream_misconfigured": Row(502, _SERVER),
+    "upstream_unreachable": Row(502, _UPSTREAM),
+    "upstream_unavailable": Row(503, _UPSTREAM),
+    "upstream_key_missing": Row(503, _SERVER),
+    "secret_unavailable": Row(503, _SERVER),
+    "authorizer_unavailable": Row(503, _SERVER),
+    "records_unavailable": Row(503, _SERVER),
+    "deletion_unfinished": Row(503, _SERVER),
+    "upstream_failed": Row(424, _UPSTREAM),
+    "upstream_timeout": Row(424, _UPSTREAM),
+    "upstream_connection_lost": Row(424, _UPSTREAM),
+    "upstream_answer_invalid": Row(424, _UPSTREAM),
+    "upstream_answer_too_large": Row(424, _UPSTREAM),
+    "upstream_too_few_images": Row(424, _UPSTREAM),
+    "image_url_refused": Row(424, _UPSTREAM),
+    "image_download_failed": Row(424, _UPSTREAM),
+    "not_an_image": Row(424, _UPSTREAM),
+    "image_truncated": Row(424, _UPSTREAM),
+    "image_too_large": Row(424, _UPSTREAM),
+    "partial_generation": Row(424, _UPSTREAM),
+    "image_storage_failed": Row(424, _SERVER),
+    "answer_too_large": Row(424, _SERVER),
+    "outcome_unknown": Row(424, _SERVER),
+    "abandoned": Row(424, _SERVER),
+    "submission_uncertain": Row(424, _SERVER),
+    "generation_still_running": Row(424, _SERVER),
+    "generation_cancelled": Row(424, _CALLER),
 }
-
-# GPT image models tell a rejected prompt by a type of its own, beside the code `moderation_blocked`.
-_REJECTED_BY_GPT_IMAGE = "image_generation_user_error"
+_UNKNOWN = Row(500, _SERVER)  # for a code that a later version has stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,41 +98,52 @@ class ErrorAnswer:
     body: dict[str, Any]
 
 
-def error_object(error: Exception) -> dict[str, Any]:
-    """OpenAI's error object: message, type, param and code. What is not an ImagegenError is told without its words."""
-    told = error if isinstance(error, ImagegenError) else None
-    # Of a generation that failed in part the caller learns why the rest is missing.
-    reason = error.__cause__ if isinstance(error, errors.PartialGenerationError) else told
-    why = reason if isinstance(reason, ImagegenError) else told
-    row = ROWS[type(why) if why else Exception]
+def row_of(failure: Failure) -> Row:
+    return ROWS.get(failure.code, _UNKNOWN)
+
+
+def status_of(failure: Failure) -> int:
+    return MAY_BE_SPENT if failure.money_spent else row_of(failure).status
+
+
+def error_object(failure: Failure) -> dict[str, Any]:
+    """Returns OpenAI's error object: message, type, param and code.
+
+    For a generation that failed in part, type, param and code say why the rest is missing.
+    """
+    reason = failure.reason
     return {
-        "message": told.message if told else "Something went wrong on our side.",
-        "type": _REJECTED_BY_GPT_IMAGE if why and why.code == "moderation_blocked" else row.type,
-        "param": why.param if why else None,
-        "code": (why.code if why else None) or row.code,
+        "message": failure.message,
+        "type": row_of(reason).type,
+        "param": reason.param,
+        "code": None if reason.code == CODELESS else reason.code,
     }
 
 
-def answer_error(error: Exception, permalink: Callable[[str], str]) -> ErrorAnswer:
-    """The answer that tells `error`.
-
-    `permalink` makes the durable link of an image id.
-    """
-    told = error if isinstance(error, ImagegenError) else None
-    row = ROWS[type(error) if told else Exception]
-    body: dict[str, Any] = error_object(error)
-    if isinstance(told, MoneySpentError) and told.images:
-        body["images"] = [{"id": image_id, "permalink": permalink(image_id)} for image_id in told.images]
+def answer_failure(failure: Failure, permalink: Callable[[str], str], images: Sequence[str] = ()) -> ErrorAnswer:
+    """Returns the answer to a failure. `permalink` makes the link of an image id; `images` are the stored ones."""
+    body = error_object(failure)
+    if failure.money_spent and images:
+        body["images"] = [{"id": image_id, "permalink": permalink(image_id)} for image_id in images]
     headers = {}
-    if row.should_retry is not None:
-        headers["x-should-retry"] = str(row.should_retry).lower()
-    if isinstance(told, errors.TryLaterError) and told.retry_after is not None:
-        headers["Retry-After"] = str(math.ceil(told.retry_after))
-    if isinstance(told, errors.MethodNotAllowedError):
-        headers["Allow"] = ", ".join(told.allowed)
-    if isinstance(told, errors.SubmissionUncertainError):
-        headers["x-generation-id"] = told.generation_id
-    if isinstance(told, errors.AllowanceSpentError):
-        headers["Retry-After"] = str(math.ceil(told.reset))
-        headers |= allowance_headers(Standing(told.limit, told.remaining, told.reset))
-    return ErrorAnswer(row.status, headers, {"error": body})
+    if failure.retry is not None:
+        headers["x-should-retry"] = str(failure.retry).lower()
+    if failure.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(failure.retry_after))
+    return ErrorAnswer(status_of(failure), headers, {"error": body})
+
+
+def answer_error(error: Exception, permalink: Callable[[str], str]) -> ErrorAnswer:
+    """Returns the answer to an exception, with the status and headers that only one class has."""
+    images = error.images if isinstance(error, MoneySpentError) else ()
+    answer = answer_failure(failure_of(error), permalink, images)
+    if isinstance(error, errors.UnknownModelError):
+        answer = replace(answer, status=404)
+    if isinstance(error, errors.MethodNotAllowedError):
+        answer.headers["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, errors.SubmissionUncertainError):
+        answer.headers["x-generation-id"] = error.generation_id
+    if isinstance(error, errors.QuotaExceededError):
+        answer.headers["Retry-After"] = str(math.ceil(error.reset))
+        answer.headers.update(quota_headers(Standing(error.limit, error.remaining, error.reset)))
+    return answer

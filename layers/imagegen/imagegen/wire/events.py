@@ -1,12 +1,13 @@
-"""The details of the events that we put on the bus: events/schemas/ has their schemas.
+"""Makes the published events. Their schemas are in events/schemas/.
 
-They hold no prompt, no signed URL and no words of an upstream: whoever may read the bus need not be let see them.
+An event contains no prompt, no signed URL and no message of an upstream, because readers of the bus may not be allowed
+to see these.
 """
 
 from typing import Any
 
-from imagegen.domain.failures import raised_again
-from imagegen.domain.generations import Failure, Generation, Rejection, Status
+from imagegen.domain.failures import Failure
+from imagegen.domain.generations import Generation, Rejection, Status
 from imagegen.wire.errors import error_object
 from imagegen.wire.links import Links
 
@@ -18,7 +19,7 @@ _TYPES = {
 
 
 def generation_event(generation: Generation) -> tuple[str, dict[str, Any]]:
-    """The detail-type and the detail that tell how a generation ended."""
+    """Returns the detail-type and the detail of the event for the end of a generation."""
     links = Links(generation.base_url)
     detail = {
         "id": generation.id,
@@ -38,22 +39,22 @@ def generation_event(generation: Generation) -> tuple[str, dict[str, Any]]:
         "extra_calls": generation.extra_calls,
         "created_at": int(generation.created_at),
         "completed_at": None if generation.completed_at is None else int(generation.completed_at),
-        "error": _told(generation.failure) if generation.failure else None,
+        "error": _error(generation.failure) if generation.failure else None,
     }
     return _TYPES[generation.status], detail
 
 
 def rejection_event(rejection: Rejection) -> tuple[str, dict[str, Any]]:
-    """The detail-type and the detail that tell why an event began no generation."""
+    """Returns the detail-type and the detail of the event for a rejected request."""
     detail = {
         "event_id": rejection.event_id,
-        "client": rejection.client,
+        "client": rejection.caller,
         "custom_id": rejection.custom_id,
-        "error": {**_told(rejection.failure), "message": rejection.failure.message},  # our own words
+        "error": {**_error(rejection.failure), "message": rejection.failure.message},  # written by this service
     }
     return "Image Generation Rejected", detail
 
 
-def _told(failure: Failure) -> dict[str, Any]:
-    error = error_object(raised_again(failure))
+def _error(failure: Failure) -> dict[str, Any]:
+    error = error_object(failure)
     return {"type": error["type"], "code": error["code"], "param": error["param"]}

@@ -1,16 +1,16 @@
-"""What a request says about itself in its headers and query, and what an answer tells beside its body."""
+"""Reads the headers and the query of a request, and writes the headers of an answer."""
 
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from imagegen.domain.attempts import Attempt
 from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.generations import Status, is_generation_id
 from imagegen.domain.quota import Standing
+from imagegen.domain.retry_identity import RetryIdentity
 
-# What a browser would keep from a page otherwise.
+# The headers of an answer that browsers show to a page of another origin.
 EXPOSED = ", ".join(
     (
         "Location",
@@ -29,7 +29,10 @@ MOST_LISTED, LISTED = 100, 20
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """RFC 7240: to be answered with 202, and how many seconds to wait at most. `applied` says what we honour."""
+    """The `Prefer` header (RFC 7240): whether to answer with 202, and the most seconds to wait.
+
+    `applied` is the value of `Preference-Applied`.
+    """
 
     respond_async: bool = False
     wait: int | None = None
@@ -47,15 +50,15 @@ class Page:
     status: Status | None
 
 
-def read_attempt(headers: Mapping[str, str]) -> Attempt:
-    """`Idempotency-Key`, and the count of retries that OpenAI's clients send. Raises InvalidRequestError."""
+def read_retry_identity(headers: Mapping[str, str]) -> RetryIdentity:
+    """Reads `Idempotency-Key` and the retry count of OpenAI's clients. Raises InvalidRequestError."""
     key = read_idempotency_key(headers.get("Idempotency-Key"), "Idempotency-Key")
     count = headers.get("x-stainless-retry-count") or ""
-    return Attempt(key, int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None)
+    return RetryIdentity(key, int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None)
 
 
 def read_idempotency_key(key: str | None, name: str) -> str | None:
-    """The key, which came under that name. Raises InvalidRequestError."""
+    """Checks the key, which came as the field or header `name`. Raises InvalidRequestError."""
     if key is not None and not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
         raise InvalidRequestError(
             f"Invalid '{name}': expected 1 to 255 printable ASCII characters.", param=name, code="invalid_value"
@@ -64,14 +67,14 @@ def read_idempotency_key(key: str | None, name: str) -> str | None:
 
 
 def read_preference(headers: Mapping[str, str]) -> Preference:
-    """`Prefer: respond-async` and `Prefer: wait=N`. What else it holds is no business of ours, as the RFC has it."""
+    """Reads `Prefer: respond-async` and `Prefer: wait=N`. Other preferences are ignored, as RFC 7240 says."""
     tokens = [token.strip().lower() for token in (headers.get("Prefer") or "").split(",")]
     waits = [int(match[1]) for token in tokens if (match := re.fullmatch(r'wait="?([0-9]{1,6})"?', token))]
     return Preference("respond-async" in tokens, waits[0] if waits else None)
 
 
-def allowance_headers(standing: Standing) -> dict[str, str]:
-    """How the caller stands with its allowance, in the manner of OpenAI's rate limit headers."""
+def quota_headers(standing: Standing) -> dict[str, str]:
+    """Returns the caller's quota and its remainder, in the format of OpenAI's rate limit headers."""
     seconds = math.ceil(standing.reset)
     return {
         "x-ratelimit-limit-images": str(standing.limit),
@@ -81,13 +84,13 @@ def allowance_headers(standing: Standing) -> dict[str, str]:
 
 
 def cors_headers(origin: str) -> dict[str, str]:
-    """Lets a page of `origin` (`*`: of any) read the answer and what our headers tell. No cookies are involved."""
+    """Returns headers that allow pages of `origin` (`*`: any) to read the answer. No cookies are used."""
     headers = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
     return headers if origin == "*" else headers | {"Vary": "Origin"}
 
 
 def read_page(query: Mapping[str, str], is_id: Callable[[str], bool] = is_generation_id) -> Page:
-    """`limit`, `after` and `status` of a list, whose ids `is_id` knows. Raises InvalidRequestError."""
+    """Reads `limit`, `after` and `status` of a list. `is_id` checks `after`. Raises InvalidRequestError."""
     limit = query.get("limit", str(LISTED))
     if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= MOST_LISTED:
         raise InvalidRequestError(
@@ -102,6 +105,6 @@ def read_page(query: Mapping[str, str], is_id: Callable[[str], bool] = is_genera
     after = query.get("after")
     if after is not None and not is_id(after):
         raise InvalidRequestError(
-            "Invalid 'after': expected the id of one that is listed.", param="after", code="invalid_value"
+            "Invalid 'after': expected an id from this list.", param="after", code="invalid_value"
         )
     return Page(int(limit), after, Status(status) if status else None)

@@ -1,4 +1,4 @@
-"""Reads what the intake is told of its inbox: that a file was dropped, or that a batch is to be carried on."""
+"""Reads the messages of the intake's queue: new files in the inbox, and batches to continue."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -7,38 +7,40 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from imagegen.domain.batches import INBOX, LINES_SUFFIX, InboxFile, is_batch_id
-from imagegen.domain.credentials import is_client_name
+from imagegen.domain.credentials import is_caller_name
 from imagegen.domain.errors import InvalidRequestError
+from imagegen.wire.queue_messages import QueueMessage
 
-DEFAULT_CLIENT = "inbox"
+DEFAULT_CALLER = "inbox"
 REQUEST_SUFFIX = ".json"
-MOST_KEY_BYTES = 1024 - len("outbox/.output.jsonl") + len("inbox/.jsonl")  # S3 takes 1,024
+# A key has at most 1,024 bytes (S3 user guide, "Naming Amazon S3 objects").
+MOST_KEY_BYTES = 1024 - len("outbox/.output.jsonl") + len("inbox/.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
 class DroppedFile:
-    """A file as S3 tells of it."""
+    """A file in the inbox, from an event of S3."""
 
     event_id: str
     bucket: str
     file: InboxFile
 
     @property
-    def client(self) -> str | None:
-        """None if the folder that it lies in is no client's."""
+    def caller(self) -> str | None:
+        """The caller whose folder has the file. `None` if the folder's name is not that of a caller."""
         folder, slash, _ = self.file.key.removeprefix(INBOX).partition("/")
         if not slash:
-            return DEFAULT_CLIENT
-        return folder if is_client_name(folder) else None
+            return DEFAULT_CALLER
+        return folder if is_caller_name(folder) else None
 
     def decoded(self) -> Self | None:
-        """The same with its key read as S3's other notifications have it, URL-encoded; None if that changes nothing."""
+        """Returns the file with its key URL-decoded, as some S3 notifications encode it. `None` if nothing changes."""
         key = unquote_plus(self.file.key)
         return None if key == self.file.key else replace(self, file=msgspec.structs.replace(self.file, key=key))
 
     @property
     def is_folder(self) -> bool:
-        """What S3's console makes to show a folder."""
+        """`True` if the object is the placeholder of a folder, which the S3 console creates."""
         return self.file.key.endswith("/")
 
     @property
@@ -46,18 +48,21 @@ class DroppedFile:
         return self.file.key.endswith(LINES_SUFFIX)
 
     def owner(self) -> str:
-        """Whose file it is. Raises InvalidRequestError where it is nobody's or of no kind that we take."""
-        if self.client is None:
-            raise _invalid("a folder named as a client: 1 to 32 of a-z, 0-9 and -, beginning with a letter or a digit")
+        """Returns the caller. Raises InvalidRequestError if there is none, or if the file's name is not accepted."""
+        if self.caller is None:
+            raise _invalid("a folder with a caller's name: 1 to 32 of a-z, 0-9 and -, first a letter or a digit")
         if not self.file.key.endswith((LINES_SUFFIX, REQUEST_SUFFIX)):
             raise _invalid(f"a name that ends in {LINES_SUFFIX} or {REQUEST_SUFFIX}")
         if self.is_batch and len(self.file.key.encode()) > MOST_KEY_BYTES:
-            raise _invalid(f"at most {MOST_KEY_BYTES} bytes, since the key of its output is longer")
-        return self.client
+            raise _invalid(f"at most {MOST_KEY_BYTES} bytes, because the key of its output is longer")
+        return self.caller
 
 
 def read_inbox_message(body: str) -> DroppedFile | str | None:
-    """A file, or the id of a batch that is to be carried on; None where a message is neither."""
+    """Returns a file, or the id of a batch to continue. `None` if the message is neither.
+
+    Raises msgspec.ValidationError if a later version of this service sent it.
+    """
     try:
         message = msgspec.json.decode(body.encode("utf-8", "surrogatepass"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -66,6 +71,7 @@ def read_inbox_message(body: str) -> DroppedFile | str | None:
         return None
     batch_id = message.get("batch_id")
     if isinstance(batch_id, str) and is_batch_id(batch_id):
+        msgspec.convert(message, QueueMessage)
         return batch_id
     if (message.get("source"), message.get("detail-type")) != ("aws.s3", "Object Created"):
         return None
@@ -73,8 +79,7 @@ def read_inbox_message(body: str) -> DroppedFile | str | None:
         event = msgspec.convert(message, _S3Event)
     except msgspec.ValidationError:
         return None
-    told = event.detail.object
-    return DroppedFile(event.id, event.detail.bucket.name, told.file)
+    return DroppedFile(event.id, event.detail.bucket.name, event.detail.object.file)
 
 
 class _Object(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Decodes the JSON that callers send."""
+"""Decodes the JSON of callers."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from imagegen.domain.lone_surrogates import without_lone_surrogates
 
 
 def decoded(text: bytes) -> Any:
-    """The value of a JSON text in UTF-8, with or without a byte order mark.
+    """Returns the value of a JSON text in UTF-8, with or without a byte order mark.
 
-    Half of a surrogate pair becomes U+FFFD. Raises ValueError.
+    Half of a surrogate pair becomes U+FFFD. Raises ValueError if the text is not JSON.
     """
     text = text.removeprefix(BYTE_ORDER_MARK)
     try:
@@ -19,8 +19,8 @@ def decoded(text: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         whole = without_lone_surrogates(text)
         if whole == text:
-            raise ValueError("no JSON") from error
+            raise ValueError("not JSON") from error
     try:
         return msgspec.json.decode(whole)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError("no JSON") from error
+        raise ValueError("not JSON") from error

@@ -1,25 +1,26 @@
-"""The description of the API, in OpenAPI 3.1. Limits come from the catalog, errors from the one table of them."""
+"""Describes the API in OpenAPI 3.1. The limits come from the catalog, the errors from the table in `wire.errors`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 from imagegen import VERSION
 from imagegen.domain import errors
-from imagegen.domain.errors import MoneySpentError
+from imagegen.domain.errors import ImagegenError, MoneySpentError
 from imagegen.domain.generations import Status
-from imagegen.wire.errors import ROWS
+from imagegen.domain.models import Catalog
+from imagegen.wire.errors import answer_error
 from imagegen.wire.headers import LISTED, MOST_LISTED
 from imagegen.wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID, ref, schemas
 
 Fragment = dict[str, Any]
-Failure = type[BaseException]
-Told = tuple[int, str, str | None]  # an error as a client sees it: status, type and code
+ErrorClass = type[Exception]
+ErrorShape = tuple[int, str, str | None]  # an error in an answer: status, type and code
 
 _BEARER = "bearer"
 
-# What the gateway answers by itself, whatever the route. The template's GatewayResponses say the same.
-GATEWAY: tuple[Told, ...] = (
+# The errors of API Gateway itself, for all routes. The GatewayResponses of the template define the same.
+GATEWAY: tuple[ErrorShape, ...] = (
     (400, "invalid_request_error", "bad_request"),
     (413, "invalid_request_error", "request_too_large"),
     (424, "server_error", "internal_error"),
@@ -27,11 +28,11 @@ GATEWAY: tuple[Told, ...] = (
     (429, "rate_limit_error", "rate_limit_exceeded"),
     (504, "server_error", "gateway_timeout"),
 )
-GATEWAY_KEY: tuple[Told, ...] = (
+GATEWAY_KEY: tuple[ErrorShape, ...] = (
     (401, "invalid_request_error", "invalid_api_key"),
     (503, "server_error", "authorizer_unavailable"),
 )
-# The codes of an InvalidRequestError, which has none of its own.
+# The codes of an InvalidRequestError.
 INVALID = (
     "invalid_type",
     "invalid_value",
@@ -44,11 +45,21 @@ INVALID = (
     "model_not_found",
     "unsupported_value",
 )
-_OWN_FAULT: tuple[Failure, ...] = (Exception, errors.SecretMissingError, errors.SecretUnavailableError)
-_READ: tuple[Failure, ...] = (*_OWN_FAULT, errors.RecordsUnavailableError, errors.UnknownGenerationError)
-_READ_BATCH: tuple[Failure, ...] = (*_OWN_FAULT, errors.RecordsUnavailableError, errors.UnknownBatchError)
-# What a generation may have come to.
-_OUTCOME: tuple[Failure, ...] = (
+
+
+def _concrete(base: type[ImagegenError]) -> Iterator[type[ImagegenError]]:
+    for error in base.__subclasses__():
+        if hasattr(error, "code") and error.__module__ == errors.__name__:
+            yield error
+        yield from _concrete(error)
+
+
+ERRORS: tuple[type[ImagegenError], ...] = tuple(_concrete(ImagegenError))
+_OWN_FAULT: tuple[ErrorClass, ...] = (Exception, errors.SecretMissingError, errors.SecretUnavailableError)
+_READ: tuple[ErrorClass, ...] = (*_OWN_FAULT, errors.RecordsUnavailableError, errors.UnknownGenerationError)
+_READ_BATCH: tuple[ErrorClass, ...] = (*_OWN_FAULT, errors.RecordsUnavailableError, errors.UnknownBatchError)
+# The outcomes of a generation.
+_OUTCOME: tuple[ErrorClass, ...] = (
     errors.InternalError,
     errors.PromptRejectedError,
     errors.UpstreamRefusedRequestError,
@@ -58,39 +69,45 @@ _OUTCOME: tuple[Failure, ...] = (
     errors.UpstreamRateLimitedError,
     errors.UpstreamUnavailableError,
     errors.UpstreamUnreachableError,
-    *(error for error in ROWS if issubclass(error, MoneySpentError)),
+    *(error for error in ERRORS if issubclass(error, MoneySpentError)),
 )
 _NO_KEY: list[Fragment] = []
 
 _HEADERS: dict[str, Fragment] = {
-    "x-request-id": {"description": "What to name to the operator.", "schema": {"type": "string"}},
+    "x-request-id": {
+        "description": "The id of the request, for a report to the operator.",
+        "schema": {"type": "string"},
+    },
     "x-generation-id": {
-        "description": "The generation, from admission on.",
+        "description": "The id of the generation, once it has begun.",
         "schema": {"type": "string", "pattern": GENERATION_ID},
     },
     "x-should-retry": {
-        "description": "What OpenAI's clients heed before the status.",
+        "description": "Whether to retry. It has precedence over the status for OpenAI's clients.",
         "schema": {"type": "string", "enum": ["true", "false"]},
     },
-    "Retry-After": {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}},
+    "Retry-After": {"description": "The seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}},
     "Location": {
-        "description": "Relative to the request's own path, or where the bytes are.",
+        "description": "An address relative to the path of the request, or the URL of the stored content.",
         "schema": {"type": "string", "format": "uri-reference"},
     },
-    "Preference-Applied": {"description": "What of `Prefer` was honoured.", "schema": {"type": "string"}},
-    "x-ratelimit-limit-images": {"description": "Images a day.", "schema": {"type": "string", "pattern": "^[0-9]+$"}},
+    "Preference-Applied": {"description": "The preferences that were applied.", "schema": {"type": "string"}},
+    "x-ratelimit-limit-images": {
+        "description": "The caller's quota in images a day.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
     "x-ratelimit-remaining-images": {
-        "description": "Of them, how many are left.",
+        "description": "The number of images that are left today.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
     "x-ratelimit-reset-images": {
-        "description": "Until the next day (UTC), such as `3h12m5s`.",
+        "description": "The time until the next day (UTC), such as `3h12m5s`.",
         "schema": {"type": "string", "pattern": "^[0-9]+h[0-9]+m[0-9]+s$"},
     },
-    "Cache-Control": {"description": "Whether an answer may be kept.", "schema": {"type": "string"}},
-    "ETag": {"description": "For `If-None-Match`.", "schema": {"type": "string"}},
+    "Cache-Control": {"description": "Whether the answer may be cached.", "schema": {"type": "string"}},
+    "ETag": {"description": "The value for `If-None-Match`.", "schema": {"type": "string"}},
 }
-_ALLOWANCE = ("x-ratelimit-limit-images", "x-ratelimit-remaining-images", "x-ratelimit-reset-images")
+_QUOTA = ("x-ratelimit-limit-images", "x-ratelimit-remaining-images", "x-ratelimit-reset-images")
 
 _GENERATION_EXAMPLE = {
     "id": "gen_Yk3nD0qkQH6mJc2vXr8s1A",
@@ -143,8 +160,8 @@ _BATCH_EXAMPLE = {
 }
 
 
-def openapi_document(prefix: str, prompt_cap: int) -> Fragment:
-    """`prefix` is what stands before our paths; `prompt_cap` is the deployer's limit, in characters."""
+def openapi_document(prefix: str, catalog: Catalog) -> Fragment:
+    """Returns the document. `prefix` is the part before the paths of this service, such as a stage."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -152,9 +169,9 @@ def openapi_document(prefix: str, prompt_cap: int) -> Fragment:
             "version": VERSION,
             "summary": "An OpenAI-compatible image generation API.",
             "description": (
-                "OpenAI's clients work unchanged with this server's `/v1` as their base URL. A 424 means that money "
-                "may have been spent, so no client retries it unless `x-should-retry` is true: that retry attaches. "
-                "Requests wait by redirects (303) for as long as a model takes."
+                "OpenAI's clients work unchanged with this server's `/v1` as their base URL. Status 424 means that "
+                "money may have been spent: retry it only if `x-should-retry` is `true`. Such a retry attaches to the "
+                "same generation. While a model works, the request waits by redirects (303)."
             ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -163,9 +180,9 @@ def openapi_document(prefix: str, prompt_cap: int) -> Fragment:
         "tags": [{"name": name} for name in ("Images", "Generations", "Batches", "Models", "Service")],
         "paths": _paths(),
         "components": {
-            "schemas": schemas(prompt_cap),
+            "schemas": schemas(catalog),
             "headers": _HEADERS,
-            "examples": {_example_name(told): _example(told) for told in sorted(_all_told(), key=str)},
+            "examples": {_example_name(each): _example(each) for each in sorted(_all_shapes(), key=str)},
             "securitySchemes": {
                 _BEARER: {"type": "http", "scheme": "bearer", "description": "`ig_<client>_<secret>`, or a JWT."}
             },
@@ -182,8 +199,8 @@ def _paths() -> Fragment:
             "get": _operation(
                 "listGenerations",
                 "Generations",
-                "The caller's own generations, newest first",
-                {200: _answer("A page of them.", "GenerationList", _list_of(_COMPLETED_EXAMPLE))},
+                "Lists the generations of the caller, newest first",
+                {200: _answer("A page of generations.", "GenerationList", _list_of(_COMPLETED_EXAMPLE))},
                 (errors.InvalidRequestError, *_OWN_FAULT, errors.RecordsUnavailableError),
                 parameters=[*_page(GENERATION_ID), _query("status", {"enum": [each.value for each in Status]})],
             ),
@@ -192,7 +209,7 @@ def _paths() -> Fragment:
             "get": _operation(
                 "getGeneration",
                 "Generations",
-                "How a generation stands, and the images stored so far",
+                "Returns a generation with its status and the images stored so far",
                 {200: _answer("The generation.", "Generation", _COMPLETED_EXAMPLE)},
                 _READ,
                 parameters=[generation],
@@ -200,10 +217,10 @@ def _paths() -> Fragment:
             "delete": _operation(
                 "deleteGeneration",
                 "Generations",
-                "Deletes the record, the images and their links",
+                "Deletes a generation, its images and their links",
                 {
                     200: _answer(
-                        "It is deleted.",
+                        "The generation is deleted.",
                         "DeletedGeneration",
                         {"id": _GENERATION_EXAMPLE["id"], "object": "image.generation.deleted", "deleted": True},
                     )
@@ -216,10 +233,10 @@ def _paths() -> Fragment:
             "post": _operation(
                 "cancelGeneration",
                 "Generations",
-                "No upstream call begins after it; images that are paid for stay, also those that still come",
+                "Cancels a generation. No further upstream call begins. Paid images are kept, even if they come later",
                 {
                     200: _answer(
-                        "The generation, cancelled.", "Generation", _GENERATION_EXAMPLE | {"status": "cancelled"}
+                        "The cancelled generation.", "Generation", _GENERATION_EXAMPLE | {"status": "cancelled"}
                     )
                 },
                 (*_READ, errors.GenerationEndedError),
@@ -234,8 +251,8 @@ def _paths() -> Fragment:
             "get": _operation(
                 "redirectToImage",
                 "Images",
-                "The durable link. The id is the capability, so no key is needed",
-                {302: _redirect("To a fresh presigned URL.", "Cache-Control")},
+                "Redirects to an image. This is the durable link. It needs no key, only the id",
+                {302: _redirect("A redirect to a fresh presigned URL.", "Cache-Control")},
                 (Exception, errors.UnknownImageError),
                 parameters=[image],
                 is_open=True,
@@ -245,8 +262,8 @@ def _paths() -> Fragment:
             "get": _operation(
                 "listModels",
                 "Models",
-                "The image models, and what each takes",
-                {200: _answer("All of them.", "ModelList")},
+                "Lists the image models and the fields that each accepts",
+                {200: _answer("All models.", "ModelList")},
                 _OWN_FAULT[:1],
             )
         },
@@ -254,7 +271,7 @@ def _paths() -> Fragment:
             "get": _operation(
                 "getModel",
                 "Models",
-                "One image model, by its name or an alias of it",
+                "Returns an image model, by its name or an alias",
                 {200: _answer("The model.", "Model")},
                 (errors.UnknownModelError, *_OWN_FAULT[:1]),
                 parameters=[_path_id("model", r"\S")],
@@ -264,8 +281,8 @@ def _paths() -> Fragment:
             "get": _operation(
                 "listBatches",
                 "Batches",
-                "The caller's own batches, newest first",
-                {200: _answer("A page of them.", "BatchList", _list_of(_BATCH_EXAMPLE))},
+                "Lists the batches of the caller, newest first",
+                {200: _answer("A page of batches.", "BatchList", _list_of(_BATCH_EXAMPLE))},
                 (errors.InvalidRequestError, *_OWN_FAULT, errors.RecordsUnavailableError),
                 parameters=_page(BATCH_ID),
             )
@@ -274,7 +291,7 @@ def _paths() -> Fragment:
             "get": _operation(
                 "getBatch",
                 "Batches",
-                "How a batch stands",
+                "Returns a batch with its status",
                 {200: _answer("The batch.", "Batch", _BATCH_EXAMPLE)},
                 _READ_BATCH,
                 parameters=[batch],
@@ -284,7 +301,7 @@ def _paths() -> Fragment:
             "post": _operation(
                 "cancelBatch",
                 "Batches",
-                "No further line is begun, and what has not ended is cancelled",
+                "Cancels a batch. No further line begins, and generations that have not ended are cancelled",
                 {200: _answer("The batch.", "Batch", _BATCH_EXAMPLE | {"status": "cancelling"})},
                 (*_READ_BATCH, errors.BatchEndedError),
                 parameters=[batch],
@@ -294,27 +311,31 @@ def _paths() -> Fragment:
             "get": _operation(
                 "getHealth",
                 "Service",
-                "Whether the service answers",
-                {200: _answer("It does.", "Health", {"status": "ok"})},
+                "Checks whether the service answers",
+                {200: _answer("The service answers.", "Health", {"status": "ok"})},
                 (Exception,),
                 is_open=True,
             )
         },
-        "/": {"get": _page_of("getPlayground", "The playground", "text/html")},
-        "/playground.js": {"get": _page_of("getPlaygroundScript", "Its script", "text/javascript")},
-        "/playground.css": {"get": _page_of("getPlaygroundStyle", "Its style", "text/css")},
-        "/docs": {"get": _page_of("getDocs", "This description, rendered", "text/html")},
+        "/": {"get": _page_of("getPlayground", "Serves the playground", "text/html")},
+        "/playground.js": {
+            "get": _page_of("getPlaygroundScript", "Serves the script of the playground", "text/javascript")
+        },
+        "/playground.css": {
+            "get": _page_of("getPlaygroundStyle", "Serves the style sheet of the playground", "text/css")
+        },
+        "/docs": {"get": _page_of("getDocs", "Serves this description as a web page", "text/html")},
         "/docs/{file}": {
             "get": _page_of(
                 "getDocsFile",
-                "What the rendering loads",
+                "Serves the files of that web page",
                 "text/javascript",
                 "text/css",
                 parameters=[_parameter("file", "path", {"type": "string"})],
                 failures=(errors.UnknownRouteError,),
             )
         },
-        "/openapi.json": {"get": _page_of("getOpenapi", "This description", "application/json")},
+        "/openapi.json": {"get": _page_of("getOpenapi", "Serves this description", "application/json")},
     }
 
 
@@ -322,26 +343,26 @@ def _create() -> Fragment:
     operation = _operation(
         "createImages",
         "Images",
-        "Makes images from a prompt",
+        "Creates images from a prompt",
         {
             200: _answer(
                 "The images.",
                 "ImagesResponse",
                 _RESPONSE_EXAMPLE,
-                headers=("x-generation-id", "Preference-Applied", *_ALLOWANCE),
+                headers=("x-generation-id", "Preference-Applied", *_QUOTA),
             ),
             202: _answer(
-                "With `Prefer: respond-async`: it is under way.",
+                "The generation has begun (with `Prefer: respond-async`).",
                 "Generation",
                 _GENERATION_EXAMPLE,
-                headers=("x-generation-id", "Location", "Retry-After", "Preference-Applied", *_ALLOWANCE),
+                headers=("x-generation-id", "Location", "Retry-After", "Preference-Applied", *_QUOTA),
             ),
             303: _redirect(
-                "Not there yet. The wait goes on at `generations/{id}/result`; clients follow by themselves.",
+                "The images are not ready. Follow the redirect to `generations/{id}/result` to wait further.",
                 "Retry-After",
                 "Preference-Applied",
                 "x-generation-id",
-                *_ALLOWANCE,
+                *_QUOTA,
             ),
         },
         (
@@ -349,7 +370,7 @@ def _create() -> Fragment:
             errors.UnsupportedMediaTypeError,
             errors.RequestTooLargeError,
             errors.IdempotencyKeyReusedError,
-            errors.AllowanceSpentError,
+            errors.QuotaExceededError,
             errors.RecordsUnavailableError,
             *_OWN_FAULT,
             *_OUTCOME,
@@ -358,7 +379,7 @@ def _create() -> Fragment:
             _header(
                 "Idempotency-Key",
                 {"type": "string", "pattern": r"^[\x20-\x7e]{1,255}$"},
-                "A retry with the same key attaches to the generation that it repeats.",
+                "A retry with the same key attaches to the same generation.",
             ),
             _header(
                 "Prefer",
@@ -366,10 +387,12 @@ def _create() -> Fragment:
                 "`respond-async` answers at once with 202; `wait=N` waits at most N seconds.",
             ),
             _header(
-                "x-stainless-retry-count", {"type": "string"}, "How OpenAI's clients count their retries, which attach."
+                "x-stainless-retry-count",
+                {"type": "string"},
+                "The retry count of OpenAI's clients. A retry attaches to the same generation.",
             ),
         ],
-        headers=("x-generation-id", *_ALLOWANCE),
+        headers=("x-generation-id", *_QUOTA),
     )
     body = {"schema": ref("CreateImagesRequest"), "examples": {"dall-e-3": {"value": _REQUEST_EXAMPLE}}}
     return operation | {"requestBody": {"required": True, "content": {"application/json": body}}}
@@ -379,18 +402,18 @@ def _result(operation_id: str, generation: Fragment) -> Fragment:
     return _operation(
         operation_id,
         "Generations",
-        "Waits, then answers as the request for the images does",
+        "Waits for the images and answers like the request that began the generation",
         {
             200: _answer("The images.", "ImagesResponse", _RESPONSE_EXAMPLE, headers=("x-generation-id",)),
             303: _redirect(
-                "To wait on, at most 16 times; or to an answer that is too large, where it is stored whole.",
+                "A redirect to wait further, at most 16 times, or to the stored answer if it is too large.",
                 "Retry-After",
                 "Cache-Control",
                 "x-generation-id",
             ),
         },
         (*_READ, *_OUTCOME),
-        parameters=[generation, _query("hop", {"type": "string"}, "How often the wait was redirected.")],
+        parameters=[generation, _query("hop", {"type": "string"}, "How many times the wait has been redirected.")],
         headers=("x-generation-id",),
     )
 
@@ -400,20 +423,20 @@ def _page_of(
     summary: str,
     *media_types: str,
     parameters: Iterable[Fragment] = (),
-    failures: tuple[Failure, ...] = (),
+    failures: tuple[ErrorClass, ...] = (),
 ) -> Fragment:
     headers = _header_refs(("x-request-id", "Cache-Control", "ETag"))
     content = {media_type: {"schema": {"type": "string"}} for media_type in media_types}
     if media_types == ("application/json",):
         content = {"application/json": {"schema": {"type": "object"}}}
-    known = _header("If-None-Match", {"type": "string"}, "The ETag of what the client has.")
+    known = _header("If-None-Match", {"type": "string"}, "The ETag of the version that the client has.")
     return _operation(
         operation_id,
         "Service",
         summary,
         {
             200: {"description": "The file.", "headers": headers, "content": content},
-            304: {"description": "The client has it already.", "headers": headers},
+            304: {"description": "The client has this version.", "headers": headers},
         },
         (Exception, *failures),
         parameters=[*parameters, known],
@@ -426,19 +449,19 @@ def _operation(
     tag: str,
     summary: str,
     responses: dict[int, Fragment],
-    failures: tuple[Failure, ...],
+    failures: tuple[ErrorClass, ...],
     *,
     parameters: Iterable[Fragment] = (),
     headers: tuple[str, ...] = (),
     is_open: bool = False,
 ) -> Fragment:
-    """`headers` are those that a failure may carry besides what all carry."""
-    told = {each for failure in failures for each in told_as(failure)} | set(GATEWAY)
-    told |= set() if is_open else set(GATEWAY_KEY)
-    found = sorted(told, key=str)
+    """Returns an operation. `headers` are the further headers of its failures."""
+    shapes = {each for failure in failures for each in shapes_of(failure)} | set(GATEWAY)
+    shapes |= set() if is_open else set(GATEWAY_KEY)
+    ordered = sorted(shapes, key=str)
     failed = {
-        status: _failure(status, [each for each in found if each[0] == status], headers)
-        for status in sorted({status for status, _, _ in told})
+        status: _failure(status, [each for each in ordered if each[0] == status], headers)
+        for status in sorted({status for status, _, _ in shapes})
     }
     listed = list(parameters)
     return {
@@ -451,38 +474,40 @@ def _operation(
     }
 
 
-def told_as(failure: Failure) -> set[Told]:
-    """The status, type and codes under which a client may see a failure."""
-    row = ROWS[failure]
+def shapes_of(failure: ErrorClass) -> set[ErrorShape]:
+    """Returns the combinations of status, type and code with which a failure may be answered."""
+    shown: list[Exception] = [failure("")]
     if failure is errors.InvalidRequestError:
-        return {(row.status, row.type, code) for code in (*INVALID, None)}
+        shown += [errors.InvalidRequestError("", code=code) for code in INVALID]
     if failure is errors.PromptRejectedError:
-        return {(row.status, row.type, row.code), (row.status, "image_generation_user_error", "moderation_blocked")}
-    return {(row.status, row.type, row.code)}
+        shown.append(errors.PromptRejectedError("", code="moderation_blocked"))
+    answers = [answer_error(error, str) for error in shown]
+    return {(answer.status, answer.body["error"]["type"], answer.body["error"]["code"]) for answer in answers}
 
 
-def _all_told() -> set[Told]:
-    of_rows = {told for failure in ROWS for told in told_as(failure)}
-    return of_rows | set(GATEWAY) | set(GATEWAY_KEY)
+def _all_shapes() -> set[ErrorShape]:
+    failures: tuple[ErrorClass, ...] = (Exception, *ERRORS)
+    of_errors = {shape for failure in failures for shape in shapes_of(failure)}
+    return of_errors | set(GATEWAY) | set(GATEWAY_KEY)
 
 
-def _failure(status: int, told: list[Told], headers: tuple[str, ...]) -> Fragment:
-    examples = {_example_name(each): {"$ref": f"#/components/examples/{_example_name(each)}"} for each in told}
+def _failure(status: int, shapes: list[ErrorShape], headers: tuple[str, ...]) -> Fragment:
+    examples = {_example_name(each): {"$ref": f"#/components/examples/{_example_name(each)}"} for each in shapes}
     return {
-        "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for _, _, code in told if code)}.",
+        "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for _, _, code in shapes if code)}.",
         "headers": _header_refs(("x-request-id", "x-should-retry", "Retry-After", *headers)),
         "content": {"application/json": {"schema": ref("ErrorResponse"), "examples": examples}},
     }
 
 
-def _example_name(told: Told) -> str:
-    status, _, code = told
+def _example_name(shape: ErrorShape) -> str:
+    status, _, code = shape
     return f"{code or 'invalid_request'}-{status}"
 
 
-def _example(told: Told) -> Fragment:
-    status, kind, code = told
-    meanings = [failure.__doc__ or "" for failure in ROWS if told in told_as(failure) and failure is not Exception]
+def _example(shape: ErrorShape) -> Fragment:
+    status, kind, code = shape
+    meanings = [failure.__doc__ or "" for failure in ERRORS if shape in shapes_of(failure)]
     meaning = next((each.partition("\n")[0] for each in meanings), "") or HTTPStatus(status).phrase
     message = {"message": meaning, "type": kind, "param": None, "code": code}
     return {"summary": meaning, "value": {"error": message}}
@@ -512,7 +537,7 @@ def _list_of(item: Fragment) -> Fragment:
 def _page(id_pattern: str) -> list[Fragment]:
     limit = {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": LISTED}
     after = {"type": "string", "pattern": id_pattern}
-    return [_query("limit", limit), _query("after", after, "The `last_id` of the page before.")]
+    return [_query("limit", limit), _query("after", after, "The `last_id` of the previous page.")]
 
 
 def _path_id(name: str, pattern: str) -> Fragment:
@@ -528,5 +553,5 @@ def _header(name: str, schema: Fragment, description: str) -> Fragment:
 
 
 def _parameter(name: str, where: str, schema: Fragment, description: str = "") -> Fragment:
-    told = {"description": description} if description else {}
-    return {"name": name, "in": where, "required": where == "path", "schema": schema, **told}
+    described = {"description": description} if description else {}
+    return {"name": name, "in": where, "required": where == "path", "schema": schema, **described}

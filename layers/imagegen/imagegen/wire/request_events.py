@@ -1,45 +1,44 @@
-"""Reads the event `Image Generation Requested`: an OpenAI request for images, and who sends it."""
+"""Reads the event `Image Generation Requested`: a request for images in OpenAI's format, and its caller."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from imagegen.domain.credentials import is_client_name
+from imagegen.domain.credentials import is_caller_name
 from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.images import ImageRequest
 from imagegen.wire.headers import read_idempotency_key
 from imagegen.wire.json_text import decoded
-from imagegen.wire.requests import NO_ALIASES, read_image_fields
 
-DEFAULT_CLIENT = "events"
+DEFAULT_CALLER = "events"
 MOST_CUSTOM_ID = 256  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class RequestEvent:
-    """An event as far as it can be told apart from others; `fields` are the request itself, still to be read."""
+    """An event with an id. `fields` are its request, which is not checked yet."""
 
     event_id: str
-    client: str | None
+    caller: str | None
     custom_id: str | None
     fields: Mapping[str, Any]
 
-    def read(self, *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES) -> "ImagesByEvent":
-        """What it asks for. Raises InvalidRequestError."""
+    def read(self, read_fields: Callable[[Mapping[str, Any]], ImageRequest]) -> "ImagesByEvent":
+        """Returns the checked request. Raises InvalidRequestError."""
         own = dict(self.fields)
         client = own.pop("client", None)
-        if client is not None and self.client is None:
+        if client is not None and self.caller is None:
             raise _invalid("client", "1 to 32 of a-z, 0-9 and -, beginning with a letter or a digit")
         custom_id = own.pop("custom_id", None)
         if custom_id is not None and self.custom_id is None:
-            raise _invalid("custom_id", f"a text of 1 to {MOST_CUSTOM_ID} characters")
+            raise _invalid("custom_id", f"a string of 1 to {MOST_CUSTOM_ID} characters")
         key = own.pop("idempotency_key", None)
         if key is not None and not isinstance(key, str):
-            raise _invalid("idempotency_key", "a text")
+            raise _invalid("idempotency_key", "a string")
         return ImagesByEvent(
-            request=read_image_fields(own, prompt_cap=prompt_cap, aliases=aliases),
-            client=self.client or DEFAULT_CLIENT,
+            request=read_fields(own),
+            caller=self.caller or DEFAULT_CALLER,
             custom_id=self.custom_id,
             idempotency_key=read_idempotency_key(key, "idempotency_key") or self.event_id,
         )
@@ -48,13 +47,13 @@ class RequestEvent:
 @dataclass(frozen=True, slots=True)
 class ImagesByEvent:
     request: ImageRequest
-    client: str
+    caller: str
     custom_id: str | None
     idempotency_key: str
 
 
 def read_event(body: str) -> RequestEvent:
-    """The event inside an SQS message, as EventBridge delivers it. Raises InvalidRequestError where it is none."""
+    """Returns the event of EventBridge in an SQS message. Raises InvalidRequestError if it is not an event."""
     try:
         event = decoded(body.encode("utf-8", "surrogatepass"))
     except ValueError:
@@ -66,11 +65,11 @@ def read_event(body: str) -> RequestEvent:
         or not isinstance(event_id, str)
         or not re.fullmatch(r"[\x20-\x7e]{1,255}", event_id)
     ):
-        raise InvalidRequestError("Expected an event of EventBridge, with an id and a detail that is an object.")
+        raise InvalidRequestError("Expected an EventBridge event with an id and a detail that is an object.")
     client, custom_id = detail.get("client"), detail.get("custom_id")
     return RequestEvent(
         event_id=event_id,
-        client=client if isinstance(client, str) and is_client_name(client) else None,
+        caller=client if isinstance(client, str) and is_caller_name(client) else None,
         custom_id=custom_id if isinstance(custom_id, str) and 1 <= len(custom_id) <= MOST_CUSTOM_ID else None,
         fields=detail,
     )

@@ -1,82 +1,127 @@
-"""Reads the body of `POST /v1/images/generations`, and refuses what OpenAI refuses in OpenAI's words."""
+"""Reads the body of `POST /v1/images/generations`. Refuses invalid requests with OpenAI's messages."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.domain.images import ImageRequest
-from imagegen.domain.models import (
-    CATALOG,
-    DEFAULT_MODEL,
-    MAX_IMAGES,
-    MOST_COMPRESSION,
-    RESPONSE_FORMATS,
-    ImageModel,
-    model_for,
-)
+from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Text
 from imagegen.wire.json_text import decoded
 
-# The longest prompt, 32,000 characters, takes at most 12 bytes a character as JSON escapes.
+# The longest prompt has 32,000 characters, which take at most 12 bytes each as JSON escapes.
 MAX_BODY_BYTES = 512 * 1024
-LONGEST_USER = 512  # characters; OpenAI names no limit, and a record has one
-NO_ALIASES: Mapping[str, str] = MappingProxyType({})
-# Values with which clients name a default, for models that do not know them too: LangChain, CrewAI, Haystack and Camel
-# send a quality, others a style.
-DEFAULT_QUALITIES = ("standard", "auto")
-DEFAULT_STYLE = "vivid"
-
-_LONGEST_NAME = 64  # characters of a model's name that are compared with the names of models
-
-T = TypeVar("T", bound=str)
+_LONGEST_NAME = 64  # only so many characters of an unknown model are compared with known names
+_MOST_PARTIAL_IMAGES = 3  # the limit of OpenAI
 
 
-def read_image_request(
-    body: bytes, content_type: str | None, *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES
-) -> ImageRequest:
-    """A request that the catalog allows. `prompt_cap` is in characters, for the models it applies to.
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """Reads the requests of one stack."""
 
-    `aliases` are the operator's further names of models. An explicit null is an absent field. Raises
-    UnsupportedMediaTypeError, RequestTooLargeError, InvalidRequestError.
-    """
-    if (content_type or "").partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedMediaTypeError("Unsupported content type: the request body must be application/json.")
-    if len(body) > MAX_BODY_BYTES:
-        raise RequestTooLargeError(f"The request body is over {MAX_BODY_BYTES} bytes.")
-    return read_image_fields(_object(body), prompt_cap=prompt_cap, aliases=aliases)
+    catalog: Catalog
+
+    def __call__(self, body: bytes, content_type: str | None) -> ImageRequest:
+        """Returns a request that is valid for its model. A field with the value null counts as absent.
+
+        Raises UnsupportedMediaTypeError, RequestTooLargeError, InvalidRequestError.
+        """
+        if (content_type or "").partition(";")[0].strip().lower() != "application/json":
+            raise UnsupportedMediaTypeError("Unsupported content type: the request body must be application/json.")
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestTooLargeError(f"The request body is over {MAX_BODY_BYTES} bytes.")
+        return self.fields(_object(body))
+
+    def fields(self, body: Mapping[str, Any]) -> ImageRequest:
+        """Returns the same for a decoded body. Raises InvalidRequestError."""
+        left = {name: value for name, value in body.items() if value is not None}
+        model = self._model(left)
+        prompt = _prompt(left, self.catalog.longest_prompt(model))
+        values = {name: self._value(left, field) for name, field in model.fields.items()}
+        values["response_format"] = values["response_format"] or model.default_response_format
+        sent = {name for name, field in model.fields.items() if field.sent}
+        request = ImageRequest(
+            prompt=prompt,
+            model=model.id,
+            n=values["n"] or 1,
+            response_format=values["response_format"],
+            options={name: value for name, value in values.items() if name in sent and value is not None},
+        )
+        _check_no_stream(left, model)
+        _check_no_unknown(left)
+        _check_output(request.options)
+        return request
+
+    def _model(self, fields: dict[str, Any]) -> ImageModel:
+        """Returns the named model. Without a name: the default, or the first with the size if the default lacks it."""
+        name = _text(fields, "model")
+        if name is None:
+            size = fields.get("size")
+            return self.catalog.for_size(size) if isinstance(size, str) else self.catalog.models[self.catalog.default]
+        model = self.catalog.named(name)
+        if model is None:
+            raise InvalidRequestError(unknown_model(name, self.catalog), param="model", code="model_not_found")
+        return model
+
+    def _value(self, fields: dict[str, Any], field: RequestField) -> Any:
+        """Returns the value of a field, `None` if it is absent or means the model's default."""
+        rule = field.rule
+        if isinstance(rule, Choice):
+            return self._choice(fields, field.name, rule)
+        if isinstance(rule, Text):
+            text = _text(fields, field.name)
+            if text is not None and len(text) > rule.longest:
+                raise _too_long(field.name, rule.longest, len(text))
+            return text
+        return _integer(fields, field.name, rule.least, rule.most)
+
+    def _choice(self, fields: dict[str, Any], name: str, rule: Choice) -> str | None:
+        value = _text(fields, name)
+        if value is None or (value in rule.defaults and value not in rule.values):
+            return None
+        if rule.allows(value):
+            return value
+        raise _invalid_value(name, value, self._supported(name, rule, value))
+
+    def _supported(self, name: str, rule: Choice, value: str) -> str:
+        """Returns the supported values of a field, for an error message."""
+        values = _listed(rule.accepted)
+        if name != "size":
+            return values
+        free = rule.free
+        also = (
+            f", and any WIDTHxHEIGHT in multiples of {free.multiple_of}, at most {free.longest_edge} long and "
+            f"{free.widest_ratio}:1, of {free.least_pixels} to {free.most_pixels} pixels"
+            if free
+            else ""
+        )
+        others = [other.id for other in self.catalog.models.values() if value in other.sizes]
+        elsewhere = (
+            f"Models with this size are: {_listed(others)}"
+            if others
+            else "GET /v1/models lists the sizes of all models"
+        )
+        return f"{values}{also}. {elsewhere}"
 
 
-def read_image_fields(
-    body: Mapping[str, Any], *, prompt_cap: int, aliases: Mapping[str, str] = NO_ALIASES
-) -> ImageRequest:
-    """The same for a body that is decoded already. Raises InvalidRequestError."""
-    fields = {name: value for name, value in body.items() if value is not None}
-    model = _model(fields, aliases)
-    request = ImageRequest(
-        prompt=_prompt(fields, model.longest_prompt(prompt_cap)),
-        model=model.id,
-        n=_integer(fields, "n", 1, MAX_IMAGES) or 1,
-        quality=_quality(fields, model),
-        response_format=_choice(fields, "response_format", RESPONSE_FORMATS) or model.default_response_format,
-        style=_style(fields, model),
-        user=_identifier(fields, "user"),
-        safety_identifier=_identifier(fields, "safety_identifier"),
-        size=_size(fields, model),
-        background=_choice(fields, "background", model.backgrounds),
-        moderation=_choice(fields, "moderation", model.moderations),
-        output_format=_choice(fields, "output_format", model.output_formats),
-        output_compression=_integer(fields, "output_compression", 0, MOST_COMPRESSION)
-        if model.output_formats
-        else None,
-    )
-    _check_no_stream(fields, model)
-    _check_no_unknown(fields)
-    _check_output(request)
-    return request
+def unknown_model(name: str, catalog: Catalog) -> str:
+    """Returns the message for an unknown model."""
+    closest = _closest_model(name, catalog)
+    hint = f" Did you mean '{closest}'?" if closest else ""
+    return f"The model '{_shown(name)}' does not exist.{hint} Supported models are: {_listed(catalog.models)}."
 
 
-# Each of these takes its field out, so that what is left over at the end is what nobody knows.
+def _closest_model(name: str, catalog: Catalog) -> str | None:
+    """Returns the model that a name probably means: it may have a vendor, a date or a spelling mistake."""
+    from difflib import get_close_matches  # noqa: PLC0415  # needed only for an error
+
+    plain = re.sub(r"-\d{4}-?\d{2}-?\d{2}$", "", name[:_LONGEST_NAME].rpartition("/")[2].lower())
+    close = [plain] if plain in catalog.models else get_close_matches(plain, catalog.models, n=1)
+    return next(iter(close), None)
+
+
+# Each of these functions removes its field from `fields`. Fields that are left at the end are unknown.
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -89,33 +134,6 @@ def _object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _model(fields: dict[str, Any], aliases: Mapping[str, str]) -> ImageModel:
-    """The model of that name; without a name the default, or one that has the size if the default has not."""
-    name = _text(fields, "model")
-    if name is None:
-        size = fields.get("size")
-        return model_for(size) if isinstance(size, str) else CATALOG[DEFAULT_MODEL]
-    model = CATALOG.get(name) or CATALOG.get(aliases.get(name, ""))
-    if model is None:
-        raise InvalidRequestError(unknown_model(name), param="model", code="model_not_found")
-    return model
-
-
-def unknown_model(name: str) -> str:
-    """What to answer to a model's name that is not known."""
-    closest = _closest_model(name)
-    hint = f" Did you mean '{closest}'?" if closest else ""
-    return f"The model '{_shown(name)}' does not exist.{hint} Supported models are: {_listed(CATALOG)}."
-
-
-def _closest_model(name: str) -> str | None:
-    """The model that a name probably means: without a vendor ahead or a date behind, or with another spelling."""
-    from difflib import get_close_matches  # noqa: PLC0415  # only a refusal needs it
-
-    plain = re.sub(r"-\d{4}-?\d{2}-?\d{2}$", "", name[:_LONGEST_NAME].rpartition("/")[2].lower())
-    return next(iter([plain] if plain in CATALOG else get_close_matches(plain, CATALOG, n=1)), None)
-
-
 def _prompt(fields: dict[str, Any], longest: int) -> str:
     prompt = _text(fields, "prompt")
     if prompt is None:
@@ -124,53 +142,11 @@ def _prompt(fields: dict[str, Any], longest: int) -> str:
         )
     if not prompt.strip():
         raise InvalidRequestError(
-            "Invalid 'prompt': expected a text that is not blank.", param="prompt", code="empty_string"
+            "Invalid 'prompt': expected a string that is not blank.", param="prompt", code="empty_string"
         )
     if len(prompt) > longest:
         raise _too_long("prompt", longest, len(prompt))
     return prompt
-
-
-def _identifier(fields: dict[str, Any], name: str) -> str | None:
-    """What the caller calls its own user."""
-    user = _text(fields, name)
-    if user is not None and len(user) > LONGEST_USER:
-        raise _too_long(name, LONGEST_USER, len(user))
-    return user
-
-
-def _quality(fields: dict[str, Any], model: ImageModel) -> str | None:
-    quality = _text(fields, "quality")
-    if quality is None or quality in model.qualities:
-        return quality
-    if quality in DEFAULT_QUALITIES:
-        return None
-    raise _invalid_value("quality", quality, _listed(dict.fromkeys((*model.qualities, *DEFAULT_QUALITIES))))
-
-
-def _style(fields: dict[str, Any], model: ImageModel) -> str | None:
-    style = _text(fields, "style")
-    if style is None or style in model.styles:
-        return style
-    if style == DEFAULT_STYLE:
-        return None
-    raise _invalid_value("style", style, _listed(model.styles or (DEFAULT_STYLE,)))
-
-
-def _size(fields: dict[str, Any], model: ImageModel) -> str | None:
-    size = _text(fields, "size")
-    if size is None or model.allows_size(size):
-        return size
-    free = model.free_sizes
-    also = (
-        f", and any WIDTHxHEIGHT in multiples of {free.multiple_of}, at most {free.longest_edge} long and "
-        f"{free.widest_ratio}:1, of {free.least_pixels} to {free.most_pixels} pixels"
-        if free
-        else ""
-    )
-    others = [other.id for other in CATALOG.values() if size in other.sizes]
-    elsewhere = f"Models with this size are: {_listed(others)}" if others else "GET /v1/models lists all models' sizes"
-    raise _invalid_value("size", size, f"{_listed(model.sizes)}{also}. {elsewhere}")
 
 
 def _text(fields: dict[str, Any], name: str) -> str | None:
@@ -201,24 +177,12 @@ def _integer(fields: dict[str, Any], name: str, least: int, most: int) -> int | 
     return value
 
 
-def _choice(fields: dict[str, Any], name: str, allowed: Sequence[T]) -> T | None:
-    """One of the allowed values. A field that allows none is one that the model does not know: it stays."""
-    if not allowed:
-        return None
-    value = _text(fields, name)
-    if value is None:
-        return None
-    for known in allowed:
-        if value == known:
-            return known
-    raise _invalid_value(name, value, _listed(allowed))
-
-
 def _check_no_stream(fields: dict[str, Any], model: ImageModel) -> None:
     stream = fields.pop("stream", None)
     if stream is not None and not isinstance(stream, bool):
         raise _invalid_type("stream", "a boolean", stream)
-    partial_images = _integer(fields, "partial_images", 0, 3) if model.output_formats else None
+    knows_partial_images = "output_format" in model.fields
+    partial_images = _integer(fields, "partial_images", 0, _MOST_PARTIAL_IMAGES) if knows_partial_images else None
     for name, value in (("stream", stream), ("partial_images", partial_images)):
         if value:
             raise InvalidRequestError("Streaming is not supported here.", param=name, code="unsupported_value")
@@ -229,14 +193,15 @@ def _check_no_unknown(fields: dict[str, Any]) -> None:
         raise InvalidRequestError(f"Unknown parameter: '{_shown(name)}'.", param=_shown(name), code="unknown_parameter")
 
 
-def _check_output(request: ImageRequest) -> None:
-    if request.background == "transparent" and request.output_format == "jpeg":
+def _check_output(options: Mapping[str, Any]) -> None:
+    output_format = options.get("output_format")
+    if options.get("background") == "transparent" and output_format == "jpeg":
         raise InvalidRequestError(
             "Transparent background is not supported for output_format 'jpeg'; use 'png' or 'webp'.",
             param="background",
             code="invalid_value",
         )
-    if request.output_compression not in (None, 100) and request.output_format not in ("jpeg", "webp"):
+    if options.get("output_compression") not in (None, 100) and output_format not in ("jpeg", "webp"):
         raise InvalidRequestError(
             "Compression below 100 is supported only for output_format 'jpeg' and 'webp'.",
             param="output_compression",
@@ -273,7 +238,7 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """What the caller sent, short enough to be sent back."""
+    """Returns a value of the caller as text, cut for an error message."""
     text = str(value) if not isinstance(value, int) or abs(value) < 10**30 else "a very large number"
     return text if len(text) <= 64 else f"{text[:64]}…"
 

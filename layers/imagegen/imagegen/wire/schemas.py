@@ -1,21 +1,21 @@
-"""The bodies of the API as JSON Schemas, with the catalog's own limits."""
+"""Describes the bodies of the API as JSON Schemas, with the limits of the models."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from imagegen.domain.batches import BatchStatus
 from imagegen.domain.generations import Status
 from imagegen.domain.models import (
-    CATALOG,
-    DEFAULT_MODEL,
     MAX_IMAGES,
     MOST_COMPRESSION,
     RESPONSE_FORMATS,
-    STYLES,
+    Catalog,
+    Choice,
     ImageModel,
-    model_for,
+    RequestField,
+    Text,
+    Whole,
 )
-from imagegen.wire.requests import DEFAULT_QUALITIES, DEFAULT_STYLE, LONGEST_USER
 
 Schema = dict[str, Any]
 
@@ -24,18 +24,16 @@ IMAGE_ID = r"^img_[A-Za-z0-9_-]{22}$"
 BATCH_ID = r"^batch_[A-Za-z0-9_-]{22}$"
 _FREE_SIZE = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 _NO_STREAM = "Streaming is not supported."
-# Fields that only some models know; of the others they are an unknown parameter.
-_SPECIAL = ("background", "moderation", "output_format", "output_compression", "partial_images")
 
 
 def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def schemas(prompt_cap: int) -> dict[str, Schema]:
-    """By name. `prompt_cap` is the deployer's limit in characters, for the models that it applies to."""
+def schemas(catalog: Catalog) -> dict[str, Schema]:
+    """Returns all schemas, by name."""
     return {
-        "CreateImagesRequest": _request(prompt_cap),
+        "CreateImagesRequest": _request(catalog),
         "ImagesResponse": _images_response(),
         "Image": _image(),
         "Usage": _object(
@@ -44,7 +42,7 @@ def schemas(prompt_cap: int) -> dict[str, Schema]:
                 "input_tokens_details": ref("TokenDetails"),
             },
             {"output_tokens_details": ref("TokenDetails")},
-            description="Token counts, as the upstream tells them, summed over all of its calls.",
+            description="Token counts as the upstream reports them, summed over all of its calls.",
         ),
         "TokenDetails": _object({"text_tokens": _count(), "image_tokens": _count()}),
         "Generation": _generation(),
@@ -67,102 +65,92 @@ def schemas(prompt_cap: int) -> dict[str, Schema]:
     }
 
 
-def _request(prompt_cap: int) -> Schema:
-    models = list(CATALOG.values())
-    longest = max(model.longest_prompt(prompt_cap) for model in models)
-    free = any(model.free_sizes for model in models)
-    fields = {
+def _request(catalog: Catalog) -> Schema:
+    models = list(catalog.models.values())
+    fields: dict[str, Schema] = {
         "prompt": {
             "type": "string",
             "minLength": 1,
-            "maxLength": longest,
+            "maxLength": max(catalog.longest_prompt(model) for model in models),
             "pattern": r"\S",
-            "description": "What the image shows. Not blank.",
+            "description": "A description of the image. Must not be blank.",
         },
         "model": _choice(
-            CATALOG,
-            f"Without it `{DEFAULT_MODEL}`, or the first model that has the `size`. An operator may list aliases.",
+            catalog.models,
+            f"Default `{catalog.default}`, or the first model with the `size`. An operator may add aliases.",
         ),
-        "n": {
-            "type": ["integer", "null"],
-            "minimum": 1,
-            "maximum": MAX_IMAGES,
-            "default": 1,
-            "description": "For every model; always answered with exactly so many images.",
-        },
-        "size": {
-            "type": ["string", "null"],
-            "anyOf": [{"enum": [*_all(model.sizes for model in models), None]}]
-            + ([{"type": "string", "pattern": _FREE_SIZE}] if free else []),
-            "description": "By model; left to the upstream where it is not given. Some models take any size in bounds.",
-        },
-        "quality": _choice(
-            _all((*(model.qualities for model in models), DEFAULT_QUALITIES)),
-            "By model; left to the upstream likewise. `standard` and `auto` name the default of every model.",
-        ),
-        "response_format": _choice(
-            RESPONSE_FORMATS, "Default `url` for DALL·E and Flux, `b64_json` for GPT image. For every model."
-        ),
-        "style": _choice(STYLES, f"`{DEFAULT_STYLE}` names the default of every model."),
-        "user": _identifier(),
-        "safety_identifier": _identifier(),
-        "background": _choice(_all(model.backgrounds for model in models), "GPT image."),
-        "moderation": _choice(_all(model.moderations for model in models), "GPT image."),
-        "output_format": _choice(_all(model.output_formats for model in models), "GPT image."),
-        "output_compression": {
-            "type": ["integer", "null"],
-            "minimum": 0,
-            "maximum": MOST_COMPRESSION,
-            "description": f"GPT image. Below {MOST_COMPRESSION} only for `jpeg` and `webp`.",
-        },
+    }
+    fields |= {name: _any_of(variants) for name, variants in catalog.fields.items()}
+    fields["n"]["default"] = 1
+    fields |= {
         "stream": {"type": ["boolean", "null"], "not": {"const": True}, "description": _NO_STREAM},
         "partial_images": {"type": ["integer", "null"], "minimum": 0, "maximum": 0, "description": _NO_STREAM},
     }
     return {
         "type": "object",
-        "description": "An explicit null is an absent field.",
+        "description": "A field with the value null counts as absent.",
         "properties": fields,
         "required": ["prompt"],
         "additionalProperties": False,
-        "allOf": [*(_rule(model, prompt_cap) for model in models), *_output_rules()],
+        "allOf": [*(_rule(model, catalog) for model in models), *_output_rules()],
     }
 
 
-def _rule(model: ImageModel, prompt_cap: int) -> Schema:
-    """What holds for a request that names this model, or that names none and has a size that leads to this one."""
+def _any_of(variants: Sequence[RequestField]) -> Schema:
+    """Returns the schema of all values that any variant of a field accepts."""
+    rules = [field.rule for field in variants]
+    choices, bounds = [each for each in rules if isinstance(each, Choice)], [r for r in rules if isinstance(r, Whole)]
+    texts = [each for each in rules if isinstance(each, Text)]
+    schema: Schema = {}
+    if choices:
+        free = next((each.free for each in choices if each.free), None)
+        schema = _values(Choice(tuple(_all(each.accepted for each in choices)), free=free))
+        schema["type"] = ["string", "null"]
+    if bounds:
+        schema = {"type": ["integer", "null"]}
+        schema |= {"minimum": min(each.least for each in bounds), "maximum": max(each.most for each in bounds)}
+    if texts:
+        schema = {"type": ["string", "null"], "maxLength": max(each.longest for each in texts)}
+    return schema | {"description": description_of(variants)}
+
+
+def description_of(variants: Sequence[RequestField]) -> str:
+    """Returns the description of a field: that of the first variant with one."""
+    return next((field.description for field in variants if field.description), "")
+
+
+def _values(choice: Choice) -> Schema:
+    named: Schema = {"enum": [*choice.accepted, None]}
+    return {"anyOf": [named, {"type": "string", "pattern": _FREE_SIZE}]} if choice.free else named
+
+
+def _rule(model: ImageModel, catalog: Catalog) -> Schema:
+    """Returns the rule for requests that name this model, or that name none and have a size that selects it."""
     named = {"properties": {"model": {"const": model.id}}, "required": ["model"]}
-    own_sizes = [size for size in model.sizes if model_for(size) is model]
+    own_sizes = [size for size in model.sizes if catalog.for_size(size) is model]
     unnamed: Schema = {"properties": {"model": {"const": None}, "size": {"enum": own_sizes}}, "required": ["size"]}
-    if model.id == DEFAULT_MODEL:  # without "required" it holds too if there is no such field
-        others = [size for size in _all(each.sizes for each in CATALOG.values()) if model_for(size) is not model]
+    if model.id == catalog.default:  # without "required", the rule also applies if there is no `size`
+        sizes = _all(each.sizes for each in catalog.models.values())
+        others = [size for size in sizes if catalog.for_size(size) is not model]
         unnamed = {"properties": {"model": {"const": None}, "size": {"not": {"enum": others}}}}
-    known = {"background": model.backgrounds, "moderation": model.moderations}
-    allowed = {name: {"enum": [*values, None]} for name, values in known.items() if values}
-    allowed["quality"] = {"enum": [*dict.fromkeys((*model.qualities, *DEFAULT_QUALITIES)), None]}
-    allowed["style"] = {"enum": [*(model.styles or (DEFAULT_STYLE,)), None]}
-    special = set(_SPECIAL) if model.output_formats else set()
-    sizes: list[Schema] = [{"enum": [*model.sizes, None]}]
-    if model.free_sizes:
-        sizes.append({"type": "string", "pattern": _FREE_SIZE})
-    return {
-        "if": {"anyOf": [named, unnamed]} if own_sizes else named,
-        "then": {
-            "properties": {
-                "prompt": {"maxLength": model.longest_prompt(prompt_cap)},
-                "size": sizes[0] if len(sizes) == 1 else {"anyOf": sizes},
-                **allowed,
-                **{name: {"type": "null"} for name in _SPECIAL if name not in special},
-            }
-        },
-    }
+    properties: dict[str, Schema] = {"prompt": {"maxLength": catalog.longest_prompt(model)}}
+    fields = model.fields
+    for name in (*catalog.fields, "partial_images"):
+        field = fields.get(name)
+        if field is not None:
+            properties |= _bounds(field)
+        elif name != "partial_images" or "output_format" not in fields:
+            properties[name] = {"type": "null"}
+    return {"if": {"anyOf": [named, unnamed]} if own_sizes else named, "then": {"properties": properties}}
 
 
-def _identifier() -> Schema:
-    return {
-        "type": ["string", "null"],
-        "maxLength": LONGEST_USER,
-        "description": "The caller's own user; sent to the upstreams that take it.",
-    }
+def _bounds(field: RequestField) -> dict[str, Schema]:
+    """Returns the values or bounds of a field."""
+    if isinstance(field.rule, Choice):
+        return {field.name: _values(field.rule)}
+    if isinstance(field.rule, Whole):
+        return {field.name: {"minimum": field.rule.least, "maximum": field.rule.most}}
+    return {field.name: {"maxLength": field.rule.longest}}
 
 
 def _output_rules() -> list[Schema]:
@@ -176,15 +164,15 @@ def _output_rules() -> list[Schema]:
 
 
 def _images_response() -> Schema:
-    told = {name: {"type": "string"} for name in ("background", "output_format", "quality", "size")}
+    details = {name: {"type": "string"} for name in ("background", "output_format", "quality", "size")}
     return _object(
         {
             "created": _time(),
             "id": _id(GENERATION_ID),
             "data": {"type": "array", "items": ref("Image"), "minItems": 1, "maxItems": MAX_IMAGES},
         },
-        told | {"usage": ref("Usage")},
-        description="OpenAI's. What a GPT image upstream tells comes along.",
+        details | {"usage": ref("Usage")},
+        description="OpenAI's object, with the details that a GPT image upstream reports.",
     )
 
 
@@ -195,20 +183,20 @@ def _image() -> Schema:
             "permalink": {
                 "type": "string",
                 "format": "uri",
-                "description": "The durable link: it works as long as the image is kept.",
+                "description": "The durable link. It works as long as the image is kept.",
             },
         },
         {
             "url": {
                 "type": "string",
                 "format": "uri",
-                "description": "Presigned, it works until `expires_at`; or the `permalink`, if the operator chose so.",
+                "description": "A presigned URL, valid until `expires_at`. The `permalink` if the operator chose so.",
             },
-            "expires_at": _time("Stands beside a presigned `url`."),
-            "b64_json": {"type": "string", "contentEncoding": "base64", "description": "In place of a `url`."},
+            "expires_at": _time("Set with a presigned `url`."),
+            "b64_json": {"type": "string", "contentEncoding": "base64", "description": "Instead of `url`."},
             "revised_prompt": {"type": "string"},
         },
-        description="An image carries `url` or `b64_json`, never both.",
+        description="An image has `url` or `b64_json`, never both.",
     )
 
 
@@ -222,12 +210,14 @@ def _generation() -> Schema:
             "completed_at": _nullable(_time()),
             "model": {"type": "string"},
             "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES},
-            "repeated_calls": _count("Upstream calls of unknown outcome that were sent again: each may be paid twice."),
+            "repeated_calls": _count(
+                "Upstream calls with an unknown outcome that were sent again. Each may be paid twice."
+            ),
             "extra_calls": _count("Upstream calls for images that were missing from an answer."),
             "data": {
                 "type": "array",
                 "items": ref("Image"),
-                "description": "The images stored so far, freshly signed.",
+                "description": "The images stored so far, with fresh URLs.",
             },
             "error": {"anyOf": [ref("ErrorObject"), {"type": "null"}]},
         }
@@ -241,7 +231,7 @@ def _model() -> Schema:
             "object": {"const": "model"},
             "created": _time(),
             "owned_by": {"type": "string"},
-            "default": {"type": "boolean", "description": "Whether it is used where a request names none."},
+            "default": {"type": "boolean", "description": "Whether it is the model of requests that name none."},
             "parameters": ref("ModelParameters"),
         }
     )
@@ -260,11 +250,11 @@ def _model_parameters() -> Schema:
         {
             "prompt": _object({"max_characters": _count()}),
             "n": bounds,
-            "size": values(free=free | {"description": "Bounds of any other WIDTHxHEIGHT that the model takes."}),
+            "size": values(free=free | {"description": "Bounds of any other WIDTHxHEIGHT that the model accepts."}),
             "response_format": values(default={"type": "string", "enum": list(RESPONSE_FORMATS)}),
         },
         {name: values() for name in optional} | {"output_compression": bounds},
-        description="What makes a difference to the model, by field of the request.",
+        description="The request fields that have an effect for the model, with their values or bounds.",
     )
 
 
@@ -277,7 +267,7 @@ def _batch() -> Schema:
             "object": {"const": "batch"},
             "endpoint": {"const": "/v1/images/generations"},
             "errors": null,
-            "input_file_id": {"type": "string", "description": "A key in the inbox bucket, as are the other two."},
+            "input_file_id": {"type": "string", "description": "A key in the inbox bucket."},
             "completion_window": {"type": "string"},
             "status": {"type": "string", "enum": [status.value for status in BatchStatus]},
             "output_file_id": text,
@@ -294,7 +284,7 @@ def _batch() -> Schema:
             "request_counts": _object({name: _count() for name in ("total", "completed", "failed")}),
             "metadata": null,
         },
-        description="OpenAI's Batch object, of a file that was dropped into the inbox.",
+        description="OpenAI's Batch object, for a file in the inbox.",
     )
 
 
@@ -303,12 +293,12 @@ def _error_object() -> Schema:
     stored = _object({"id": _id(IMAGE_ID), "permalink": {"type": "string", "format": "uri"}})
     return _object(
         {
-            "message": {"type": "string", "description": "For people; it may change."},
+            "message": {"type": "string", "description": "A text for people. It may change."},
             "type": {"type": "string"},
-            "param": text | {"description": "The field that is wrong."},
-            "code": text | {"description": "For programs; it does not change."},
+            "param": text | {"description": "The field that caused the error."},
+            "code": text | {"description": "A stable code for programs."},
         },
-        {"images": {"type": "array", "items": stored, "description": "What was stored all the same."}},
+        {"images": {"type": "array", "items": stored, "description": "The images that were stored."}},
     )
 
 
@@ -319,7 +309,7 @@ def _list(of: str, id_pattern: str) -> Schema:
             "object": {"const": "list"},
             "data": {"type": "array", "items": ref(of)},
             "first_id": last,
-            "last_id": last | {"description": "The `after` of the next page."},
+            "last_id": last | {"description": "The value of `after` for the next page."},
             "has_more": {"type": "boolean"},
         },
         description="Newest first.",
@@ -327,8 +317,8 @@ def _list(of: str, id_pattern: str) -> Schema:
 
 
 def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = None, description: str = "") -> Schema:
-    told = {"description": description} if description else {}
-    return {"type": "object", **told, "properties": required | (optional or {}), "required": list(required)}
+    described = {"description": description} if description else {}
+    return {"type": "object", **described, "properties": required | (optional or {}), "required": list(required)}
 
 
 def _choice(values: Iterable[str], description: str = "", default: str | None = None) -> Schema:
@@ -341,7 +331,7 @@ def _choice(values: Iterable[str], description: str = "", default: str | None = 
 
 
 def _all(of_each: Iterable[Iterable[str]]) -> list[str]:
-    """Every value once, in order."""
+    """Returns every value once, in order."""
     return list(dict.fromkeys(value for values in of_each for value in values))
 
 

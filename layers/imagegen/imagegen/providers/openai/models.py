@@ -1,0 +1,147 @@
+"""Defines the models of OpenAI's images API, as OpenAI and its resellers sell them.
+
+Limits are those of OpenAI (openai-python 3.54, `image_generate_params.py`) and, for Flux, of the reseller's page for
+Flux in the format of dall-e-3. The deployer's limit of prompts applies to the models whose own limit is 4,000 or less,
+or unknown.
+"""
+
+from imagegen.domain.models import (
+    LONGEST_USER,
+    MAX_IMAGES,
+    MOST_COMPRESSION,
+    RESPONSE_FORMATS,
+    Choice,
+    FreeSizes,
+    ImageModel,
+    RequestField,
+    Text,
+    Whole,
+)
+
+PROVIDER = "openai"
+
+_DEFAULT_QUALITIES = ("standard", "auto")
+_GPT_QUALITIES = ("low", "medium", "high", "auto")
+_GPT_2_5_QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
+# The least number of pixels is that of OpenAI, which refuses 512x512.
+_GPT_2_SIZES = FreeSizes(
+    multiple_of=16, longest_edge=3840, least_pixels=655_360, most_pixels=3840 * 2160, widest_ratio=3
+)
+_USER = RequestField(
+    "user", Text(LONGEST_USER), "An identifier of the caller's end user. Sent to the upstreams that accept it."
+)
+_SAFETY_IDENTIFIER = RequestField("safety_identifier", Text(LONGEST_USER), _USER.description)
+_RESPONSE_FORMAT = RequestField("response_format", Choice(RESPONSE_FORMATS), "")
+
+
+def _size(*values: str, free: FreeSizes | None = None) -> RequestField:
+    return RequestField("size", Choice(values, free=free), "Without it, the upstream chooses.")
+
+
+def _quality(*values: str, sent: bool = True) -> RequestField:
+    return RequestField("quality", Choice(values, defaults=_DEFAULT_QUALITIES), "", sent=sent)
+
+
+def _gpt_image(
+    model_id: str, *, qualities: tuple[str, ...] = _GPT_QUALITIES, free_sizes: FreeSizes | None = None
+) -> ImageModel:
+    return ImageModel(
+        id=model_id,
+        owned_by="openai",
+        provider=PROVIDER,
+        own_fields=(
+            _size("1024x1024", "1536x1024", "1024x1536", "auto", free=free_sizes),
+            _quality(*qualities),
+            RequestField(
+                "background",
+                Choice(("transparent", "opaque", "auto")),
+                "`transparent` cannot be combined with `jpeg`.",
+            ),
+            RequestField("moderation", Choice(("low", "auto")), "How strictly OpenAI moderates the prompt."),
+            RequestField("output_format", Choice(("png", "jpeg", "webp")), "Without it, the upstream chooses."),
+            RequestField(
+                "output_compression",
+                Whole(0, MOST_COMPRESSION),
+                f"Values below {MOST_COMPRESSION} only for `jpeg` and `webp`.",
+            ),
+            _USER,
+            _SAFETY_IDENTIFIER,
+        ),
+        default_response_format="b64_json",
+        images_per_call=MAX_IMAGES,
+        prompt_limit=32_000,
+        prompt_capped=False,
+    )
+
+
+def _flux(model_id: str) -> ImageModel:
+    return ImageModel(
+        id=model_id,
+        owned_by="black-forest-labs",
+        provider=PROVIDER,
+        own_fields=(
+            _size(
+                *("1024x1024", "1024x576", "1024x768", "1024x512", "512x1024", "512x768"),
+                *("1280x960", "960x1280", "768x1366", "768x512", "1366x768", "1344x576"),
+            ),
+        ),
+        default_response_format="url",
+        images_per_call=1,  # some resellers answer n = 4 with one image
+        quick_qualities=(None,),
+    )
+
+
+MODELS = (
+    ImageModel(
+        id="dall-e-2",
+        owned_by="openai",
+        provider=PROVIDER,
+        own_fields=(
+            _size("256x256", "512x512", "1024x1024"),
+            _quality("standard", sent=False),
+            _RESPONSE_FORMAT,
+            _USER,
+        ),
+        default_response_format="url",
+        images_per_call=MAX_IMAGES,
+        prompt_limit=1_000,
+        quick_qualities=(None, "standard"),
+    ),
+    ImageModel(
+        id="dall-e-3",
+        owned_by="openai",
+        provider=PROVIDER,
+        own_fields=(
+            _size("1024x1024", "1792x1024", "1024x1792"),
+            _quality("standard", "hd"),
+            RequestField("style", Choice(("vivid", "natural")), ""),
+            _RESPONSE_FORMAT,
+            _USER,
+        ),
+        default_response_format="url",
+        images_per_call=1,
+        prompt_limit=4_000,
+        quick_qualities=(None, "standard"),
+    ),
+    _gpt_image("gpt-image-1"),
+    _gpt_image("gpt-image-1-mini"),
+    _gpt_image("gpt-image-1.5"),
+    _gpt_image("chatgpt-image-latest"),
+    _gpt_image("gpt-image-2", free_sizes=_GPT_2_SIZES),
+    _gpt_image("gpt-image-2-2026-04-21", free_sizes=_GPT_2_SIZES),
+    *(
+        _gpt_image(model_id, qualities=_GPT_2_5_QUALITIES, free_sizes=_GPT_2_SIZES)
+        for model_id in (
+            "gpt-image-2.5-sunburst",
+            "gpt-image-2.5-sunburst-2026-09-08",
+            "gpt-image-2.5-flare",
+            "gpt-image-2.5-flare-2026-09-08",
+        )
+    ),
+    _gpt_image("gpt-image-2.6-sunburst"),
+    _gpt_image("gpt-image-2.6-flare"),
+    _flux("flux-pro"),
+    _flux("flux-pro-1.1"),
+    _flux("flux-dev"),
+    _flux("flux"),
+)

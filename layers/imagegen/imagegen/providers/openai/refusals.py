@@ -1,0 +1,129 @@
+"""Turns refusals of OpenAI's images API into exceptions, which say whether the call may have cost money."""
+
+import re
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import urllib3
+
+from imagegen.domain.errors import (
+    ImagegenError,
+    PromptRejectedError,
+    TryLaterError,
+    UpstreamFailedError,
+    UpstreamKeyRefusedError,
+    UpstreamMisconfiguredError,
+    UpstreamOutOfCreditError,
+    UpstreamRateLimitedError,
+    UpstreamRefusedRequestError,
+    UpstreamUnavailableError,
+)
+from imagegen.domain.redaction import redacted
+from imagegen.providers.lenient_json import decoded
+from imagegen.providers.openai.models import MODELS
+
+_POLICY_CODES = {"content_policy_violation", "moderation_blocked"}
+_AZURE_POLICY_CODES = {"content_filter", "contentFilter", "ResponsibleAIPolicyViolation"}
+# The words with which xAI, OpenRouter and others refuse a prompt, and Azure an account, both with status 403.
+_POLICY_WORDS = re.compile(
+    r"(?i)safety (?:system|policy|check|filter)|content (?:policy|filter|moderation|violat)"
+    r"|usage (?:guideline|polic)|flagged"
+)
+_ACCOUNT_WORDS = re.compile(
+    r"(?i)\b(?:resource|account|organization|key|access) (?:has been|have been|is|was) "
+    r"|\b(?:your|this|the) (?:\w+ ){0,2}(?:resource|account|organization|project|key|access|address)\b"
+)
+# The codes of one-api, new-api and OpenAI for an account without credit.
+_CREDIT_CODES = {
+    "insufficient_quota",
+    "insufficient_user_quota",
+    "pre_consume_token_quota_failed",
+    "billing_hard_limit_reached",
+}
+_REQUEST_FIELDS = {"prompt", "model", *(name for model in MODELS for name in model.fields)}
+
+
+def read_refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes | bytearray, key: str) -> ImagegenError:
+    """Returns the exception for an answer. Never raises, whatever the body and the headers are.
+
+    `key` is the upstream's key that was sent. The message never contains it.
+    """
+    fields = _error_fields(body)
+    meaning = _by_code(status, fields) or _by_status(status)
+    if isinstance(meaning, TryLaterError):
+        meaning.retry_after = _retry_after(headers)
+    if meaning is None:
+        param = fields.get("param")
+        message = (fields.get("message") or "it gave no reason.").replace(key, "[redacted]")
+        meaning = UpstreamRefusedRequestError(
+            f"The image model refused the request: {redacted(message)}",
+            param=param if param in _REQUEST_FIELDS else None,
+        )
+    return meaning
+
+
+def _by_code(status: int, fields: dict[str, str]) -> ImagegenError | None:
+    code = fields.get("code")
+    if status == 404 and code == "model_not_found":
+        return UpstreamRefusedRequestError("The image model's provider does not have this model.", param="model")
+    if status == 402 or code in _CREDIT_CODES:
+        return UpstreamOutOfCreditError("This service has no credit left with the image model's provider.")
+    if (
+        code in _POLICY_CODES | _AZURE_POLICY_CODES
+        or fields.get("inner_code") in _AZURE_POLICY_CODES
+        or (status in (400, 422) and fields.get("type") == "image_generation_user_error")
+        or (status == 403 and code != "model_not_found" and _blames_the_prompt(fields.get("message", "")))
+    ):
+        return PromptRejectedError(
+            "Your request was rejected by the image model's safety system.",
+            param="prompt",
+            code=code if code in _POLICY_CODES else None,
+        )
+    return None
+
+
+def _by_status(status: int) -> ImagegenError | None:
+    """Returns `None` if the upstream refused the request itself."""
+    match status:
+        case 400 | 413 | 415 | 422:
+            return None
+        case 401 | 403:
+            return UpstreamKeyRefusedError("The image model's provider refuses this service's key.")
+        case 429:
+            return UpstreamRateLimitedError("The image model is rate limited. Please try again later.")
+        case 503:
+            return UpstreamUnavailableError("The image model is unavailable. Please try again later.")
+        case _ if status in (408, 409, 425) or status >= 500 or status < 300:
+            return UpstreamFailedError(f"The image model's API failed (status {status}).")
+        case _:
+            return UpstreamMisconfiguredError(f"There is no images API at the image model's address (status {status}).")
+
+
+def _blames_the_prompt(message: str) -> bool:
+    return bool(_POLICY_WORDS.search(message)) and not _ACCOUNT_WORDS.search(message)
+
+
+def _error_fields(body: bytes | bytearray) -> dict[str, str]:
+    """Returns the string fields of OpenAI's error object. Resellers leave some out or send numbers.
+
+    xAI sends only the message. Azure sends a second code in `innererror` or `inner_error`.
+    """
+    error = (decoded(body, dict[str, Any]) or {}).get("error")
+    fields = error if isinstance(error, dict) else {"message": error}
+    inner = fields.get("innererror") or fields.get("inner_error")
+    if isinstance(inner, dict):
+        fields = fields | {"inner_code": inner.get("code")}
+    return {name: value for name, value in fields.items() if isinstance(value, str)}
+
+
+def _retry_after(headers: urllib3.HTTPHeaderDict) -> float | None:
+    """Returns the seconds to wait, from `retry-after-ms`, or from `Retry-After` in seconds or as a date."""
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+            return float(text) * scale
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except Exception:  # noqa: BLE001  # the parser raises many kinds of exception, and the time is optional
+        return None

@@ -1,0 +1,52 @@
+"""`/v1/batches`: shows and cancels batches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.api_gateway import Router
+
+from imagegen.domain.batches import Batch, Counts, is_batch_id
+from imagegen.ports import BatchLines, BatchQueue, BatchStore
+from imagegen.routes.request import caller_of
+from imagegen.routes.response import json_response
+from imagegen.usecases.continue_batch import cancel_batch, get_batch
+from imagegen.wire.batches import batch_answer, batch_list_answer
+from imagegen.wire.headers import read_page
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRoutes:
+    """`now` gives Unix seconds."""
+
+    batches: BatchStore
+    lines: BatchLines
+    queue: BatchQueue
+    now: Callable[[], float]
+    router: Router
+
+    def register(self) -> Router:
+        self.router.route("/v1/batches", "GET")(self.list)
+        self.router.route("/v1/batches/<batch_id>", "GET")(self.get)
+        self.router.route("/v1/batches/<batch_id>/cancel", "POST")(self.cancel)
+        return self.router
+
+    def list(self) -> Response[str]:
+        event = self.router.current_event
+        page = read_page(event.query_string_parameters or {}, is_batch_id)
+        found = self.batches.newest(caller_of(event).name, page.limit + 1, after=page.after)
+        listed = [(batch, self._counts(batch)) for batch in found[: page.limit]]
+        return json_response(200, batch_list_answer(listed, more=len(found) > page.limit))
+
+    def get(self, batch_id: str) -> Response[str]:
+        batch = get_batch(batch_id, caller_of(self.router.current_event).name, self.batches)
+        return json_response(200, batch_answer(batch, self._counts(batch)))
+
+    def cancel(self, batch_id: str) -> Response[str]:
+        caller = caller_of(self.router.current_event).name
+        batch = cancel_batch(batch_id, caller, self.batches, self.queue, self.now())
+        return json_response(200, batch_answer(batch, self._counts(batch)))
+
+    def _counts(self, batch: Batch) -> Counts:
+        """The final counts of the record, or else the counts so far."""
+        return batch.counts or self.lines.counts(batch.id)

@@ -1,0 +1,34 @@
+"""`/v1/images/<id>`: the durable link of an image; and OpenAI's image routes that are not supported yet."""
+
+from dataclasses import dataclass
+
+from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.api_gateway import Router
+
+from imagegen.domain.errors import UnknownImageError, UnknownRouteError
+from imagegen.domain.images import is_image_id
+from imagegen.ports import ImageStore
+from imagegen.routes.request import method_to_sign_for
+from imagegen.routes.response import redirect
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRoutes:
+    images: ImageStore
+    router: Router
+
+    def register(self) -> Router:
+        for unsupported in ("/v1/images/edits", "/v1/images/variations"):
+            self.router.route(unsupported, ["GET", "POST"])(self.unsupported)
+        self.router.route("/v1/images/<image_id>", "GET")(self.redirect_to_image)
+        return self.router
+
+    def redirect_to_image(self, image_id: str) -> Response[str]:
+        event = self.router.current_event
+        if not is_image_id(image_id):
+            raise UnknownImageError("There is no such image.", param="image_id")
+        signed = self.images.signed_url(image_id, method_to_sign_for(event))
+        return redirect(event, 302, signed.url, {"Cache-Control": "no-store"})
+
+    def unsupported(self) -> Response[str]:
+        raise UnknownRouteError(f"{self.router.current_event.path} is not supported yet.")

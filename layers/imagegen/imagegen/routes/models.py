@@ -1,0 +1,32 @@
+"""`/v1/models`: the image models and what each accepts; and `/health`."""
+
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.api_gateway import Router
+
+from imagegen.domain.models import Catalog
+from imagegen.routes.response import json_response
+from imagegen.wire.models import model_answer, models_answer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoutes:
+    catalog: Catalog
+    router: Router
+
+    def register(self) -> Router:
+        self.router.route("/v1/models", "GET")(self.list)
+        self.router.route("/v1/models/<model>", "GET")(self.get)
+        self.router.route("/health", "GET")(self.health)
+        return self.router
+
+    def list(self) -> Response[str]:
+        return json_response(200, models_answer(self.catalog))
+
+    def get(self, model: str) -> Response[str]:
+        return json_response(200, model_answer(unquote(model), self.catalog))
+
+    def health(self) -> Response[str]:
+        return json_response(200, {"status": "ok"})

@@ -1,0 +1,38 @@
+"""Deletes the images of a deleted generation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageStorageError
+from imagegen.domain.generations import Tombstone
+from imagegen.ports import GenerationQueue, ImageStore
+
+LONGEST_WRITER_SECONDS = 900.0  # the longest time-out of a Lambda function, and the longest delay of an SQS message
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteImages:
+    images: ImageStore
+
+    def delete(self, generation_id: str, image_ids: Sequence[str], deadline: Deadline) -> None:
+        """Deletes everything stored for a generation. Raises the first ImageStorageError after it has tried all."""
+        deletions = [partial(self.images.delete, image_id, deadline) for image_id in image_ids]
+        failures: list[ImageStorageError] = []
+        for deletion in (*deletions, partial(self.images.delete_answer, generation_id, deadline)):
+            try:
+                deletion()
+            except ImageStorageError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def sweep(self, tombstone: Tombstone, queue: GenerationQueue, now: float, deadline: Deadline) -> None:
+        """Deletes what remains of a deleted generation, and again when no process can store anything any more.
+
+        Raises ImageStorageError, RecordsUnavailableError.
+        """
+        self.delete(tombstone.id, tombstone.image_ids, deadline)
+        if now - tombstone.buried_at < LONGEST_WRITER_SECONDS:
+            queue.send(tombstone.id, tombstone.caller, delay=LONGEST_WRITER_SECONDS)

@@ -1,0 +1,161 @@
+"""`make reference`: writes what the documentation and the events' schema say of the fields of a request.
+
+Both are made from the same table that requests are parsed with (`RequestField` in imagegen/domain/models.py).
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Text, Whole
+from imagegen.providers.catalog import catalog
+from imagegen.wire.schemas import description_of, schemas
+
+ROOT = Path(__file__).parents[1]
+API = Path("docs/api.md")
+EVENT = Path("events/schemas/image-generation-requested.json")
+PROMPT_CAP = 1_000  # the default of PromptMaxCharacters
+_OF_AN_EVENT = ("custom_id", "client", "idempotency_key")  # fields that only an event has
+
+
+def main() -> int:
+    for path, text in written(ROOT).items():
+        (ROOT / path).write_text(text)
+    return 0
+
+
+def written(root: Path) -> dict[Path, str]:
+    """The files as they must be, by path below `root`."""
+    models = catalog(PROMPT_CAP, {})
+    page = (root / API).read_text()
+    for name, table in (("fields", fields_table(models)), ("models", models_table(models))):
+        page = _between(page, name, table)
+    event = json.loads((root / EVENT).read_text())
+    detail = event["properties"]["detail"]
+    own = {name: detail["properties"][name] for name in _OF_AN_EVENT}
+    detail["properties"] = event_fields(models) | own
+    return {API: page, EVENT: json.dumps(event, indent=2, ensure_ascii=False) + "\n"}
+
+
+def fields_table(models: Catalog) -> str:
+    rows = [
+        ("`prompt`", "text, required", "all", "Must not be blank. The models below give its maximum length."),
+        (
+            "`model`",
+            "text",
+            "",
+            f"Default `{models.default}`, or the first with the `size`. [Aliases](configuration.md) are possible.",
+        ),
+    ]
+    for name, variants in models.fields.items():
+        description = description_of(variants)
+        rows.append((f"`{name}`", _values(variants), _models(name, models), description))
+    rows.append(("`stream`", "`false`", "all", "Streaming is not supported."))
+    rows.append(("`partial_images`", "0", "`gpt-image-*`, `chatgpt-image-latest`", "Streaming is not supported."))
+    return _table(("field", "values", "models", "notes"), rows)
+
+
+def _values(variants: list[RequestField]) -> str:
+    rules = [field.rule for field in variants]
+    if all(isinstance(rule, Choice) for rule in rules):
+        choices = [rule for rule in rules if isinstance(rule, Choice)]
+        if len({choice.accepted for choice in choices}) > 1:
+            return "depends on the model"
+        return _listed(choices[0].accepted)
+    bounds = [rule for rule in rules if isinstance(rule, Whole)]
+    if bounds:
+        return f"{min(rule.least for rule in bounds)} to {max(rule.most for rule in bounds)}"
+    return f"text, up to {max(rule.longest for rule in rules if isinstance(rule, Text))} characters"
+
+
+def _models(name: str, models: Catalog) -> str:
+    if all(name in model.fields for model in models.models.values()):
+        return "all"
+    names = [re.sub(r"^gpt-image-.*", "gpt-image-*", model.id) for model in models.with_field(name)]
+    return _listed(dict.fromkeys(names))
+
+
+def models_table(models: Catalog) -> str:
+    """Models that accept the same are one row."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for model in models.models.values():
+        groups.setdefault(_row(model), []).append(model.id)
+    rows = [(_listed(_grouped(names)), *row) for row, names in groups.items()]
+    return _table(("model", "prompt, characters", "size", "quality", "quick"), rows)
+
+
+def _row(model: ImageModel) -> tuple[str, ...]:
+    most = model.longest_prompt(10**9)
+    if model.prompt_limit is None:
+        prompt = "`PromptMaxCharacters`"
+    elif model.prompt_capped and most > PROMPT_CAP:
+        prompt = f"{PROMPT_CAP:,}; up to {most:,} by `PromptMaxCharacters`"
+    else:
+        prompt = f"{most:,}"
+    size, qualities = model.choice("size"), model.choice("quality").values
+    sizes = _listed(size.values)
+    if size.free:
+        free = size.free
+        sizes += (
+            f", and any `WIDTHxHEIGHT` in multiples of {free.multiple_of}, at most {free.longest_edge} long and "
+            f"{free.widest_ratio}:1, with {free.least_pixels:,} to {free.most_pixels:,} pixels"
+        )
+    slow = [quality for quality in qualities if not model.is_quick(quality)]
+    quick = "no"
+    if model.quick_qualities:
+        quick = f"not in {_listed(slow)}" if slow else "yes"
+    return prompt, sizes, _listed(qualities) or "none", quick
+
+
+def event_fields(models: Catalog) -> dict[str, Any]:
+    """The fields of a request in an event. Only values that every model could accept are listed."""
+    described = schemas(models)["CreateImagesRequest"]["properties"]
+    fields: dict[str, Any] = {}
+    for name, schema in described.items():
+        if name in ("stream", "partial_images"):
+            continue
+        kinds = schema.get("type", "string")
+        kind = next(kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind != "null")
+        kept = {key: value for key, value in schema.items() if key not in ("default", "enum", "anyOf", "type")}
+        kept = {"type": kind, **kept}
+        values = [value for value in schema.get("enum", []) if value is not None]
+        if values and name != "model":  # an operator may add aliases
+            kept["enum"] = values
+        fields[name] = kept
+    return fields
+
+
+def _grouped(names: Iterable[str]) -> list[str]:
+    """Names of which others only add to one, such as a date, as one pattern."""
+    grouped: list[str] = []
+    for name in names:
+        family = re.sub(r"^(gpt-image-2\.\d)-.*", r"\1-*", name)
+        if family not in grouped:
+            grouped.append(family)
+    return grouped
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _between(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of that name."""
+    begin, end = f"<!-- {name}: make reference -->", f"<!-- /{name} -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    if not after:
+        raise ValueError(f"{API} has no markers for {name}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
