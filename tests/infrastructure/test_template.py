@@ -5,11 +5,11 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import msgspec
 import pytest
 from aws_lambda_powertools.event_handler.api_gateway import Router
 from samtranslator.yaml_helper import yaml_parse
@@ -86,7 +86,9 @@ def handled() -> set[Route]:
     kinds: list[Any] = [GenerationRoutes, BatchRoutes, ImageRoutes, ModelRoutes, SiteRoutes]
     for kind in kinds:
         router = Router()
-        kind(**{each.name: router if each.name == "router" else None for each in fields(kind)}).register()
+        kind(
+            **{each.name: router if each.name == "router" else None for each in msgspec.structs.fields(kind)}
+        ).register()
         for path, methods, *_ in router._routes:
             found |= {(method.lower(), re.sub(r"<(\w+)>", r"{\1}", path)) for method in methods}
     return found

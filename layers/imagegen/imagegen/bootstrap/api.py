@@ -3,10 +3,10 @@
 import os
 import time
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import msgspec
 from aws_lambda_powertools.event_handler.api_gateway import Router
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -31,8 +31,7 @@ from imagegen.wire.requests import ReadRequest
 logger = Logger(service="api")
 
 
-@dataclass(frozen=True, slots=True)
-class Api:
+class Api(msgspec.Struct, frozen=True, eq=False):
     settings: ApiSettings
     handle: Handler
     worker: GenerationWorker

@@ -3,10 +3,10 @@
 import os
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import msgspec
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
@@ -38,8 +38,7 @@ TURN_SECONDS = 60.0  # then the rest of a file goes to the end of the queue: a l
 logger = Logger(service="intake")
 
 
-@dataclass(frozen=True, slots=True)
-class Intake:
+class Intake(msgspec.Struct, frozen=True, eq=False):
     messages: QueueConsumer
     pool: Executor
 

@@ -1,9 +1,10 @@
 """Wires the stores, queues, bus and journal that functions share."""
 
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Self
+
+import msgspec
 
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
@@ -36,8 +37,7 @@ from imagegen.wire.batches import outcome_line
 from imagegen.wire.events import generation_event, rejection_event
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
+class Records(msgspec.Struct, frozen=True, eq=False):
     """Everything that is kept in the table, sent to the queues, published or logged.
 
     `durable_urls` is whether the `url` of an image is its durable link.

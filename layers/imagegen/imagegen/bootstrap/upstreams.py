@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+
+import msgspec
 
 from imagegen.aws.bucket import bucket_url
 from imagegen.aws.image_store import S3ImageStore
@@ -42,8 +43,7 @@ def _image_store(http: HttpPool, runtime: RuntimeSettings, images: ImageSettings
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
+class Workers(msgspec.Struct, frozen=True, eq=False):
     """A worker, and the pool of threads that it uses."""
 
     worker: GenerationWorker

@@ -2,11 +2,11 @@
 
 import os
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import cache
 from math import inf
 from typing import Any
 
+import msgspec
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
@@ -25,8 +25,7 @@ DEAD_LETTER_CLOSING_SECONDS = 10.0  # likewise; that function has 60
 logger = Logger(service="worker")
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
+class Worker(msgspec.Struct, frozen=True, eq=False):
     messages: QueueConsumer
     dead_letters: QueueConsumer
     pool: Executor

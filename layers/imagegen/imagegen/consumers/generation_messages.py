@@ -1,7 +1,6 @@
 """What the workers do with the messages of generations."""
 
-from dataclasses import dataclass
-
+import msgspec
 from aws_lambda_powertools.logging import Logger
 
 from imagegen.consumers.queue_consumer import Message
@@ -9,8 +8,7 @@ from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.queue_messages import read_generation_message
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationMessages:
+class GenerationMessages(msgspec.Struct, frozen=True, eq=False):
     worker: GenerationWorker
     logger: Logger
 

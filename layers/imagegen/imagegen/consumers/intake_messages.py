@@ -1,8 +1,8 @@
 """What the intake does with a message: a request as an event, a file in the inbox, or a batch to continue."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 from aws_lambda_powertools.logging import Logger
 
 from imagegen.consumers.queue_consumer import Message
@@ -28,8 +28,7 @@ from imagegen.wire.requests import MAX_BODY_BYTES, ReadRequest
 READ_SECONDS = 30.0  # for a file with a single request
 
 
-@dataclass(frozen=True, slots=True)
-class IntakeMessages:
+class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
     """`caller_named` gives a caller with its own quota. `now` gives Unix seconds."""
 
     submission: SubmitGeneration

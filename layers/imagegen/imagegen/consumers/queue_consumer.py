@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -23,8 +23,7 @@ class ReceiveAgainError(Exception):
     """The message stays in its queue, hidden until it is due again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """`until` is when the work on the message must end. `age` is in seconds since the message was sent.
 
     `extend_visibility` hides the message from other consumers for a number of seconds.
@@ -37,8 +36,7 @@ class Message:
     extend_visibility: Callable[[float], None]
 
 
-@dataclass(frozen=True, slots=True)
-class QueueConsumer:
+class QueueConsumer(msgspec.Struct, frozen=True, eq=False):
     """`take` does the work of a message. It returns `None` if the message is done, else the seconds until it is due.
 
     `queue` gives the queue of an ARN. Without it, a message that is not done is hidden for the queue's own visibility

@@ -1,17 +1,16 @@
 """API Gateway's Lambda authorizer: bearer credential → caller."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from aws_lambda_powertools.logging import Logger
 
 from imagegen.ports import Parameters, TokenVerifier
 from imagegen.usecases.authorize import authorize
 
 
-@dataclass(frozen=True, slots=True)
-class Authorizer:
+class Authorizer(msgspec.Struct, frozen=True, eq=False):
     """`path` is the parameter path of the callers' records. `tokens` is `None` if no tokens are accepted."""
 
     callers: Parameters

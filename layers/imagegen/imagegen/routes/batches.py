@@ -1,8 +1,8 @@
 """`/v1/batches`: shows and cancels batches."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.api_gateway import Router
 
@@ -15,8 +15,7 @@ from imagegen.wire.batches import batch_answer, batch_list_answer
 from imagegen.wire.headers import read_page
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRoutes:
+class BatchRoutes(msgspec.Struct, frozen=True, eq=False):
     """`now` gives Unix seconds."""
 
     batches: BatchStore

@@ -1,8 +1,8 @@
 """`/v1/images/generations`: submits requests for images, and shows, cancels and deletes generations."""
 
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.api_gateway import Router
 
@@ -23,8 +23,7 @@ CLOSING_SECONDS = 5.0  # of the function's time-out, kept free to answer
 _DELETE_SECONDS = 20.0  # to delete images, within API Gateway's 29 s
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRoutes:
+class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
     """`wait_seconds` is how long a request waits for its images.
 
     With `api_is_first_worker` this process makes the images of quick models itself.

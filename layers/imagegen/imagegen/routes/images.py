@@ -1,7 +1,6 @@
 """`/v1/images/<id>`: the durable link of an image; and OpenAI's image routes that are not supported yet."""
 
-from dataclasses import dataclass
-
+import msgspec
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.api_gateway import Router
 
@@ -12,8 +11,7 @@ from imagegen.routes.request import method_to_sign_for
 from imagegen.routes.response import redirect
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRoutes:
+class ImageRoutes(msgspec.Struct, frozen=True, eq=False):
     images: ImageStore
     router: Router
 

@@ -1,8 +1,8 @@
 """`/v1/models`: the image models and what each accepts; and `/health`."""
 
-from dataclasses import dataclass
 from urllib.parse import unquote
 
+import msgspec
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.api_gateway import Router
 
@@ -11,8 +11,7 @@ from imagegen.routes.response import json_response
 from imagegen.wire.models import model_answer, models_answer
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRoutes:
+class ModelRoutes(msgspec.Struct, frozen=True, eq=False):
     catalog: Catalog
     router: Router
 

@@ -1,9 +1,9 @@
 """Waits for a generation and renders its result."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.utilities.data_classes.common import BaseProxyEvent
 
@@ -38,8 +38,7 @@ class Waiters(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Results:
+class Results(msgspec.Struct, frozen=True, eq=False):
     """`durable_urls` is whether the `url` of an image is its durable link."""
 
     records: GenerationStore

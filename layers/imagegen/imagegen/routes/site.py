@@ -3,7 +3,6 @@
 import hashlib
 import html
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,7 @@ SAFE_HEADERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SiteMiddleware:
+class SiteMiddleware(msgspec.Struct, frozen=True, eq=False):
     """Errors, ids and one log line a request."""
 
     logger: Logger
@@ -77,8 +75,7 @@ class SiteMiddleware:
         return response
 
 
-@dataclass(frozen=True, slots=True)
-class SiteRoutes:
+class SiteRoutes(msgspec.Struct, frozen=True, eq=False):
     """`folder` holds the pages. `cors_origin` is the web origin whose pages may read the API's description.
 
     `image_origin` is the web origin that a durable link redirects to.
@@ -89,7 +86,7 @@ class SiteRoutes:
     image_origin: str
     catalog: Catalog
     public_base_url: str
-    router: Router = field(default_factory=Router)
+    router: Router
 
     def register(self) -> Router:
         for path, handler in (

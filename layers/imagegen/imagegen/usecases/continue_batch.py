@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from imagegen.domain.batches import Batch, BatchStatus, InboxFile, batch_id_of, is_batch_id, line_generation_id
 from imagegen.domain.deadline import Deadline
@@ -23,8 +24,7 @@ def begin_batch(bucket: str, file: InboxFile, caller: str, batches: BatchStore, 
     return batches.create(Batch(id=batch_id, caller=caller, file=file, created_at=now))
 
 
-@dataclass(frozen=True, slots=True)
-class ContinueBatch:
+class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
     """`now` gives Unix seconds; `lease` is in seconds."""
 
     batches: BatchStore

@@ -1,8 +1,9 @@
 """Deletes the images of a deleted generation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageStorageError
@@ -12,8 +13,7 @@ from imagegen.ports import GenerationQueue, ImageStore
 LONGEST_WRITER_SECONDS = 900.0  # the longest time-out of a Lambda function, and the longest delay of an SQS message
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteImages:
+class DeleteImages(msgspec.Struct, frozen=True, eq=False):
     images: ImageStore
 
     def delete(self, generation_id: str, image_ids: Sequence[str], deadline: Deadline) -> None:

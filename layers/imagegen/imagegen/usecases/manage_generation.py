@@ -5,7 +5,6 @@ Another caller's generation is treated as if it did not exist.
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import msgspec
 
@@ -38,8 +37,7 @@ def get_generation(generation_id: str, caller: str, records: GenerationStore) ->
     return generation
 
 
-@dataclass(frozen=True, slots=True)
-class CancelGeneration:
+class CancelGeneration(msgspec.Struct, frozen=True, eq=False):
     """`now` gives Unix seconds."""
 
     records: GenerationStore
@@ -65,8 +63,7 @@ class CancelGeneration:
         return cancelled
 
 
-@dataclass(frozen=True, slots=True)
-class RetryGeneration:
+class RetryGeneration(msgspec.Struct, frozen=True, eq=False):
     """`now` gives Unix seconds."""
 
     records: GenerationStore
@@ -97,8 +94,7 @@ class RetryGeneration:
         return waiting
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteGeneration:
+class DeleteGeneration(msgspec.Struct, frozen=True, eq=False):
     """`now` gives Unix seconds."""
 
     records: GenerationStore

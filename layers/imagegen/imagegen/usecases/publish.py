@@ -1,7 +1,8 @@
 """Publishes the end of a generation to everything that depends on it, at least once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from imagegen.domain.batches import EndedLine
 from imagegen.domain.generations import Generation
@@ -9,8 +10,7 @@ from imagegen.ports import BatchLines, BatchQueue, BatchStore, EventBus, Generat
 from imagegen.usecases.quota import QuotaReturns
 
 
-@dataclass(frozen=True, slots=True)
-class BatchProgress:
+class BatchProgress(msgspec.Struct, frozen=True, eq=False):
     """Notes the outcome of generations that are lines of a batch. `outcome` writes a line of an output file."""
 
     batches: BatchStore
@@ -31,8 +31,7 @@ class BatchProgress:
             self.queue.send(batch_id, generation.caller)
 
 
-@dataclass(frozen=True, slots=True)
-class PublishGeneration:
+class PublishGeneration(msgspec.Struct, frozen=True, eq=False):
     records: GenerationStore
     quota: QuotaReturns
     batches: BatchProgress

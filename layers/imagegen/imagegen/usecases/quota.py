@@ -7,7 +7,8 @@ images, never more.
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from imagegen.domain.errors import QuotaExceededError, RecordsUnavailableError
 from imagegen.domain.generations import Generation
@@ -19,8 +20,7 @@ _DAY_SECONDS = 24 * 3600
 _NO_LIMIT = 2**53
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(msgspec.Struct, frozen=True, eq=False):
     """Reserves images. `each_caller` and `whole_stack` are in images a day."""
 
     counters: QuotaCounters
@@ -76,8 +76,7 @@ class Quota:
                 self.counters.give_back(caller, day, images, token=token)
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaReturns:
+class QuotaReturns(msgspec.Struct, frozen=True, eq=False):
     """Returns images that were reserved and not charged."""
 
     counters: QuotaCounters

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
-from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
+
+import msgspec
 
 from imagegen.domain.batches import AskedLine, Batch, BatchStatus, EndedLine, line_generation_id
 from imagegen.domain.credentials import Caller
@@ -34,8 +35,7 @@ READ_SECONDS = 30.0  # for one block of the file, even if the time for the batch
 WriteRefusal = Callable[[str, int, str | None, ImagegenError], EndedLine]
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBatch:
+class ReadBatch(msgspec.Struct, frozen=True, eq=False):
     """`submission` submits to the queue of batches. `pool` has CHUNK_THREADS threads.
 
     `read_line` raises an InvalidRequestError. `caller_named` gives a caller with its own quota.

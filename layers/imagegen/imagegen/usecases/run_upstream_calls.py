@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -54,15 +53,13 @@ class UnfinishedError(Exception):
     """A paid image is not fetched yet, or cannot be looked for now. The next process continues from the record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """At least one task has not ended. The next poll is due after `seconds`."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRunner:
+class UpstreamRunner(msgspec.Struct, frozen=True, eq=False):
     """Sends upstream calls, polls their tasks and stores their images.
 
     `providers` are by the name that a record keeps. `pool` has as many threads as a request may have images.
@@ -136,8 +133,7 @@ def tried(
     raise AssertionError("the last try returns or raises")
 
 
-@dataclass(frozen=True, slots=True)
-class _Answered:
+class _Answered(msgspec.Struct, frozen=True):
     """The rest of the work of an answered call: images to fetch, by id with their URLs, and extra calls."""
 
     to_fetch: list[tuple[str, str]]

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 import msgspec
 
@@ -52,8 +51,7 @@ _NO_IDENTITY, _OVER_HTTP = RetryIdentity(), Origin()
 _MOST_REASON = 1000  # characters of the reason for a rejection
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(msgspec.Struct, frozen=True):
     """A request as it came in.
 
     `generation_id` is the id that its generation must have; if that exists, the request attaches to it. With `claim` a
@@ -69,8 +67,7 @@ class Submission:
     claim: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(msgspec.Struct, frozen=True):
     """`owner` is the lease's token if the generation is new and claimed.
 
     `standing` is the caller's after the reservation, `None` if the request attached.
@@ -82,16 +79,14 @@ class Submitted:
     standing: Standing | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """The id of a request's generation, and whether the id is new."""
 
     generation_id: str
     new: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SafetyNet:
+class SafetyNet(msgspec.Struct, frozen=True, eq=False):
     """Sends the message that finds a record whose writer dies. `lease` is in seconds, `now` gives Unix seconds."""
 
     queue: GenerationQueue
@@ -108,8 +103,7 @@ class SafetyNet:
                 return
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitGeneration:
+class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
     """`now` gives Unix seconds; `lease` is in seconds."""
 
     models: Mapping[str, ImageModel]
@@ -268,8 +262,7 @@ def _begins_anew(generation: Generation) -> bool:
     return generation.status is Status.FAILED and failure is not None and not failure.money_spent
 
 
-@dataclass(frozen=True, slots=True)
-class RejectEvent:
+class RejectEvent(msgspec.Struct, frozen=True, eq=False):
     """Refuses a request that came as a message, for good."""
 
     dead_letters: DeadLetters

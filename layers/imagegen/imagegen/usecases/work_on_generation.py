@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
@@ -28,8 +29,7 @@ LargeAnswer = Callable[[Generation], tuple[int, Iterator[bytes]] | None]
 Heartbeat = Callable[[float, Callable[[], None]], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationWorker:
+class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
     """`now` gives Unix seconds; `lease` is in seconds. `queue` takes the messages of later rounds of polling."""
 
     records: GenerationStore

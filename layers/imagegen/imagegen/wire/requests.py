@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.domain.images import ImageRequest
@@ -16,8 +17,7 @@ _LONGEST_NAME = 64  # only so many characters of an unknown model are compared w
 _MOST_PARTIAL_IMAGES = 3  # the limit of OpenAI
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRequest:
+class ReadRequest(msgspec.Struct, frozen=True, eq=False):
     """Reads the requests of one stack."""
 
     catalog: Catalog
