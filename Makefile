@@ -8,6 +8,7 @@ export UV_SYSTEM_CERTS := 1
 PYTHON313_BIN := $(shell python3.13 -c 'import sys; print(sys.prefix + "/bin")' 2>/dev/null \
 	|| ls -d $$(dirname $$(command -v python3.13 2>/dev/null) 2>/dev/null)/../versions/3.13*/bin 2>/dev/null | tail -n 1)
 ENV = dev
+STREAMING ?= on
 BUILT_TEMPLATE := .aws-sam/build/template.yaml
 LOCK = .venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
 
@@ -28,7 +29,8 @@ endef
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-run: .venv/ready $(if $(BUILT),build) ## serve the stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; BUILT=1 runs the result of `make build`; GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: see local/README.md
+run: export STREAMING := $(STREAMING)
+run: .venv/ready $(if $(BUILT),build) ## serve the stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; BUILT=1 runs the result of `make build`; STREAMING, GATEWAY_IDLE_SECONDS, GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: see local/README.md
 	@exec .venv/bin/python -m local $(if $(BUILT),--built)
 
 # The default order of pytest-xdist, most tests first, would run the longest files last.
@@ -58,7 +60,8 @@ template: .venv-sam/ready .venv-checkov/ready
 	AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
 	.venv-checkov/bin/checkov --file template.yaml --framework cloudformation --compact --quiet --skip-download
 
-build: $(BUILT_TEMPLATE) .venv-3.13/ready ## build the deployment into .aws-sam/build; needs python3.13
+build: $(BUILT_TEMPLATE) .venv-3.13/ready ## build the deployment into .aws-sam/build; needs python3.13; STREAMING=off buffers answers
+	@$(PYTHON) -m tools.streaming "$(STREAMING)" $(BUILT_TEMPLATE)
 
 $(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(shell find functions layers -type f -not -path '*/__pycache__/*')
 	@test -n "$(PYTHON313_BIN)" || { echo "python3.13 is needed to build"; exit 1; }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from imagegen.outbound.web_address import read_web_address
 from local.aws_door import REGION, read_delays
+from local.gateway import IDLE_SECONDS
 from local.serving import PortError, serving
 from local.stack import ROOT, STACK_NAME, LocalStack, Options, running
 from local.upstream import StandInUpstream
@@ -37,6 +38,8 @@ def main() -> int:
         delays = read_delays(os.environ.get("AWS_DELAYS") or "")
         throttle = _flag("GATEWAY_THROTTLE", os.environ.get("GATEWAY_THROTTLE") or "0")
         concurrency = _concurrency(os.environ.get("LAMBDA_CONCURRENCY") or "")
+        streaming = _streaming(os.environ.get("STREAMING") or "on")
+        idle_seconds = _seconds("GATEWAY_IDLE_SECONDS", os.environ.get("GATEWAY_IDLE_SECONDS") or str(IDLE_SECONDS))
     except ValueError as error:
         return _refused(error)
 
@@ -57,6 +60,8 @@ def main() -> int:
             throttle=throttle,
             delays=delays,
             concurrency=concurrency,
+            streaming=streaming,
+            idle_seconds=idle_seconds,
             on_answer=_print_answer,
         )
         try:
@@ -96,6 +101,18 @@ def _concurrency(text: str) -> int | None:
     if not re.fullmatch("([1-9][0-9]{0,4})?", text):
         raise ValueError(f"LAMBDA_CONCURRENCY={text} is not a limit: use a number from 1 to 99999")
     return int(text) if text else None
+
+
+def _streaming(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError(f"STREAMING={text} is not valid: use on or off")
+    return text == "on"
+
+
+def _seconds(name: str, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9])?", text):
+        raise ValueError(f"{name}={text} is not a number of seconds: use one from 0 to 999")
+    return float(text)
 
 
 def _upstream(environ: Mapping[str, str]) -> tuple[str | None, str | None]:

@@ -5,12 +5,13 @@ Routes, authorizer and gateway responses come from the OpenAPI document that SAM
 
 import json
 import os
+import queue
 import re
 import threading
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError as IntegrationTimeoutError
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,12 +19,26 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from local.aws_door import ACCOUNT, REGION, TokenBucket
-from local.lambda_host import FunctionError, FunctionHost, PayloadTooLargeError, ThrottledError
-from local.serving import Reply, Request
+from local.lambda_host import (
+    FunctionError,
+    FunctionHost,
+    PayloadTooLargeError,
+    ResponseStream,
+    ThrottledError,
+    paced,
+)
+from local.serving import BrokenStreamError, Reply, Request
 
 # API Gateway developer guide, "Quotas for configuring and running a REST API in API Gateway".
 INTEGRATION_SECONDS = 29.0  # integration time-out; higher only by a quota increase
 MOST_BODY_BYTES = 10 * 1024 * 1024  # payload size
+# API Gateway developer guide, "Stream the integration response for your proxy integrations in API Gateway".
+IDLE_SECONDS = 300.0  # without a byte, for a Regional endpoint
+FREE_STREAM_BYTES = 10 * 1024 * 1024
+STREAM_BYTES_PER_SECOND = 2 * 1024 * 1024
+# API Gateway developer guide, "Set up a Lambda proxy integration with payload response streaming in API Gateway".
+DELIMITER = b"\0" * 8  # between the metadata and the body of a streamed response
+MOST_METADATA_BYTES = 16 * 1024  # the delimiter must be within them
 # API Gateway developer guide, "x-amazon-apigateway-authorizer object": authorizerResultTtlInSeconds.
 _DEFAULT_CACHE_SECONDS = 300
 _NOT_CALLED = (PayloadTooLargeError, ThrottledError)  # Lambda refused the invocation
@@ -61,6 +76,7 @@ class _Route:
     function: str
     authorizer: _Authorizer | None
     mock: Mapping[str, str] | None = None  # headers of a preflight's answer, for which no function is called
+    stream_seconds: float | None = None  # the time-out of a streaming integration; None for a buffered one
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,7 @@ class Gateway:
     """Answers HTTP requests through the functions.
 
     `stage` is the first path segment, empty as behind a custom domain. `throttle` is the rate and the burst of each
-    method of each resource.
+    method of each resource. A stream that sends no byte for `idle_seconds` is cut.
     """
 
     def __init__(
@@ -94,6 +110,7 @@ class Gateway:
         stage: str,
         on_answer: Callable[[str, str, int, float], None] = lambda *_: None,
         integration_seconds: float = INTEGRATION_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
         throttle: tuple[float, int] | None = None,
     ) -> None:
         self._resources = _resources(body)
@@ -103,6 +120,7 @@ class Gateway:
         self._stage = stage or "local"
         self._on_answer = on_answer
         self._integration_seconds = integration_seconds
+        self._idle_seconds = idle_seconds
         self._throttle = throttle
         self._buckets: dict[tuple[str, str], TokenBucket] = {}
         self._policies: dict[str, tuple[float, dict[str, Any]]] = {}
@@ -130,13 +148,44 @@ class Gateway:
         policy = self._authorized(route, request, path.removeprefix(self._prefix))
         event = self._event(request, route, parameters, ids, policy)
         try:
+            if route.stream_seconds is not None:
+                return self._streamed(self._functions[route.function].invoke_streaming(event), route.stream_seconds)
             future = self._functions[route.function].invoke(event)
             answer = json.loads(future.result(timeout=self._integration_seconds))
             return _reply(answer)
-        except IntegrationTimeoutError:  # the function continues
+        except (IntegrationTimeoutError, queue.Empty):  # the function continues
             raise _RefusedError("INTEGRATION_TIMEOUT") from None
         except (*_NOT_CALLED, FunctionError, AttributeError, ValueError, TypeError, KeyError):
             raise _RefusedError("INTEGRATION_FAILURE") from None
+
+    def _streamed(self, stream: ResponseStream, seconds: float) -> Reply:
+        """The answer as soon as its metadata has arrived. Raises queue.Empty at a time-out."""
+        until = time.monotonic() + seconds
+        begun = b""
+        while DELIMITER not in begun[:MOST_METADATA_BYTES]:
+            block = self._next(stream, until) if len(begun) < MOST_METADATA_BYTES else None
+            if block is None:
+                raise ValueError("no metadata")
+            begun += block
+        metadata, _, first = begun.partition(DELIMITER)
+        reply = _reply(json.loads(metadata))
+        blocks = paced(self._rest(first, stream, until), FREE_STREAM_BYTES, STREAM_BYTES_PER_SECOND)
+        return Reply(reply.status, headers=reply.headers, blocks=blocks)
+
+    def _rest(self, first: bytes, stream: ResponseStream, until: float) -> Iterator[bytes]:
+        block: bytes | None = first
+        try:
+            while block is not None:
+                yield block
+                block = self._next(stream, until)
+        except (FunctionError, queue.Empty):
+            raise BrokenStreamError from None
+
+    def _next(self, stream: ResponseStream, until: float) -> bytes | None:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise queue.Empty
+        return stream.next(min(self._idle_seconds, left))
 
     def _bucket(self, route: _Route, rate: float, burst: int) -> TokenBucket:
         """The bucket of one method of one resource."""
@@ -278,8 +327,19 @@ def _resources(body: Mapping[str, Any]) -> list[list[_Route]]:
             function = _function_of(integration["uri"])
             security = [name for rule in operation.get("security", []) for name in rule]
             authorizer = next((authorizers[name] for name in security if name in authorizers), None)
-            routes.append(_Route(method, resource, pattern, function, authorizer))
+            routes.append(
+                _Route(method, resource, pattern, function, authorizer, stream_seconds=_stream_seconds(integration))
+            )
     return resources
+
+
+def _stream_seconds(integration: Mapping[str, Any]) -> float | None:
+    """The time-out of a streaming integration. Both its mode and its URI say that it streams."""
+    if integration.get("responseTransferMode", "BUFFERED") != "STREAM":
+        return None
+    if not str(integration["uri"]).count("/response-streaming-invocations"):
+        raise ValueError("a streaming integration needs the URI of InvokeWithResponseStream")
+    return float(integration.get("timeoutInMillis", INTEGRATION_SECONDS * 1000)) / 1000
 
 
 def _generality(resource: str) -> list[int]:

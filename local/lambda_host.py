@@ -1,5 +1,6 @@
 """Runs a Lambda function under AWS's runtime interface client, in processes that handle one event at a time."""
 
+import base64
 import json
 import os
 import queue
@@ -8,21 +9,26 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from local.aws_door import ACCOUNT, REGION
-from local.serving import HungUpError, Reply, Request, serving
+from local.serving import BrokenStreamError, HungUpError, Reply, Request, serving
 
 # Lambda developer guide, "Lambda quotas", gives 6 MB each for request and answer of a synchronous invocation. The exact
 # numbers are in Lambda's error messages: "Request must be smaller than 6291456 bytes for the InvokeFunction operation"
 # and "Exceeded maximum allowed payload size (6291556 bytes)".
 MOST_EVENT_BYTES = 6_291_456
 MOST_ANSWER_BYTES = 6_291_556
+# Lambda developer guide, "Response streaming for Lambda functions", bandwidth and size limits.
+MOST_STREAM_BYTES = 200 * 1024 * 1024
+FREE_STREAM_BYTES = 6 * 1024 * 1024
+STREAM_BYTES_PER_SECOND = 2 * 1024 * 1024
 MOST_PROCESSES = 64  # default for a function; further events wait for a free process
+_FINISHING_SECONDS = 0.2  # an environment that has answered usually asks for its next event within this time
 _INIT_SECONDS = 30.0  # Lambda's limit is 10 s; starting all functions at once on a loaded machine takes longer
 _PREFIX = "/2018-06-01/runtime"
 
@@ -73,25 +79,80 @@ class Function:
     python: str = sys.executable
 
 
+def paced(
+    blocks: Iterator[bytes],
+    free: int,
+    rate: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[bytes]:
+    """The blocks: the first `free` bytes at once, the rest at `rate` bytes a second."""
+    sent, began = 0, 0.0
+    for block in blocks:
+        yield block
+        if sent <= free < sent + len(block):
+            began = clock()
+        sent += len(block)
+        if sent > free:
+            sleep(max(0.0, began + (sent - free) / rate - clock()))
+
+
+class ResponseStream:
+    """The response of an invocation, block by block."""
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[bytes | FunctionError | None] = queue.SimpleQueue()
+        self.finished = threading.Event()  # the environment is free again, or has ended
+
+    def put(self, block: bytes) -> None:
+        self._items.put(block)
+
+    def end(self, error: FunctionError | None = None) -> None:
+        """What comes after the first end is ignored."""
+        self._items.put(error)
+
+    def next(self, timeout: float | None = None) -> bytes | None:
+        """The next block, `None` after the last. Raises queue.Empty after `timeout` seconds, and FunctionError."""
+        item = self._items.get(timeout=timeout)
+        if isinstance(item, FunctionError):
+            raise item
+        return item
+
+    def whole(self) -> bytes:
+        """The response of a buffered invocation, once the environment is free again. Raises FunctionError."""
+        blocks = []
+        try:
+            while (block := self.next()) is not None:
+                blocks.append(block)
+        finally:
+            self.finished.wait()
+        body = b"".join(blocks)
+        if len(body) > MOST_ANSWER_BYTES:
+            raise FunctionError("Function.ResponseSizeTooLarge")
+        return body
+
+
 class _Process:
     """One execution environment: a process and the Runtime API that it polls."""
 
     def __init__(self, function: Function, log: Path) -> None:
         self._function = function
         self._events: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
-        self._answer: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # `None`, or why the process ended
+        self._stream = ResponseStream()
         self._deadline_ms = 0
         self._request_id = ""
+        self._responded = 0.0  # on the clock of `time.monotonic`
         self._polling = threading.Event()
         self._closing = ExitStack()
-        port = self._closing.enter_context(serving(self._runtime_api))
+        port = self._closing.enter_context(serving(self._runtime_api, is_streaming=True))
         environment = {
             **_lambda_environment(function, port),
             **function.environment,
         }
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                [function.python, "-m", "awslambdaric", function.handler],
+                [*_wrapper(function), function.python, "-m", "awslambdaric", function.handler],
                 cwd=function.code,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -113,25 +174,35 @@ class _Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def invoke(self, event: bytes) -> bytes:
-        """Handles one event. Kills the process at the function's time-out. Raises FunctionError."""
-        self.wait_until_polling()
+    @property
+    def is_finishing(self) -> bool:
+        """The process has just responded, and has probably nothing left to do."""
+        return time.monotonic() - self._responded < _FINISHING_SECONDS
+
+    def run(self, event: bytes, stream: ResponseStream) -> None:
+        """Handles one event. Returns when the process asks for the next event: it may work on after its response.
+
+        Kills the process at the function's time-out.
+        """
+        try:
+            self.wait_until_polling()
+        except FunctionError as error:
+            stream.end(error)
+            return
         self._deadline_ms = int((time.time() + self._function.timeout) * 1000)
-        self._request_id = str(uuid.uuid4())
+        self._request_id, self._stream = str(uuid.uuid4()), stream
         self._events.put((self._request_id, event))
         try:
-            kind, body = self._answer.get(timeout=self._function.timeout)
+            why = self._ended.get(timeout=self._function.timeout)
         except queue.Empty:
+            why = f"Task timed out after {self._function.timeout} seconds"
+            stream.end(FunctionError(why))  # before the process ends, which breaks its response off
             self.kill()
-            raise FunctionError(f"Task timed out after {self._function.timeout} seconds") from None
-        if kind != "response":
-            raise FunctionError(f"{kind}: {body[:2000].decode(errors='replace')}")
-        if len(body) > MOST_ANSWER_BYTES:
-            raise FunctionError("Function.ResponseSizeTooLarge")
-        return body
+        stream.end(FunctionError(why) if why else None)
 
     def kill(self) -> None:
         self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         self._events.put(None)
@@ -145,32 +216,71 @@ class _Process:
 
     def _watch(self) -> None:
         code = self._process.wait()
-        self._answer.put(("exited", f"the process ended with {code}".encode()))
+        self._ended.put(f"exited: the process ended with {code}")
         self._events.put(None)
         self._polling.set()
 
     def _runtime_api(self, request: Request) -> Reply:
         if request.target == f"{_PREFIX}/invocation/next":
+            if self._request_id:
+                self._request_id = ""
+                self._ended.put(None)
             self._polling.set()
-            event = self._events.get()
-            if event is None:
-                raise HungUpError
-            return Reply(
-                200,
-                event[1],
-                {
-                    "Content-Type": "application/json",
-                    "Lambda-Runtime-Aws-Request-Id": event[0],
-                    "Lambda-Runtime-Deadline-Ms": str(self._deadline_ms),
-                    "Lambda-Runtime-Invoked-Function-Arn": _arn(self._function),
-                },
-            )
+            return self._next_event()
         path, _, kind = request.target.rpartition("/")
         # Anything else would be used as the answer to this event, and every later answer would go to the wrong event.
         if path not in (f"{_PREFIX}/invocation/{self._request_id}", f"{_PREFIX}/init"):
+            for _ in request.blocks:
+                pass
             return Reply(400, b'{"errorType":"InvalidRequestID"}', {"Content-Type": "application/json"})
-        self._answer.put((kind, request.body))
+        stream = self._stream
+        if kind != "response":
+            body = b"".join(request.blocks)
+            stream.end(FunctionError(f"{kind}: {body[:2000].decode(errors='replace')}"))
+        elif request.header("Lambda-Runtime-Function-Response-Mode") == "streaming":
+            _stream_on(request, stream)
+        else:
+            stream.put(b"".join(request.blocks))
+            stream.end()
+        self._responded = time.monotonic()
         return Reply(202, b'{"status":"OK"}', {"Content-Type": "application/json"})
+
+    def _next_event(self) -> Reply:
+        event = self._events.get()
+        if event is None:
+            raise HungUpError
+        return Reply(
+            200,
+            event[1],
+            {
+                "Content-Type": "application/json",
+                "Lambda-Runtime-Aws-Request-Id": event[0],
+                "Lambda-Runtime-Deadline-Ms": str(self._deadline_ms),
+                "Lambda-Runtime-Invoked-Function-Arn": _arn(self._function),
+                "Lambda-Runtime-Trace-Id": f"Root=1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]};Sampled=0",
+            },
+        )
+
+
+def _stream_on(request: Request, stream: ResponseStream) -> None:
+    """Passes on a streamed response as it comes.
+
+    Raises HungUpError at the size limit, where AWS's runtime interface emulator stops reading too (directinvoke.go).
+    """
+    left = MOST_STREAM_BYTES
+    try:
+        for block in paced(request.blocks, FREE_STREAM_BYTES, STREAM_BYTES_PER_SECOND):
+            stream.put(block[:left])
+            left -= len(block)
+            if left < 0:
+                stream.end(FunctionError("Function.ResponseSizeTooLarge"))
+                raise HungUpError
+    except BrokenStreamError:
+        stream.end(FunctionError("the response broke off"))
+        return
+    kind = request.trailers.get("lambda-runtime-function-error-type")
+    body = base64.b64decode(request.trailers.get("lambda-runtime-function-error-body", ""))
+    stream.end(FunctionError(f"{kind}: {body[:2000].decode(errors='replace')}") if kind else None)
 
 
 class FunctionHost:
@@ -208,16 +318,30 @@ class FunctionHost:
 
     def invoke(self, event: object) -> "Future[bytes]":
         """A future of the answer or of a FunctionError. Itself raises PayloadTooLargeError and ThrottledError."""
+        stream = self.invoke_streaming(event)
+        future: Future[bytes] = Future()
+
+        def collect() -> None:
+            try:
+                future.set_result(stream.whole())
+            except FunctionError as error:
+                future.set_exception(error)
+
+        threading.Thread(target=collect, daemon=True).start()
+        return future
+
+    def invoke_streaming(self, event: object) -> ResponseStream:
+        """The response as it comes. Raises PayloadTooLargeError and ThrottledError."""
         payload = json.dumps(event).encode()
         if len(payload) > MOST_EVENT_BYTES:
             raise PayloadTooLargeError
         self._account.begin()
-        future: Future[bytes] = Future()
-        threading.Thread(target=self._run, args=(payload, future), daemon=True).start()
-        return future
+        stream = ResponseStream()
+        threading.Thread(target=self._run, args=(payload, stream), daemon=True).start()
+        return stream
 
     def pids(self) -> list[int]:
-        """The ids of the living processes."""
+        """The ids of the living processes, the idle ones first."""
         with self._changed:
             return [process.pid for process in (*self._idle, *self._busy) if process.alive]
 
@@ -234,27 +358,22 @@ class FunctionHost:
         for closer in closers:
             closer.join()
 
-    def _run(self, payload: bytes, future: "Future[bytes]") -> None:
+    def _run(self, payload: bytes, stream: ResponseStream) -> None:
         process = self._take()
-        if process is None:
-            self._account.end()
-            future.set_exception(FunctionError("the stack is closing"))
-            return
         try:
-            answer = process.invoke(payload)
-        except FunctionError as error:
-            self._ended(process)
-            future.set_exception(error)
-        else:
-            self._ended(process)
-            future.set_result(answer)
-
-    def _ended(self, process: _Process) -> None:
-        self._give_back(process)
-        self._account.end()
+            if process is None:
+                stream.end(FunctionError("the stack is closing"))
+                return
+            process.run(payload, stream)
+            self._give_back(process)
+        finally:
+            self._account.end()
+            stream.finished.set()
 
     def _take(self) -> _Process | None:
         with self._changed:
+            if not self._idle and any(process.is_finishing for process in self._busy):
+                self._changed.wait(_FINISHING_SECONDS)
             while not self._closed and not self._idle and len(self._busy) >= self._most_processes:
                 self._changed.wait()
             while not self._closed and self._idle:
@@ -279,6 +398,19 @@ class FunctionHost:
             self._changed.notify()
         if not process.alive:
             process.close()
+
+
+def _wrapper(function: Function) -> list[str]:
+    """The program that starts instead of the runtime and is given the runtime's command line, if there is one.
+
+    Lambda has the function's code in /var/task and its layers in /opt.
+    """
+    wrapper = function.environment.get("AWS_LAMBDA_EXEC_WRAPPER")
+    if not wrapper:
+        return []
+    folder, _, name = wrapper.removeprefix("/opt/").partition("/")
+    roots = {"python": function.layers}.get(folder, ())
+    return [str(next(path for root in roots if (path := root / name).is_file()))]
 
 
 def _lambda_environment(function: Function, port: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ import msgspec
 from imagegen.domain.credentials import BearerKey
 from local.aws_door import REGION, DoorControl
 from local.event_source import DEFAULT_CONCURRENCY, EventSource, polling
-from local.gateway import INTEGRATION_SECONDS, Gateway
+from local.gateway import IDLE_SECONDS, INTEGRATION_SECONDS, Gateway
 from local.lambda_host import MOST_PROCESSES, Account, Function, FunctionHost
 from local.serving import Reply, Request, serving
 
@@ -47,6 +47,7 @@ class Options:
     `clients` are the callers that get a key. `most_processes` limits the processes of each function, `concurrency` the
     concurrent executions of all functions together; None means no limit. `throttle` enforces the template's rate and
     burst. `delays` are those of `DoorControl.delay`. `built` runs the result of `sam build` under Python 3.13.
+    `streaming` is whether the api function streams its answers; a stream without a byte is cut after `idle_seconds`.
     """
 
     upstream_base_url: str
@@ -61,6 +62,8 @@ class Options:
     most_processes: int = MOST_PROCESSES
     concurrency: int | None = None
     integration_seconds: float = INTEGRATION_SECONDS
+    idle_seconds: float = IDLE_SECONDS
+    streaming: bool = True
     throttle: bool = False
     on_answer: Callable[[str, str, int, float], None] = lambda *_: None
 
@@ -122,6 +125,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             stage=options.stage,
             on_answer=options.on_answer,
             integration_seconds=options.integration_seconds,
+            idle_seconds=options.idle_seconds,
             throttle=template.throttling() if options.throttle else None,
         )
         yield LocalStack(
@@ -165,7 +169,8 @@ def read_template(options: Options) -> "Template":
     from local.template import Template  # noqa: PLC0415  # takes a second, in which moto starts
 
     parameters = {**_NO_QUOTAS, "UpstreamBaseUrl": options.upstream_base_url, **options.parameters}
-    return Template.read((BUILT if options.built else ROOT) / "template.yaml", parameters, REGION)
+    path = (BUILT if options.built else ROOT) / "template.yaml"
+    return Template.read(path, parameters, REGION, streaming=options.streaming)
 
 
 def deploy(

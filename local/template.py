@@ -12,6 +12,8 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
+from tools.streaming import switched
+
 logging.getLogger("samtranslator").setLevel(logging.ERROR)
 
 _PACKAGED = "s3://packaged/code.zip"  # the translator accepts only code in S3
@@ -41,8 +43,8 @@ class Template:
     parameters: dict[str, str]
 
     @classmethod
-    def read(cls, path: Path, parameters: dict[str, str], region: str) -> "Template":
-        document = yaml_parse(path.read_text())
+    def read(cls, path: Path, parameters: dict[str, str], region: str, *, streaming: bool = True) -> "Template":
+        document = yaml_parse(switched(path.read_text(), streaming=streaming))
         code = {}
         packaged = copy.deepcopy(document)
         for name, resource in packaged["Resources"].items():

@@ -204,7 +204,8 @@ def of_executions(session: Session, template: Mapping[str, Any], values: Mapping
             f" BatchConcurrency and the intake can need {needed}",
             f"aws service-quotas request-service-quota-increase --service-code lambda"
             f" --quota-code {_CONCURRENT_EXECUTIONS} --desired-value {max(_DEFAULT_EXECUTIONS, needed)}"
-            f"\n    or lower MostWaiters, WorkerConcurrency and BatchConcurrency in samconfig.toml",
+            f"\n    or lower MostWaiters, WorkerConcurrency and BatchConcurrency in samconfig.toml;"
+            f" with WaitSeconds=0 no request waits",
         )
 
 
@@ -215,7 +216,10 @@ def executions_needed(template: Mapping[str, Any], values: Mapping[str, Any]) ->
         for event in resource.get("Properties", {}).get("Events", {}).values():
             most = event["Properties"].get("ScalingConfig", {}).get("MaximumConcurrency", 0)
             consumers += int(values[most["Ref"]] if isinstance(most, dict) else most)
-    return int(values["MostWaiters"]) + consumers + _BRIEF_EXECUTIONS
+    waiting = int(values["MostWaiters"]) if int(values["WaitSeconds"]) else 0
+    # A first worker works on after its wait, while its client waits again.
+    working_on = waiting if values["ApiIsFirstWorker"] == "true" else 0
+    return waiting + working_on + consumers + _BRIEF_EXECUTIONS
 
 
 def _checked(action: str, check: Callable[[], Iterator[Missing]]) -> list[Missing]:

@@ -63,14 +63,16 @@ def _to_first_event(code: Path, layer: Path) -> float:
 
     with serving(runtime_api) as port:
         environment = {
+            "_HANDLER": "app.lambda_handler",
             "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{port}",
             "AWS_REGION": "us-east-1",
             "PYTHONPATH": str(layer),
+            "STREAMING": "on",
             "PATH": os.environ["PATH"],
         }
         started = time.perf_counter()
         process = subprocess.Popen(
-            [str(RUNTIME_PYTHON), "-m", "awslambdaric", "app.lambda_handler"],
+            [layer / "imagegen/streaming-runtime", RUNTIME_PYTHON, "-m", "awslambdaric", "app.lambda_handler"],
             cwd=code,
             env=environment,
             stderr=subprocess.DEVNULL,

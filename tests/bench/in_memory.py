@@ -5,7 +5,9 @@ The baselines have neither, so no figure contains their cost at AWS.
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.idempotency_keys import FakeIdempotencyKeys
 from tests.fakes.parameters import FakeParameters
+from tests.fakes.places import FakePlaces
 from tests.fakes.quota_counters import FakeQuotaCounters
 
 Event = dict[str, Any]
@@ -36,12 +39,14 @@ def api_handler(port: int) -> Callable[[Event], None]:
     _set_up(port)
     from imagegen.bootstrap import api  # noqa: PLC0415
 
-    handle = api.wired(ApiSettings.from_env(os.environ), _in_memory()).handle
+    handle = api.wired(ApiSettings.from_env(os.environ), _in_memory(), FakePlaces()).handle
 
     def call(event: Event) -> None:
-        answer = handle(event, _Context())  # type: ignore[arg-type]
-        if answer["statusCode"] != 200:
-            raise RuntimeError(answer["body"])
+        with ExitStack() as closing:
+            answer = handle(event, _Context(), closing)  # type: ignore[arg-type]
+            if answer["statusCode"] != 200:
+                raise RuntimeError(answer["body"])
+            deque(answer["body"], maxlen=0)  # reads the blocks of a streamed body, as the runtime does
 
     return call
 
@@ -51,7 +56,9 @@ def worker(port: int) -> GenerationWorker:
     from imagegen.bootstrap import upstreams  # noqa: PLC0415
 
     settings = WorkerSettings.from_env(os.environ)
-    return upstreams.generation_worker(_in_memory(), settings.runtime, settings.images, settings.upstream).worker
+    return upstreams.generation_worker(
+        _in_memory(), settings.runtime, settings.images, settings.upstream, streaming=settings.streaming
+    ).worker
 
 
 def event(**body: object) -> Event:
@@ -86,6 +93,7 @@ def _set_up(port: int) -> None:
         "AWS_SECRET_ACCESS_KEY": "bench",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "API_IS_FIRST_WORKER": "true",
+        "CALLER_SHARE_OF_WAITERS": "90",
         "BATCH_GENERATION_QUEUE_URL": f"http://127.0.0.1:{port}/bench",
         "DURABLE_URLS": "false",
         "EVENT_BUS": "bench",
@@ -104,6 +112,7 @@ def _set_up(port: int) -> None:
         "RECORD_DAYS": "90",
         "REPEAT_UNKNOWN_CALLS": "true",
         "STACK_NAME": "bench",
+        "STREAMING": "on",
         "UPSTREAM_API_KEY_PARAMETER": "/bench",
         "UPSTREAM_BASE_URL": f"http://127.0.0.1:{port}/v1",
         "UPSTREAM_TIMEOUT_SECONDS": "20",

@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from base64 import b64decode
+from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import repeat
 from pathlib import Path
@@ -20,13 +21,15 @@ from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, StoredImage, UpstreamAttempt
 from imagegen.domain.images import ImageBody, ImageRequest
 from imagegen.usecases.work_on_generation import GenerationWorker
-from imagegen.wire.answers import streamed_images_answer
+from imagegen.wire.answers import base64_answer
 from tests.bench import file_of_requests, in_memory
 from tests.support.models import admitted
 
 N = 10
 IMAGE_BYTES = 4_000_000
 FILE_LINES = 20_000
+LARGEST = "largest images in base64"
+LARGEST_IMAGE_BYTES = 25 * 1024 * 1024  # the default of MaxImageBytes
 _TINY_BYTES = 1_000
 _SECONDS = 60.0
 
@@ -84,22 +87,22 @@ def _usual_images_by_url(port: int) -> tuple[Task, Task]:
     return lambda: copy(1, _TINY_BYTES), lambda: copy(N, IMAGE_BYTES)
 
 
-def _stored_answer(port: int) -> tuple[Task, Task]:
-    """The worker: all images are stored. It stores the answer with their base64."""
+def _streamed_answer(port: int) -> tuple[Task, Task]:
+    """The api function: all images are stored. It sends the answer with their base64."""
     worker = in_memory.worker(port)
     tiny, large = _made(worker, 1, _TINY_BYTES), _made(worker, N, IMAGE_BYTES)
 
-    def save_tiny() -> None:  # the worker does not store so small an answer
-        answer = streamed_images_answer(tiny, worker.images, Deadline.after(_SECONDS))
-        worker.images.save_answer(tiny.id, *answer, Deadline.after(_SECONDS))
+    def send(generation: Generation) -> None:
+        with base64_answer(generation, worker.images, Deadline.after(_SECONDS)) as (_, blocks):
+            deque(blocks, maxlen=0)
 
-    return save_tiny, lambda: _work(worker, large)
+    return lambda: send(tiny), lambda: send(large)
 
 
-def _images_in_base64(port: int) -> tuple[Task, Task]:
-    """The worker: one upstream call whose answer holds every image."""
+def _images_in_base64(port: int, size: int = IMAGE_BYTES) -> tuple[Task, Task]:
+    """One upstream call whose answer holds every image."""
     worker = in_memory.worker(port)
-    tiny, large = _queued(worker, 1, _TINY_BYTES), _queued(worker, N, IMAGE_BYTES)
+    tiny, large = _queued(worker, 1, _TINY_BYTES), _queued(worker, N, size)
     return lambda: _work(worker, tiny), lambda: _work(worker, large)
 
 
@@ -124,8 +127,9 @@ def _file_of_requests(_: int) -> tuple[Task, Task]:
 TASKS: Mapping[str, Callable[[int], tuple[Task, Task]]] = {
     "images by url": _images_by_url,
     "usual images by url": _usual_images_by_url,
-    "stored answer": _stored_answer,
+    "streamed answer": _streamed_answer,
     "images in base64": _images_in_base64,
+    LARGEST: lambda port: _images_in_base64(port, LARGEST_IMAGE_BYTES),
     "usual images in base64": _usual_images_in_base64,
     "file of requests": _file_of_requests,
 }

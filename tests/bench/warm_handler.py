@@ -18,7 +18,7 @@ def measure() -> Iterator[Figure]:
         event = in_memory.event()
         bare = _bare(port)
         yield compare(
-            "warm handler, one 1.5 MB image by URL / bare urllib3 making the same calls",
+            "warm handler, a synchronous request, one 1.5 MB image by URL / bare urllib3 making the same calls",
             lambda: _milliseconds(lambda: handler(event)),
             lambda: _milliseconds(bare),
             rounds=25,

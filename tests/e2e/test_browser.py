@@ -69,9 +69,9 @@ def test_a_page_of_another_origin_makes_reads_and_deletes_images(world: World, b
     assert (seen["made"]["status"], seen["made"]["redirected"]) == (200, True)
     assert {"x-request-id", "x-generation-id"} <= seen["made"]["headers"].keys()
     assert (seen["signed"], seen["durable"], seen["width"]) == (PNG, PNG, 1024)
-    # Into the bucket.
+    # A streamed answer, larger than a buffered one may be.
     status, redirected, length = seen["heavy"]
-    assert (status, redirected) == (200, True)
+    assert (status, redirected) == (200, False)
     assert length > 6 * 1024 * 1024
     # The second error is the gateway's own.
     for name, expected, code in (("badField", 400, "invalid_type"), ("badKey", 401, "invalid_api_key")):

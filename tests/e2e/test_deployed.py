@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import uuid4
@@ -17,9 +18,12 @@ import openai
 import pytest
 import urllib3
 
+from imagegen.aws.generations import DynamoGenerations
 from imagegen.domain.credentials import BearerKey
+from imagegen.domain.images import ImageRequest
 from local.stack import STACK_NAME
 from tests.support.client import GENERATIONS, SMALL, Answer, Client, Json, fetched
+from tests.support.models import admitted
 from tests.support.world import World
 
 SECONDS = 600  # how long an image may take, as OpenAI's clients wait
@@ -267,6 +271,47 @@ def test_a_generation_is_cancelled_or_has_ended_already(deployed: Deployment) ->
     else:
         assert answer.failed == (409, "generation_ended")
     assert deployed.delete(generation_id).status == 200
+
+
+@pytest.mark.deployed(images=1)
+def test_the_work_goes_on_after_the_redirect(deployed: Deployment, local: World | None) -> None:
+    """Without a process that works on, a worker would take over, and the upstream would be called a second time."""
+    fields = deployed.asked()
+    gate = local.hold(fields["prompt"]) if local else None
+    answer = deployed.post(fields, Prefer="wait=1")
+    if gate:
+        gate.open()
+    if answer.status == 200:
+        deployed.keep(answer)
+        pytest.skip("the image arrived within a second, so no request was redirected")
+    assert (answer.status, answer.json["status"]) == (303, "in_progress")
+    deployed.made.add(answer.json["id"])
+    assert f"/v1/images/generations/{answer.json['id']}/result " in answer.json["message"]
+    generation = deployed.until_ended(answer.json["id"], SECONDS)
+    assert (generation["status"], generation["repeated_calls"]) == ("completed", 0), generation
+
+
+@pytest.mark.deployed
+def test_a_wait_of_40_seconds_is_not_cut(deployed: Deployment, local: World | None, aws: Callable[[str], Any]) -> None:
+    """The record is one that nobody works on, so nothing is spent. Its cancellation ends the wait."""
+    key = BearerKey.parse(deployed.key)
+    if key is None:
+        pytest.skip("KEY is a token, and the name of its caller is not known")
+    found = aws("cloudformation").describe_stack_resource(StackName=deployed.stack, LogicalResourceId="GenerationTable")
+    table = found["StackResourceDetail"]["PhysicalResourceId"]
+    records = DynamoGenerations(lambda: aws("dynamodb"), table, retention_seconds=24 * 3600)
+    request = ImageRequest(prompt="not made", model="dall-e-2", response_format="url")
+    generation = admitted(request, caller=key.caller, base_url=deployed.base_url.removesuffix("/v1"), now=time.time())
+    records.create(generation)
+    deployed.made.add(generation.id)
+    with ThreadPoolExecutor(1) as waiting:
+        waited = waiting.submit(deployed.result, generation.id)
+        done, _ = wait([waited], timeout=0.5 if local else 40)
+        if done and waited.result().status == 303:
+            pytest.skip("WaitSeconds of this stack is shorter, or it was deployed with STREAMING=off")
+        assert not done, f"the wait was cut: {waited.result()}. Deploy without streaming: make deploy STREAMING=off"
+        assert deployed.cancel(generation.id).status == 200
+        assert waited.result().failed == (424, "generation_cancelled")
 
 
 @pytest.mark.deployed

@@ -40,7 +40,7 @@ def test_openais_client_retries_a_failure_that_cost_nothing(world: World, caller
 
 def test_the_work_goes_on_after_the_gateways_504(world: World, caller: Client) -> None:
     template = Template.read(ROOT / "template.yaml", {"UpstreamBaseUrl": world.upstream_url}, "us-east-1")
-    impatient = Gateway(template.api_body(), world.stack.functions, stage="", integration_seconds=0.5)
+    impatient = Gateway(template.api_body(), world.stack.functions, stage="", idle_seconds=0.5)
     caller.get("/models")  # the authorizer knows the caller
     prompt = f"slow {caller.name}"
     gate = world.hold(prompt)

@@ -6,6 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from local.serving import Request
 from local.stack import STACK_NAME
 from local.upstream import Script
@@ -84,6 +86,22 @@ def test_the_worker_takes_over_from_a_killed_api_function(world: World, caller: 
     assert caller.post(body, Idempotency_Key="first-worker", **INLINE).error
     assert caller.make(body, Idempotency_Key="first-worker").status == 200
     assert len(world.calls(prompt)) == 1
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["lives", "dies"])
+def test_an_image_is_made_after_its_redirect_by_the_same_process_or_if_it_dies_by_a_worker(
+    world: World, caller: Client, prompt: str, dies: bool
+) -> None:
+    gate = world.hold(prompt)
+    answer = caller.post(small(prompt))
+    assert (answer.status, len(world.calls(prompt))) == (303, 1)
+    if dies:
+        world.kill("ApiFunction")
+    gate.open()
+    ended = caller.until_ended(answer.generation_id)
+    assert (ended["status"], ended["repeated_calls"], len(world.calls(prompt))) == ("completed", dies, 1 + dies)
+    ((maker, _),) = world.journal(message="stored", generation_id=answer.generation_id)
+    assert maker == ("WorkerFunction" if dies else "ApiFunction")
 
 
 def test_ten_large_images_as_base64_reach_openais_client_byte_for_byte(

@@ -26,10 +26,13 @@ AS_BASE64 = {"response_format": "b64_json"}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A stack whose functions have made every kind of AWS call. Its worker is closed."""
+    """A stack whose functions have made every kind of AWS call. Its worker is closed.
+
+    It does not stream: only then are large answers stored.
+    """
     # A held upstream must not run into its time-out.
     parameters = {**PARAMETERS, "WaitSeconds": "5", "UpstreamTimeoutSeconds": "300", "DurableUrls": "true"}
-    with running_world(tmp_path_factory.mktemp("least-privilege"), parameters) as world:
+    with running_world(tmp_path_factory.mktemp("least-privilege"), parameters, streaming=False) as world:
         caller = world.caller()
         for name, headers in (("api", INLINE), ("worker", {})):
             assert caller.delete(asked(caller, f"plain {name}", headers)).status == 200

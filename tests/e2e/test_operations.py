@@ -64,13 +64,13 @@ def test_the_log_of_the_api_shows_a_generation_from_its_request_to_its_end(world
 
 
 def test_the_logs_of_both_functions_show_a_generation_of_the_worker(world: World, caller: Client) -> None:
-    answer = caller.make({**SMALL, "prompt": "an otter"})
-    assert answer.status == 200
-    lines = followed(world, generation_id=answer.generation_id)
+    generation_id = caller.begin(**SMALL, prompt="an otter")
+    assert caller.until_ended(generation_id)["status"] == "completed"
+    lines = followed(world, generation_id=generation_id)
     assert ("ApiFunction", "begun") in lines
     by_worker = [message for function, message in lines if function == "WorkerFunction"]
     assert by_worker[:5] == ["claimed", "asked upstream", "upstream answered", "stored", "ended"]
-    found = metrics(world, answer.generation_id)
+    found = metrics(world, generation_id)
     assert (found["Generations", MODEL], found["Faults", ""]) == (1, 0)
     assert found["QueueSeconds", ""] > 0
 

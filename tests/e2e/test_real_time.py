@@ -1,4 +1,4 @@
-"""The time-outs of AWS: 25 s of waiting, 29 s at the gateway, leases of a minute. For `make soak`."""
+"""The time-outs without streaming: 25 s of waiting, 29 s at the gateway, leases of a minute. For `make soak`."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ CASES: list[tuple[float, Callable[[Client, str], str | None]]] = [
 
 @pytest.mark.soak
 def test_clients_wait_for_a_slow_upstream_that_is_paid_once(tmp_path: Path) -> None:
-    with running_world(tmp_path, {}) as world, ThreadPoolExecutor() as together:
+    with running_world(tmp_path, {}, streaming=False) as world, ThreadPoolExecutor() as together:
 
         def made(seconds: float, ask: Callable[[Client, str], str | None]) -> tuple[bool, int]:
             def slow(_: Request) -> None:

@@ -22,7 +22,7 @@ from local.stack import STACK_NAME
 from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.fakes.provider import png
 from tests.support.canary import answered, found, keys_and_hashes, leaks
-from tests.support.client import INLINE, Answer, fetched
+from tests.support.client import Answer, fetched
 from tests.support.waiting import until
 from tests.support.world import PARAMETERS, World, running_world
 
@@ -38,7 +38,7 @@ TALKATIVE = {
     "PYTHONWARNINGS": "always",
 }
 AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
-QUEUED_MODEL = "gpt-image-1"
+BY_WORKER = "respond-async"
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ class Walk:
     def __getitem__(self, name: str) -> str:
         return self.secrets.setdefault(name, f"canary{uuid4().hex}")
 
-    def make(self, *scripts: Any, **fields: Any) -> Answer:
+    def make(self, *scripts: Any, prefer: str = "", **fields: Any) -> Answer:
         """The last answer to a request that consists of secrets."""
         prompt = self.world.will(self["prompt"], *scripts)
-        headers = {"Idempotency_Key": self["idempotency key"], "X_Request_Id": self["header"], **INLINE}
+        headers = {"Idempotency_Key": self["idempotency key"], "X_Request_Id": self["header"], "Prefer": prefer}
         answer = self.client.make({"prompt": prompt, "user": self["user"], **fields}, **headers)
         self.answers.append(answer)
         return answer
@@ -100,17 +100,19 @@ def test_no_log_shows_an_image_that_the_api_makes(walk: Walk) -> None:
 def test_no_log_shows_the_whole_life_of_an_image_of_the_worker(walk: Walk) -> None:
     in_base64 = base64.b64encode(content(walk)).decode()
     reply = Reply(200, json.dumps({"data": [{"b64_json": in_base64}]}).encode())
-    answer = walk.make(lambda _: reply, model=QUEUED_MODEL, response_format="url")
-    assert answer.status == 200
+    answer = walk.make(lambda _: reply, response_format="url", prefer=BY_WORKER)
+    walk.client.until_ended(answer.generation_id)
+    walk.answers.append(walk.client.result(answer.generation_id))
+    assert walk.answers[-1].status == 200
     walk.answers += [walk.client.see(answer.generation_id), walk.client.cancel(answer.generation_id)]
     walk.answers.append(walk.client.delete(answer.generation_id))
     assert walk.answers[-1].status == 200
 
 
-@pytest.mark.parametrize(("function", "model"), [("ApiFunction", "dall-e-3"), ("WorkerFunction", QUEUED_MODEL)])
-def test_no_log_shows_the_work_of_a_killed_function(walk: Walk, function: str, model: str) -> None:
-    walk.make(walk.world.killing(function), walk.naming(content(walk)), model=model, response_format="url")
-    answer = walk.make(model=model, response_format="url")  # the gateway's answer for a death names no generation
+@pytest.mark.parametrize(("function", "prefer"), [("ApiFunction", ""), ("WorkerFunction", BY_WORKER)])
+def test_no_log_shows_the_work_of_a_killed_function(walk: Walk, function: str, prefer: str) -> None:
+    walk.make(walk.world.killing(function), walk.naming(content(walk)), prefer=prefer)
+    answer = walk.make(prefer=BY_WORKER)  # the gateway's answer for a death names no generation
     assert walk.client.until_ended(answer.generation_id)["status"] == "completed"
 
 
@@ -146,7 +148,9 @@ def test_at_these_settings_libraries_do_write_secrets(walk: Walk, tmp_path: Path
         "    urllib3.PoolManager().request('GET', event['url'])\n"
         "    boto3.client('ssm').get_parameter(Name=event['name'], WithDecryption=True)\n"
     )
-    function = replace(walk.world.stack.functions["ApiFunction"].function, code=tmp_path, handler="app.lambda_handler")
+    api = walk.world.stack.functions["ApiFunction"].function
+    environment = {**api.environment, "STREAMING": "off"}
+    function = replace(api, code=tmp_path, handler="app.lambda_handler", environment=environment)
     host = FunctionHost(function, tmp_path / "talkative.log")
     url = walk.world.serve_file(lambda _: Reply(200, b"x"), query=f"X-Amz-Signature={walk['image query']}")
     try:

@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -456,7 +456,7 @@ class World:
             runner=runner,
             publisher=self.publisher,
             deletion=DeleteImages(self.faulty_images),
-            large_answer=lambda _: (2, iter([b"{}"])) if large else None,
+            large_answer=lambda _: nullcontext((2, iter([b"{}"])) if large else None),
             journal=self.journal,
             now=self.clock,
             lease=LEASE,

@@ -64,11 +64,11 @@ class FakeImageStore:
         return None if found is None else StoredImage(found[0], len(found[1]))
 
     @contextmanager
-    def read(self, image_id: str, deadline: Deadline) -> Iterator[Iterator[bytes]]:
+    def read(self, image_id: str, deadline: Deadline, *, offset: int = 0) -> Iterator[Iterator[bytes]]:
         _in_time(deadline)
         if image_id not in self.saved:
             raise ImageStorageError("A stored image could not be read.")
-        yield _blocks(self.saved[image_id][1], deadline)
+        yield _blocks(self.saved[image_id][1][offset:], deadline)
 
     def delete(self, image_id: str, deadline: Deadline) -> None:
         _in_time(deadline)

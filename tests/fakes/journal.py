@@ -32,5 +32,8 @@ class FakeJournal:
     def stored(self, generation: "Generation", image: "StoredImage") -> None:
         self.calls.append(("stored", generation.id, image.length))
 
+    def broke_off(self, trace: Sequence[str], **about: str) -> None:
+        self.calls.append(("broke off", about))
+
     def interrupted(self, trace: Sequence[str], **about: str) -> None:
         self.calls.append(("interrupted", about))

@@ -87,6 +87,13 @@ def handlers(_in_process: "InProcess") -> Iterator["InProcess"]:
         _in_process.check_silence()
 
 
+@pytest.fixture
+def buffered(handlers: "InProcess") -> Iterator["InProcess"]:
+    """The handlers as `STREAMING=off` deploys them."""
+    with handlers.without_streaming():
+        yield handlers
+
+
 @pytest.fixture(scope="session")
 def _canary() -> Iterator[Canary]:
     canary = Canary(REAL_PNG)

@@ -3,19 +3,15 @@
 import time
 from calendar import timegm
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from threading import Barrier
-from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
 from imagegen.aws.quota_counters import _short, _slot
-from imagegen.aws.waiting_requests import DynamoWaiters
 from imagegen.domain.errors import RecordsUnavailableError
 from imagegen.ports import QuotaCounters
 from tests.fakes.quota_counters import FakeQuotaCounters
-from tests.support.stores import JUDGES, NOW, Connect, Table, closed_url
+from tests.support.stores import Connect, Table, closed_url
 
 DAY, NEXT_DAY = "2025-10-09", "2025-10-10"
 
@@ -111,91 +107,3 @@ def test_unreachable_counters_are_unavailable(connect: Connect) -> None:
     ):
         with pytest.raises(RecordsUnavailableError):
             call()
-
-
-# Waiting requests.
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time of the waiters, so that no half minute ends during a test."""
-    now = [NOW]
-    monkeypatch.setattr("imagegen.aws.waiting_requests.time", SimpleNamespace(time=lambda: now[0]))
-    return now
-
-
-@pytest.fixture
-def waiters(table: Table, clock: list[float]) -> DynamoWaiters:
-    return DynamoWaiters(lambda: table.client, table.name, most=3)
-
-
-def allowed(waiters: DynamoWaiters, number: int) -> list[bool]:
-    """Whether each of so many waiters may wait. They begin in turn, and all wait until the last has begun."""
-    with ExitStack() as stack:
-        return [stack.enter_context(waiters.one()) for _ in range(number)]
-
-
-def test_the_number_of_waiters_is_limited(waiters: DynamoWaiters) -> None:
-    assert allowed(waiters, 5) == [True, True, True, False, False]
-
-
-def test_a_waiter_that_ends_frees_its_place_and_a_refused_one_does_not(waiters: DynamoWaiters) -> None:
-    with waiters.one(), waiters.one():
-        with waiters.one():
-            assert allowed(waiters, 1) + allowed(waiters, 1) == [False, False]
-        assert allowed(waiters, 2) == [True, False]
-
-
-def test_a_waiter_that_fails_frees_its_place(waiters: DynamoWaiters) -> None:
-    def wait_and_fail() -> None:
-        with waiters.one() as room:
-            raise KeyError(room)
-
-    for _ in range(4):
-        with pytest.raises(KeyError, match="True"):
-            wait_and_fail()
-
-
-def test_a_waiter_of_the_previous_half_minute_still_counts(waiters: DynamoWaiters, clock: list[float]) -> None:
-    with waiters.one(), waiters.one():
-        clock[0] += 30
-        assert allowed(waiters, 3) == [True, False, False]
-    assert allowed(waiters, 4) == [True, True, True, False]
-
-
-def test_a_waiter_that_died_is_forgotten_within_a_minute(waiters: DynamoWaiters, clock: list[float]) -> None:
-    with waiters.one(), waiters.one(), waiters.one():
-        clock[0] += 30
-        assert allowed(waiters, 1) == [False]
-        clock[0] += 30
-        assert allowed(waiters, 1) == [True]
-
-
-def test_concurrent_waiters_are_counted(waiters: DynamoWaiters) -> None:
-    barrier = Barrier(8)
-
-    def wait(_: int) -> bool:
-        barrier.wait(60)
-        with waiters.one() as room:
-            barrier.wait(60)
-            return room
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(wait, range(8))) == 3
-
-
-def test_a_count_of_waiters_expires(table: Table, waiters: DynamoWaiters) -> None:
-    with waiters.one():
-        (item,) = table.items()
-    assert NOW + 60 < int(item["expires_at"]["N"]) < NOW + 3600
-    assert "caller" not in item
-
-
-@pytest.mark.parametrize("why", ["closed port", *JUDGES])
-def test_a_request_may_wait_if_waiters_cannot_be_counted(
-    connect: Connect, request: pytest.FixtureRequest, why: str
-) -> None:
-    """An emulator answers that the table does not exist."""
-    url = closed_url() if why == "closed port" else request.getfixturevalue(f"{why}_url")
-    waiters = DynamoWaiters(lambda: connect("dynamodb", url), "no-such-table", most=1)
-    assert allowed(waiters, 2) == [True, True]

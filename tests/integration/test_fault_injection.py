@@ -113,13 +113,14 @@ class World:
             error = ImageStorageInterruptedError if name == "images" else RecordsUnavailableError
             setattr(self.service, name, Faulty(name, getattr(self.service, name), self.faults, error))
 
-    def _large_answer(self, generation: Generation) -> tuple[int, Iterator[bytes]]:
+    @contextmanager
+    def _large_answer(self, generation: Generation) -> Iterator[tuple[int, Iterator[bytes]]]:
         """Every answer with bytes is large here, and consists of the stored images."""
         contents = []
         for image_id in generation.image_ids:
             with self.service.images.read(image_id, Deadline.after(AT_MOST_SECONDS)) as blocks:
                 contents.append(b"".join(blocks))
-        return sum(map(len, contents)), iter(contents)
+        yield sum(map(len, contents)), iter(contents)
 
     def request(self, run: Run, identity: RetryIdentity) -> str | None:
         """Acts as the api function. Returns None if the answer says that no generation was begun."""

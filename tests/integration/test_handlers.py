@@ -21,6 +21,7 @@ from functions.api import app as api_app
 from imagegen.bootstrap.api import api
 from imagegen.domain.credentials import BearerKey
 from local.aws_door import Fault
+from local.gateway import DELIMITER
 from local.lambda_host import FunctionError
 from local.serving import Reply
 from tests.fakes.issuer import AUDIENCE, running_issuer
@@ -40,9 +41,11 @@ def invoked(handlers: InProcess, function: str, event: Event) -> Any:
 
 def api_answer(handlers: InProcess, event: Event) -> tuple[int, dict[str, str], Any]:
     """The status, the headers by their lower-case names, and the decoded body."""
-    answer = invoked(handlers, "Api", event)
+    whole = handlers.function("ApiFunction").invoke_streaming(event).whole()
+    prelude, _, body = whole.partition(DELIMITER)
+    answer = json.loads(prelude)
     headers = {name.lower(): values[-1] for name, values in answer["multiValueHeaders"].items()}
-    return answer["statusCode"], headers, json.loads(answer["body"]) if answer.get("body") else None
+    return answer["statusCode"], headers, json.loads(body) if body else None
 
 
 # The example events.
@@ -222,22 +225,25 @@ def test_a_generation_is_queued_and_listed_by_pages(handlers: InProcess) -> None
     assert caller.cancel(later).status == 200
 
 
-def test_base64_up_to_the_limit_is_in_the_answer(handlers: InProcess) -> None:
-    content = png("1" * 4_600_000)
-    prompt = handlers.will(f"fits {uuid4().hex}", answering(content))
-    answer = handlers.local.make({"prompt": prompt, "response_format": "b64_json"}, **INLINE)
-    assert b64decode(answer.json["data"][0]["b64_json"]) == content
-
-
-def test_base64_over_the_limit_is_stored_and_redirected_to(handlers: InProcess) -> None:
-    images = [png(handlers.secret(name) + "x" * 2_400_000) for name in ("one", "other")]  # 6.4 MB as base64
+def test_base64_of_any_size_is_in_the_answer(handlers: InProcess) -> None:
+    secrets = [handlers.secret(name, may_be_answered=True) for name in ("one", "other")]
+    images = [png(secret + "x" * 8_000_000) for secret in secrets]  # 21 MB as base64
     prompt = handlers.will(handlers.secret("prompt"), answering(*images))
     body = {"model": "dall-e-2", "prompt": prompt, "n": 2, "response_format": "b64_json"}
-    first = handlers.local.post(body, **INLINE)
+    answer = handlers.local.post(body, **INLINE)
+    assert (answer.status, answer.headers["content-length"]) == (200, str(len(answer.content)))
+    assert [b64decode(image["b64_json"]) for image in answer.json["data"]] == images
+
+
+def test_without_streaming_base64_over_the_limit_is_stored_and_redirected_to(buffered: InProcess) -> None:
+    images = [png(buffered.secret(name) + "x" * 2_400_000) for name in ("one", "other")]  # 6.4 MB as base64
+    prompt = buffered.will(buffered.secret("prompt"), answering(*images))
+    body = {"model": "dall-e-2", "prompt": prompt, "n": 2, "response_format": "b64_json"}
+    first = buffered.local.post(body, **INLINE)
     path = f"{GENERATIONS}/{first.generation_id}/result"
     assert (first.status, first.headers["location"]) == (303, f"generations/{first.generation_id}/result")
     for method in ("GET", "HEAD"):
-        answer = handlers.local.ask(method, path)
+        answer = buffered.local.ask(method, path)
         assert (answer.status, answer.headers["cache-control"]) == (303, "no-store")
         stored = urllib3.request(method, answer.headers["location"])
         assert stored.status == 200
@@ -245,9 +251,16 @@ def test_base64_over_the_limit_is_stored_and_redirected_to(handlers: InProcess) 
             assert [b64decode(image["b64_json"]) for image in stored.json()["data"]] == images
 
     # POST gets the permalinks instead.
-    insisting = handlers.local.ask("POST", path, b"")
+    insisting = buffered.local.ask("POST", path, b"")
     assert insisting.failed == (424, "answer_too_large")
-    assert [handlers.content(f"images/{image['id']}") for image in insisting.error["images"]] == images
+    assert [buffered.content(f"images/{image['id']}") for image in insisting.error["images"]] == images
+
+
+def test_without_streaming_base64_up_to_the_limit_is_in_the_answer(buffered: InProcess) -> None:
+    content = png("1" * 4_600_000)
+    prompt = buffered.will(f"fits {uuid4().hex}", answering(content))
+    answer = buffered.local.make({"prompt": prompt, "response_format": "b64_json"}, **INLINE)
+    assert b64decode(answer.json["data"][0]["b64_json"]) == content
 
 
 @pytest.mark.parametrize("sent", [INLINE, {}], ids=["inline", "queued"])

@@ -402,13 +402,13 @@ def drip(head: bytes, over: threading.Event) -> Script:
 
 
 def test_a_slow_download_ends_at_the_functions_time_limit(handlers: InProcess, over: threading.Event) -> None:
-    """It keeps 5 of its 7 seconds for its answer. The worker continues, since the image is charged."""
+    """It keeps 15 of its 17 seconds to note the outcome. The worker continues, since the image is charged."""
     url = handlers.serve_file(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + PNG_HEAD, over))
     prompt = handlers.will(f"drip {uuid4().hex}", answering({"url": url}))
-    with handlers.function("ApiFunction").changed(timeout=7):
+    with handlers.function("ApiFunction").changed(timeout=17):
         began = time.monotonic()
         assert handlers.local.post({"prompt": prompt}, **INLINE).status == 303
-        assert time.monotonic() - began < 7
+        assert time.monotonic() - began < 17
     assert len(handlers.calls(prompt)) == 1
 
 

@@ -139,6 +139,7 @@ def test_the_check_finds_a_secret_in_a_log_and_in_an_answer(handlers: InProcess)
 
 def test_each_function_logs_its_lines(handlers: InProcess) -> None:
     made(handlers)
+    handlers.local.until_ended(handlers.local.begin())
     handlers.request("GET", "/v1/models", [("Authorization", f"Bearer {BearerKey.new('unknown').key}")])
     handlers.request("GET", "/docs")
     for line in ('"POST /v1/images/generations"', '"looked at"', '"denied"', '"GET /{proxy+}"', '"stored"'):

@@ -73,7 +73,7 @@ class Client:
             headers={name: value for name, value in sent.items() if value},
             redirect=False,
             retries=False,
-            timeout=120,
+            timeout=330,  # longer than the gateway waits for a byte
         )
         return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, response.data)
 

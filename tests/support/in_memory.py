@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -159,7 +159,7 @@ class InMemoryService:
     repeat_unknown: bool = True
     may_send: bool = True
     call_seconds: float = 0.0
-    large_answer: LargeAnswer = lambda _: None
+    large_answer: LargeAnswer = lambda _: nullcontext(None)
     journal: Journal = field(default_factory=FakeJournal)
     visibility: list[float] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)

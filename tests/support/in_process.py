@@ -15,16 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
 from imagegen.bootstrap import api, authorizer, intake, sdk, site, worker
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.generations import Generation
+from imagegen.ports import GenerationStore
+from imagegen.streaming_runtime import StreamedResponse
+from imagegen.usecases.wait import wait
 from local import stack
 from local.event_source import sqs_record
-from local.gateway import Gateway
-from local.lambda_host import MOST_ANSWER_BYTES, MOST_EVENT_BYTES, FunctionError, PayloadTooLargeError
+from local.gateway import DELIMITER, Gateway
+from local.lambda_host import MOST_EVENT_BYTES, FunctionError, PayloadTooLargeError, ResponseStream
 from local.lambda_host import Function as Configuration
 from local.serving import Request, serving
 from local.upstream import StandInUpstream
@@ -35,8 +41,7 @@ from tests.support.stores import moto_behind_the_door
 from tests.support.world import World
 
 URL = "http://127.0.0.1"
-# No worker runs during a request, so there is nothing to wait for.
-PARAMETERS = {"WaitSeconds": "0", "UpstreamTimeoutSeconds": "20", "QuickUpstreamTimeoutSeconds": "20"}
+PARAMETERS = {"WaitSeconds": "20", "UpstreamTimeoutSeconds": "20"}
 AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 _BOOTSTRAP = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
 _CLIENTS = ("dynamodb", "events", "sqs", "ssm")
@@ -94,23 +99,28 @@ class Function:
             self.wired, self.function = before
 
     def invoke(self, event: object) -> "Future[bytes]":
+        stream, future = self.invoke_streaming(event), Future[bytes]()
+        try:
+            future.set_result(stream.whole())
+        except FunctionError as error:
+            future.set_exception(error)
+        return future
+
+    def invoke_streaming(self, event: object) -> ResponseStream:
         payload = json.dumps(event).encode()
         if len(payload) > MOST_EVENT_BYTES:
             raise PayloadTooLargeError
         handler = getattr(self._module, self.function.handler.rpartition(".")[2])
         names: dict[str, Any] = {self._name: lambda *_: self.wired}
-        future: Future[bytes] = Future()
-        with self._lock, patch.multiple(_BOOTSTRAP[self._name], **names), redirect_stdout(self._out):
+        stream = ResponseStream()
+        waits = patch("imagegen.routes.results.wait", _look_once)
+        with self._lock, waits, patch.multiple(_BOOTSTRAP[self._name], **names), redirect_stdout(self._out):
             try:
-                answer = json.dumps(handler(json.loads(payload), Context(self.function.timeout))).encode()
+                _answer(handler(json.loads(payload), Context(self.function.timeout)), stream)
             except Exception as error:  # noqa: BLE001  # as the runtime does
-                future.set_exception(FunctionError(json.dumps({"errorMessage": str(error)})))
-            else:
-                if len(answer) > MOST_ANSWER_BYTES:
-                    future.set_exception(FunctionError("Function.ResponseSizeTooLarge"))
-                else:
-                    future.set_result(answer)
-        return future
+                stream.end(FunctionError(json.dumps({"errorMessage": str(error)})))
+        stream.finished.set()
+        return stream
 
     def _end_wiring(self) -> None:
         with suppress(AttributeError):  # the site and the authorizer have no pool
@@ -120,6 +130,29 @@ class Function:
         self._end_wiring()
         for client in self._clients.values():
             client.close()
+
+
+def _look_once(generation_id: str, records: GenerationStore, _until: Deadline) -> Generation | None:
+    """Replaces the wait of a request: no worker runs during a request, so there is nothing to wait for."""
+    return wait(generation_id, records, Deadline.after(0))
+
+
+def _answer(answer: StreamedResponse | object, stream: ResponseStream) -> None:
+    """Passes on what a handler returned, as Lambda's or the streaming runtime does."""
+    if not isinstance(answer, StreamedResponse):
+        stream.put(json.dumps(answer).encode())
+        stream.end()
+        return
+    stream.put(json.dumps(answer.metadata).encode() + DELIMITER)
+    try:
+        for block in answer.body:
+            stream.put(block)
+    except Exception as error:  # noqa: BLE001
+        stream.end(FunctionError(type(error).__name__))
+        answer.finish(error)
+    else:
+        stream.end()
+        answer.finish(None)
 
 
 class InProcess(World):
@@ -145,6 +178,19 @@ class InProcess(World):
         self._secrets: dict[str, str] = {}
         self._may_be_answered: set[str] = set()
 
+    @contextmanager
+    def without_streaming(self) -> Iterator[None]:
+        """The service as `STREAMING=off` deploys it."""
+        streaming, self._gateway = self._gateway, Gateway(_buffered_api(), self.stack.functions, stage="")
+        try:
+            with (
+                self.function("ApiFunction").changed(STREAMING="off"),
+                self.function("WorkerFunction").changed(STREAMING="off"),
+            ):
+                yield
+        finally:
+            self._gateway = streaming
+
     def caller(self, name: str | None = None, *, images_per_day: int | None = None) -> "InProcessClient":
         client = super().caller(name, images_per_day=images_per_day)
         self._keys[client.name] = client.key
@@ -161,7 +207,7 @@ class InProcess(World):
         if not any(name == "Host" for name, _ in own):
             own.append(("Host", URL.partition("//")[2]))
         reply = self._gateway.respond(Request(method, target, own, body, None))  # type: ignore[arg-type]
-        content = b"" if method == "HEAD" else reply.body
+        content = b"" if method == "HEAD" else b"".join(reply.blocks or [reply.body])
         answer = Answer(reply.status, {name.lower(): value for name, value in reply.headers.items()}, content)
         self.seen.append(answer)
         return answer
@@ -284,6 +330,12 @@ class InProcessClient(Client):
     def see(self, generation_id: str) -> Answer:
         self.service.deliver()
         return super().see(generation_id)
+
+
+@cache
+def _buffered_api() -> dict[str, Any]:
+    options = stack.Options("http://127.0.0.1:1/v1", UPSTREAM_KEY, parameters=PARAMETERS, streaming=False)
+    return stack.read_template(options).api_body()
 
 
 @contextmanager

@@ -61,4 +61,5 @@ def write_every_line(journal: CloudWatchJournal) -> None:
     journal.ended(ended(calls=(call,)))
     journal.ended(failed("upstream_failed"))
     journal.batch_ended(batch(Counts(1, 1)))
+    journal.broke_off(["OSError: app.py:1 f"], generation_id="gen_1")
     journal.interrupted(["ValueError: app.py:1 f"], generation_id="gen_1")

@@ -33,7 +33,6 @@ from tests.support.waiting import SECONDS, until
 PARAMETERS = {
     "WaitSeconds": "1",
     "LeaseSeconds": "3",
-    "QuickUpstreamTimeoutSeconds": "5",
     "UpstreamTimeoutSeconds": "20",
     "ImagesPerDay": "1000000",  # a single image is still a visible percentage
     "ImagesPerClientPerDay": "100000",
@@ -236,11 +235,13 @@ class World:
     # The functions.
 
     def kill(self, function: str = "WorkerFunction") -> None:
-        """Kills every process of a function, and waits until they have ended."""
-        pids = self.stack.functions[function].pids()
-        for pid in pids:
+        """Kills every process of a function, and waits until they have ended.
+
+        Those at work end last: a caller that sees its request fail meets none of the idle ones.
+        """
+        for pid in self.stack.functions[function].pids():
             os.kill(pid, 9)
-        until(lambda: not set(pids) & set(self.stack.functions[function].pids()), what="the end of the processes")
+            until(lambda pid=pid: pid not in self.stack.functions[function].pids(), what="the end of the process")  # type: ignore[misc]
 
     def killing(self, function: str = "WorkerFunction") -> Script:
         """A script that kills the function during its call and does not answer."""

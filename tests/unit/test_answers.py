@@ -1,7 +1,7 @@
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import openai.types
@@ -83,7 +83,16 @@ def a_store(generation: Generation) -> SigningStore:
 
 
 def images_answer(generation: Generation, **options: Any) -> dict[str, Any]:
-    return answers.images_answer(generation, a_store(generation), SOON, **options)
+    store = a_store(generation)
+    if generation.request.response_format == "url":
+        return answers.images_answer(generation, store, **options)
+    return cast("dict[str, Any]", msgspec.json.decode(base64_answer(generation, store)[1]))
+
+
+def base64_answer(generation: Generation, store: FakeImageStore) -> tuple[int, bytes]:
+    """The declared length, and the answer."""
+    with answers.base64_answer(generation, store, SOON) as (length, blocks):
+        return length, b"".join(blocks)
 
 
 def answer(*revised_prompts: str | None, **changes: Any) -> dict[str, Any]:
@@ -102,7 +111,7 @@ class TestImages:
     def test_an_image_in_base64_has_its_bytes_and_no_expiry(self) -> None:
         image = {"id": "img_1", "permalink": LINK, "b64_json": b64encode(content("img_1")).decode()}
         generation = a_generation(None, response_format="b64_json")
-        assert images_answer(generation)["data"] == images_answer(generation, durable_urls=True)["data"] == [image]
+        assert images_answer(generation)["data"] == [image]
 
     def test_with_durable_urls_the_url_is_the_permalink_and_has_no_expiry(self) -> None:
         generation, images = a_generation(None), SigningStore()
@@ -144,63 +153,89 @@ class TestImages:
         shown = str(answer(None, response_format=response_format)) + str(generation_answer(None))
         assert [secret for secret in SECRETS if secret in shown] == []
 
-    def test_an_image_that_cannot_be_read_is_an_error_also_within_a_stream(self) -> None:
-        generation = a_generation(None, None, response_format="b64_json")
-        store = a_store(generation)
-        del store.saved["img_2"]
-        with pytest.raises(errors.ImageStorageError):
-            answers.images_answer(generation, store, SOON)
-        _, blocks = answers.streamed_images_answer(generation, store, SOON)
-        with pytest.raises(errors.ImageStorageError):
-            b"".join(blocks)
-
     def test_links_are_made_without_reading_the_store(self) -> None:
-        body = answers.images_answer(a_generation(None), SigningStore(), Deadline.after(0))
+        body = answers.images_answer(a_generation(None), SigningStore())
         assert body["data"][0]["url"] == SIGNED
 
 
-class TestStreamedImages:
+class Cut(FakeImageStore):
+    """Gives each image in blocks as given. The reading of an image breaks off once at each of its offsets."""
+
+    def __init__(self, blocks: Mapping[str, Sequence[bytes]], breaks: Mapping[str, Sequence[int]] = {}) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.breaks = {image_id: list(offsets) for image_id, offsets in breaks.items()}
+        self.open: list[str] = []
+        self.most_open = 0
+
+    @contextmanager
+    def read(self, image_id: str, deadline: Deadline, *, offset: int = 0) -> Iterator[Iterator[bytes]]:
+        self.open.append(image_id)
+        self.most_open = max(self.most_open, len(self.open))
+        try:
+            yield self._blocks(image_id, offset)
+        finally:
+            self.open.remove(image_id)
+
+    def _blocks(self, image_id: str, offset: int) -> Iterator[bytes]:
+        at = 0
+        for block in self.blocks[image_id]:
+            if self.breaks.get(image_id) and at >= self.breaks[image_id][0]:
+                self.breaks[image_id].pop(0)
+                raise errors.ImageStorageInterruptedError("broken")
+            yield block[max(0, offset - at) :]
+            at += len(block)
+
+
+class TestBase64:
     @pytest.mark.parametrize("n", [1, 2, 10])
-    def test_it_is_the_direct_answer_and_has_the_declared_length(self, n: int) -> None:
+    def test_it_has_the_declared_length(self, n: int) -> None:
         prompts = ['An otter — "in oil"\n'] * n
         generation = a_generation(*prompts, response_format="b64_json", details=DETAILS, usage=USAGE)
-        length, blocks = answers.streamed_images_answer(generation, a_store(generation), SOON)
-        body = b"".join(blocks)
-        assert msgspec.json.decode(body) == images_answer(generation)
+        length, body = base64_answer(generation, a_store(generation))
         assert length == len(body)
+        assert [image["id"] for image in msgspec.json.decode(body)["data"]] == list(generation.image_ids)
 
     @given(st.lists(st.binary(max_size=20), max_size=12), st.lists(st.binary(min_size=1, max_size=20), max_size=3))
     @settings(deadline=None, max_examples=60)
     def test_any_cut_into_blocks_gives_the_same_bytes(self, first: list[bytes], second: list[bytes]) -> None:
-        class Cut(FakeImageStore):
-            @contextmanager
-            def read(self, image_id: str, deadline: Deadline) -> Iterator[Iterator[bytes]]:
-                yield iter(first if image_id == "img_1" else second)
-
         whole = [b"".join(first), b"".join(second)]
         lengths = {"img_1": len(whole[0]), "img_2": len(whole[1])}
         generation = a_generation(None, None, response_format="b64_json", stored=stored(lengths))
-        length, blocks = answers.streamed_images_answer(generation, Cut(), SOON)
-        body = b"".join(blocks)
+        length, body = base64_answer(generation, Cut({"img_1": first, "img_2": second}))
         assert len(body) == length
         assert [b64decode(image["b64_json"], validate=True) for image in msgspec.json.decode(body)["data"]] == whole
 
-    def test_one_image_is_open_at_a_time(self) -> None:
-        open_now: list[str] = []
-        opened: list[Sequence[str]] = []
-
-        class Counting(FakeImageStore):
-            @contextmanager
-            def read(self, image_id: str, deadline: Deadline) -> Iterator[Iterator[bytes]]:
-                open_now.append(image_id)
-                opened.append(tuple(open_now))
-                yield iter([content(image_id)])
-                open_now.remove(image_id)
-
+    def test_all_images_are_open_before_the_first_block_and_closed_after_the_last(self) -> None:
+        """An image that cannot be opened must be known before the status is sent."""
         generation = a_generation(*[None] * 10, response_format="b64_json")
-        _, blocks = answers.streamed_images_answer(generation, Counting(), SOON)
-        b"".join(blocks)
-        assert opened == [(image_id,) for image_id in generation.image_ids]
+        store = Cut({image_id: [content(image_id)] for image_id in generation.image_ids})
+        with answers.base64_answer(generation, store, SOON) as (_, blocks):
+            assert store.open == list(generation.image_ids)
+            b"".join(blocks)
+        assert (store.open, store.most_open) == ([], 10)
+
+    def test_an_image_that_cannot_be_opened_is_an_error_before_the_first_block(self) -> None:
+        generation = a_generation(None, None, response_format="b64_json")
+        store = a_store(generation)
+        del store.saved["img_2"]
+        with pytest.raises(errors.ImageStorageError), answers.base64_answer(generation, store, SOON):
+            pytest.fail("not reached")
+
+    @pytest.mark.parametrize("times", [1, 3])
+    def test_reading_that_breaks_off_is_continued_where_it_broke(self, times: int) -> None:
+        generation = a_generation(None, response_format="b64_json", stored=stored({"img_1": 40}))
+        store = Cut({"img_1": [b"0123456789"] * 4}, {"img_1": [0, 20, 20][:times]})
+        _, body = base64_answer(generation, store)
+        assert b64decode(msgspec.json.decode(body)["data"][0]["b64_json"]) == b"0123456789" * 4
+        assert (store.open, store.breaks) == ([], {"img_1": []})
+
+    def test_reading_that_breaks_off_again_and_again_is_an_error(self) -> None:
+        generation = a_generation(None, response_format="b64_json", stored=stored({"img_1": 20}))
+        store = Cut({"img_1": [b"0123456789"] * 2}, {"img_1": [10] * 4})
+        with pytest.raises(errors.ImageStorageError):
+            base64_answer(generation, store)
+        assert store.open == []
 
 
 @pytest.mark.parametrize("lengths", [[0], [1], [2], [3], [4], [1, 1, 1], [3000, 3001, 3002]], ids=str)

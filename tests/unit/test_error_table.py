@@ -75,8 +75,8 @@ def test_each_failure_either_spent_money_or_not_and_its_status_says_which() -> N
         answer = answer_to(failure("Words."))
         if failure in SPENT:  # no client library retries a 424, so none pays again
             assert answer.status == 424, failure
-            # The retry of an uncertain submission attaches to its generation, and so gets its images.
-            attaches = failure is errors.SubmissionUncertainError
+            # A retry attaches to the generation, and so gets its images.
+            attaches = failure in (errors.SubmissionUncertainError, errors.NoPlaceToWaitError)
             assert answer.headers["x-should-retry"] == ("true" if attaches else "false"), failure
         else:
             assert answer.status in {400, 404, 405, 409, 413, 415, 422, 429, 502, 503}, failure

@@ -36,11 +36,24 @@ KNOWN = {
     "providers": {"outbound", "ports", "domain"},
     "aws": {"outbound", "ports", "domain"},
     "settings": {"providers", "outbound", "domain"},
+    "streaming_runtime": {"domain"},
     "bootstrap": {
-        *("settings", "routes", "consumers", "usecases", "wire", "providers", "outbound", "aws", "ports", "domain")
+        *(
+            "settings",
+            "streaming_runtime",
+            "routes",
+            "consumers",
+            "usecases",
+            "wire",
+            "providers",
+            "outbound",
+            "aws",
+            "ports",
+            "domain",
+        )
     },
 }
-DECIDES = ("domain", "ports", "usecases", "wire", "settings")
+DECIDES = ("domain", "ports", "usecases", "wire", "settings", "streaming_runtime")
 
 
 def package(name: str) -> set[str]:

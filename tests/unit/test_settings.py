@@ -24,11 +24,12 @@ BOUNDS = [
     ("MAX_IMAGE_BYTES", 1, 104_857_600),
     ("IMAGES_PER_CLIENT_PER_DAY", 0, 1_000_000_000),
     ("IMAGES_PER_DAY", 0, 1_000_000_000),
-    ("MOST_WAITERS", 0, 10_000),
+    ("CALLER_SHARE_OF_WAITERS", 1, 100),
+    ("MOST_WAITERS", 1, 10_000),
     ("PROMPT_MAX_CHARACTERS", 1, 32_000),
     ("RECORD_DAYS", 1, 36_500),
     ("UPSTREAM_TIMEOUT_SECONDS", 1, 800),
-    ("WAIT_SECONDS", 0, 25),
+    ("WAIT_SECONDS", 0, 270),
 ]
 
 
@@ -36,17 +37,19 @@ def only(names: str) -> dict[str, str]:
     """Variables with good values."""
     numbers = {name: str(most) for name, _, most in BOUNDS}
     urls = {name: f"https://{name.partition('_')[0].lower()}.example" for name in (*URLS, "BASE_URL", "IMAGE_ORIGIN")}
-    special = numbers | urls | dict.fromkeys(FLAGS, "true")
+    special = numbers | urls | dict.fromkeys(FLAGS, "true") | {"STREAMING": "on"}
     return {name: special.get(name, f"/{name.lower()}") for name in names.upper().split()}
 
 
 STORED = "aws_region durable_urls event_bus generation_queue_url generation_table lease_seconds record_days stack_name"
 WORKER = only(
     f"""{STORED} batch_generation_queue_url image_bucket intake_queue_url link_seconds max_image_bytes
-    repeat_unknown_calls upstream_api_key_parameter upstream_base_url upstream_timeout_seconds"""
+    repeat_unknown_calls streaming upstream_api_key_parameter upstream_base_url upstream_timeout_seconds"""
 )
 LIMITS = "images_per_client_per_day images_per_day prompt_max_characters"
-API = WORKER | only(f"{LIMITS} api_is_first_worker cors_origin most_waiters public_base_url wait_seconds")
+API = WORKER | only(
+    f"{LIMITS} api_is_first_worker caller_share_of_waiters cors_origin most_waiters public_base_url wait_seconds"
+)
 del API["BATCH_GENERATION_QUEUE_URL"]
 INTAKE = only(
     f"""{STORED} {LIMITS} base_url batch_generation_queue_url clients_path inbox_bucket intake_dead_letters_url
@@ -89,7 +92,9 @@ def setting(name: str, text: str) -> Any:
 
 @EACH_FUNCTION
 def test_a_function_reads_exactly_the_variables_that_it_needs(from_env: FromEnv, environ: dict[str, str]) -> None:
-    values = {"true": True, "false": False} | {text: int(text) for text in environ.values() if text.isdigit()}
+    values = {"true": True, "false": False, "on": True, "off": False} | {
+        text: int(text) for text in environ.values() if text.isdigit()
+    }
     required = {name.lower().removeprefix("aws_"): values.get(text, text) for name, text in environ.items()}
     read = flat(from_env(environ | {"PATH": "/usr/bin", "UNRELATED": ""}))
     assert read == {name: OPTIONAL[name] for name in OPTIONAL.keys() & read.keys()} | required

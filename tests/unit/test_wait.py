@@ -1,5 +1,6 @@
 """Waiting for the end of a generation, and the pauses before a failed message is received again."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -67,14 +68,32 @@ def test_a_deletion_ends_the_wait(waiting: Waiting) -> None:
     assert len(waiting.pauses) == 1
 
 
-def test_pauses_grow_up_to_less_than_a_second_until_the_deadline(waiting: Waiting) -> None:
-    assert waiting.wait() == waiting.generation
-    *pauses, _ = waiting.pauses
-    assert pauses[0] <= 0.5
-    assert pauses == sorted(pauses)
-    assert 0.5 < pauses[-1] < 1
-    assert sum(waiting.pauses) == pytest.approx(25)
-    assert len(waiting.service.records.asked) < 45
+@pytest.mark.parametrize("seconds", [0.5, 2, 5, 30, 60, 230])
+def test_an_end_is_noticed_soon_for_the_time_waited(waiting: Waiting, seconds: float) -> None:
+    """The pause in which an end falls is at most twice the lag that half of the waits may have."""
+    waiting.wait(240)
+    ends = list(itertools.accumulate(waiting.pauses))
+    pause = next(pause for pause, end in zip(waiting.pauses, ends, strict=True) if end >= seconds)
+    assert pause / 2 <= max(0.15, 0.05 * seconds) * 1.1  # the jitter
+
+
+def test_a_wait_reads_the_record_at_most_60_times_in_its_first_minute_and_20_times_in_each_other(
+    waiting: Waiting,
+) -> None:
+    assert waiting.wait(230) == waiting.generation
+    assert sum(waiting.pauses) == pytest.approx(230)
+    ends = list(itertools.accumulate(waiting.pauses))
+    reads = [sum(minute * 60 < end <= minute * 60 + 60 for end in ends) for minute in range(4)]
+    assert reads[0] < 60
+    assert max(reads[1:]) <= 20
+    assert min(reads[:3]) > 10
+
+
+def test_two_waits_do_not_read_together(waiting: Waiting) -> None:
+    waiting.wait(20)
+    first, waiting.pauses = waiting.pauses, []
+    waiting.wait(20)
+    assert first != waiting.pauses
 
 
 def test_the_record_is_read_once_more_at_the_deadline(waiting: Waiting) -> None:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -474,8 +474,8 @@ def test_no_image_is_fetched_if_the_generation_is_deleted_during_its_call(servic
 # Large answers.
 
 
-def large(_: Generation) -> tuple[int, Iterator[bytes]]:
-    return 8, iter([b'{"a": ', b"1}"])
+def large(_: Generation) -> AbstractContextManager[tuple[int, Iterator[bytes]]]:
+    return nullcontext((8, iter([b'{"a": ', b"1}"])))
 
 
 def test_a_large_answer_is_made_of_the_whole_record_and_stored_before_the_end(service: InMemoryService) -> None:

@@ -20,6 +20,7 @@ from imagegen.domain.generations import (
     UpstreamAttempt,
 )
 from imagegen.domain.images import ImageBody, SignedUrl, UpstreamImages, UpstreamRequest, UpstreamTask
+from imagegen.domain.places import Place
 
 
 class ImageProvider(Protocol):
@@ -71,8 +72,8 @@ class ImageStore(Protocol):
         """The stored image's type and length, `None` if it is not stored. Raises ImageStorageError."""
         ...
 
-    def read(self, image_id: str, deadline: Deadline) -> AbstractContextManager[Iterator[bytes]]:
-        """The blocks of a stored image. Opening and reading may raise ImageStorageError."""
+    def read(self, image_id: str, deadline: Deadline, *, offset: int = 0) -> AbstractContextManager[Iterator[bytes]]:
+        """The blocks of a stored image, from the byte `offset` on. Opening and reading may raise ImageStorageError."""
         ...
 
     def delete(self, image_id: str, deadline: Deadline) -> None:
@@ -278,6 +279,33 @@ class GenerationQueue(MessageQueue, Protocol):
         ...
 
 
+class Places(Protocol):
+    """The places to wait, of the stack and of each caller. Each is one execution that waits. Never raises.
+
+    If the places cannot be counted, there is always one, unless too many ask at once.
+    """
+
+    def take(self, caller: str, generation_id: str | None = None) -> Place | None:
+        """A place for PLACE_SECONDS, `None` if the stack or the caller has none free.
+
+        With `generation_id`, the place that `keep` kept for that generation is taken if there is one.
+        """
+        ...
+
+    def renew(self, place: Place) -> None:
+        """Holds the place for another PLACE_SECONDS."""
+        ...
+
+    def keep(self, caller: str, generation_id: str) -> None:
+        """Keeps a place for the next wait for the generation, for KEPT_SECONDS, even beyond the number of places.
+
+        What exceeds the caller's share takes no place from others.
+        """
+        ...
+
+    def free(self, place: Place) -> None: ...
+
+
 class BatchStore(Protocol):
     """The records of batches. A change that the record's state forbids raises LostClaimError.
 
@@ -428,6 +456,10 @@ class Journal(Protocol):
         ...
 
     def stored(self, generation: Generation, image: StoredImage) -> None: ...
+
+    def broke_off(self, trace: Sequence[str], **about: str) -> None:
+        """An answer broke off after its status was sent. `about` identifies the generation."""
+        ...
 
     def interrupted(self, trace: Sequence[str], **about: str) -> None:
         """An unexpected exception stopped the work; another message continues it. `about` identifies the work."""

@@ -80,7 +80,8 @@ class ApiSettings:
 
     `cors_origin` is the one web origin whose pages may call, or `*`.
 
-    `wait_seconds` is how long a request may wait; at most `most_waiters` wait at once.
+    `wait_seconds` is how long a request may wait; at most `most_waiters` wait at once, and of one caller at most
+    `caller_share_of_waiters` per cent of them. `streaming` is whether the function streams its answers.
     """
 
     runtime: RuntimeSettings
@@ -91,15 +92,21 @@ class ApiSettings:
     upstream: UpstreamSettings
     api_is_first_worker: bool
     cors_origin: str
+    caller_share_of_waiters: int
     most_waiters: int
     model_aliases: Mapping[str, str]
     prompt_max_characters: int
     public_base_url: str
+    streaming: bool
     wait_seconds: int
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         read = _Reader(environ)
+        streaming = read("STREAMING", _on_or_off)
+        # Below API Gateway's 300 s without a byte, or 29 s for a buffered answer (API Gateway developer guide, "Stream
+        # the integration response ..." and "Quotas for configuring and running a REST API in API Gateway").
+        longest_wait = 270 if streaming else 25
         return read.checked(
             lambda: cls(
                 runtime=_runtime(read),
@@ -110,25 +117,28 @@ class ApiSettings:
                 upstream=_upstream(read),
                 api_is_first_worker=read("API_IS_FIRST_WORKER", _flag),
                 cors_origin=read("CORS_ORIGIN", _text),
-                most_waiters=read("MOST_WAITERS", _integer(0, 10_000)),
+                caller_share_of_waiters=read("CALLER_SHARE_OF_WAITERS", _integer(1, 100)),
+                most_waiters=read("MOST_WAITERS", _integer(1, 10_000)),
                 model_aliases=read("MODEL_ALIASES", _aliases, default=""),
                 prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
                 public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
-                # Within 29 s (API Gateway developer guide, "Quotas for configuring and running a REST API in
-                # API Gateway").
-                wait_seconds=read("WAIT_SECONDS", _integer(0, 25)),
+                streaming=streaming,
+                wait_seconds=min(longest_wait, read("WAIT_SECONDS", _integer(0, 270)) or 0),
             )
         )
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
+    """`streaming` is that of the api function."""
+
     runtime: RuntimeSettings
     journal: JournalSettings
     store: StoreSettings
     images: ImageSettings
     upstream: UpstreamSettings
     batch_generation_queue_url: str
+    streaming: bool
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -141,6 +151,7 @@ class WorkerSettings:
                 images=_images(read),
                 upstream=_upstream(read),
                 batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
+                streaming=read("STREAMING", _on_or_off),
             )
         )
 
@@ -307,6 +318,12 @@ def _upstream(read: _Reader) -> UpstreamSettings:
         # Within a function's 900 s (Lambda developer guide, "Lambda quotas").
         upstream_timeout_seconds=read("UPSTREAM_TIMEOUT_SECONDS", _integer(1, 800)),
     )
+
+
+def _on_or_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("is neither on nor off")
+    return text == "on"
 
 
 def _flag(text: str) -> bool:

@@ -30,6 +30,7 @@ UNITS = {
     "BatchLines": MetricUnit.Count,
     "BatchLinesFailed": MetricUnit.Count,
     "Batches": MetricUnit.Count,
+    "BrokenStreams": MetricUnit.Count,
     "EstimatedCost": MetricUnit.NoUnit,
     "Failures": MetricUnit.Count,
     "Faults": MetricUnit.Count,
@@ -129,6 +130,9 @@ class CloudWatchJournal:
             values["BatchLinesFailed"] = batch.counts.failed
         fields = {"batch_id": batch.id, "client": batch.caller, "status": batch.status.value}
         self._metered("batch ended", values, fields)
+
+    def broke_off(self, trace: Sequence[str], **about: str) -> None:
+        self._metered("answer broke off", {"BrokenStreams": 1}, {**about, "trace": list(trace)}, level="ERROR")
 
     def interrupted(self, trace: Sequence[str], **about: str) -> None:
         self._metered("interrupted", {"Interruptions": 1}, {**about, "trace": list(trace)}, level="ERROR")

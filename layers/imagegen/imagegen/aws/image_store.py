@@ -69,12 +69,13 @@ class S3ImageStore:
             raise ImageStorageInterruptedError(_NOT_READ)
 
     @contextmanager
-    def read(self, image_id: str, deadline: Deadline) -> Iterator[Iterator[bytes]]:
+    def read(self, image_id: str, deadline: Deadline, *, offset: int = 0) -> Iterator[Iterator[bytes]]:
+        part = {"Range": f"bytes={offset}-"} if offset else {}
         with (
-            closing(self._ask("GET", _image_key(image_id), deadline)) as response,
+            closing(self._ask("GET", _image_key(image_id), deadline, part)) as response,
             cut_off_at(deadline, response.shutdown),
         ):
-            if response.status != 200:
+            if response.status != (206 if offset else 200):
                 raise _answer(response).refusal(_NOT_READ)
             yield _blocks(response, deadline)
 

@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -11,18 +12,21 @@ from aws_lambda_powertools.event_handler.api_gateway import Router
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from imagegen.aws.waiting_requests import DynamoWaiters
+from imagegen.aws.places import DynamoPlaces
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.records import Records
 from imagegen.bootstrap.upstreams import generation_worker
+from imagegen.domain.redacted_traceback import redacted_traceback
+from imagegen.ports import Journal, Places
 from imagegen.providers.catalog import catalog
 from imagegen.routes.batches import BatchRoutes
 from imagegen.routes.generations import GenerationRoutes
 from imagegen.routes.images import ImageRoutes
-from imagegen.routes.middleware import ApiMiddleware, Handler, http_handler
+from imagegen.routes.middleware import Answer, ApiMiddleware, Handler, buffered, http_handler
 from imagegen.routes.models import ModelRoutes
 from imagegen.routes.results import Results
 from imagegen.settings import ApiSettings, SettingsError
+from imagegen.streaming_runtime import StreamedResponse
 from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration
 from imagegen.usecases.work_on_generation import GenerationWorker
@@ -34,6 +38,7 @@ logger = Logger(service="api")
 class Api(msgspec.Struct, frozen=True, eq=False):
     settings: ApiSettings
     handle: Handler
+    journal: Journal
     worker: GenerationWorker
     pool: Executor
 
@@ -42,18 +47,27 @@ class Api(msgspec.Struct, frozen=True, eq=False):
 def api() -> Api:
     """Raises SettingsError if a variable of the environment is missing or bad."""
     settings = ApiSettings.from_env(os.environ)
-    return wired(settings, Records.on_aws("api", settings.store, settings.journal))
+    places = DynamoPlaces(
+        sdk.dynamodb,
+        settings.store.generation_table,
+        most=settings.most_waiters,
+        share=settings.caller_share_of_waiters,
+    )
+    return wired(settings, Records.on_aws("api", settings.store, settings.journal), places)
 
 
-def wired(settings: ApiSettings, records: Records) -> Api:
-    """The function over these records."""
+def wired(settings: ApiSettings, records: Records, places: Places) -> Api:
+    """The function over these records and places."""
     store, models = settings.store, catalog(settings.prompt_max_characters, settings.model_aliases)
-    workers = generation_worker(records, settings.runtime, settings.images, settings.upstream)
+    workers = generation_worker(
+        records, settings.runtime, settings.images, settings.upstream, streaming=settings.streaming
+    )
     results = Results(
         records=records.generations,
         images=workers.images,
-        waiters=DynamoWaiters(sdk.dynamodb, store.generation_table, most=settings.most_waiters),
+        places=places,
         durable_urls=store.durable_urls,
+        streaming=settings.streaming,
     )
     generations = GenerationRoutes(
         submission=records.submission(settings.quota, settings.upstream.lease_seconds, records.queue),
@@ -68,12 +82,14 @@ def wired(settings: ApiSettings, records: Records) -> Api:
             now=time.time,
         ),
         records=records.generations,
+        places=places,
         results=results,
         journal=records.journal,
         read_request=ReadRequest(models),
         public_base_url=settings.public_base_url,
         wait_seconds=settings.wait_seconds,
         api_is_first_worker=settings.api_is_first_worker,
+        streaming=settings.streaming,
         router=Router(),
     )
     batches = BatchRoutes(records.batches, records.lines, records.batch_queue, time.time, Router())
@@ -82,16 +98,43 @@ def wired(settings: ApiSettings, records: Records) -> Api:
         for each in (generations, batches, ImageRoutes(workers.images, Router()), ModelRoutes(models, Router()))
     ]
     middleware = ApiMiddleware(logger, cors_origin=settings.cors_origin, public_base_url=settings.public_base_url)
-    return Api(settings, http_handler(routers, middleware.chain), workers.worker, workers.pool)
+    return Api(settings, http_handler(routers, middleware.chain), records.journal, workers.worker, workers.pool)
 
 
-def handle(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+def handle(event: dict[str, Any], context: LambdaContext) -> StreamedResponse | Answer:
     """The function's handler. Answers with an error as long as the environment is not complete."""
     try:
-        answer = api().handle
+        answer, journal, streaming = api().handle, api().journal, api().settings.streaming
     except SettingsError as error:
-        answer = _without_settings(error)
-    return answer(event, context)
+        answer, journal, streaming = _without_settings(error), None, os.environ.get("STREAMING") == "on"
+    if not streaming:
+        return buffered(answer, event, context)
+    closing = ExitStack()
+    try:
+        metadata = answer(event, context, closing)
+    except BaseException:
+        closing.close()
+        raise
+    return streamed(metadata, closing, is_head=event["httpMethod"] == "HEAD", journal=journal)
+
+
+def streamed(answer: Answer, closing: ExitStack, *, is_head: bool, journal: Journal | None) -> StreamedResponse:
+    """The answer in the form that the streaming runtime sends."""
+    body = answer.pop("body") or ""
+    del answer["isBase64Encoded"]
+    if isinstance(body, str):
+        content = body.encode()
+        answer["multiValueHeaders"]["Content-Length"] = [str(len(content))]
+        body = iter([content])
+
+    (generation_id,) = answer["multiValueHeaders"].get("x-generation-id", [""])
+
+    def finish(broken: Exception | None) -> None:
+        if broken is not None and journal is not None:
+            journal.broke_off(redacted_traceback(broken), generation_id=generation_id)
+        closing.close()
+
+    return StreamedResponse(answer, iter(()) if is_head else body, finish)
 
 
 def _without_settings(error: SettingsError) -> Handler:

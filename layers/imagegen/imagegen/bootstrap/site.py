@@ -11,7 +11,7 @@ from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.providers.catalog import catalog
-from imagegen.routes.middleware import Handler, http_handler
+from imagegen.routes.middleware import Handler, buffered, http_handler
 from imagegen.routes.site import SiteMiddleware, SiteRoutes
 from imagegen.settings import SettingsError, SiteSettings
 
@@ -41,7 +41,7 @@ def handler(folder: Path) -> Callable[[dict[str, Any], LambdaContext], dict[str,
             answer = site(folder)
         except SettingsError as error:
             answer = _without_settings(error)
-        return answer(event, context)
+        return buffered(answer, event, context)
 
     return handle
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import msgspec
 
@@ -27,7 +28,7 @@ from imagegen.settings import (
 from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.run_upstream_calls import UpstreamRunner
 from imagegen.usecases.work_on_generation import GenerationWorker
-from imagegen.wire.answers import MAX_ANSWER_BYTES, base64_bytes, streamed_images_answer
+from imagegen.wire.answers import MAX_ANSWER_BYTES, base64_answer, base64_bytes
 
 SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read again at once
 _ANSWER_SECONDS = 60.0
@@ -52,17 +53,25 @@ class Workers(msgspec.Struct, frozen=True, eq=False):
 
 
 def generation_worker(
-    records: Records, runtime: RuntimeSettings, stored_in: ImageSettings, upstream: UpstreamSettings
+    records: Records,
+    runtime: RuntimeSettings,
+    stored_in: ImageSettings,
+    upstream: UpstreamSettings,
+    *,
+    streaming: bool,
 ) -> Workers:
     http = HttpPool()
     secrets = SsmParameters(sdk.ssm, cache_seconds=SECRET_CACHE_SECONDS)
     images = _image_store(http, runtime, stored_in)
     pool = ThreadPoolExecutor(MAX_IMAGES, thread_name_prefix="image")
 
-    def large_answer(generation: Generation) -> tuple[int, Iterator[bytes]] | None:
-        if base64_bytes(generation) <= MAX_ANSWER_BYTES:
-            return None
-        return streamed_images_answer(generation, images, Deadline.after(_ANSWER_SECONDS))
+    @contextmanager
+    def large_answer(generation: Generation) -> Iterator[tuple[int, Iterator[bytes]] | None]:
+        if streaming or base64_bytes(generation) <= MAX_ANSWER_BYTES:
+            yield None
+            return
+        with base64_answer(generation, images, Deadline.after(_ANSWER_SECONDS)) as answer:
+            yield answer
 
     provider = OpenAIProvider(
         http,

@@ -36,7 +36,9 @@ def worker() -> Worker:
     """Raises SettingsError if a variable of the environment is missing or bad."""
     settings = WorkerSettings.from_env(os.environ)
     records = Records.on_aws("worker", settings.store, settings.journal)
-    workers = generation_worker(records, settings.runtime, settings.images, settings.upstream)
+    workers = generation_worker(
+        records, settings.runtime, settings.images, settings.upstream, streaming=settings.streaming
+    )
     batch_queue = SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)
     _, _, batch_queue_name = settings.batch_generation_queue_url.rpartition("/")
 

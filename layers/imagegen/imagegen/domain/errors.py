@@ -13,12 +13,13 @@ class ImagegenError(Exception):
 
     A class has one `code`; `code` in the constructor replaces it by a more exact one. `retry` is `False` if sending the
     request again is of no use or may pay again, `True` if it is safe and useful, and `None` if the HTTP status says
-    enough. `interrupted` is `True` if another try of the same step may succeed.
+    enough; `retry_after` is in seconds. `interrupted` is `True` if another try of the same step may succeed.
     """
 
     code: str
     money_spent: ClassVar[bool]
     retry: ClassVar[bool | None] = None
+    retry_after: float | None = None
     interrupted: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -189,9 +190,13 @@ class UpstreamMisconfiguredError(NothingSpentError):
 
 
 class TryLaterError(NothingSpentError):
-    """`retry_after` is in seconds; `None` if the upstream named no time."""
+    """`retry_after` is `None` if the upstream named no time."""
 
-    retry_after: float | None = None
+
+class NoPlaceToBeginError(TryLaterError):
+    """As many requests wait for their images as may. Nothing was begun."""
+
+    code = "no_place_to_wait"
 
 
 class UpstreamRateLimitedError(TryLaterError):
@@ -356,6 +361,13 @@ class GenerationStillRunningError(MoneySpentError):
     """The generation did not end within the number of redirects that clients follow."""
 
     code = "generation_still_running"
+
+
+class NoPlaceToWaitError(MoneySpentError):
+    """As many requests wait for their images as may. The generation continues."""
+
+    code = "no_place_to_wait"
+    retry = True
 
 
 class GenerationCancelledError(MoneySpentError):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from imagegen.domain.errors import ImagegenError, PartialGenerationError, TryLaterError
+from imagegen.domain.errors import ImagegenError, PartialGenerationError
 
 UNEXPECTED = "This service failed unexpectedly."
 
@@ -44,7 +44,7 @@ def failure_of(error: Exception) -> Failure:
         money_spent=error.money_spent,
         param=error.param,
         retry=error.retry,
-        retry_after=error.retry_after if isinstance(error, TryLaterError) else None,
+        retry_after=error.retry_after,
         interrupted=error.interrupted,
         cause=failure_of(cause) if isinstance(cause, ImagegenError) else None,
     )

@@ -9,7 +9,7 @@ from aws_lambda_powertools.event_handler.api_gateway import Router
 from imagegen.domain.batches import Batch, Counts, is_batch_id
 from imagegen.ports import BatchLines, BatchQueue, BatchStore
 from imagegen.routes.request import caller_of
-from imagegen.routes.response import json_response
+from imagegen.routes.response import Body, json_response
 from imagegen.usecases.continue_batch import cancel_batch, get_batch
 from imagegen.wire.batches import batch_answer, batch_list_answer
 from imagegen.wire.headers import read_page
@@ -30,18 +30,18 @@ class BatchRoutes(msgspec.Struct, frozen=True, eq=False):
         self.router.route("/v1/batches/<batch_id>/cancel", "POST")(self.cancel)
         return self.router
 
-    def list(self) -> Response[str]:
+    def list(self) -> Response[Body]:
         event = self.router.current_event
         page = read_page(event.query_string_parameters or {}, is_batch_id)
         found = self.batches.newest(caller_of(event).name, page.limit + 1, after=page.after)
         listed = [(batch, self._counts(batch)) for batch in found[: page.limit]]
         return json_response(200, batch_list_answer(listed, more=len(found) > page.limit))
 
-    def get(self, batch_id: str) -> Response[str]:
+    def get(self, batch_id: str) -> Response[Body]:
         batch = get_batch(batch_id, caller_of(self.router.current_event).name, self.batches)
         return json_response(200, batch_answer(batch, self._counts(batch)))
 
-    def cancel(self, batch_id: str) -> Response[str]:
+    def cancel(self, batch_id: str) -> Response[Body]:
         caller = caller_of(self.router.current_event).name
         batch = cancel_batch(batch_id, caller, self.batches, self.queue, self.now())
         return json_response(200, batch_answer(batch, self._counts(batch)))

@@ -1,5 +1,6 @@
 """`/v1/images/generations`: submits requests for images, and shows, cancels and deletes generations."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -7,26 +8,32 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.api_gateway import Router
 
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.redacted_traceback import redacted_traceback
-from imagegen.ports import GenerationStore, Journal
+from imagegen.domain.errors import NoPlaceToBeginError
+from imagegen.domain.generations import Generation
+from imagegen.domain.images import ImageRequest
+from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.ports import GenerationStore, Journal, Places
 from imagegen.routes.request import body_of, caller_of, links_of
-from imagegen.routes.response import json_response
-from imagegen.routes.results import MOST_HOPS, Results
+from imagegen.routes.response import Body, json_response
+from imagegen.routes.results import MOST_HOPS, Results, retry_after
+from imagegen.usecases.first_work import FirstWork
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration, get_generation
 from imagegen.usecases.submit import Submission, SubmitGeneration, Submitted
+from imagegen.usecases.wait import place_to_wait
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.answers import generation_list_answer
 from imagegen.wire.headers import Preference, read_page, read_preference, read_retry_identity
 from imagegen.wire.requests import ReadRequest
 
-CLOSING_SECONDS = 5.0  # of the function's time-out, kept free to answer
+CLOSING_SECONDS = 15.0  # of the function's time-out, kept free to note the outcome
 _DELETE_SECONDS = 20.0  # to delete images, within API Gateway's 29 s
 
 
 class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
     """`wait_seconds` is how long a request waits for its images.
 
-    With `api_is_first_worker` this process makes the images of quick models itself.
+    With `api_is_first_worker` this process makes the images of synchronous requests itself. Without streaming it makes
+    only those of quick models, and only for clients that say so when they retry: the gateway may not wait for the end.
     """
 
     submission: SubmitGeneration
@@ -34,12 +41,14 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
     cancellation: CancelGeneration
     deletion: DeleteGeneration
     records: GenerationStore
+    places: Places
     results: Results
     journal: Journal
     read_request: ReadRequest
     public_base_url: str
     wait_seconds: float
     api_is_first_worker: bool
+    streaming: bool
     router: Router
 
     def register(self) -> Router:
@@ -53,60 +62,91 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
         route(f"{one}/result", "POST")(self.result)  # some clients repeat the method after a 303
         return self.router
 
-    def create(self) -> Response[str]:
-        event = self.router.current_event
+    def create(self) -> Response[Body]:
+        event, closing = self.router.current_event, self._closing
         until = Deadline.after(self.wait_seconds)
         request = self.read_request(body_of(event), event.headers.get("Content-Type"))
         identity, preference = read_retry_identity(event.headers), read_preference(event.headers)
+        caller = caller_of(event)
+        if preference.wait is not None:
+            until = until.sooner(preference.wait)
+        waits = until.remaining() > 0 and (preference.wait is not None or not preference.respond_async)
+        if waits and not closing.enter_context(place_to_wait(self.places, caller.name)):
+            if not preference.respond_async:
+                raise _no_place_to_begin()
+            waits = False
         submitted = self.submission.submit(
             Submission(
                 request,
-                caller_of(event),
+                caller,
                 links_of(event, self.public_base_url).base_url,
                 identity=identity,
-                claim=self.api_is_first_worker
-                and self.read_request.catalog.models[request.model].is_quick(request.options.get("quality"))
-                and identity.is_counted
-                and not preference.respond_async
-                and preference.wait is None,
+                claim=waits and self._is_made_here(request, identity, preference),
             )
         )
         self.router.append_context(generation=submitted.generation, standing=submitted.standing)
-        if submitted.owner:
-            self._work_here(submitted, submitted.owner)
-        if preference.wait is not None:
-            until = until.sooner(preference.wait)
-        elif preference.respond_async:
-            until = Deadline.after(0)
-        return self.results.respond(event, submitted.generation.id, until, preference, hop=0)
+        work = self._work_here(submitted, submitted.owner) if submitted.owner else None
+        return self.results.respond(
+            event,
+            submitted.generation.id,
+            until if waits else None,
+            preference,
+            hop=0,
+            closing=closing,
+            work=work,
+        )
 
-    def _work_here(self, submitted: Submitted, owner: str) -> None:
+    @property
+    def _closing(self) -> ExitStack:
+        """Is closed when the answer has been sent."""
+        closing: ExitStack = self.router.context["closing"]
+        return closing
+
+    def _is_made_here(self, request: ImageRequest, identity: RetryIdentity, preference: Preference) -> bool:
+        if self.streaming or not self.api_is_first_worker:
+            return self.api_is_first_worker
+        model = self.read_request.catalog.models[request.model]
+        return (
+            model.is_quick(request.options.get("quality"))
+            and identity.is_counted
+            and not preference.respond_async
+            and preference.wait is None
+        )
+
+    def _work_here(self, submitted: Submitted, owner: str) -> FirstWork:
+        """Begins the work. This process is not free before it is done."""
+        generation = submitted.generation
         seconds = self.router.lambda_context.get_remaining_time_in_millis() / 1000 - CLOSING_SECONDS
-        try:
-            self.worker.work(
-                submitted.generation,
-                owner,
-                Deadline.after(seconds),
-                poll=0,
-                extend_visibility=lambda _: None,  # no message brought this work
-            )
-        except Exception as error:  # noqa: BLE001  # the message behind the record brings a worker
-            self.journal.interrupted(redacted_traceback(error), generation_id=submitted.generation.id)
+        until = Deadline.after(seconds)
 
-    def result(self, generation_id: str) -> Response[str]:
+        def work() -> Generation | None:
+            # No message brought this work, so there is none to hide.
+            return self.worker.work(generation, owner, until, poll=0, extend_visibility=lambda _: None)
+
+        begun = FirstWork(generation.id, work, self.journal)
+        self._closing.callback(begun.join)
+        return begun
+
+    def result(self, generation_id: str) -> Response[Body]:
         event = self.router.current_event
-        generation = get_generation(generation_id, caller_of(event).name, self.records)
+        until = Deadline.after(self.wait_seconds)
+        caller = caller_of(event).name
+        generation = get_generation(generation_id, caller, self.records)
         self.router.append_context(generation=generation)
+        waits = not generation.ended
+        if waits and not self._closing.enter_context(place_to_wait(self.places, caller, generation.id)):
+            raise self.results.no_place(generation)
         hop = (event.query_string_parameters or {}).get("hop") or "1"
         return self.results.respond(
             event,
             generation.id,
-            Deadline.after(self.wait_seconds),
+            until if waits else None,
             Preference(),
             hop=int(hop) if hop.isdecimal() and len(hop) < 4 else MOST_HOPS,
+            closing=self._closing,
         )
 
-    def list(self) -> Response[str]:
+    def list(self) -> Response[Body]:
         event = self.router.current_event
         page = read_page(event.query_string_parameters or {})
         caller = caller_of(event).name
@@ -119,17 +159,26 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
         )
         return json_response(200, answer)
 
-    def get(self, generation_id: str) -> Response[str]:
+    def get(self, generation_id: str) -> Response[Body]:
         caller = caller_of(self.router.current_event).name
         generation = get_generation(generation_id, caller, self.records)
         return json_response(200, self.results.generation_object(generation))
 
-    def cancel(self, generation_id: str) -> Response[str]:
+    def cancel(self, generation_id: str) -> Response[Body]:
         cancelled = self.cancellation.cancel(generation_id, caller_of(self.router.current_event).name)
         return json_response(200, self.results.generation_object(cancelled))
 
-    def delete(self, generation_id: str) -> Response[str]:
+    def delete(self, generation_id: str) -> Response[Body]:
         caller = caller_of(self.router.current_event).name
         self.deletion.delete(generation_id, caller, Deadline.after(_DELETE_SECONDS))
         deleted: dict[str, Any] = {"id": generation_id, "object": "image.generation.deleted", "deleted": True}
         return json_response(200, deleted)
+
+
+def _no_place_to_begin() -> NoPlaceToBeginError:
+    error = NoPlaceToBeginError(
+        "Too many requests wait for their images. Nothing was begun. Retry later, or send 'Prefer: respond-async', "
+        "which needs no place to wait."
+    )
+    error.retry_after = retry_after()
+    return error

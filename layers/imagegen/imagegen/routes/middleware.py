@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
@@ -12,13 +13,14 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from imagegen.domain.failures import Failure, failure_of
 from imagegen.domain.redacted_traceback import redacted_traceback
 from imagegen.routes.request import links_of, method_of, request_id_of
-from imagegen.routes.response import json_response
+from imagegen.routes.response import Body, json_response
 from imagegen.wire.errors import MAY_BE_SPENT, answer_error, answer_failure
 from imagegen.wire.headers import cors_headers, quota_headers
 from imagegen.wire.request_path import as_get, no_route, split_path
 
-Next = Callable[[APIGatewayRestResolver], Response[str]]
-Handler = Callable[[Mapping[str, Any], LambdaContext], dict[str, Any]]
+Next = Callable[[APIGatewayRestResolver], Response[Body]]
+Answer = dict[str, Any]  # API Gateway's proxy answer, whose `body` may also be an iterator of bytes
+Handler = Callable[[Mapping[str, Any], LambdaContext, ExitStack], Answer]
 
 
 class GenerationFailedError(Exception):
@@ -31,22 +33,36 @@ class GenerationFailedError(Exception):
 
 
 def http_handler(routers: Sequence[Router], middleware: Sequence[Callable[..., Any]]) -> Handler:
-    """The Lambda handler of a function with these routes. The first middleware is the outermost."""
-    app = APIGatewayRestResolver(debug=False)  # POWERTOOLS_DEV would have it print every event
+    """The handler of a function with these routes. The first middleware is the outermost.
+
+    What a route enters into `closing`, which is in its context, ends when the body has been sent.
+    """
+    # Bodies are encoded already, or iterators. POWERTOOLS_DEV would have the resolver print every event.
+    app = APIGatewayRestResolver(debug=False, serializer=_as_it_is)
     app.use(middlewares=list(middleware))
     for router in routers:
         app.include_router(router)
 
     @app.not_found
-    def not_found(_: Exception) -> Response[str]:
+    def not_found(_: Exception) -> Response[Body]:
         raise no_route(app.current_event.path, routes_of(app))
 
-    def handle(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
+    def handle(event: Mapping[str, Any], context: LambdaContext, closing: ExitStack) -> Answer:
         _, path = split_path(event)
-        app.append_context(started=time.perf_counter())
+        app.append_context(started=time.perf_counter(), closing=closing)
         return app.resolve({**as_get(event), "path": path}, context)
 
     return handle
+
+
+def _as_it_is(body: Any) -> Any:
+    return body
+
+
+def buffered(handler: Handler, event: Mapping[str, Any], context: LambdaContext) -> Answer:
+    """The whole answer, once everything that its route began has ended."""
+    with ExitStack() as closing:
+        return handler(event, context, closing)
 
 
 def routes_of(app: APIGatewayRestResolver) -> list[Any]:
@@ -69,7 +85,7 @@ class ApiMiddleware:
     def chain(self) -> list[Callable[..., Any]]:
         return [self.log, self.headers, self.errors]
 
-    def errors(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[str]:
+    def errors(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[Body]:
         """Answers an exception with OpenAI's error object."""
         try:
             return next_middleware(app)
@@ -82,7 +98,7 @@ class ApiMiddleware:
             app.append_context(error=error, failure=failure)
             return json_response(answer.status, answer.body, answer.headers)
 
-    def headers(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[str]:
+    def headers(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[Body]:
         response = next_middleware(app)
         response.headers["x-request-id"] = request_id_of(app.current_event)
         if (generation := app.context.get("generation")) is not None:
@@ -93,7 +109,7 @@ class ApiMiddleware:
             response.headers |= cors_headers(self._cors_origin)
         return response
 
-    def log(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[str]:
+    def log(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[Body]:
         """Writes one line a request. It holds nothing that the caller or the upstream wrote."""
         response = next_middleware(app)
         line: dict[str, Any] = {

@@ -7,7 +7,7 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.api_gateway import Router
 
 from imagegen.domain.models import Catalog
-from imagegen.routes.response import json_response
+from imagegen.routes.response import Body, json_response
 from imagegen.wire.models import model_answer, models_answer
 
 
@@ -21,11 +21,11 @@ class ModelRoutes(msgspec.Struct, frozen=True, eq=False):
         self.router.route("/health", "GET")(self.health)
         return self.router
 
-    def list(self) -> Response[str]:
+    def list(self) -> Response[Body]:
         return json_response(200, models_answer(self.catalog))
 
-    def get(self, model: str) -> Response[str]:
+    def get(self, model: str) -> Response[Body]:
         return json_response(200, model_answer(unquote(model), self.catalog))
 
-    def health(self) -> Response[str]:
+    def health(self) -> Response[Body]:
         return json_response(200, {"status": "ok"})

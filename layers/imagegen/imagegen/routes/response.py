@@ -1,6 +1,6 @@
 """Makes responses of routes. The middleware adds what every response has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -10,16 +10,18 @@ from aws_lambda_powertools.utilities.data_classes.common import BaseProxyEvent
 from imagegen.wire.headers import Preference
 from imagegen.wire.request_path import slashes_at_the_end
 
+Body = str | Iterator[bytes]  # blocks are sent as they come
+
 
 def encoded(body: Mapping[str, Any]) -> str:
     return msgspec.json.encode(body).decode()
 
 
-def json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response[str]:
+def json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response[Body]:
     return Response(status, "application/json", encoded(body), dict(headers or {}))
 
 
-def redirect(event: BaseProxyEvent, status: int, location: str, headers: Mapping[str, str]) -> Response[str]:
+def redirect(event: BaseProxyEvent, status: int, location: str, headers: Mapping[str, str]) -> Response[Body]:
     return Response(status, headers={"Location": relative(event, location), **headers})
 
 

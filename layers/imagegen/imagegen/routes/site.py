@@ -19,7 +19,7 @@ from imagegen.domain.models import Catalog
 from imagegen.domain.redacted_traceback import redacted_traceback
 from imagegen.routes.middleware import Next
 from imagegen.routes.request import request_id_of
-from imagegen.routes.response import json_response
+from imagegen.routes.response import Body, json_response
 from imagegen.wire.errors import answer_error
 from imagegen.wire.headers import cors_headers
 from imagegen.wire.request_path import split_path
@@ -57,7 +57,7 @@ class SiteMiddleware(msgspec.Struct, frozen=True, eq=False):
     def chain(self) -> list[Callable[..., Any]]:
         return [self.log, self.errors]
 
-    def errors(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[str]:
+    def errors(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[Body]:
         try:
             return next_middleware(app)
         except Exception as error:  # noqa: BLE001  # every exception gets an answer
@@ -67,7 +67,7 @@ class SiteMiddleware(msgspec.Struct, frozen=True, eq=False):
             answer = answer_error(error, str)
             return json_response(answer.status, answer.body, SAFE_HEADERS | answer.headers)
 
-    def log(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[str]:
+    def log(self, app: APIGatewayRestResolver, next_middleware: Next) -> Response[Body]:
         response, event = next_middleware(app), app.current_event
         response.headers["x-request-id"] = request_id_of(event)
         route = f"{event.http_method} {event.raw_event['resource']}"
@@ -100,21 +100,21 @@ class SiteRoutes(msgspec.Struct, frozen=True, eq=False):
             self.router.route(path, "GET")(handler)
         return self.router
 
-    def playground(self) -> Response[str]:
+    def playground(self) -> Response[Body]:
         return self._page("playground.html", {"img-src": self._image_sources()})
 
-    def playground_script(self) -> Response[str]:
+    def playground_script(self) -> Response[Body]:
         return self._file(_text(self.folder / "playground.js"), SCRIPT)
 
-    def playground_style(self) -> Response[str]:
+    def playground_style(self) -> Response[Body]:
         return self._file(_text(self.folder / "playground.css"), STYLE)
 
-    def docs(self) -> Response[str]:
+    def docs(self) -> Response[Body]:
         # Swagger UI sends requests, which may be redirected to an image.
         policy = {"connect-src": f"'self' {self.image_origin}", "img-src": self._image_sources()}
         return self._page("docs.html", policy)
 
-    def docs_file(self, file: str) -> Response[str]:
+    def docs_file(self, file: str) -> Response[Body]:
         files = {
             "docs.js": (self.folder / file, SCRIPT, REVALIDATED),
             "swagger-ui-bundle.min.js": (SWAGGER_UI / file, SCRIPT, KEPT),
@@ -125,7 +125,7 @@ class SiteRoutes(msgspec.Struct, frozen=True, eq=False):
         path, content_type, caching = files[file]
         return self._file(_text(path), content_type, caching)
 
-    def openapi(self) -> Response[str]:
+    def openapi(self) -> Response[Body]:
         headers = REVALIDATED | cors_headers(self.cors_origin)
         return self._file(_description(self._prefix(), self.catalog), "application/json", headers)
 
@@ -133,14 +133,14 @@ class SiteRoutes(msgspec.Struct, frozen=True, eq=False):
         """The site itself, the bucket, and icons inside the pages."""
         return f"'self' {self.image_origin} data:"
 
-    def _page(self, name: str, policy: dict[str, str]) -> Response[str]:
+    def _page(self, name: str, policy: dict[str, str]) -> Response[Body]:
         """A page whose links carry the prefix: a stage's root may be requested with and without a slash at its end."""
         directives = POLICY | policy
         sources = "; ".join(f"{directive} {allowed}" for directive, allowed in directives.items())
         page = _text(self.folder / name).replace("{prefix}", html.escape(self._prefix()))
         return self._file(page, HTML, REVALIDATED | {"Content-Security-Policy": sources})
 
-    def _file(self, text: str, content_type: str, headers: dict[str, str] = REVALIDATED) -> Response[str]:
+    def _file(self, text: str, content_type: str, headers: dict[str, str] = REVALIDATED) -> Response[Body]:
         """The file, or 304 if the browser has it already."""
         tag = f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
         every = SAFE_HEADERS | {"ETag": tag} | headers

@@ -24,7 +24,7 @@ from imagegen.usecases.publish import PublishGeneration
 from imagegen.usecases.run_upstream_calls import UpstreamRunner, Waiting, tried
 
 # The JSON of an answer that is too large for Lambda: its length in bytes, and its blocks. `None` for any other.
-LargeAnswer = Callable[[Generation], tuple[int, Iterator[bytes]] | None]
+LargeAnswer = Callable[[Generation], AbstractContextManager[tuple[int, Iterator[bytes]] | None]]
 # Renews a lease, given in seconds, while its block runs: `usecases.heartbeat`.
 Heartbeat = Callable[[float, Callable[[], None]], AbstractContextManager[None]]
 
@@ -148,9 +148,9 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
             raise LostClaimError
 
         def save() -> None:
-            large = self.large_answer(generation)
-            if large is not None:
-                self.images.save_answer(generation_id, *large, deadline)
+            with self.large_answer(generation) as large:
+                if large is not None:
+                    self.images.save_answer(generation_id, *large, deadline)
 
         try:
             tried(save, deadline, sleep=self.runner.sleep)

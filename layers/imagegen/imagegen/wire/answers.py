@@ -3,38 +3,31 @@
 import secrets
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
 
-from imagegen.aws_limits import LAMBDA_RESPONSE_BYTES
+from imagegen.aws_limits import LAMBDA_RESPONSE_BYTES, LAMBDA_STREAM_BYTES
 from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import ImageStorageInterruptedError
 from imagegen.domain.generations import Generation
 from imagegen.ports import ImageStore
 from imagegen.wire.errors import error_object
 from imagegen.wire.links import Links
 
-MAX_ANSWER_BYTES = LAMBDA_RESPONSE_BYTES - 128 * 1024  # the rest is for headers, prompts and links
+_MOST_OPENED_AGAIN = 3
+# Bytes of base64; the rest is for headers, prompts and links.
+MAX_ANSWER_BYTES = LAMBDA_RESPONSE_BYTES - 128 * 1024
+MAX_STREAMED_BYTES = LAMBDA_STREAM_BYTES - 2 * 1024 * 1024
 
 
-def images_answer(
-    generation: Generation, images: ImageStore, deadline: Deadline, *, durable_urls: bool = False
-) -> dict[str, Any]:
-    """Returns OpenAI's ImagesResponse for a completed generation. An image has `permalink`, and `url` or `b64_json`.
+def images_answer(generation: Generation, images: ImageStore, *, durable_urls: bool = False) -> dict[str, Any]:
+    """Returns OpenAI's ImagesResponse for a completed generation whose images have `permalink` and `url`.
 
-    With `durable_urls`, the `url` is the durable link, here and below. Raises ImageStorageError if base64 is requested
-    and an image cannot be read.
+    With `durable_urls`, the `url` is the durable link, here and below.
     """
-
-    def with_content(image_id: str) -> dict[str, Any]:
-        with images.read(image_id, deadline) as blocks:
-            return {"b64_json": b64encode(b"".join(blocks)).decode()}
-
-    def with_url(image_id: str) -> dict[str, Any]:
-        return _url(generation, image_id, None if durable_urls else images)
-
-    wanted = generation.request.response_format
-    return _answer(generation, with_content if wanted == "b64_json" else with_url)
+    return _answer(generation, lambda image_id: _url(generation, image_id, None if durable_urls else images))
 
 
 def links_answer(generation: Generation, *, durable_urls: bool = False) -> dict[str, Any]:
@@ -47,21 +40,49 @@ def base64_bytes(generation: Generation) -> int:
     return sum(4 * ((image.length + 2) // 3) for image in generation.stored.values())
 
 
-def streamed_images_answer(
+@contextmanager
+def base64_answer(
     generation: Generation, images: ImageStore, deadline: Deadline
-) -> tuple[int, Iterator[bytes]]:
-    """Returns the length in bytes and the blocks of the answer with base64. It is made in constant memory."""
+) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """Yields the length in bytes and the blocks of the ImagesResponse whose images have `permalink` and `b64_json`.
+
+    All images are open before it yields. The blocks are made in constant memory. Raises ImageStorageError if an image
+    cannot be opened; the blocks raise it too.
+    """
     mark = secrets.token_hex(16)  # random, so no prompt contains it
     frame = msgspec.json.encode(_answer(generation, lambda _: {"b64_json": mark})).split(mark.encode())
+    with ExitStack() as opened:
+        contents = [opened.enter_context(images.read(image_id, deadline)) for image_id in generation.image_ids]
 
-    def blocks() -> Iterator[bytes]:
-        yield frame[0]
-        for image_id, text in zip(generation.image_ids, frame[1:], strict=True):
-            with images.read(image_id, deadline) as content:
-                yield from _encoded(content)
-            yield text
+        def blocks() -> Iterator[bytes]:
+            yield frame[0]
+            for image_id, content, text in zip(generation.image_ids, contents, frame[1:], strict=True):
+                yield from _encoded(_whole(image_id, content, images, deadline))
+                yield text
 
-    return sum(map(len, frame)) + base64_bytes(generation), blocks()
+        yield sum(map(len, frame)) + base64_bytes(generation), blocks()
+
+
+def _whole(image_id: str, content: Iterator[bytes], images: ImageStore, deadline: Deadline) -> Iterator[bytes]:
+    """The blocks of an image. Opens it again, a few times, where reading broke off: its answer cannot be taken back.
+
+    A slow client holds up the reading of each image, and S3 may end a connection that idles.
+    """
+    offset, again = 0, 0
+    with ExitStack() as opened:
+        while True:
+            try:
+                block = next(content, None)
+            except ImageStorageInterruptedError:
+                again += 1
+                if again > _MOST_OPENED_AGAIN:
+                    raise
+                content = opened.enter_context(images.read(image_id, deadline, offset=offset))
+                continue
+            if block is None:
+                return
+            offset += len(block)
+            yield block
 
 
 def _encoded(blocks: Iterator[bytes]) -> Iterator[bytes]:

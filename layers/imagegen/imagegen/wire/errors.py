@@ -56,6 +56,7 @@ ROWS: dict[str, Row] = {
     "unsupported_content_type": Row(415, _CALLER),
     "idempotency_key_reused": Row(422, _CALLER),
     "insufficient_quota": Row(429, "insufficient_quota"),
+    "no_place_to_wait": Row(429, "rate_limit_error"),
     "rate_limit_exceeded": Row(429, "rate_limit_error"),
     "internal_error": Row(500, _SERVER),
     "upstream_key_refused": Row(502, _SERVER),

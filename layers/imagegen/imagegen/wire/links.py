@@ -12,3 +12,7 @@ class Links:
     def permalink(self, image_id: str) -> str:
         """Returns the durable link of an image."""
         return f"{self.base_url}/v1/images/{image_id}"
+
+    def result(self, generation_id: str) -> str:
+        """Returns the link that waits for the result of a generation."""
+        return f"{self.base_url}/v1/images/generations/{generation_id}/result"

@@ -122,6 +122,12 @@ _GENERATION_EXAMPLE = {
     "data": [],
     "error": None,
 }
+_RUNNING_EXAMPLE = _GENERATION_EXAMPLE | {
+    "message": (
+        "The image is still being made. GET https://images.example.com/v1/images/generations/"
+        "gen_Yk3nD0qkQH6mJc2vXr8s1A/result with the same key to wait for it."
+    )
+}
 _IMAGE_EXAMPLE = {
     "id": "img_sOXJz-3nbhQ4buPuOcOonA",
     "permalink": "https://images.example.com/v1/images/img_sOXJz-3nbhQ4buPuOcOonA",
@@ -171,7 +177,7 @@ def openapi_document(prefix: str, catalog: Catalog) -> Fragment:
             "description": (
                 "OpenAI's clients work unchanged with this server's `/v1` as their base URL. Status 424 means that "
                 "money may have been spent: retry it only if `x-should-retry` is `true`. Such a retry attaches to the "
-                "same generation. While a model works, the request waits by redirects (303)."
+                "same generation. A request waits for its images; a wait of minutes continues after a redirect (303)."
             ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -353,15 +359,13 @@ def _create() -> Fragment:
             ),
             202: _answer(
                 "The generation has begun (with `Prefer: respond-async`).",
-                "Generation",
-                _GENERATION_EXAMPLE,
+                "RunningGeneration",
+                _RUNNING_EXAMPLE,
                 headers=("x-generation-id", "Location", "Retry-After", "Preference-Applied", *_QUOTA),
             ),
-            303: _redirect(
+            303: _to_wait_further(
                 "The images are not ready. Follow the redirect to `generations/{id}/result` to wait further.",
-                "Retry-After",
                 "Preference-Applied",
-                "x-generation-id",
                 *_QUOTA,
             ),
         },
@@ -371,6 +375,7 @@ def _create() -> Fragment:
             errors.RequestTooLargeError,
             errors.IdempotencyKeyReusedError,
             errors.QuotaExceededError,
+            errors.NoPlaceToBeginError,
             errors.RecordsUnavailableError,
             *_OWN_FAULT,
             *_OUTCOME,
@@ -405,11 +410,9 @@ def _result(operation_id: str, generation: Fragment) -> Fragment:
         "Waits for the images and answers like the request that began the generation",
         {
             200: _answer("The images.", "ImagesResponse", _RESPONSE_EXAMPLE, headers=("x-generation-id",)),
-            303: _redirect(
-                "A redirect to wait further, at most 16 times, or to the stored answer if it is too large.",
-                "Retry-After",
+            303: _to_wait_further(
+                "A redirect to wait further, at most 16 times. Without streaming, also to an answer that is too large.",
                 "Cache-Control",
-                "x-generation-id",
             ),
         },
         (*_READ, *_OUTCOME),
@@ -524,6 +527,11 @@ def _answer(description: str, schema: str, example: Fragment | None = None, head
 
 def _redirect(description: str, *headers: str) -> Fragment:
     return {"description": description, "headers": _header_refs(("Location", "x-request-id", *headers))}
+
+
+def _to_wait_further(description: str, *headers: str) -> Fragment:
+    content = {"application/json": {"schema": ref("RunningGeneration"), "example": _RUNNING_EXAMPLE}}
+    return _redirect(description, "x-generation-id", *headers) | {"content": content}
 
 
 def _header_refs(names: Iterable[str]) -> Fragment:

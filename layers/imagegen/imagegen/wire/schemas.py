@@ -46,6 +46,9 @@ def schemas(catalog: Catalog) -> dict[str, Schema]:
         ),
         "TokenDetails": _object({"text_tokens": _count(), "image_tokens": _count()}),
         "Generation": _generation(),
+        "RunningGeneration": _object(
+            _generation()["properties"] | {"message": {"type": "string", "description": "How to wait for the images."}}
+        ),
         "GenerationList": _list("Generation", GENERATION_ID),
         "DeletedGeneration": _object(
             {
