@@ -24,6 +24,7 @@ define environment
 	@touch $@
 endef
 
+.DELETE_ON_ERROR:
 .PHONY: run test coverage soak check lint format types template build preflight deploy verify retry key keys revoke reference bench lock clean help
 
 help: ## show this list
@@ -43,7 +44,7 @@ coverage: .venv/ready $(if $(PYTHON313_BIN),build) ## run all tests and report u
 soak: .venv/ready $(if $(PYTHON313_BIN),build) ## run the long-running tests
 	.venv/bin/pytest -m soak
 
-check: lint types template .venv-langchain/ready .venv-ministack/ready test ## run everything that CI runs
+check: lint types template .venv-clients/ready .venv-ministack/ready test ## run everything that CI runs
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .
@@ -106,12 +107,12 @@ lock: .venv/ready ## write the lock files from pyproject.toml
 	$(LOCK) --group uv -o requirements-uv.txt
 	$(LOCK) --group sam -o requirements-sam.txt
 	$(LOCK) --group checkov -o requirements-checkov.txt
-	$(LOCK) --group langchain -o requirements-langchain.txt
+	$(LOCK) --group clients -o requirements-clients.txt
 	$(LOCK) --group ministack -o requirements-ministack.txt
 	$(LOCK) --group runtime -o requirements-runtime.txt
 
 clean: ## remove everything that the other targets created
-	rm -rf .aws-sam .local .venv .venv-checkov .venv-langchain .venv-ministack .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .aws-sam .local .venv .venv-checkov .venv-clients .venv-ministack .venv-sam .venv-3.13 .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/ready: requirements-uv.txt requirements-dev.txt
 	$(call environment,.venv,$(PYTHON),requirements-dev.txt)
@@ -122,8 +123,12 @@ clean: ## remove everything that the other targets created
 .venv-checkov/ready: requirements-uv.txt requirements-checkov.txt
 	$(call environment,.venv-checkov,$(PYTHON),requirements-checkov.txt)
 
-.venv-langchain/ready: requirements-uv.txt requirements-langchain.txt
-	$(call environment,.venv-langchain,$(PYTHON),requirements-langchain.txt)
+# Go's standard library takes half a minute to compile, so a test cannot do it.
+.venv-clients/ready: requirements-uv.txt requirements-clients.txt tests/clients/client.go
+	$(call environment,.venv-clients,$(PYTHON),requirements-clients.txt)
+	@GOCACHE="$(CURDIR)/.venv-clients/cache" GOTOOLCHAIN=local CGO_ENABLED=0 \
+		.venv-clients/bin/go build -o .venv-clients/bin/go-client tests/clients/client.go
+	@rm -r .venv-clients/cache
 
 .venv-ministack/ready: requirements-uv.txt requirements-ministack.txt
 	$(call environment,.venv-ministack,$(PYTHON),requirements-ministack.txt)

@@ -1,11 +1,7 @@
 """The programs of docs/clients.md run as shown, except for addresses, names, prompts and pauses."""
 
-import fcntl
-import hashlib
 import json
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from uuid import uuid4
@@ -17,13 +13,11 @@ from local.stack import STACK_NAME
 from tests.conftest import ROOT
 from tests.support.chromium import Page
 from tests.support.client import Client, fetched
-from tests.support.programs import OTTER, bash, blocks, needs, operator, run
+from tests.support.programs import OTTER, bash, blocks, by_node, needs, needs_clients, operator, run
 from tests.support.waiting import until
 from tests.support.world import World
 
 PAGE = (ROOT / "docs/clients.md").read_text()
-NODE_CLIENTS = ROOT / "tests/clients"
-LANGCHAIN = ROOT / ".venv-langchain/bin/python"
 
 
 @pytest.fixture
@@ -42,33 +36,6 @@ def are_pictures(*urls: str) -> None:
     contents = {fetched(url).content for url in urls}
     assert len(contents) == len(urls)
     assert all(content.startswith(b"\x89PNG\r\n\x1a\n") for content in contents)
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> Path:
-    """The clients for Node. The first process installs them by their lock, once."""
-    needs("node", "npm")
-    lock = (NODE_CLIENTS / "package-lock.json").read_bytes()
-    folder = ROOT / ".local/clients" / hashlib.sha256(lock).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if not (folder / "ready").exists():
-            for name in ("package.json", "package-lock.json", ".npmrc"):
-                shutil.copy(NODE_CLIENTS / name, folder)
-            install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"]
-            done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
-            if re.search(r"code (EAI_AGAIN|ENOTFOUND|ECONN\w+|ETIMEDOUT|E5\d\d)", done.stderr):
-                pytest.skip("the clients for Node cannot be installed: npm does not reach its registry")
-            assert done.returncode == 0, done.stderr
-            (folder / "ready").touch()
-    return folder / "node_modules"
-
-
-def by_node(caller: Client, text: str, node_modules: Path, folder: Path) -> list[str]:
-    (folder / "node_modules").symlink_to(node_modules)
-    (folder / "program.mjs").write_text(text)
-    return run(["node", "program.mjs"], {"KEY": caller.key}, folder).splitlines()
 
 
 def test_a_retry_of_curl_gets_the_same_image(world: World, caller: Client, prompt: str) -> None:
@@ -92,16 +59,12 @@ def test_openai_for_python_gets_its_images(world: World, caller: Client, prompt:
     assert sum(call["n"] for call in world.calls(prompt)) == 2
 
 
-def test_openai_for_node_gets_its_images(
-    world: World, caller: Client, prompt: str, node_modules: Path, tmp_path: Path
-) -> None:
-    are_pictures(*by_node(caller, program(caller, "openai, Node", 0, prompt), node_modules, tmp_path))
+def test_openai_for_node_gets_its_images(world: World, caller: Client, prompt: str) -> None:
+    are_pictures(*by_node(program(caller, "openai, Node", 0, prompt), {"KEY": caller.key}).split())
     assert sum(call["n"] for call in world.calls(prompt)) == 2
 
 
-def test_a_retry_of_vercels_ai_sdk_gets_the_same_generation(
-    world: World, caller: Client, prompt: str, node_modules: Path, tmp_path: Path
-) -> None:
+def test_a_retry_of_vercels_ai_sdk_gets_the_same_generation(world: World, caller: Client, prompt: str) -> None:
     """It retries by the status alone. Its idempotency key marks the request as the same."""
     keys = []
 
@@ -117,7 +80,7 @@ def test_a_retry_of_vercels_ai_sdk_gets_the_same_generation(
 
     with serving(lose_the_first_answer) as port:
         text = program(caller, "Vercel AI SDK", 0, prompt).replace(world.base_url, f"http://127.0.0.1:{port}/v1")
-        lines = by_node(caller, text, node_modules, tmp_path)
+        lines = by_node(text, {"KEY": caller.key}).splitlines()
     assert [line.split()[0] for line in lines] == ["image/png"] * 2
     assert len(keys) == 2
     assert len(set(keys)) == 1
@@ -125,10 +88,9 @@ def test_a_retry_of_vercels_ai_sdk_gets_the_same_generation(
 
 
 def test_langchain_gets_its_image(world: World, caller: Client, prompt: str) -> None:
-    if not LANGCHAIN.exists():
-        pytest.skip("LangChain is not installed: run `make check` or `make .venv-langchain/ready`")
+    needs_clients()
     text = program(caller, "LangChain", 0, prompt)
-    are_pictures(run([str(LANGCHAIN), "-W", "ignore", "-c", text], {"KEY": caller.key}).strip())
+    are_pictures(run([".venv-clients/bin/python", "-W", "ignore", "-c", text], {"KEY": caller.key}).strip())
     assert len(world.calls(prompt)) == 1
 
 

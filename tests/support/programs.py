@@ -1,5 +1,7 @@
 """Runs the programs and commands of the documents."""
 
+import fcntl
+import hashlib
 import io
 import os
 import re
@@ -20,6 +22,7 @@ from tests.conftest import ROOT
 from tests.support.client import Client
 from tests.support.world import World
 
+_NODE_CLIENTS = ROOT / "tests/clients"
 OTTER = "A cute baby sea otter"  # the prompt of most documents
 # The sample of OpenAI's API page, except for host and key.
 SAMPLE = """curl --location --request POST '{base_url}/images/generations' \\
@@ -39,6 +42,36 @@ def needs(*tools: str) -> None:
             pytest.skip(f"{tool} is not installed")
 
 
+def needs_clients() -> None:
+    if not (ROOT / ".venv-clients/ready").exists():
+        pytest.skip("the clients are not installed: run `make check` or `make .venv-clients/ready`")
+
+
+def with_node_clients() -> Path:
+    """A folder in which Node finds its clients. The first process installs them by their lock, once."""
+    needs("node", "npm")
+    lock = (_NODE_CLIENTS / "package-lock.json").read_bytes()
+    folder = ROOT / ".local/clients" / hashlib.sha256(lock).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not (folder / "ready").exists():
+            for name in ("package.json", "package-lock.json", ".npmrc"):
+                shutil.copy(_NODE_CLIENTS / name, folder)
+            install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"]
+            done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+            if re.search(r"code (EAI_AGAIN|ENOTFOUND|ECONN\w+|ETIMEDOUT|E5\d\d)", done.stderr):
+                pytest.skip("the clients for Node cannot be installed: npm does not reach its registry")
+            assert done.returncode == 0, done.stderr
+            (folder / "ready").touch()
+    return folder
+
+
+def by_node(text: str, environment: Mapping[str, str], seconds: float = 120) -> str:
+    """The output of a module that imports Node's clients."""
+    return run(["node", "--input-type=module", "--eval", text], environment, with_node_clients(), seconds=seconds)
+
+
 def blocks(text: str, language: str = r"\w+") -> list[str]:
     """The code of a Markdown page."""
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
@@ -49,18 +82,30 @@ def block(page: Path, language: str, holding: str) -> str:
     return found
 
 
-def run(command: list[str], environment: Mapping[str, str], folder: Path = ROOT, typed: str | None = None) -> str:
+def run(
+    command: list[str],
+    environment: Mapping[str, str],
+    folder: Path = ROOT,
+    typed: str | None = None,
+    seconds: float = 120,
+) -> str:
     """Returns its output. Of this machine's environment it gets only the path and the home."""
     env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", ""), **environment}
     done = subprocess.run(
-        command, cwd=folder, env=env, input=typed, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=folder, env=env, input=typed, capture_output=True, text=True, check=False, timeout=seconds
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def bash(text: str, environment: Mapping[str, str], folder: Path = ROOT, typed: str | None = None) -> str:
-    return run(["bash", "-c", text], environment, folder, typed)
+def bash(
+    text: str,
+    environment: Mapping[str, str],
+    folder: Path = ROOT,
+    typed: str | None = None,
+    seconds: float = 120,
+) -> str:
+    return run(["bash", "-c", text], environment, folder, typed, seconds)
 
 
 def sample(client: Client, prompt: str) -> str:
