@@ -15,6 +15,8 @@ from imagegen.domain.failures import failure_of
 from imagegen.domain.generations import IdTakenError, Status, fingerprint, is_generation_id
 from imagegen.domain.images import ImageRequest
 from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.routes.results import MOST_HOPS
+from imagegen.settings import LONGEST_WAIT_SECONDS
 from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Submission
 from tests.support.hooks import before
 from tests.support.in_memory import BASE_URL, LEASE, NOW, REQUEST, InMemoryService
@@ -345,6 +347,12 @@ def test_a_retry_does_not_attach_to_an_old_generation(service: InMemoryService) 
     assert id_of(service, SECOND) == first
     service.now = NOW + RETRY_SECONDS + 1
     assert id_of(service, THIRD) != first
+
+
+def test_a_retry_attaches_however_long_its_request_waited() -> None:
+    """A wait may be refused or cut at its last redirect. OpenAI's clients then send the whole request again."""
+    waits = 1 + MOST_HOPS
+    assert waits * LONGEST_WAIT_SECONDS + 60 < RETRY_SECONDS
 
 
 def test_a_request_is_counted_only_with_a_retry_count(service: InMemoryService) -> None:

@@ -10,6 +10,11 @@ from imagegen.providers.catalog import MODELS
 
 T = TypeVar("T")
 
+# Below API Gateway's 300 s without a byte, and 29 s for a buffered answer (API Gateway developer guide, "Stream the
+# integration response ..." and "Quotas for configuring and running a REST API in API Gateway").
+LONGEST_WAIT_SECONDS = 270
+_LONGEST_BUFFERED_WAIT_SECONDS = 25
+
 
 class SettingsError(Exception):
     """Raised with a message that names every missing or invalid variable."""
@@ -104,9 +109,7 @@ class ApiSettings:
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         read = _Reader(environ)
         streaming = read("STREAMING", _on_or_off)
-        # Below API Gateway's 300 s without a byte, or 29 s for a buffered answer (API Gateway developer guide, "Stream
-        # the integration response ..." and "Quotas for configuring and running a REST API in API Gateway").
-        longest_wait = 270 if streaming else 25
+        longest_wait = LONGEST_WAIT_SECONDS if streaming else _LONGEST_BUFFERED_WAIT_SECONDS
         return read.checked(
             lambda: cls(
                 runtime=_runtime(read),
@@ -123,7 +126,7 @@ class ApiSettings:
                 prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
                 public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
                 streaming=streaming,
-                wait_seconds=min(longest_wait, read("WAIT_SECONDS", _integer(0, 270)) or 0),
+                wait_seconds=min(longest_wait, read("WAIT_SECONDS", _integer(0, LONGEST_WAIT_SECONDS)) or 0),
             )
         )
 

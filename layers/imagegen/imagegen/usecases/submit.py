@@ -41,7 +41,7 @@ from imagegen.ports import DeadLetters, EventBus, GenerationQueue, GenerationSto
 from imagegen.usecases.quota import Quota
 
 KEY_SECONDS = 24 * 3600.0  # how long an Idempotency-Key is valid
-RETRY_SECONDS = 15 * 60.0  # an OpenAI client gives up on a request after 10 minutes, and retries within seconds
+RETRY_SECONDS = 80 * 60.0  # a request may wait 17 times 270 s; if its answer is lost, OpenAI's clients retry in seconds
 SAFETY_NET_LEASES = 1.5  # by then a lease that is not renewed has ended
 _ROUNDS = 20  # each follows a generation that failed with nothing spent, or a lost race for an id
 _SAFETY_NET_MARGIN = 0.5  # the share of the delay within which the record's write begins; the write takes 42 s at most
