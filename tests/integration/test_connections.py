@@ -172,11 +172,11 @@ INTERIM = {
     "103": sends(HINTS + b"@"),
     "199": sends(b"HTTP/1.1 199 Odd\r\n\r\n@"),
     "all, each later": sends(CONTINUE, PROCESSING, HINTS, b"@"),
-    "20": sends(HINTS * 20 + b"@"),
+    "40": sends(HINTS * 40 + b"@"),
 }
 BROKEN = {
-    "21 times 100": sends(CONTINUE * 21 + b"@"),
-    "21 times 102, later": sends(PROCESSING * 21, b"@"),
+    "41 times 100": sends(CONTINUE * 41 + b"@"),
+    "41 times 102, later": sends(PROCESSING * 41, b"@"),
     "101": sends(SWITCHING + b"@"),
     "101, later": sends(SWITCHING, b"@"),
     **{
@@ -407,7 +407,7 @@ def generate(server: Server) -> str | bytes | None:
     return provider.start(call, Deadline.after(SECONDS)).images[0].source
 
 
-@pytest.mark.parametrize("ahead", [CONTINUE, HINTS * 20], ids=["100", "20"])
+@pytest.mark.parametrize("ahead", [CONTINUE, HINTS * 40], ids=["100", "40"])
 def test_interim_answers_before_an_upstream_answer_and_an_image_are_skipped(server: Server, ahead: bytes) -> None:
     url, image = f"{server.origin}/1.png", png("a cat")
     server.scripts["v1/images/generations"] = sends(ahead, ok(b'{"data":[{"url":"%s"}]}' % url.encode()))
