@@ -125,6 +125,15 @@ def test_a_request_that_does_not_wait_needs_no_place(one_place: OnePlace, prefer
     assert one_place.in_use() == ["place"]  # a redirect keeps none for a request that had none
 
 
+def test_without_waits_a_result_needs_no_place_either(one_place: OnePlace) -> None:
+    caller = one_place.service.caller()
+    assert one_place.is_taken() is False
+    with one_place.service.function("ApiFunction").changed(MOST_WAITERS="1", WAIT_SECONDS="0"):
+        first = caller.post(one_place.body)
+        second = caller.get(f"{GENERATIONS}/{first.generation_id}/result")
+    assert (first.status, second.status, one_place.in_use()) == (303, 303, ["place"])
+
+
 def answers_200(one: OnePlace) -> int:
     return one.service.local.post(one.body).status
 

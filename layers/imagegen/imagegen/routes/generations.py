@@ -133,7 +133,7 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
         caller = caller_of(event).name
         generation = get_generation(generation_id, caller, self.records)
         self.router.append_context(generation=generation)
-        waits = not generation.ended
+        waits = until.remaining() > 0 and not generation.ended
         if waits and not self._closing.enter_context(place_to_wait(self.places, caller, generation.id)):
             raise self.results.no_place(generation)
         hop = (event.query_string_parameters or {}).get("hop") or "1"
