@@ -1,6 +1,7 @@
 """Places to wait, through the gateway and the handlers. The contract of the places is in test_places.py."""
 
 import threading
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,12 @@ from imagegen.aws.places import DynamoPlaces
 from imagegen.domain.places import KEPT_SECONDS
 from local.aws_door import Fault
 from local.serving import Reply
+from tests.fakes.provider import png
 from tests.support.client import GENERATIONS, INLINE, Answer
 from tests.support.in_process import InProcess
 from tests.support.stores import NOW
 from tests.support.waiting import until
+from tests.support.world import answering
 
 Item = dict[str, Any]
 
@@ -100,6 +103,20 @@ def test_a_result_without_a_place_is_424_and_may_be_asked_for_again(one_place: O
         assert refused(answer, 424)
         assert (answer.headers["x-should-retry"], answer.generation_id) == ("true", generation_id)
     assert caller.result(generation_id).status == 200  # the worker has made it: there is nothing to wait for
+
+
+def test_a_large_result_needs_a_place_while_it_is_sent(one_place: OnePlace) -> None:
+    caller, content = one_place.service.caller(), png("x" * 4_800_000)  # 6.4 MB as base64
+    one_place.service.will(one_place.prompt, answering(content))
+    generation_id = caller.begin(**one_place.body, response_format="b64_json")
+    caller.until_ended(generation_id)
+    assert one_place.is_taken() is False
+    refusal = caller.result(generation_id)
+    assert refused(refusal, 424)
+    assert "The images are stored." in refusal.error["message"]
+    one_place.clear()
+    assert b64decode(caller.result(generation_id).json["data"][0]["b64_json"]) == content
+    assert one_place.in_use() == []
 
 
 def test_a_wait_goes_on_in_the_place_that_its_redirect_kept_for_it(one_place: OnePlace) -> None:

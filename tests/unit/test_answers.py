@@ -1,6 +1,6 @@
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import msgspec
@@ -167,9 +167,13 @@ class Cut(FakeImageStore):
         self.breaks = {image_id: list(offsets) for image_id, offsets in breaks.items()}
         self.open: list[str] = []
         self.most_open = 0
+        self.refusals = 0  # of opening an image again
 
     @contextmanager
     def read(self, image_id: str, deadline: Deadline, *, offset: int = 0) -> Iterator[Iterator[bytes]]:
+        if offset and self.refusals:
+            self.refusals -= 1
+            raise errors.ImageStorageInterruptedError("not opened")
         self.open.append(image_id)
         self.most_open = max(self.most_open, len(self.open))
         try:
@@ -229,6 +233,15 @@ class TestBase64:
         _, body = base64_answer(generation, store)
         assert b64decode(msgspec.json.decode(body)["data"][0]["b64_json"]) == b"0123456789" * 4
         assert (store.open, store.breaks) == ([], {"img_1": []})
+
+    @pytest.mark.parametrize(("refusals", "left"), [(2, 0), (3, 0), (4, 1)])
+    def test_an_image_that_cannot_be_opened_again_is_tried_three_times(self, refusals: int, left: int) -> None:
+        generation = a_generation(None, response_format="b64_json", stored=stored({"img_1": 20}))
+        store = Cut({"img_1": [b"0123456789"] * 2}, {"img_1": [10]})
+        store.refusals = refusals
+        with nullcontext() if refusals < 3 else pytest.raises(errors.ImageStorageError):
+            base64_answer(generation, store)
+        assert (store.open, store.refusals) == ([], left)
 
     def test_reading_that_breaks_off_again_and_again_is_an_error(self) -> None:
         generation = a_generation(None, response_format="b64_json", stored=stored({"img_1": 20}))

@@ -25,6 +25,7 @@ _CONTENT_TYPE = "application/vnd.awslambda.http-integration-response"
 _DELIMITER = (
     b"\0" * 8
 )  # between the metadata and the body (API Gateway developer guide, "Lambda proxy integration ...")
+_SILENT_SECONDS = 300.0  # to send one block; API Gateway cuts a response that is silent for so long
 _ERROR_TYPE, _ERROR_BODY = "Lambda-Runtime-Function-Error-Type", "Lambda-Runtime-Function-Error-Body"
 
 
@@ -87,7 +88,7 @@ class RuntimeApi:
 
     def stream(self, request_id: str, response: StreamedResponse) -> Exception | None:
         """Sends a response block by block. Returns the exception that broke it, which the trailers report."""
-        connection = http.client.HTTPConnection(self._address)
+        connection = http.client.HTTPConnection(self._address, timeout=_SILENT_SECONDS)
         try:
             connection.putrequest("POST", f"{_API}/invocation/{request_id}/response")
             connection.putheader("Content-Type", _CONTENT_TYPE)

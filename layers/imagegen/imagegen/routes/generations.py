@@ -134,7 +134,8 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
         generation = get_generation(generation_id, caller, self.records)
         self.router.append_context(generation=generation)
         waits = until.remaining() > 0 and not generation.ended
-        if waits and not self._closing.enter_context(place_to_wait(self.places, caller, generation.id)):
+        needs_place = waits or self.results.is_slow_to_send(generation)
+        if needs_place and not self._closing.enter_context(place_to_wait(self.places, caller, generation.id)):
             raise self.results.no_place(generation)
         hop = (event.query_string_parameters or {}).get("hop") or "1"
         return self.results.respond(

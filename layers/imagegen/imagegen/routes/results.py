@@ -102,10 +102,20 @@ class Results(msgspec.Struct, frozen=True, eq=False):
     def generation_object(self, generation: Generation) -> dict[str, object]:
         return generation_answer(generation, self.images, durable_urls=self.durable_urls)
 
+    def is_slow_to_send(self, generation: Generation) -> bool:
+        """Whether sending the result holds the function for seconds. It then needs a place, as a wait does."""
+        return (
+            self.streaming
+            and generation.status is Status.COMPLETED
+            and generation.request.response_format == "b64_json"
+            and base64_bytes(generation) > LAMBDA_RESPONSE_BYTES
+        )
+
     def no_place(self, generation: Generation) -> NoPlaceToWaitError:
-        """The refusal of a wait for a generation that has begun."""
+        """The refusal of a result of a generation that has begun."""
+        image = "The images are stored." if generation.ended else "The image is still being made."
         error = NoPlaceToWaitError(
-            "Too many requests wait for their images. The image is still being made. "
+            f"Too many requests wait for their images. {image} "
             f"Retry, or get it later at /v1/images/generations/{generation.id}."
         )
         error.retry_after = retry_after()

@@ -68,16 +68,19 @@ def _whole(image_id: str, content: Iterator[bytes], images: ImageStore, deadline
 
     A slow client holds up the reading of each image, and S3 may end a connection that idles.
     """
-    offset, again = 0, 0
+    offset, again, reading = 0, 0, True
     with ExitStack() as opened:
         while True:
             try:
+                if not reading:
+                    content = opened.enter_context(images.read(image_id, deadline, offset=offset))
+                    reading = True
                 block = next(content, None)
             except ImageStorageInterruptedError:
                 again += 1
                 if again > _MOST_OPENED_AGAIN:
                     raise
-                content = opened.enter_context(images.read(image_id, deadline, offset=offset))
+                reading = False
                 continue
             if block is None:
                 return
