@@ -21,6 +21,7 @@ from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import _KEEPIDLE, HttpPool, _Connection
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai.provider import OpenAIProvider
+from imagegen.providers.upstream_api import UpstreamApi
 from tests.fakes.provider import png
 from tests.support.odd_hosts import CHUNKED, LAST_CHUNK, OK
 from tests.support.waiting import SECONDS, until
@@ -402,9 +403,9 @@ def download(server: Server) -> bytes:
 
 def generate(server: Server) -> str | bytes | None:
     base_url = f"{server.origin}/v1"
-    provider = OpenAIProvider(HttpPool(), base_url=base_url, key=lambda _: "key", timeout=SECONDS, max_image_bytes=MIB)
+    api = UpstreamApi(HttpPool(), base_url=base_url, key=lambda _: "key", timeout=SECONDS, max_image_bytes=MIB)
     call = UpstreamRequest(ImageRequest("a cat", "dall-e-3", "url"), 1, "reference")
-    return provider.start(call, Deadline.after(SECONDS)).images[0].source
+    return OpenAIProvider(api).start(call, Deadline.after(SECONDS)).images[0].source
 
 
 @pytest.mark.parametrize("ahead", [CONTINUE, HINTS * 40], ids=["100", "40"])

@@ -20,6 +20,7 @@ from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.ports import ImageProvider, ImageSource, Parameters
 from imagegen.providers.openai.provider import OpenAIProvider
+from imagegen.providers.upstream_api import UpstreamApi
 from local.serving import Reply, serving
 from local.upstream import StandInUpstream
 from tests.fakes.image_source import FakeImageSource
@@ -63,7 +64,7 @@ def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         }
         yield ProviderTwin(fake, lambda cause: fake.failures.append(failures[cause]), lambda: len(fake.calls))
         return
-    monkeypatch.setattr("imagegen.providers.openai.provider._FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("imagegen.providers.upstream_api._FIRST_PAUSE_SECONDS", 0)
     stand_in, pool = StandInUpstream("sk-test"), HttpPool()
     refusals: dict[Cause, Reply] = {
         "policy": Reply(400, b'{"error": {"code": "content_policy_violation"}}'),
@@ -72,9 +73,11 @@ def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     }
     with serving(stand_in.respond) as port:
         url = f"http://127.0.0.1:{port}/v1"
-        real = OpenAIProvider(pool, base_url=url, key=lambda _: "sk-test", timeout=60, max_image_bytes=10_000_000)
+        api = UpstreamApi(pool, base_url=url, key=lambda _: "sk-test", timeout=60, max_image_bytes=10_000_000)
         yield ProviderTwin(
-            real, lambda cause: stand_in.script.append(lambda _: refusals[cause]), lambda: len(stand_in.calls)
+            OpenAIProvider(api),
+            lambda cause: stand_in.script.append(lambda _: refusals[cause]),
+            lambda: len(stand_in.calls),
         )
 
 

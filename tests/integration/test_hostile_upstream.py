@@ -21,7 +21,7 @@ import pytest
 
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.providers.openai.provider import TRIES
+from imagegen.providers.upstream_api import TRIES
 from imagegen.usecases.run_upstream_calls import KEEP_TRIES
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script
@@ -262,7 +262,7 @@ NOT_DOWNLOADED = ("image_download_failed", 1)
 INVALID = (424, "upstream_answer_invalid")
 RETRY_NOW = {"retry-after-ms": "1"}
 FAILURES: dict[str, Failure] = {
-    # Refusals. tests/unit/test_openai_refusals.py has their meanings.
+    # Refusals. tests/unit/test_refusals.py has their meanings.
     "400": Failure(refusal(400), 400, "upstream_refused_request"),
     "400 for the policy": Failure(refusal(400, "content_policy_violation"), 400, "content_policy_violation"),
     "401": Failure(refusal(401), 502, "upstream_key_refused"),

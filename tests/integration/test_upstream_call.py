@@ -17,7 +17,8 @@ from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamImages, UpstreamRequest
 from imagegen.outbound.pool import HttpPool
-from imagegen.providers.openai.provider import TRIES, OpenAIProvider
+from imagegen.providers.openai.provider import OpenAIProvider
+from imagegen.providers.upstream_api import TRIES, UpstreamApi
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script, StandInUpstream
 from tests.fakes.parameters import FakeParameters
@@ -42,7 +43,7 @@ Error = type[errors.ImagegenError]
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which are recorded and skipped."""
     slept: list[float] = []
-    monkeypatch.setattr("imagegen.providers.openai.provider.time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr("imagegen.providers.upstream_api.time", SimpleNamespace(sleep=slept.append))
     return slept
 
 
@@ -63,14 +64,15 @@ class Upstream:
     def call(
         self, request: ImageRequest | None = None, n: int = 1, *, timeout: float = 10, within: float = 30
     ) -> UpstreamImages:
-        provider = OpenAIProvider(
+        api = UpstreamApi(
             self.pool,
             base_url=f"http://127.0.0.1:{self.port}/v1",
             key=lambda fresh: self.secrets.get(PARAMETER, fresh=fresh),
             timeout=timeout,
             max_image_bytes=IMAGE_BYTES,
         )
-        return provider.start(UpstreamRequest(request or image_request(), n, "reference"), Deadline.after(within))
+        call = UpstreamRequest(request or image_request(), n, "reference")
+        return OpenAIProvider(api).start(call, Deadline.after(within))
 
     def failure(self, n: int = 1, *, timeout: float = 10, within: float = 30) -> errors.ImagegenError:
         with pytest.raises(errors.ImagegenError) as caught:

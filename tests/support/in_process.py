@@ -45,7 +45,7 @@ PARAMETERS = {"WaitSeconds": "20", "UpstreamTimeoutSeconds": "20"}
 AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 _BOOTSTRAP = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
 _CLIENTS = ("dynamodb", "events", "sqs", "ssm")
-_MODULES_THAT_PAUSE = ("usecases.run_upstream_calls", "providers.openai.provider")
+_MODULES_THAT_PAUSE = ("usecases.run_upstream_calls", "providers.upstream_api")
 _STAND_INS = ("moto", "werkzeug", "PIL")  # they log in this process too
 
 

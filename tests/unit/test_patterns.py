@@ -25,7 +25,7 @@ Uses = set[tuple[str, str, int]]
 # Runs in another process, since only the kernel can end a match: after 1 to 2 s of CPU time.
 SCRIPT = """
 import json, re, resource, sys, time
-from imagegen.providers.openai.refusals import read_refusal
+from imagegen.providers.refusals import read_refusal
 from imagegen.domain.redaction import redacted
 
 MARKS = ["a-", "a.", "?=", "::", "a:", "a@", "1.", "://", "x-amz-", "Bearer ", "token=", 'token="', "eyJ", "sk-", "%25",
@@ -57,7 +57,7 @@ for mark in ["?", *MARKS]:
         redacted(text)
         body = json.dumps({"error": {"message": text, "code": text, "type": text, "param": text}}).encode()
         for status in (400, 429, 500):
-            read_refusal(status, {"retry-after": text, "retry-after-ms": text}, body, "sk-key")
+            read_refusal(status, {"retry-after": text, "retry-after-ms": text}, body, "sk-key", fields=frozenset())
 print("done")
 """
 

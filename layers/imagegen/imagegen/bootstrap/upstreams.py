@@ -20,6 +20,7 @@ from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai.models import PROVIDER as OPENAI
 from imagegen.providers.openai.provider import OpenAIProvider
+from imagegen.providers.upstream_api import UpstreamApi
 from imagegen.settings import (
     ImageSettings,
     RuntimeSettings,
@@ -73,7 +74,7 @@ def generation_worker(
         with base64_answer(generation, images, Deadline.after(_ANSWER_SECONDS)) as answer:
             yield answer
 
-    provider = OpenAIProvider(
+    api = UpstreamApi(
         http,
         base_url=upstream.upstream_base_url,
         key=lambda fresh: secrets.get(upstream.upstream_api_key_parameter, fresh=fresh),
@@ -81,7 +82,7 @@ def generation_worker(
         max_image_bytes=upstream.max_image_bytes,
     )
     runner = UpstreamRunner(
-        providers={OPENAI: provider},
+        providers={OPENAI: OpenAIProvider(api)},
         source=HttpImageSource(http, UrlGuard(upstream.upstream_base_url), max_bytes=upstream.max_image_bytes),
         images=images,
         records=records.generations,

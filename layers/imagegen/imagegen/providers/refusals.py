@@ -1,7 +1,11 @@
-"""Turns refusals of OpenAI's images API into exceptions, which say whether the call may have cost money."""
+"""Turns refusals of upstreams into exceptions, which say whether the call may have cost money.
+
+Resellers refuse in the shape of OpenAI's errors, whatever the protocol.
+"""
 
 import re
 import time
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -19,9 +23,9 @@ from imagegen.domain.errors import (
     UpstreamRefusedRequestError,
     UpstreamUnavailableError,
 )
+from imagegen.domain.models import ImageModel
 from imagegen.domain.redaction import redacted
 from imagegen.providers.lenient_json import decoded
-from imagegen.providers.openai.models import MODELS
 
 _POLICY_CODES = {"content_policy_violation", "moderation_blocked"}
 _AZURE_POLICY_CODES = {"content_filter", "contentFilter", "ResponsibleAIPolicyViolation"}
@@ -41,24 +45,30 @@ _CREDIT_CODES = {
     "pre_consume_token_quota_failed",
     "billing_hard_limit_reached",
 }
-_REQUEST_FIELDS = {"prompt", "model", *(name for model in MODELS for name in model.fields)}
 
 
-def read_refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes | bytearray, key: str) -> ImagegenError:
+def request_fields(models: Iterable[ImageModel]) -> frozenset[str]:
+    """Returns the names of the fields that a request for any of the models may have."""
+    return frozenset({"prompt", "model", *(name for model in models for name in model.fields)})
+
+
+def read_refusal(
+    status: int, headers: urllib3.HTTPHeaderDict, body: bytes | bytearray, key: str, *, fields: frozenset[str]
+) -> ImagegenError:
     """Returns the exception for an answer. Never raises, whatever the body and the headers are.
 
-    `key` is the upstream's key that was sent. The message never contains it.
+    `key` is the upstream's key that was sent. The message never contains it. An error may name one of `fields`.
     """
-    fields = _error_fields(body)
-    meaning = _by_code(status, fields) or _by_status(status)
+    error = _error_fields(body)
+    meaning = _by_code(status, error) or _by_status(status)
     if isinstance(meaning, TryLaterError):
         meaning.retry_after = _retry_after(headers)
     if meaning is None:
-        param = fields.get("param")
-        message = (fields.get("message") or "it gave no reason.").replace(key, "[redacted]")
+        param = error.get("param")
+        message = (error.get("message") or "it gave no reason.").replace(key, "[redacted]")
         meaning = UpstreamRefusedRequestError(
             f"The image model refused the request: {redacted(message)}",
-            param=param if param in _REQUEST_FIELDS else None,
+            param=param if param in fields else None,
         )
     return meaning
 

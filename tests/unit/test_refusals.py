@@ -8,7 +8,8 @@ import pytest
 from urllib3 import HTTPHeaderDict
 
 from imagegen.domain import errors
-from imagegen.providers.openai.refusals import read_refusal
+from imagegen.providers.openai.models import MODELS
+from imagegen.providers.refusals import read_refusal, request_fields
 
 KEY = "plain.key/with=odd+characters"
 HTML = b"<html><h1>Our safety system says no</h1></html>"
@@ -20,7 +21,7 @@ def refusal(status: int, error: object = None, **headers: str) -> errors.Imagege
     """The failure for an answer with OpenAI's error object, or with any other body in bytes."""
     body = error if isinstance(error, bytes) else json.dumps({"error": error}).encode()
     named = HTTPHeaderDict({name.replace("_", "-"): value for name, value in headers.items()})
-    return read_refusal(status, named, body, KEY)
+    return read_refusal(status, named, body, KEY, fields=request_fields(MODELS))
 
 
 def mean(
@@ -174,7 +175,7 @@ def test_the_retry_time_of_the_upstream_is_kept(headers: dict[str, str], seconds
 
 
 def test_a_future_date_becomes_the_seconds_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagegen.providers.openai.refusals.time.time", lambda: 1_760_000_000.0)
+    monkeypatch.setattr("imagegen.providers.refusals.time.time", lambda: 1_760_000_000.0)
     failure = refusal(503, Retry_After=formatdate(1_760_000_060, usegmt=True))
     assert isinstance(failure, errors.TryLaterError)
     assert failure.retry_after == 60

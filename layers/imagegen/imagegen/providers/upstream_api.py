@@ -1,0 +1,152 @@
+"""Sends calls to one upstream, whatever the protocol: its key, its time limits, its repetitions and its refusals."""
+
+import random
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import SplitResult, urlsplit
+
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import TimeoutError as HTTPTimeoutError
+
+from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import (
+    ImagegenError,
+    MoneySpentError,
+    SecretMissingError,
+    TryLaterError,
+    UpstreamAnswerTooLargeError,
+    UpstreamConnectionLostError,
+    UpstreamTimeoutError,
+    UpstreamUnavailableError,
+    UpstreamUnreachableError,
+)
+from imagegen.outbound.pool import HttpPool
+from imagegen.outbound.read_deadline import BLOCK_BYTES, cut_off_at
+
+TRIES = 3  # HTTP calls, whatever the refusal: resellers try other channels themselves, and clients retry too
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 8.0  # a caller is waiting, so a longer time is reported at once instead
+_JSON_SLACK_BYTES = 64 * 1024  # for the rest of an answer in addition to base64
+
+_SUCCESS = (200, 201)
+Key = Callable[[bool], str | None]
+# The exception for a status, headers and a body. It is given the key, and never shows it.
+Refusal = Callable[[int, urllib3.HTTPHeaderDict, bytes, str], ImagegenError]
+
+
+class UpstreamApi:
+    """One upstream under one key.
+
+    `base_url` is that of OpenAI's clients, with the version. `key(fresh)` returns the key, past caches
+    if `fresh` is true. `timeout` is in seconds, for one call. `max_image_bytes` limits the size of an answer.
+    """
+
+    name = "default"  # until upstreams are configured by name
+
+    def __init__(self, pool: HttpPool, *, base_url: str, key: Key, timeout: float, max_image_bytes: int) -> None:
+        self._pool = pool
+        self._base_url = base_url.rstrip("/")
+        self._key = key
+        self._timeout = timeout
+        self._max_image_bytes = max_image_bytes
+
+    def below_base(self, path: str) -> SplitResult:
+        return urlsplit(self._base_url + path)
+
+    def below_origin(self, path: str) -> SplitResult:
+        """A URL beside OpenAI's API: resellers serve other protocols there, with the same key."""
+        return urlsplit(self._base_url.removesuffix("/v1") + path)
+
+    def post(
+        self, url: SplitResult, body: bytes, content_type: str, n: int, deadline: Deadline, refusal: Refusal
+    ) -> tuple[bytearray, MoneySpentError | None]:
+        """Sends a call for `n` images, again after a refusal that names a short time.
+
+        Returns the part of the answer that came in time, even if the rest is lost, and why it is: the part may have
+        complete images. Raises a NothingSpentError if no image was bought, else a MoneySpentError.
+        """
+        deadline = deadline.sooner(self._timeout)
+        for attempt in range(1, TRIES + 1):
+            try:
+                return self._call(url, body, content_type, n, deadline, refusal)
+            except TryLaterError as error:
+                pause = error.retry_after
+                if pause is None:
+                    pause = _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1)
+                if attempt == TRIES or pause > _LONGEST_PAUSE_SECONDS or pause >= deadline.remaining():
+                    raise
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _call(
+        self, url: SplitResult, body: bytes, content_type: str, n: int, deadline: Deadline, refusal: Refusal
+    ) -> tuple[bytearray, MoneySpentError | None]:
+        key = self._usable_key(fresh=False)
+        response = self._post(url, body, content_type, key, deadline)
+        try:
+            if response.status in _SUCCESS:
+                return self._read_success(response, n, deadline)
+            refused = _read_refusal(response, deadline)
+        finally:
+            with suppress(Exception):  # the answer is read already and must not be lost
+                response.close()
+        if response.status == 401 and self._usable_key(fresh=True) != key:
+            changed = UpstreamUnavailableError("The key for the image model has just been changed. Please try again.")
+            changed.retry_after = 0
+            raise changed
+        raise refusal(response.status, response.headers, refused, key)
+
+    def _usable_key(self, *, fresh: bool) -> str:
+        key = (self._key(fresh) or "").strip()
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise SecretMissingError("This service has no usable key for the image model; its operator must set one.")
+        return key
+
+    def _post(
+        self, url: SplitResult, body: bytes, content_type: str, key: str, deadline: Deadline
+    ) -> urllib3.BaseHTTPResponse:
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": content_type, "Accept": "application/json"}
+        try:
+            return self._pool.request("POST", url, deadline, body=body, headers=headers)
+        except Exception as error:  # noqa: BLE001  # after any failure, the request may have been sent
+            raise _not_answered(error, deadline) from None
+
+    def _read_success(
+        self, response: urllib3.BaseHTTPResponse, n: int, deadline: Deadline
+    ) -> tuple[bytearray, MoneySpentError | None]:
+        limit = n * self._max_image_bytes * 4 // 3 + _JSON_SLACK_BYTES
+        read = bytearray()
+        lost: MoneySpentError | None = None
+        try:
+            with cut_off_at(deadline, response.shutdown):
+                while len(read) <= limit and (block := response.read1(BLOCK_BYTES)) and deadline.remaining():
+                    read += block
+        except Exception:  # noqa: BLE001  # after any failure, the images may be paid for
+            lost = UpstreamConnectionLostError("The connection to the image model's API was lost.")
+        if not deadline.remaining():
+            lost = UpstreamTimeoutError("The image model's API did not answer in time.")
+        if len(read) > limit:
+            del read[limit:]
+            lost = UpstreamAnswerTooLargeError("The image model's answer is larger than its images can be.")
+        return read, lost
+
+
+def _not_answered(error: Exception, deadline: Deadline) -> ImagegenError:
+    """Returns the failure of a call without an answer. It depends on whether the request may have been sent."""
+    if isinstance(error, NewConnectionError | ConnectTimeoutError):
+        return UpstreamUnreachableError("The image model's API could not be reached.")
+    if isinstance(error, HTTPTimeoutError) or not deadline.remaining():
+        return UpstreamTimeoutError("The image model's API did not answer in time.")
+    return UpstreamConnectionLostError("The connection to the image model's API was lost.")
+
+
+def _read_refusal(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> bytes:
+    """Returns the first 64 KB of the body, or nothing, because the status says enough. Never raises."""
+    try:
+        with cut_off_at(deadline, response.shutdown):
+            return response.read(_JSON_SLACK_BYTES)
+    except Exception:  # noqa: BLE001
+        return b""
