@@ -1,4 +1,7 @@
-"""A stand-in for the upstream: speaks OpenAI's protocol and paints real images, so that everything works offline."""
+"""A stand-in for the upstream: paints real images, so that everything works offline.
+
+This module speaks OpenAI's protocol. Each other protocol has a module.
+"""
 
 import hashlib
 import io
@@ -14,7 +17,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from local import upstream_gemini_chat as gemini_chat
+from local import upstream_ideogram as ideogram
 from local.serving import Reply, Request
+from local.upstream_replies import json_reply, one_api_error
 
 _GPT_PREFIXES = ("gpt-", "chatgpt-")
 _GPT_FIELDS = {"model", "prompt", "n", "size", "quality", "user", "background", "moderation"} | {
@@ -32,7 +38,8 @@ Script = Callable[[Request], Reply | None]
 class StandInUpstream:
     """Answers and refuses as OpenAI and its resellers do.
 
-    `calls` are the bodies of the calls that would be charged, `downloads` the requests for images. Each entry of
+    `calls` are the bodies of the calls that would be charged, `downloads` the requests for images. A call of another
+    protocol than OpenAI's names its `protocol`, and has `prompt`, `model` and `n` besides what was sent. Each entry of
     `script` answers one call, in order; if it returns None, the usual answer follows. `by_prompt` does the same for
     calls with that prompt and goes first. `download_script` and `downloads_by_prompt` do the same for downloads.
     `pages` answer all requests for a path under /files/. `delay` is in seconds.
@@ -58,19 +65,70 @@ class StandInUpstream:
             return Reply(403, b"error code: 1010")  # as Cloudflare, for the default User-Agent of HTTP libraries
         if request.method == "POST" and request.target == "/v1/images/generations":
             return self._generate(request)
+        if request.method == "POST" and request.target == gemini_chat.PATH:
+            return self._gemini_chat(request)
+        if request.method == "POST" and request.target == ideogram.PATH:
+            return self._ideogram(request)
         if request.method == "GET" and request.target.startswith("/files/"):
             return self._file(request)
         return _error(404, f"Invalid URL ({request.method} {request.target})")
 
-    def _generate(self, request: Request) -> Reply:
-        if request.header("Authorization") != f"Bearer {self.key}":
-            return _error(401, "Incorrect API key provided.", code="invalid_api_key")
-        call = json.loads(request.body)
+    def hosted_gemini_image(self) -> Script:
+        """A script: the answer has the URL of the painted image, and not the image."""
+
+        def answer(request: Request) -> Reply:
+            sent = gemini_chat.fields(request)
+            asked = sent if isinstance(sent, Reply) else gemini_chat.checked(sent)
+            if isinstance(asked, Reply):
+                return asked
+            content = paint(asked.prompt, self._index(asked.prompt), asked.size)
+            return gemini_chat.linking(self._hosted(content, "png", asked.prompt, request), asked)
+
+        return answer
+
+    def _gemini_chat(self, request: Request) -> Reply:
+        if not self._has_key(request):
+            return one_api_error(401, "Invalid token")
+        sent = gemini_chat.fields(request)
+        if isinstance(sent, Reply):
+            return sent
+        if reply := self._scripted(gemini_chat.entry(sent), request):
+            return reply
+        asked = gemini_chat.checked(sent)
+        if isinstance(asked, Reply):
+            return asked
+        return gemini_chat.answer(asked, paint(asked.prompt, self._index(asked.prompt), asked.size))
+
+    def _ideogram(self, request: Request) -> Reply:
+        if not self._has_key(request):
+            return one_api_error(401, "Invalid token")
+        sent = ideogram.fields(request)
+        if isinstance(sent, Reply):
+            return sent
+        if reply := self._scripted(ideogram.entry(sent), request):
+            return reply
+        asked = ideogram.checked(sent)
+        if isinstance(asked, Reply):
+            return asked
+        images = [paint(asked.prompt, self._index(asked.prompt), asked.size) for _ in range(asked.n)]
+        return ideogram.answer(asked, [self._hosted(image, "png", asked.prompt, request) for image in images])
+
+    def _has_key(self, request: Request) -> bool:
+        return request.header("Authorization") == f"Bearer {self.key}"
+
+    def _scripted(self, call: dict[str, Any], request: Request) -> Reply | None:
+        """Notes the call and waits for the delay. Returns the answer of its script, if it has one."""
         with self._lock:
             self.calls.append(call)
             scripted = self._next(self.by_prompt, call.get("prompt"), self.script)
         time.sleep(self.delay)
-        if scripted and (reply := scripted(request)):
+        return scripted(request) if scripted else None
+
+    def _generate(self, request: Request) -> Reply:
+        if not self._has_key(request):
+            return _error(401, "Incorrect API key provided.", code="invalid_api_key")
+        call = json.loads(request.body)
+        if reply := self._scripted(call, request):
             return reply
         if refused := _refusal(call):
             return refused
@@ -85,20 +143,28 @@ class StandInUpstream:
                 "size": _size(call),
                 "usage": {**tokens, "input_tokens_details": {"text_tokens": 10, "image_tokens": 0}},
             }
-        return Reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+        return json_reply(200, answer)
 
     def _image(self, call: dict[str, Any], request: Request) -> dict[str, str]:
-        with self._lock:
-            index = self._painted[call["prompt"]] = self._painted.get(call["prompt"], 0) + 1
         kind = call.get("output_format", "png")
-        content = paint(call["prompt"], index, _size(call), kind)
+        content = paint(call["prompt"], self._index(call["prompt"]), _size(call), kind)
         image = {"revised_prompt": f"{call['prompt']}, in detail"} if call["model"] == "dall-e-3" else {}
         if call["model"].startswith(_GPT_PREFIXES) or call.get("response_format") == "b64_json":
             return image | {"b64_json": b64encode(content).decode()}
+        return image | {"url": self._hosted(content, kind, call["prompt"], request)}
+
+    def _index(self, prompt: str) -> int:
+        """How many images of the prompt there are with the next one."""
+        with self._lock:
+            self._painted[prompt] = self._painted.get(prompt, 0) + 1
+            return self._painted[prompt]
+
+    def _hosted(self, content: bytes, kind: str, prompt: str, request: Request) -> str:
+        """The URL under which the image is served from now on."""
         name = f"{uuid.uuid4().hex}.{kind}"
         self.files[name] = (f"image/{kind}", content)
-        self._prompts[name] = call["prompt"]
-        return image | {"url": f"http://{request.header('Host')}/files/{name}"}
+        self._prompts[name] = prompt
+        return f"http://{request.header('Host')}/files/{name}"
 
     def _file(self, request: Request) -> Reply:
         with self._lock:
@@ -171,4 +237,4 @@ def _refusal(call: dict[str, Any]) -> Reply | None:
 
 def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Reply:
     error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
-    return Reply(status, json.dumps({"error": error}).encode(), {"Content-Type": "application/json"})
+    return json_reply(status, {"error": error})
