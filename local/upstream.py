@@ -31,6 +31,8 @@ _FIELDS = {
     "dall-e-2": {"model", "prompt", "n", "size", "user", "response_format"},
     "dall-e-3": {"model", "prompt", "n", "size", "quality", "style", "user", "response_format"},
     "flux": {"model", "prompt", "n", "size"},
+    "flux-kontext": {"model", "prompt", "n", "aspect_ratio"},
+    "qwen-image": {"model", "prompt", "n", "size"},
 }
 Script = Callable[[Request], Reply | None]
 
@@ -217,19 +219,24 @@ def paint(prompt: str, index: int, size: str, kind: str = "png") -> bytes:
 
 
 def _size(call: dict[str, Any]) -> str:
+    if ratio := call.get("aspect_ratio"):
+        width, height = map(int, ratio.split(":"))
+        return f"{width * 64}x{height * 64}"
     size = str(call.get("size", "1024x1024"))
     return "1024x1024" if size == "auto" else size
 
 
 def _refusal(call: dict[str, Any]) -> Reply | None:
     model = str(call.get("model"))
-    family = "flux" if model.startswith("flux") else model
+    family = next((family for family in ("flux-kontext", "flux") if model.startswith(family)), model)
     fields = _GPT_FIELDS if model.startswith(_GPT_PREFIXES) else _FIELDS.get(family)
     if fields is None:
         return _error(404, f"The model '{model}' does not exist.", code="model_not_found")
     for name in call:
         if name not in fields:
             return _error(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    if family == "flux-kontext" and "aspect_ratio" not in call:
+        return _error(400, "aspect_ratio is required.", param="aspect_ratio", code="missing_required_parameter")
     if model == "dall-e-3" and call.get("n", 1) != 1:
         return _error(400, "You must provide n=1 for this model.", param="n", code="invalid_value")
     return None

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Text, Whole
+from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Structured, Text, Whole
 from imagegen.providers.catalog import catalog
-from imagegen.wire.schemas import description_of, schemas
+from imagegen.wire.schemas import description_of, request_fields
 
 ROOT = Path(__file__).parents[1]
 API = Path("docs/api.md")
@@ -68,7 +68,10 @@ def _values(variants: list[RequestField]) -> str:
     bounds = [rule for rule in rules if isinstance(rule, Whole)]
     if bounds:
         return f"{min(rule.least for rule in bounds)} to {max(rule.most for rule in bounds)}"
-    return f"text, up to {max(rule.longest for rule in rules if isinstance(rule, Text))} characters"
+    texts = [rule for rule in rules if isinstance(rule, Text)]
+    if texts:
+        return f"text, up to {max(rule.longest for rule in texts)} characters"
+    return next(rule.summary for rule in rules if isinstance(rule, Structured))
 
 
 def _models(name: str, models: Catalog) -> str:
@@ -112,10 +115,10 @@ def _row(model: ImageModel) -> tuple[str, ...]:
 
 def event_fields(models: Catalog) -> dict[str, Any]:
     """The fields of a request in an event. Only values that every model could accept are listed."""
-    described = schemas(models)["CreateImagesRequest"]["properties"]
     fields: dict[str, Any] = {}
-    for name, schema in described.items():
-        if name in ("stream", "partial_images"):
+    for name, schema in request_fields(models).items():
+        if schema.get("anyOf", [])[1:] == [{"type": "null"}]:  # a value with members
+            fields[name] = {**schema["anyOf"][0], "description": schema["description"]}
             continue
         kinds = schema.get("type", "string")
         kind = next(kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind != "null")

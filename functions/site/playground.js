@@ -155,6 +155,13 @@ function control(name, rule, before) {
   const field = made("div", {className: "field"});
   const id = `field-${name}`;
   field.append(made("label", {htmlFor: id, textContent: name === "n" ? "Images" : capital(name.replaceAll("_", " "))}));
+  if (rule.schema || rule.max_characters) {
+    const value = before === undefined ? "" : rule.schema ? JSON.stringify(before) : before;
+    const input = made("input", {id, name, value, maxLength: rule.max_characters ?? -1});
+    if (rule.schema) Object.assign(input, {placeholder: "JSON", title: "A JSON value"}).dataset.json = "";
+    field.append(input);
+    return field;
+  }
   if (!rule.values) {
     const value = before ?? (name === "n" ? 1 : "");
     field.append(made("input", {id, type: "number", name, min: rule.min, max: rule.max, step: 1, value}));
@@ -187,10 +194,19 @@ function chosen() {
   const fields = {};
   for (const input of $("parameters").querySelectorAll("[name]")) {
     if (input.value === "") continue;
-    fields[input.name] = input.type === "number" ? Number(input.value) : input.value;
+    fields[input.name] = input.type === "number" ? Number(input.value) : "json" in input.dataset ? parsed(input.value) : input.value;
   }
   if (fields.size === "free") fields.size = $("free-size").value;
   return fields;
+}
+
+/** Returns the value of a JSON text. The API explains what is wrong with any other text. */
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
 }
 
 function request() {

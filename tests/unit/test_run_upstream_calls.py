@@ -70,6 +70,11 @@ def one_replaced(answer: UpstreamImages, image: UpstreamImage) -> UpstreamImages
 # Requests and images.
 
 
+def revised_prompt(record: Generation, image_id: str) -> str | None:
+    answered = record.answered(image_id)
+    return answered.revised_prompt if answered else None
+
+
 @pytest.mark.parametrize(
     ("model", "n", "response_format", "calls"),
     [
@@ -89,7 +94,7 @@ def test_every_requested_image_is_stored_under_its_id_and_listed_on_the_record(
     assert len(set(generation.image_ids)) == len(set(saved(service).values())) == n
     assert record.image_ids == record.stored_ids == generation.image_ids
     assert record.stored == stored(service)
-    revised = {image_id: str(record.revised_prompt(image_id)).removeprefix("a cat, ") for image_id in record.image_ids}
+    revised = {image_id: str(revised_prompt(record, image_id)).removeprefix("a cat, ") for image_id in record.image_ids}
     assert saved(service) == {image_id: png(name) for image_id, name in revised.items()}
     assert (record.status, record.failure, record.repeated_calls) == (Status.IN_PROGRESS, None, 0)
     assert service.images.looked_for == []  # no image can be stored yet
@@ -466,7 +471,7 @@ def test_a_call_of_unknown_outcome_is_repeated_only_for_images_that_are_not_stor
     assert service.images.looked_for == [image_id for image_id in generation.image_ids if image_id not in left.stored]
     assert saved(service) == {first: png("1-1"), second: png(second), third: png("1-2"), fourth: png(fourth)}
     assert record.stored == stored(service)
-    revised = [record.revised_prompt(image_id) for image_id in generation.image_ids]
+    revised = [revised_prompt(record, image_id) for image_id in generation.image_ids]
     assert revised == ["a cat, 1-1", None, "a cat, 1-2", None]
     assert record.repeated_calls == 1
 

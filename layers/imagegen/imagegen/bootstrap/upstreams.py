@@ -18,6 +18,10 @@ from imagegen.domain.models import MAX_IMAGES
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
+from imagegen.providers.gemini_chat.models import PROVIDER as GEMINI_CHAT
+from imagegen.providers.gemini_chat.provider import GeminiChatProvider
+from imagegen.providers.ideogram.models import PROVIDER as IDEOGRAM
+from imagegen.providers.ideogram.provider import IdeogramProvider
 from imagegen.providers.openai.models import PROVIDER as OPENAI
 from imagegen.providers.openai.provider import OpenAIProvider
 from imagegen.providers.upstream_api import UpstreamApi
@@ -82,7 +86,11 @@ def generation_worker(
         max_image_bytes=upstream.max_image_bytes,
     )
     runner = UpstreamRunner(
-        providers={OPENAI: OpenAIProvider(api)},
+        providers={
+            OPENAI: OpenAIProvider(api),
+            GEMINI_CHAT: GeminiChatProvider(api),
+            IDEOGRAM: IdeogramProvider(api),
+        },
         source=HttpImageSource(http, UrlGuard(upstream.upstream_base_url), max_bytes=upstream.max_image_bytes),
         images=images,
         records=records.generations,

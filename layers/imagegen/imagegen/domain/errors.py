@@ -274,6 +274,18 @@ class UpstreamTooFewImagesError(MoneySpentError):
     code = "upstream_too_few_images"
 
 
+class ImageFilteredError(MoneySpentError):
+    """The upstream made an answer, and its safety system kept the image back. The call may be charged."""
+
+    code = "content_policy_violation"
+
+
+class UpstreamNoImageError(MoneySpentError):
+    """The upstream answered with text and no image. The call may be charged."""
+
+    code = "upstream_no_image"
+
+
 class ImageUrlRefusedError(MoneySpentError):
     """The upstream returned an image URL that must not be fetched."""
 

@@ -40,6 +40,7 @@ class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
     url: str | None = None
     revised_prompt: str | None = None
     failure: Failure | None = None
+    details: dict[str, str | int] = {}
 
     @property
     def missing(self) -> bool:
@@ -202,10 +203,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         """The images that are stored, in the order of the request."""
         return tuple(image_id for image_id in self.image_ids if image_id in self.stored)
 
-    def revised_prompt(self, image_id: str) -> str | None:
+    def answered(self, image_id: str) -> AnsweredImage | None:
+        """The image in the upstream's answer, if that has come."""
         for call in self.calls:
             if call.answer and image_id in call.image_ids:
-                return call.answer.images[call.image_ids.index(image_id)].revised_prompt
+                return call.answer.images[call.image_ids.index(image_id)]
         return None
 
     @property

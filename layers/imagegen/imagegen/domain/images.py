@@ -26,7 +26,7 @@ def is_image_id(text: str) -> bool:
 class ImageRequest:
     """A request that is valid for its model.
 
-    `options` are the further fields that the caller set and that the upstream accepts.
+    `options` are the further fields that the caller set and that the upstream accepts, as JSON values.
     """
 
     # Texts of the caller are left out of repr, and so of logs.
@@ -34,7 +34,7 @@ class ImageRequest:
     model: str
     response_format: ResponseFormat
     n: int = 1
-    options: Mapping[str, str | int] = field(default_factory=dict, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,15 @@ class UpstreamRequest:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamImage:
-    """One image that was paid for. Either `source` (a URL, or the bytes) or `failure` is set, never both."""
+    """One image that was paid for. Either `source` (a URL, or the bytes) or `failure` is set, never both.
+
+    `details` are what the upstream says about this image: `resolution`, `seed`, `style_type`.
+    """
 
     source: str | bytes | None = field(default=None, repr=False)
     revised_prompt: str | None = field(default=None, repr=False)
     failure: MoneySpentError | None = None
+    details: dict[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

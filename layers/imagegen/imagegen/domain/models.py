@@ -4,8 +4,9 @@ The data of models is in `providers`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from imagegen.domain.images import ResponseFormat
 
@@ -70,7 +71,16 @@ class Text:
     longest: int
 
 
-Rule = Choice | Whole | Text
+@dataclass(frozen=True, slots=True)
+class Structured:
+    """A JSON value with members. `fits` accepts exactly what `schema` (JSON Schema) describes and `summary` says."""
+
+    summary: str
+    schema: Mapping[str, Any]
+    fits: Callable[[Any], bool]
+
+
+Rule = Choice | Whole | Text | Structured
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,7 @@ COMMON_FIELDS = (
     RequestField(
         "response_format",
         Choice(RESPONSE_FORMATS),
-        "Default `url` for DALL·E and Flux, `b64_json` for GPT image. Accepted for every model.",
+        "Default `b64_json` for GPT image, `url` for all others. Accepted for every model.",
         sent=False,
     ),
     RequestField(
@@ -117,6 +127,7 @@ COMMON_FIELDS = (
         sent=False,
     ),
 )
+COMMON_TEXTS = tuple(field.name for field in COMMON_FIELDS if isinstance(field.rule, Text))
 # The order of the fields in every table. Other fields come after `size`.
 _FIRST, _LAST = ("n", "size", "quality", "style"), ("response_format", "user", "safety_identifier")
 
@@ -125,7 +136,8 @@ _FIRST, _LAST = ("n", "size", "quality", "style"), ("response_format", "user", "
 class ImageModel:
     """`provider` is the name of the provider that calls its upstream.
 
-    `images_per_call` is the most images of one upstream call. More images are made by parallel calls.
+    `images_per_call` is the most images of one upstream call. More images are made by parallel calls. A request has at
+    most one field of each group of `exclusive_fields`.
     """
 
     id: str
@@ -137,6 +149,7 @@ class ImageModel:
     prompt_limit: int | None = None
     prompt_capped: bool = True
     quick_qualities: tuple[str | None, ...] = ()
+    exclusive_fields: tuple[tuple[str, ...], ...] = ()
 
     @property
     def fields(self) -> dict[str, RequestField]:

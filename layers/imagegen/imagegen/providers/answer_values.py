@@ -7,7 +7,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from imagegen.domain.errors import ImageUrlRefusedError, UpstreamAnswerInvalidError
+from imagegen.domain.errors import (
+    ImageUrlRefusedError,
+    MoneySpentError,
+    UpstreamAnswerInvalidError,
+    UpstreamTooFewImagesError,
+)
+from imagegen.domain.images import UpstreamImage
 
 T = TypeVar("T")
 
@@ -116,6 +122,22 @@ def loose_base64(text: str) -> bytes | None:
         return b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError:
         return None
+
+
+def exactly(images: list[UpstreamImage], n: int, lost: MoneySpentError | None) -> tuple[UpstreamImage, ...]:
+    """Returns `n` images in the order of the answer. If the answer has more, usable ones are preferred.
+
+    A missing image has the failure `lost`, the reason that the rest of the answer did not come, or
+    UpstreamTooFewImagesError. Raises the first failure if no image is usable.
+    """
+    if len(images) > n:
+        images = sorted(images, key=lambda image: image.failure is not None)[:n]
+    elif len(images) < n:
+        missing = lost or UpstreamTooFewImagesError(f"The image model answered with {len(images)} of {n} images.")
+        images = images + [UpstreamImage(failure=missing)] * (n - len(images))
+    if images[0].failure and all(image.failure for image in images):
+        raise images[0].failure
+    return tuple(images)
 
 
 def invalid_answer() -> UpstreamAnswerInvalidError:

@@ -404,7 +404,7 @@ class _Run:
                 continue
             url = image.source if isinstance(image.source, str) else None
             failure = failure_of(image.failure) if image.failure else None
-            taken[image_id] = AnsweredImage(url, image.revised_prompt, failure)
+            taken[image_id] = AnsweredImage(url, image.revised_prompt, failure, image.details)
             if isinstance(image.source, bytes):
                 inline[image_id] = image.source
         if not inline:

@@ -112,8 +112,11 @@ def _answer(generation: Generation, content: Callable[[str], dict[str, Any]]) ->
 
 def _image(generation: Generation, image_id: str, content: dict[str, Any]) -> dict[str, Any]:
     image = {"id": image_id, "permalink": Links(generation.base_url).permalink(image_id), **content}
-    revised_prompt = generation.revised_prompt(image_id)
-    return image if revised_prompt is None else image | {"revised_prompt": revised_prompt}
+    answered = generation.answered(image_id)
+    if answered is None:
+        return image
+    revised = {} if answered.revised_prompt is None else {"revised_prompt": answered.revised_prompt}
+    return image | revised | answered.details
 
 
 def _url(generation: Generation, image_id: str, signer: ImageStore | None) -> dict[str, Any]:

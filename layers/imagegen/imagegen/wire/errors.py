@@ -75,6 +75,7 @@ ROWS: dict[str, Row] = {
     "upstream_answer_invalid": Row(424, _UPSTREAM),
     "upstream_answer_too_large": Row(424, _UPSTREAM),
     "upstream_too_few_images": Row(424, _UPSTREAM),
+    "upstream_no_image": Row(424, _UPSTREAM),
     "image_url_refused": Row(424, _UPSTREAM),
     "image_download_failed": Row(424, _UPSTREAM),
     "not_an_image": Row(424, _UPSTREAM),

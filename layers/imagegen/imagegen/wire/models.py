@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from imagegen.domain.errors import UnknownModelError
-from imagegen.domain.models import Catalog, Choice, ImageModel, Text
+from imagegen.domain.models import COMMON_TEXTS, Catalog, Choice, ImageModel, Structured, Text, Whole
 from imagegen.wire.requests import unknown_model
 
 _CREATED = 1767225600  # 2026-01-01: OpenAI's model object requires a time, and the models have none
@@ -39,11 +39,16 @@ def _parameters(model: ImageModel, catalog: Catalog) -> dict[str, dict[str, Any]
     parameters: dict[str, dict[str, Any]] = {"prompt": {"max_characters": catalog.longest_prompt(model)}}
     for name, field in model.fields.items():
         rule = field.rule
-        if isinstance(rule, Text) or (isinstance(rule, Choice) and not rule.values):
+        if name in COMMON_TEXTS or (isinstance(rule, Choice) and not rule.values):
             continue
-        if isinstance(rule, Choice):
-            parameters[name] = {"values": rule.values} | ({"free": asdict(rule.free)} if rule.free else {})
-        else:
-            parameters[name] = {"min": rule.least, "max": rule.most}
+        match rule:
+            case Choice():
+                parameters[name] = {"values": rule.values} | ({"free": asdict(rule.free)} if rule.free else {})
+            case Whole():
+                parameters[name] = {"min": rule.least, "max": rule.most}
+            case Text():
+                parameters[name] = {"max_characters": rule.longest}
+            case Structured():
+                parameters[name] = {"schema": rule.schema}
     parameters["response_format"]["default"] = model.default_response_format
     return parameters

@@ -8,7 +8,7 @@ import msgspec
 
 from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.domain.images import ImageRequest
-from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Text
+from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Structured, Text
 from imagegen.wire.json_text import decoded
 
 # The longest prompt has 32,000 characters, which take at most 12 bytes each as JSON escapes.
@@ -48,6 +48,7 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
             response_format=values["response_format"],
             options={name: value for name, value in values.items() if name in sent and value is not None},
         )
+        _check_exclusive(request.options, model)
         _check_no_stream(left, model)
         _check_no_unknown(left)
         _check_output(request.options)
@@ -74,6 +75,13 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
             if text is not None and len(text) > rule.longest:
                 raise _too_long(field.name, rule.longest, len(text))
             return text
+        if isinstance(rule, Structured):
+            value = fields.pop(field.name, None)
+            if value is not None and not rule.fits(value):
+                raise InvalidRequestError(
+                    f"Invalid '{field.name}': expected {rule.summary}.", param=field.name, code="invalid_value"
+                )
+            return value
         return _integer(fields, field.name, rule.least, rule.most)
 
     def _choice(self, fields: dict[str, Any], name: str, rule: Choice) -> str | None:
@@ -191,6 +199,15 @@ def _check_no_stream(fields: dict[str, Any], model: ImageModel) -> None:
 def _check_no_unknown(fields: dict[str, Any]) -> None:
     for name in fields:
         raise InvalidRequestError(f"Unknown parameter: '{_shown(name)}'.", param=_shown(name), code="unknown_parameter")
+
+
+def _check_exclusive(options: Mapping[str, Any], model: ImageModel) -> None:
+    for group in model.exclusive_fields:
+        given = [name for name in group if name in options]
+        for other in given[1:]:
+            raise InvalidRequestError(
+                f"Invalid '{other}': cannot be combined with '{given[0]}'.", param=other, code="invalid_value"
+            )
 
 
 def _check_output(options: Mapping[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """Describes the bodies of the API as JSON Schemas, with the limits of the models."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 from imagegen.domain.batches import BatchStatus
 from imagegen.domain.generations import Status
 from imagegen.domain.models import (
+    COMMON_TEXTS,
     MAX_IMAGES,
     MOST_COMPRESSION,
     RESPONSE_FORMATS,
@@ -13,6 +15,7 @@ from imagegen.domain.models import (
     Choice,
     ImageModel,
     RequestField,
+    Structured,
     Text,
     Whole,
 )
@@ -59,7 +62,7 @@ def schemas(catalog: Catalog) -> dict[str, Schema]:
         ),
         "Model": _model(),
         "ModelList": _object({"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}),
-        "ModelParameters": _model_parameters(),
+        "ModelParameters": _model_parameters(catalog),
         "Batch": _batch(),
         "BatchList": _list("Batch", BATCH_ID),
         "Health": _object({"status": {"const": "ok"}}),
@@ -68,34 +71,33 @@ def schemas(catalog: Catalog) -> dict[str, Schema]:
     }
 
 
-def _request(catalog: Catalog) -> Schema:
+def request_fields(catalog: Catalog) -> dict[str, Schema]:
+    """Returns the fields of a request, by name. Each accepts the values of any model."""
     models = list(catalog.models.values())
     fields: dict[str, Schema] = {
-        "prompt": {
-            "type": "string",
-            "minLength": 1,
-            "maxLength": max(catalog.longest_prompt(model) for model in models),
-            "pattern": r"\S",
-            "description": "A description of the image. Must not be blank.",
-        },
+        "prompt": _prompt(max(catalog.longest_prompt(model) for model in models)),
         "model": _choice(
             catalog.models,
             f"Default `{catalog.default}`, or the first model with the `size`. An operator may add aliases.",
         ),
     }
-    fields |= {name: _any_of(variants) for name, variants in catalog.fields.items()}
-    fields["n"]["default"] = 1
-    fields |= {
-        "stream": {"type": ["boolean", "null"], "not": {"const": True}, "description": _NO_STREAM},
-        "partial_images": {"type": ["integer", "null"], "minimum": 0, "maximum": 0, "description": _NO_STREAM},
-    }
+    return fields | {name: _any_of(variants) for name, variants in catalog.fields.items()}
+
+
+def _request(catalog: Catalog) -> Schema:
     return {
-        "type": "object",
         "description": "A field with the value null counts as absent.",
-        "properties": fields,
-        "required": ["prompt"],
-        "additionalProperties": False,
-        "allOf": [*(_rule(model, catalog) for model in models), *_output_rules()],
+        "anyOf": list(_kinds(catalog)),
+    }
+
+
+def _prompt(longest: int) -> Schema:
+    return {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": longest,
+        "pattern": r"\S",
+        "description": "A description of the image. Must not be blank.",
     }
 
 
@@ -114,6 +116,9 @@ def _any_of(variants: Sequence[RequestField]) -> Schema:
         schema |= {"minimum": min(each.least for each in bounds), "maximum": max(each.most for each in bounds)}
     if texts:
         schema = {"type": ["string", "null"], "maxLength": max(each.longest for each in texts)}
+    for rule in rules:
+        if isinstance(rule, Structured):
+            schema = {"anyOf": [rule.schema, {"type": "null"}]}
     return schema | {"description": description_of(variants)}
 
 
@@ -127,33 +132,59 @@ def _values(choice: Choice) -> Schema:
     return {"anyOf": [named, {"type": "string", "pattern": _FREE_SIZE}]} if choice.free else named
 
 
-def _rule(model: ImageModel, catalog: Catalog) -> Schema:
-    """Returns the rule for requests that name this model, or that name none and have a size that selects it."""
-    named = {"properties": {"model": {"const": model.id}}, "required": ["model"]}
-    own_sizes = [size for size in model.sizes if catalog.for_size(size) is model]
-    unnamed: Schema = {"properties": {"model": {"const": None}, "size": {"enum": own_sizes}}, "required": ["size"]}
-    if model.id == catalog.default:  # without "required", the rule also applies if there is no `size`
-        sizes = _all(each.sizes for each in catalog.models.values())
-        others = [size for size in sizes if catalog.for_size(size) is not model]
-        unnamed = {"properties": {"model": {"const": None}, "size": {"not": {"enum": others}}}}
-    properties: dict[str, Schema] = {"prompt": {"maxLength": catalog.longest_prompt(model)}}
+def _kinds(catalog: Catalog) -> Iterator[Schema]:
+    """Yields the kinds of requests: each names a model, or names none and has a size that selects one.
+
+    Models that accept the same are one kind. A kind is a whole object. With one object and conditions for each model,
+    the combinations are too many for programs that generate requests.
+    """
+    groups: list[tuple[dict[str, Schema], list[ImageModel]]] = []
+    for model in catalog.models.values():
+        properties = _properties(model, catalog)
+        group = next((models for known, models in groups if known == properties), None)
+        if group is None:
+            groups.append((properties, [model]))
+        else:
+            group.append(model)
+    for properties, models in groups:
+        names = [model.id for model in models]
+        rules = {"allOf": _output_rules()} if "output_format" in models[0].fields else {}
+        own_sizes = _all([size for size in model.sizes if catalog.for_size(size) is model] for model in models)
+        for variant in _one_of_each(models[0].exclusive_fields, properties):
+            yield _kind(", ".join(names), variant | {"model": {"enum": names}}, "model", **rules)
+            unnamed = variant | {"model": {"type": "null"}}
+            if catalog.default in names:
+                yield _kind("without a model", unnamed, **rules)
+            elif own_sizes and "size" in variant:
+                sized = unnamed | {"size": {"enum": own_sizes}}
+                yield _kind("without a model, with a size", sized, "size", **rules)
+
+
+def _kind(title: str, properties: dict[str, Schema], *required: str, **rules: Any) -> Schema:
+    fields = {"type": "object", "properties": properties, "required": ["prompt", *required]}
+    return {"title": title, **fields, "additionalProperties": {"type": "null"}, **rules}
+
+
+def _properties(model: ImageModel, catalog: Catalog) -> dict[str, Schema]:
+    """Returns the fields of a request for the model."""
     fields = model.fields
-    for name in (*catalog.fields, "partial_images"):
-        field = fields.get(name)
-        if field is not None:
-            properties |= _bounds(field)
-        elif name != "partial_images" or "output_format" not in fields:
-            properties[name] = {"type": "null"}
-    return {"if": {"anyOf": [named, unnamed]} if own_sizes else named, "then": {"properties": properties}}
+    properties = {"prompt": _prompt(catalog.longest_prompt(model))}
+    for name, variants in catalog.fields.items():
+        if field := fields.get(name):
+            properties[name] = _any_of([field]) | {"description": description_of([field, *variants])}
+    properties["n"] |= {"default": 1}
+    properties["stream"] = {"type": ["boolean", "null"], "not": {"const": True}, "description": _NO_STREAM}
+    if "output_format" in fields:
+        properties["partial_images"] = {"type": ["integer", "null"], "minimum": 0, "maximum": 0}
+        properties["partial_images"]["description"] = _NO_STREAM
+    return properties
 
 
-def _bounds(field: RequestField) -> dict[str, Schema]:
-    """Returns the values or bounds of a field."""
-    if isinstance(field.rule, Choice):
-        return {field.name: _values(field.rule)}
-    if isinstance(field.rule, Whole):
-        return {field.name: {"minimum": field.rule.least, "maximum": field.rule.most}}
-    return {field.name: {"maxLength": field.rule.longest}}
+def _one_of_each(groups: Sequence[Sequence[str]], properties: dict[str, Schema]) -> Iterator[dict[str, Schema]]:
+    """Yields the properties with one field of each group, without its others."""
+    for chosen in product(*groups):
+        left_out = {name for group in groups for name in group} - {*chosen}
+        yield {name: schema for name, schema in properties.items() if name not in left_out}
 
 
 def _output_rules() -> list[Schema]:
@@ -198,6 +229,9 @@ def _image() -> Schema:
             "expires_at": _time("Set with a presigned `url`."),
             "b64_json": {"type": "string", "contentEncoding": "base64", "description": "Instead of `url`."},
             "revised_prompt": {"type": "string"},
+            "seed": {"type": "integer", "description": "As the upstream reports it, like the fields below."},
+            "resolution": {"type": "string"},
+            "style_type": {"type": "string"},
         },
         description="An image has `url` or `b64_json`, never both.",
     )
@@ -240,7 +274,7 @@ def _model() -> Schema:
     )
 
 
-def _model_parameters() -> Schema:
+def _model_parameters(catalog: Catalog) -> Schema:
     def values(**more: Schema) -> Schema:
         return _object({"values": {"type": "array", "items": {"type": "string"}}}, more)
 
@@ -248,7 +282,9 @@ def _model_parameters() -> Schema:
     free = _object(
         {name: _count() for name in ("multiple_of", "longest_edge", "least_pixels", "most_pixels", "widest_ratio")}
     )
-    optional = ("quality", "style", "background", "moderation", "output_format")
+    of_rule = {Choice: values(), Whole: bounds, Text: _object({"max_characters": _count()})}
+    of_rule[Structured] = _object({"schema": {"type": "object", "description": "JSON Schema of the value."}})
+    own = {field.name: type(field.rule) for model in catalog.models.values() for field in model.own_fields}
     return _object(
         {
             "prompt": _object({"max_characters": _count()}),
@@ -256,7 +292,7 @@ def _model_parameters() -> Schema:
             "size": values(free=free | {"description": "Bounds of any other WIDTHxHEIGHT that the model accepts."}),
             "response_format": values(default={"type": "string", "enum": list(RESPONSE_FORMATS)}),
         },
-        {name: values() for name in optional} | {"output_compression": bounds},
+        {name: of_rule[rule] for name, rule in own.items() if name not in ("size", *COMMON_TEXTS, "response_format")},
         description="The request fields that have an effect for the model, with their values or bounds.",
     )
 

@@ -6,12 +6,13 @@ from itertools import chain, islice, pairwise
 
 import msgspec
 
-from imagegen.domain.errors import MoneySpentError, UpstreamTooFewImagesError
+from imagegen.domain.errors import MoneySpentError
 from imagegen.domain.generations import summed_usage
 from imagegen.domain.images import UpstreamImage, UpstreamImages
 from imagegen.providers.answer_values import (
     NULL,
     detail_of,
+    exactly,
     image_bytes,
     image_url,
     invalid_answer,
@@ -64,17 +65,11 @@ def read_answer(body: bytes | bytearray, n: int, lost: MoneySpentError | None = 
             break
     if not images and all(document.data is None for document in documents):
         raise lost or invalid_answer()
-    if len(images) > n:
-        images = sorted(images, key=lambda image: image.failure is not None)[:n]
-    elif len(images) < n:
-        missing = lost or UpstreamTooFewImagesError(f"The image model answered with {len(images)} of {n} images.")
-        images += [UpstreamImage(failure=missing)] * (n - len(images))
-    if not usable and images[0].failure:
-        raise images[0].failure
+    chosen = exactly(images, n, lost)
     details: dict[str, str] = {}
     for document in documents:
         details |= {name: value for name in _DETAILS if (value := detail_of(getattr(document, name)))}
-    return UpstreamImages(tuple(images), details, summed_usage(usage_of(document.usage) for document in documents))
+    return UpstreamImages(chosen, details, summed_usage(usage_of(document.usage) for document in documents))
 
 
 def _documents(body: bytes | bytearray) -> list[_Document]:

@@ -1,8 +1,8 @@
 """Defines the models of OpenAI's images API, as OpenAI and its resellers sell them.
 
 Limits are those of OpenAI (openai-python 3.54, `image_generate_params.py`) and, for Flux, of the reseller's page for
-Flux in the format of dall-e-3. The deployer's limit of prompts applies to the models whose own limit is 4,000 or less,
-or unknown.
+Flux in the format of dall-e-3; for Flux Kontext those of other resellers. The deployer's limit of prompts applies to
+the models whose own limit is 4,000 or less, or unknown.
 """
 
 from imagegen.domain.models import (
@@ -17,6 +17,7 @@ from imagegen.domain.models import (
     Text,
     Whole,
 )
+from imagegen.providers.aspect_ratios import DESCRIPTION, SIZES
 
 PROVIDER = "openai"
 
@@ -91,6 +92,27 @@ def _flux(model_id: str) -> ImageModel:
     )
 
 
+def _flux_kontext(model_id: str) -> ImageModel:
+    return ImageModel(
+        id=model_id,
+        owned_by="black-forest-labs",
+        provider=PROVIDER,
+        own_fields=(
+            RequestField("size", Choice(SIZES, defaults=("auto",)), DESCRIPTION),
+            RequestField(
+                "aspect_ratio",
+                Choice(("21:9", "16:9", "4:3", "3:2", "1:1", "2:3", "3:4", "9:16", "9:21")),
+                "Instead of `size`. Default `1:1`.",
+            ),
+        ),
+        default_response_format="url",
+        images_per_call=1,
+        quick_qualities=(None,),
+        exclusive_fields=(("size", "aspect_ratio"),),
+    )
+
+
+FLUX_KONTEXT = (_flux_kontext("flux-kontext-pro"), _flux_kontext("flux-kontext-max"))
 MODELS = (
     ImageModel(
         id="dall-e-2",
@@ -144,4 +166,18 @@ MODELS = (
     _flux("flux-pro-1.1"),
     _flux("flux-dev"),
     _flux("flux"),
+    *FLUX_KONTEXT,
+    ImageModel(
+        id="qwen-image",
+        owned_by="qwen",
+        provider=PROVIDER,
+        own_fields=(  # the sizes of its model card (huggingface.co/Qwen/Qwen-Image)
+            _size(
+                "1024x1024", "1328x1328", *("1664x928", "928x1664", "1472x1104", "1104x1472", "1584x1056", "1056x1584")
+            ),
+        ),
+        default_response_format="url",
+        images_per_call=1,
+        quick_qualities=(None,),
+    ),
 )

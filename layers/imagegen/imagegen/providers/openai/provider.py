@@ -6,11 +6,13 @@ import msgspec
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.images import UpstreamImages, UpstreamRequest
+from imagegen.providers.aspect_ratios import ratio_of
 from imagegen.providers.openai.answers import read_answer
-from imagegen.providers.openai.models import MODELS
+from imagegen.providers.openai.models import FLUX_KONTEXT, MODELS
 from imagegen.providers.refusals import read_refusal, request_fields
 from imagegen.providers.upstream_api import UpstreamApi
 
+_BY_RATIO = frozenset(model.id for model in FLUX_KONTEXT)  # a ratio is required, and there are no sizes
 _REFUSAL = partial(read_refusal, fields=request_fields(MODELS))
 
 
@@ -31,5 +33,7 @@ class OpenAIProvider:
 
 
 def _body(call: UpstreamRequest) -> bytes:
-    request = call.request
-    return msgspec.json.encode({"model": request.model, "prompt": request.prompt, "n": call.n, **request.options})
+    request, options = call.request, dict(call.request.options)
+    if request.model in _BY_RATIO:
+        options.setdefault("aspect_ratio", ratio_of(options.pop("size", "1024x1024"), ":"))
+    return msgspec.json.encode({"model": request.model, "prompt": request.prompt, "n": call.n, **options})

@@ -1,0 +1,38 @@
+"""Defines Gemini's image models (js-genai, `ImageConfig`; the reseller's page for Gemini in a chat)."""
+
+from imagegen.domain.models import Choice, ImageModel, RequestField
+from imagegen.providers.aspect_ratios import DESCRIPTION, SIZES
+
+PROVIDER = "gemini-chat"
+DEFAULT_SIZES = ("auto",)
+
+_SIZE = RequestField("size", Choice(SIZES, defaults=DEFAULT_SIZES), DESCRIPTION)
+_ASPECT_RATIO = RequestField(
+    "aspect_ratio",
+    Choice(("1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9", "21:9")),
+    "Instead of `size`. Without both, the upstream chooses.",
+)
+_IMAGE_SIZE = RequestField("image_size", Choice(("1K", "2K", "4K")), "The length of the longer edge.")
+# Gemini 2.0 knows neither a ratio nor a size.
+_NO_SIZE = RequestField("size", Choice(("1024x1024",), defaults=DEFAULT_SIZES), "", sent=False)
+
+
+def _gemini(model_id: str, *fields: RequestField) -> ImageModel:
+    return ImageModel(
+        id=model_id,
+        owned_by="google",
+        provider=PROVIDER,
+        own_fields=fields,
+        default_response_format="url",
+        images_per_call=1,
+        quick_qualities=(None,),
+        exclusive_fields=(("size", "aspect_ratio"),) if _ASPECT_RATIO in fields else (),
+    )
+
+
+MODELS = (
+    _gemini("gemini-2.0-flash-exp-image-generation", _NO_SIZE),
+    _gemini("gemini-2.5-flash-image", _SIZE, _ASPECT_RATIO),
+    _gemini("gemini-3-pro-image", _SIZE, _ASPECT_RATIO, _IMAGE_SIZE),
+)
+ALIASES = {f"{model.id}-preview": model.id for model in MODELS[1:]}

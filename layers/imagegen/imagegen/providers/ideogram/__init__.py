@@ -1,0 +1,1 @@
+"""Ideogram 3.0, as resellers serve it beside OpenAI's API."""
