@@ -29,7 +29,7 @@ from imagegen.providers.refusals import read_refusal
 from imagegen.domain.redaction import redacted
 
 MARKS = ["a-", "a.", "?=", "::", "a:", "a@", "1.", "://", "x-amz-", "Bearer ", "token=", 'token="', "eyJ", "sk-", "%25",
-         "a ", ", ", "A1", "é"]
+         "a ", ", ", "A1", "é", "![", "![a](", "data:image/png;base64,", "\\\\/"]
 
 def texts(pattern, length):
     marks = {character for character in pattern if not character.isalnum()}

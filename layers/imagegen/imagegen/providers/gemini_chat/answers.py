@@ -11,7 +11,8 @@ from imagegen.domain.redaction import redacted
 from imagegen.providers.answer_values import NULL, exactly, image_url, invalid_answer, usage_of, value_of
 from imagegen.providers.lenient_json import decoded
 
-_MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)")
+# The text in the first brackets may have brackets.
+_MARKDOWN_IMAGE = re.compile(r"!\[(?:[^\[\]]++|\[[^\[\]]*+\])*+\]\(\s*+<?([^)\s>]++)")
 # An image in base64. It is taken out of the body before the JSON is decoded, so that it is not copied by each step.
 _DATA_URL = re.compile(rb"data:image/[a-z.+-]{1,20};base64,((?:[A-Za-z0-9+/=_-]++|\\/)+)")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
