@@ -1,28 +1,33 @@
 """Reads a chat completion with an image: as Markdown in its text, or in `message.images`."""
 
 import re
-from base64 import b64decode
+from binascii import a2b_base64
+from collections.abc import Iterator
+from itertools import chain, islice
+from secrets import token_hex
 
 import msgspec
 
 from imagegen.domain.errors import ImageFilteredError, MoneySpentError, UpstreamNoImageError
 from imagegen.domain.images import UpstreamImage, UpstreamImages
-from imagegen.domain.redaction import redacted
-from imagegen.providers.answer_values import NULL, exactly, image_url, invalid_answer, usage_of, value_of
+from imagegen.domain.redaction import MOST_CHARACTERS, redacted
+from imagegen.providers.answer_values import NULL, image_url, invalid_answer, usage_of, value_of
 from imagegen.providers.lenient_json import decoded
 
-# The text in the first brackets may have brackets.
-_MARKDOWN_IMAGE = re.compile(r"!\[(?:[^\[\]]++|\[[^\[\]]*+\])*+\]\(\s*+<?([^)\s>]++)")
-# An image in base64. It is taken out of the body before the JSON is decoded, so that it is not copied by each step.
-_DATA_URL = re.compile(rb"data:image/[a-z.+-]{1,20};base64,((?:[A-Za-z0-9+/=_-]++|\\/)+)")
+# The text in the first brackets may have brackets. A `data:` URL may have line breaks.
+_MARKDOWN_IMAGE = re.compile(
+    r"!\[(?:[^\[\]]++|\[[^\[\]]*+\])*+\]\(\s*+<?((?i:data:)[^)>\"]*+|[^)\s>]++)",
+)
+# An image in base64. It is taken out of the body before the JSON is decoded, so that it is not copied by each step. One
+# that does not end here, for example with an escape inside, stays, and is read like any other `data:` URL.
+_DATA_URL = re.compile(rb"data:image/[a-z.+-]{1,20};base64,((?:[A-Za-z0-9+/=_-]++|\\/)++)(?=[)>\"' ]|\\\")")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_TAKEN_OUT = re.compile(r"data:,(\d+)")
 # The reasons of OpenAI and Gemini for an answer that the safety system cut.
 _POLICY_REASONS = frozenset(
     {"content_filter", "safety", "prohibited_content", "blocklist", "recitation", "spii"}
     | {"image_safety", "image_prohibited_content", "image_recitation"}
 )
-_MOST_TEXT = 500  # characters of the text in place of an image
+_MOST_SOURCES = 100  # that are tried for the one image; an answer has a few
 
 
 class _Message(msgspec.Struct):
@@ -58,52 +63,60 @@ def read_answer(body: bytes | bytearray, lost: MoneySpentError | None = None) ->
     `lost` is the reason that the rest of the answer did not come. Raises a MoneySpentError: ImageFilteredError,
     UpstreamNoImageError, UpstreamAnswerInvalidError, ImageUrlRefusedError, or `lost`.
     """
-    contents: list[bytes] = []
+    contents: dict[str, bytes] = {}
+    nonce = token_hex(8)  # so that no URL of the upstream stands for an image that was taken out
 
     def take_out(found: re.Match[bytes]) -> bytes:
-        text = found[1].replace(rb"\/", b"/").translate(_URL_SAFE).rstrip(b"=")
-        try:
-            contents.append(b64decode(text + b"=" * (-len(text) % 4), validate=True))
-        except ValueError:
-            contents.append(b"")
-        return b"data:,%d" % (len(contents) - 1)
+        if len(contents) == _MOST_SOURCES:
+            return found[0]
+        stand_in = f"data:,{nonce}-{len(contents)}"
+        contents[stand_in] = _content(found[1])
+        return stand_in.encode()
 
     completion = decoded(_DATA_URL.sub(take_out, body), _Completion)
     choices = [choice for raw in (completion.choices if completion else []) if (choice := value_of(raw, _Choice))]
     if completion is None or not choices:
         raise lost or invalid_answer()
-    message = value_of(choices[0].message, _Message) or _Message()
-    text, sources = _text_and_sources(message)
-    images = [_image(source, contents) for source in sources]
-    if not images:
-        raise _without_image(choices[0], text, lost)
-    return UpstreamImages(exactly(images, 1, lost), usage=usage_of(completion.usage))
+    text, sources = _text_and_sources(value_of(choices[0].message, _Message) or _Message())
+    failure: MoneySpentError | None = None
+    # An image that nothing points to is the image too: some resellers send the plain URL.
+    for source in islice(chain(sources, contents), _MOST_SOURCES):
+        try:
+            image = contents[source] if source in contents else image_url(source)
+        except MoneySpentError as refused:
+            failure = failure or refused
+            continue
+        if image:
+            return UpstreamImages((UpstreamImage(image),), usage=usage_of(completion.usage))
+        failure = failure or invalid_answer()
+    raise failure or _without_image(choices[0], text, lost)
 
 
-def _text_and_sources(message: _Message) -> tuple[str, list[str]]:
-    parts = value_of(message.content, list[_Part]) or []
+def _content(base64: bytes) -> bytes:
+    """Returns the bytes of an image, none if they cannot be decoded."""
+    text = base64.replace(rb"\/", b"/").translate(_URL_SAFE).rstrip(b"=")
+    try:
+        return a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+    except ValueError:
+        return b""
+
+
+def _text_and_sources(message: _Message) -> tuple[str, Iterator[str]]:
+    parts = [value_of(entry, _Part) or _Part(text=entry) for entry in _entries(message.content)]
+    images = [value_of(entry, _Part) or _Part(image_url=entry) for entry in _entries(message.images)]
     texts = [value_of(message.content, str) or "", *(value_of(part.text, str) or "" for part in parts)]
     text = "\n".join(filter(None, texts))
-    sources = [found[1] for found in _MARKDOWN_IMAGE.finditer(text)]
-    for part in (*parts, *(value_of(message.images, list[_Part]) or [])):
-        url = value_of(part.image_url, _Url)
-        source = url.url if url else value_of(part.image_url, str)
-        sources += [source] if source else []
-    return text, sources
+    in_text = (found[1].strip() for found in _MARKDOWN_IMAGE.finditer(text))
+    return text, chain(in_text, filter(None, map(_source, (*parts, *images))))
 
 
-def _image(source: str, contents: list[bytes]) -> UpstreamImage:
-    taken_out = _TAKEN_OUT.fullmatch(source)
-    try:
-        if taken_out and int(taken_out[1]) < len(contents):
-            return UpstreamImage(contents[int(taken_out[1])]) if contents[int(taken_out[1])] else _unusable()
-        return UpstreamImage(image_url(source))
-    except MoneySpentError as failure:
-        return UpstreamImage(failure=failure)
+def _entries(values: msgspec.Raw) -> list[msgspec.Raw]:
+    return value_of(values, list[msgspec.Raw]) or []
 
 
-def _unusable() -> UpstreamImage:
-    return UpstreamImage(failure=invalid_answer())
+def _source(part: _Part) -> str | None:
+    url = value_of(part.image_url, _Url)
+    return url.url if url else value_of(part.image_url, str)
 
 
 def _without_image(choice: _Choice, text: str, lost: MoneySpentError | None) -> MoneySpentError:
@@ -113,6 +126,6 @@ def _without_image(choice: _Choice, text: str, lost: MoneySpentError | None) -> 
     if lost:
         return lost
     if text.strip():
-        said = " ".join(text.split())[:_MOST_TEXT]
+        said = " ".join(text.split(maxsplit=MOST_CHARACTERS)[:MOST_CHARACTERS])
         return UpstreamNoImageError(f"The image model answered with text and no image: {redacted(said)}")
     return UpstreamNoImageError("The image model's answer has no image.")
