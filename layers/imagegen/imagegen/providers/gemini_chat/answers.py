@@ -70,7 +70,7 @@ def read_answer(body: bytes | bytearray, lost: MoneySpentError | None = None) ->
         if len(contents) == _MOST_SOURCES:
             return found[0]
         stand_in = f"data:,{nonce}-{len(contents)}"
-        contents[stand_in] = _content(found[1])
+        contents[stand_in] = _content(memoryview(body)[slice(*found.span(1))])
         return stand_in.encode()
 
     completion = decoded(_DATA_URL.sub(take_out, body), _Completion)
@@ -92,9 +92,12 @@ def read_answer(body: bytes | bytearray, lost: MoneySpentError | None = None) ->
     raise failure or _without_image(choices[0], text, lost)
 
 
-def _content(base64: bytes) -> bytes:
+def _content(base64: memoryview) -> bytes:
     """Returns the bytes of an image, none if they cannot be decoded."""
-    text = base64.replace(rb"\/", b"/").translate(_URL_SAFE).rstrip(b"=")
+    try:
+        return a2b_base64(base64, strict_mode=True)
+    except ValueError:  # perhaps of another dialect
+        text = bytes(base64).replace(rb"\/", b"/").translate(_URL_SAFE).rstrip(b"=")
     try:
         return a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
     except ValueError:
