@@ -150,12 +150,12 @@ def _kinds(catalog: Catalog) -> Iterator[Schema]:
         names = [model.id for model in models]
         rules = {"allOf": _output_rules()} if "output_format" in models[0].fields else {}
         own_sizes = _all([size for size in model.sizes if catalog.for_size(size) is model] for model in models)
-        for variant in _one_of_each(models[0].exclusive_fields, properties):
+        for variant in _one_of_each(models[0], properties):
             yield _kind(", ".join(names), variant | {"model": {"enum": names}}, "model", **rules)
             unnamed = variant | {"model": {"type": "null"}}
             if catalog.default in names:
                 yield _kind("without a model", unnamed, **rules)
-            elif own_sizes and "size" in variant:
+            elif own_sizes and "description" in variant["size"]:  # in this variant, it may have any value
                 sized = unnamed | {"size": {"enum": own_sizes}}
                 yield _kind("without a model, with a size", sized, "size", **rules)
 
@@ -180,11 +180,13 @@ def _properties(model: ImageModel, catalog: Catalog) -> dict[str, Schema]:
     return properties
 
 
-def _one_of_each(groups: Sequence[Sequence[str]], properties: dict[str, Schema]) -> Iterator[dict[str, Schema]]:
-    """Yields the properties with one field of each group, without its others."""
+def _one_of_each(model: ImageModel, properties: dict[str, Schema]) -> Iterator[dict[str, Schema]]:
+    """Yields the properties with one field of each exclusive group. The others of a group may mean the default."""
+    groups = model.exclusive_fields
     for chosen in product(*groups):
-        left_out = {name for group in groups for name in group} - {*chosen}
-        yield {name: schema for name, schema in properties.items() if name not in left_out}
+        others = {name for group in groups for name in group} - {*chosen}
+        defaults = {name: {"enum": [*model.choice(name).defaults, None]} for name in others}
+        yield properties | defaults
 
 
 def _output_rules() -> list[Schema]:

@@ -62,11 +62,16 @@ def _is_color(member: dict[str, Any]) -> bool:
     )
 
 
+def _digits(pattern: re.Pattern[str], length: int) -> dict[str, Any]:
+    """Returns the schema. The length excludes a line break at the end, which `$` allows in some languages."""
+    return {"type": "string", "pattern": f"^{pattern.pattern}$", "minLength": length, "maxLength": length}
+
+
 _CODES = Structured(
     f"a list of 1 to {_MOST_CODES} codes of 8 hexadecimal digits",
     {
         "type": "array",
-        "items": {"type": "string", "pattern": f"^{_CODE.pattern}$"},
+        "items": _digits(_CODE, 8),
         "minItems": 1,
         "maxItems": _MOST_CODES,
     },
@@ -75,7 +80,7 @@ _CODES = Structured(
 _COLOR_SCHEMA = {
     "type": "object",
     "properties": {
-        "color_hex": {"type": "string", "pattern": f"^{_COLOR.pattern}$"},
+        "color_hex": _digits(_COLOR, 7),
         "color_weight": {"type": "number", "minimum": 0.05, "maximum": 1},
     },
     "required": ["color_hex"],
