@@ -317,12 +317,37 @@ def _most_bytes(value: dict[str, Any]) -> int:
     [(0, ""), (MOST_SENT + MOST_RETRIES, QUOTED[:MOST_MESSAGE])],
     ids=["no failures", "all failures"],
 )
-def test_the_largest_record_fits_an_item(table: Table, calls: int, extra: int, attempts: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "own", "of_image"),
+    [
+        ("gpt-image-2", {}, {}),
+        (
+            "ideogram-v3",
+            {
+                "negative_prompt": "\x01" * 2_000,
+                "style_codes": ["0123abcd"] * 10,
+                "color_palette": {"members": [{"color_hex": "#012345", "color_weight": 0.12345678901234567}] * 16},
+            },
+            {"seed": 2**32 - 1, "resolution": "x" * 98, "style_type": "x" * 98},
+        ),
+    ],
+    ids=["gpt-image-2", "ideogram-v3"],
+)
+def test_the_largest_record_fits_an_item(
+    table: Table,
+    calls: int,
+    extra: int,
+    attempts: int,
+    message: str,
+    model: str,
+    own: dict[str, Any],
+    of_image: dict[str, str | int],
+) -> None:
     """Each call has the maximum of failed attempts, with all retries of an operator."""
     records, n = table.generations, MAX_IMAGES // calls
     character = "\x01"  # JSON needs six bytes for it, the most
     users = dict.fromkeys(("user", "safety_identifier"), character * LONGEST_USER)
-    body = {"model": "gpt-image-2", "prompt": character * 32_000, "n": MAX_IMAGES, **users}
+    body = {"model": model, "prompt": character * 32_000, "n": MAX_IMAGES, **users, **own}
     origin = Origin(character * MOST_CUSTOM_ID, "batch_AAAAAAAAAAAAAAAAAAAAAA", 10**9)
     request, base_url = read_request(32_000).fields(body), f"https://{'x' * 250}/v1"
     generation = admitted(request, caller="a" * 64, base_url=base_url, now=NOW, origin=origin)
@@ -332,7 +357,9 @@ def test_the_largest_record_fits_an_item(table: Table, calls: int, extra: int, a
     records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60)
 
     answer = _largest_answer(n - extra)
-    answered = tuple(AnsweredImage(str(image.source), image.revised_prompt) for image in answer.images)
+    answered = tuple(
+        AnsweredImage(str(image.source), image.revised_prompt, details=of_image) for image in answer.images
+    )
     assert len(answered) == n - extra
     whole = CallAnswer(answered, answer.details, answer.usage)
     missing = AnsweredImage(
