@@ -64,6 +64,8 @@ CASES = [
             403,
             {"code": 403, "message": 'm requires moderation on p. Your input was flagged for "violence".'},
         ),  # OpenRouter
+        (400, says("request blocked by Gemini API: PROHIBITED_CONTENT", "prompt_blocked")),
+        (400, says("user sensitive words detected: x", "sensitive_words_detected")),
         (403, says("Your request was rejected as a result of our safety system.")),
         (403, says("Content violates usage guidelines. Team: 7f, API key ID: 8a, Model: grok.")),
         param="prompt",

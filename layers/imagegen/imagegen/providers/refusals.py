@@ -29,6 +29,8 @@ from imagegen.providers.lenient_json import decoded
 
 _POLICY_CODES = {"content_policy_violation", "moderation_blocked"}
 _AZURE_POLICY_CODES = {"content_filter", "contentFilter", "ResponsibleAIPolicyViolation"}
+# The codes of new-api (`types/error.go`) for a prompt that Gemini blocked, and for words that its operator blocked.
+_NEW_API_POLICY_CODES = {"prompt_blocked", "sensitive_words_detected"}
 # The words with which xAI, OpenRouter and others refuse a prompt, and Azure an account, both with status 403.
 _POLICY_WORDS = re.compile(
     r"(?i)safety (?:system|policy|check|filter)|content (?:policy|filter|moderation|violat)"
@@ -80,7 +82,7 @@ def _by_code(status: int, fields: dict[str, str]) -> ImagegenError | None:
     if status == 402 or code in _CREDIT_CODES:
         return UpstreamOutOfCreditError("This service has no credit left with the image model's provider.")
     if (
-        code in _POLICY_CODES | _AZURE_POLICY_CODES
+        code in _POLICY_CODES | _AZURE_POLICY_CODES | _NEW_API_POLICY_CODES
         or fields.get("inner_code") in _AZURE_POLICY_CODES
         or (status in (400, 422) and fields.get("type") == "image_generation_user_error")
         or (status == 403 and code != "model_not_found" and _blames_the_prompt(fields.get("message", "")))
