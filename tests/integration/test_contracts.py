@@ -19,6 +19,8 @@ from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.ports import ImageProvider, ImageSource, Parameters
+from imagegen.providers.gemini_chat.provider import GeminiChatProvider
+from imagegen.providers.ideogram.provider import IdeogramProvider
 from imagegen.providers.openai.provider import OpenAIProvider
 from imagegen.providers.upstream_api import UpstreamApi
 from local.serving import Reply, serving
@@ -29,7 +31,13 @@ from tests.fakes.provider import FakeProvider, png
 from tests.support.stores import Connect, closed_url
 
 Cause = Literal["policy", "broken", "busy"]
-REQUEST = ImageRequest("a cat", "dall-e-3", "url")
+# By protocol: the provider, a model, and the answer of an upstream that rejects the prompt.
+POLICY_ERROR = Reply(400, b'{"error": {"code": "content_policy_violation"}}')
+REAL: dict[str, tuple[Callable[[UpstreamApi], ImageProvider], str, Reply]] = {
+    "openai": (OpenAIProvider, "dall-e-3", POLICY_ERROR),
+    "gemini-chat": (GeminiChatProvider, "gemini-2.5-flash-image", POLICY_ERROR),
+    "ideogram": (IdeogramProvider, "ideogram-v3", Reply(422, b'{"error": "The prompt failed the safety check."}')),
+}
 
 
 def soon() -> Deadline:
@@ -46,6 +54,11 @@ class ProviderTwin:
     provider: ImageProvider
     fail_next: Callable[[Cause], None]
     calls: Callable[[], int]
+    model: str = "dall-e-3"
+
+    @property
+    def request(self) -> ImageRequest:
+        return ImageRequest("a cat", self.model, "url")
 
     def images(self, request: ImageRequest, n: int = 1, deadline: Deadline | None = None) -> UpstreamImages:
         result = self.provider.start(UpstreamRequest(request, n, "reference"), deadline or soon())
@@ -53,7 +66,7 @@ class ProviderTwin:
         return result
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", *REAL])
 def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProviderTwin]:
     if request.param == "fake":
         fake = FakeProvider()
@@ -66,8 +79,9 @@ def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         return
     monkeypatch.setattr("imagegen.providers.upstream_api._FIRST_PAUSE_SECONDS", 0)
     stand_in, pool = StandInUpstream("sk-test"), HttpPool()
+    provider, model, rejection = REAL[request.param]
     refusals: dict[Cause, Reply] = {
-        "policy": Reply(400, b'{"error": {"code": "content_policy_violation"}}'),
+        "policy": rejection,
         "broken": Reply(500),
         "busy": Reply(429, headers={"Retry-After": "60"}),
     }
@@ -75,19 +89,30 @@ def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         url = f"http://127.0.0.1:{port}/v1"
         api = UpstreamApi(pool, base_url=url, key=lambda _: "sk-test", timeout=60, max_image_bytes=10_000_000)
         yield ProviderTwin(
-            OpenAIProvider(api),
+            provider(api),
             lambda cause: stand_in.script.append(lambda _: refusals[cause]),
             lambda: len(stand_in.calls),
+            model,
         )
 
 
+SMALL = ImageRequest("a cat", "dall-e-2", "url", n=3, options={"size": "256x256"})
+AS_BASE64 = ImageRequest("a cat", "dall-e-2", "b64_json", n=3, options={"response_format": "b64_json"})
+FLUX = ImageRequest("a cat", "flux", "url", n=3, options={"size": "768x512"})
+
+
 @pytest.mark.parametrize(
-    ("image_request", "n", "kind"),
+    ("upstream", "image_request", "n", "kind"),
     [
-        (ImageRequest("a cat", "dall-e-2", "url", n=3, options={"size": "256x256"}), 3, str),
-        (ImageRequest("a cat", "dall-e-2", "b64_json", n=3, options={"response_format": "b64_json"}), 3, bytes),
-        (ImageRequest("a cat", "flux", "url", n=3, options={"size": "768x512"}), 1, str),  # `n` of the call counts
+        *((twin, SMALL, 3, str) for twin in ("fake", "openai")),
+        *((twin, AS_BASE64, 3, bytes) for twin in ("fake", "openai")),
+        *((twin, FLUX, 1, str) for twin in ("fake", "openai")),  # `n` of the call counts
+        ("gemini-chat", ImageRequest("a cat", "gemini-2.5-flash-image", "url", n=3), 1, bytes),
+        ("gemini-chat", ImageRequest("a cat", "gemini-3-pro-image", "b64_json"), 1, bytes),
+        ("ideogram", ImageRequest("a cat", "ideogram-v3", "url", n=10), 3, str),
+        ("ideogram", ImageRequest("a cat", "ideogram-v3", "b64_json", n=10), 2, str),
     ],
+    indirect=["upstream"],
 )
 def test_a_call_returns_n_images(upstream: ProviderTwin, image_request: ImageRequest, n: int, kind: type) -> None:
     images = upstream.images(image_request, n).images
@@ -105,13 +130,13 @@ def test_a_failure_says_if_money_was_spent(
 ) -> None:
     upstream.fail_next(cause)
     with pytest.raises(kind):
-        upstream.images(REQUEST)
+        upstream.images(upstream.request)
     assert upstream.calls() == 1
 
 
 def test_without_time_left_no_call_is_made(upstream: ProviderTwin) -> None:
     with pytest.raises(errors.NothingSpentError):
-        upstream.images(REQUEST, deadline=Deadline.after(0))
+        upstream.images(upstream.request, deadline=Deadline.after(0))
     assert upstream.calls() == 0
 
 
