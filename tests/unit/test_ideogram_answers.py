@@ -132,6 +132,12 @@ def test_of_too_many_images_usable_ones_are_kept_in_their_order() -> None:
     assert (first.source, type(second.failure)) == (URL, errors.ImageFilteredError)
 
 
+def test_only_so_many_entries_are_tried() -> None:
+    """Each takes memory, and an upstream could send millions."""
+    assert answered([{}] * 99 + [WHOLE]).images == (IMAGE,)
+    assert type(failure({"data": [{}] * 100 + [WHOLE]})) is errors.UpstreamAnswerInvalidError
+
+
 def test_missing_images_are_failures_at_the_end() -> None:
     first, *missing = answered([WHOLE], 3).images
     assert first == IMAGE

@@ -237,6 +237,14 @@ def test_usable_images_come_first_if_there_are_too_many() -> None:
     assert [image.source for image in images(bad, bad, {"url": URL}, n=2)] == [URL, None]
 
 
+def test_only_so_many_entries_are_tried() -> None:
+    """Each takes memory, and an upstream could send millions."""
+    bad = [{"b64_json": "%%%%"}]
+    assert images(*bad * 99, {"url": URL}) == (UpstreamImage(URL),)
+    with pytest.raises(errors.UpstreamAnswerInvalidError):
+        images(*bad * 100, {"url": URL})
+
+
 # Event streams
 
 

@@ -18,6 +18,8 @@ from imagegen.domain.images import UpstreamImage
 T = TypeVar("T")
 
 NULL = msgspec.Raw(b"null")
+# The most entries of an answer that are tried for its images, at most ten. Each unusable one takes a kilobyte.
+MOST_ENTRIES = 100
 # The limits are in bytes of JSON, because the values are stored as JSON in an item of at most 400 KB (DynamoDB
 # developer guide, "Quotas in Amazon DynamoDB"). Ten images and the longest prompt fit. An answer that did not fit would
 # be paid for twice. The longest signed URLs of image hosts have some 2,000 characters.

@@ -11,7 +11,7 @@ import msgspec
 from imagegen.domain.errors import ImageFilteredError, MoneySpentError, UpstreamNoImageError
 from imagegen.domain.images import UpstreamImage, UpstreamImages
 from imagegen.domain.redaction import MOST_CHARACTERS, redacted
-from imagegen.providers.answer_values import NULL, image_url, invalid_answer, usage_of, value_of
+from imagegen.providers.answer_values import MOST_ENTRIES, NULL, image_url, invalid_answer, usage_of, value_of
 from imagegen.providers.lenient_json import decoded
 
 # The text in the first brackets may have brackets. A `data:` URL may have line breaks.
@@ -27,7 +27,6 @@ _POLICY_REASONS = frozenset(
     {"content_filter", "safety", "prohibited_content", "blocklist", "recitation", "spii"}
     | {"image_safety", "image_prohibited_content", "image_recitation"}
 )
-_MOST_SOURCES = 100  # that are tried for the one image; an answer has a few
 
 
 class _Message(msgspec.Struct):
@@ -67,7 +66,7 @@ def read_answer(body: bytes | bytearray, lost: MoneySpentError | None = None) ->
     nonce = token_hex(8)  # so that no URL of the upstream stands for an image that was taken out
 
     def take_out(found: re.Match[bytes]) -> bytes:
-        if len(contents) == _MOST_SOURCES:
+        if len(contents) == MOST_ENTRIES:
             return found[0]
         stand_in = f"data:,{nonce}-{len(contents)}"
         contents[stand_in] = _content(memoryview(body)[slice(*found.span(1))])
@@ -80,7 +79,7 @@ def read_answer(body: bytes | bytearray, lost: MoneySpentError | None = None) ->
     text, sources = _text_and_sources(value_of(choices[0].message, _Message) or _Message())
     failure: MoneySpentError | None = None
     # An image that nothing points to is the image too: some resellers send the plain URL.
-    for source in islice(chain(sources, contents), _MOST_SOURCES):
+    for source in islice(chain(sources, contents), MOST_ENTRIES):
         try:
             image = contents[source] if source in contents else image_url(source)
         except MoneySpentError as refused:

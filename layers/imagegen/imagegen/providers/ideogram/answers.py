@@ -5,6 +5,7 @@ import msgspec
 from imagegen.domain.errors import ImageFilteredError, MoneySpentError
 from imagegen.domain.images import UpstreamImage, UpstreamImages
 from imagegen.providers.answer_values import (
+    MOST_ENTRIES,
     NULL,
     detail_of,
     exactly,
@@ -37,7 +38,8 @@ def read_answer(body: bytes | bytearray, n: int, lost: MoneySpentError | None = 
     answer = decoded(body, _Answer)
     if answer is None:
         raise lost or invalid_answer()
-    return UpstreamImages(exactly([_image(value_of(entry, _Image) or _Image()) for entry in answer.data], n, lost))
+    entries = (value_of(entry, _Image) or _Image() for entry in answer.data[:MOST_ENTRIES])
+    return UpstreamImages(exactly([_image(entry) for entry in entries], n, lost))
 
 
 def _image(image: _Image) -> UpstreamImage:

@@ -10,6 +10,7 @@ from imagegen.domain.errors import MoneySpentError
 from imagegen.domain.generations import summed_usage
 from imagegen.domain.images import UpstreamImage, UpstreamImages
 from imagegen.providers.answer_values import (
+    MOST_ENTRIES,
     NULL,
     detail_of,
     exactly,
@@ -58,7 +59,7 @@ def read_answer(body: bytes | bytearray, n: int, lost: MoneySpentError | None = 
     documents = _documents(body)
     images: list[UpstreamImage] = []
     usable = 0
-    for entry in _once(documents):
+    for entry in islice(_once(documents), MOST_ENTRIES):
         images.append(_image(entry))
         usable += images[-1].failure is None
         if usable == n:
