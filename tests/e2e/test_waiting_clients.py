@@ -106,7 +106,7 @@ print(json.dumps({"data": [{"b64_json": image.content.base64} for image in resul
 }
 OPENAI = ("openai, Python", "openai, Node")
 # The megabytes of all clients cost ten seconds of both cores.
-LARGE_CASES = [pytest.param(name, marks=() if name in ("Java", *OPENAI) else pytest.mark.soak) for name in CLIENTS]
+LARGE_CASES = [pytest.param(name, marks=() if name == "Java" else pytest.mark.soak) for name in CLIENTS]
 REDIRECTED_CASES = [("streaming", name) for name in ("aiohttp", "curl", "Go", *OPENAI)]
 REDIRECTED_CASES += [("buffering", name) for name in ("Go", "openai, Python")]
 SLOW_CASES = [*((100, name) for name in CLIENTS), *((500, name) for name in OPENAI)]

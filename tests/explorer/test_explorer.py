@@ -13,7 +13,7 @@ from tests.explorer.invariants import broken, broken_in_batch
 from tests.explorer.scenarios import BATCHES, REQUESTS, Scenario
 from tests.explorer.world import BatchWorld, World, patched
 
-SHORT, LONG = 200, 20_000
+SHORT, LONG = 150, 20_000
 
 
 class Playing:
