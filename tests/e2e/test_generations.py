@@ -83,7 +83,7 @@ def test_another_worker_takes_over_from_a_killed_one_and_repeats_only_a_call_of_
 def test_the_worker_takes_over_from_a_killed_api_function(world: World, caller: Client, prompt: str) -> None:
     body = small(prompt)
     world.upstream.downloads_by_prompt[prompt].append(world.killing("ApiFunction"))
-    assert caller.post(body, Idempotency_Key="first-worker", **INLINE).error
+    assert caller.post(body, Idempotency_Key="first-worker", **INLINE).status in (303, 424)  # it may work on and die
     assert caller.make(body, Idempotency_Key="first-worker").status == 200
     assert len(world.calls(prompt)) == 1
 
@@ -107,7 +107,7 @@ def test_an_image_is_made_after_its_redirect_by_the_same_process_or_if_it_dies_b
 def test_ten_large_images_as_base64_reach_openais_client_byte_for_byte(
     world: World, caller: Client, prompt: str
 ) -> None:
-    """Lambda cannot answer so many bytes, so a redirect leads to the bucket."""
+    """More than a buffered answer may have."""
     images = [PNG + os.urandom(700_000) + b"\0\0\0\0IEND\xaeB`\x82" for _ in range(10)]
     world.will(prompt, answering(*images))
     with caller.openai() as client:

@@ -81,7 +81,7 @@ def test_openais_client_is_refused_once_over_its_quota_and_spends_nothing(world:
         assert int(error.response.headers["retry-after"]) > 0
         assert [status for *_, status in world.answers[asked:]] == [429]
         assert world.calls(prompt) == []
-        made = client.images.with_raw_response.generate(model="dall-e-2", size="256x256", prompt="enough", n=3)
+        made = caller.post({**SMALL, "prompt": "enough", "n": 3}, **QUEUED)
         assert made.headers["x-ratelimit-limit-images"] == "3"
         assert made.headers["x-ratelimit-remaining-images"] == "0"
         with pytest.raises(openai.RateLimitError):
