@@ -341,8 +341,9 @@ class FunctionHost:
         return stream
 
     def pids(self) -> list[int]:
-        """The ids of the living processes, the idle ones first."""
+        """The ids of the living processes, the idle ones first. Waits for those that will be idle at once."""
         with self._changed:
+            self._changed.wait_for(lambda: not any(each.is_finishing for each in self._busy), _FINISHING_SECONDS)
             return [process.pid for process in (*self._idle, *self._busy) if process.alive]
 
     def close(self) -> None:
