@@ -141,7 +141,7 @@ def main() -> None:
         "--part", default="0/1", help="of several runs side by side, each in its own checkout: 0/2, 1/2"
     )
     asked = parser.parse_args()
-    drawn_from = sorted(m for folder in FOLDERS for path in (PACKAGE / folder).glob("*.py") for m in mutants_of(path))
+    drawn_from = sorted(m for folder in FOLDERS for path in (PACKAGE / folder).rglob("*.py") for m in mutants_of(path))
     drawn = random.Random(asked.seed).sample(drawn_from, asked.count)
     part, parts = map(int, asked.part.split("/"))
     killed = 0
