@@ -112,6 +112,7 @@ def test_a_callers_batches_are_listed_newest_first(batches: BatchStore) -> None:
     assert list(batches.newest("alice", 10)) == newest
     assert list(batches.newest("alice", 2, after=newest[0].id)) == newest[1:3]
     assert list(batches.newest("bob", 2, after=newest[0].id)) == []
+    assert list(batches.newest("alice", 2, after="batch_of_nobody")) == []
     assert list(batches.newest("carol", 2)) == []
 
 
