@@ -41,10 +41,10 @@ class StandInUpstream:
     """Answers and refuses as OpenAI and its resellers do.
 
     `calls` are the bodies of the calls that would be charged, `downloads` the requests for images. A call of another
-    protocol than OpenAI's names its `protocol`, and has `prompt`, `model` and `n` besides what was sent. Each entry of
-    `script` answers one call, in order; if it returns None, the usual answer follows. `by_prompt` does the same for
-    calls with that prompt and goes first. `download_script` and `downloads_by_prompt` do the same for downloads.
-    `pages` answer all requests for a path under /files/. `delay` is in seconds.
+    protocol than OpenAI's names its `protocol`, and has `prompt`, `model` and `n` in addition to what was sent. Each
+    entry of `script` answers one call, in order; if it returns None, the usual answer follows. `by_prompt` does the
+    same for calls with that prompt and goes first. `download_script` and `downloads_by_prompt` do the same for
+    downloads. `pages` answer all requests for a path under /files/. `delay` is in seconds.
     """
 
     def __init__(self, key: str) -> None:

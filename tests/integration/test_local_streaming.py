@@ -47,8 +47,8 @@ def handler(event, context):
             os._exit(3)
 
     def finish(broken):
-        if "told" in wanted:
-            with open(wanted["told"], "w") as file:
+        if "outcome" in wanted:
+            with open(wanted["outcome"], "w") as file:
                 file.write(type(broken).__name__)
         if "work" in wanted:
             gate(wanted["work"])
@@ -154,16 +154,16 @@ def test_a_response_over_the_size_limit_is_cut_there(
     streams: FunctionHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert lambda_host.MOST_STREAM_BYTES == 200 * MB
-    told, body = tmp_path / "told", ["x" * 500, "y" * 500]
+    outcome, body = tmp_path / "outcome", ["x" * 500, "y" * 500]
     exact = len(PRELUDE) + 1000
     for limit, error in ((exact - 1, "Function.ResponseSizeTooLarge"), (exact, None)):
         monkeypatch.setattr(lambda_host, "MOST_STREAM_BYTES", limit)
-        stream = ask(streams, blocks=body, told=str(told))
+        stream = ask(streams, blocks=body, outcome=str(outcome))
         blocks, why = read(stream)
         assert b"".join(blocks) == (PRELUDE + "".join(body).encode())[:limit]
         assert why == error
         assert stream.finished.wait(SECONDS)
-        assert (told.read_text() == "NoneType") == (error is None)  # the function learns of it too
+        assert (outcome.read_text() == "NoneType") == (error is None)  # the function learns of it too
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""The protocols of the stand-in upstream besides OpenAI's, over HTTP."""
+"""The protocols of the stand-in upstream other than OpenAI's, over HTTP."""
 
 import io
 import json
