@@ -23,6 +23,7 @@ from imagegen.domain.errors import (
     UpstreamUnavailableError,
     UpstreamUnreachableError,
 )
+from imagegen.domain.images import UpstreamImages, UpstreamRequest
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.read_deadline import BLOCK_BYTES, cut_off_at
 
@@ -132,6 +133,17 @@ class UpstreamApi:
             del read[limit:]
             lost = UpstreamAnswerTooLargeError("The image model's answer is larger than its images can be.")
         return read, lost
+
+
+class AnswersAtOnce:
+    """What the providers have in common whose upstream answers a call with its images."""
+
+    def __init__(self, api: UpstreamApi) -> None:
+        self._api = api
+        self.upstream = api.name
+
+    def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages:
+        raise NotImplementedError("this protocol has no tasks")
 
 
 def _not_answered(error: Exception, deadline: Deadline) -> ImagegenError:

@@ -14,26 +14,19 @@ from imagegen.providers.aspect_ratios import ratio_of
 from imagegen.providers.ideogram.answers import read_answer
 from imagegen.providers.ideogram.models import MODELS
 from imagegen.providers.refusals import read_refusal, request_fields
-from imagegen.providers.upstream_api import UpstreamApi
+from imagegen.providers.upstream_api import AnswersAtOnce
 
 _read_refusal = partial(read_refusal, fields=request_fields(MODELS))
 
 
-class IdeogramProvider:
+class IdeogramProvider(AnswersAtOnce):
     """Implements `ports.ImageProvider`."""
-
-    def __init__(self, api: UpstreamApi) -> None:
-        self._api = api
-        self.upstream = api.name
 
     def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages:
         url = self._api.below_origin(f"/ideogram/v1/{call.request.model}/generate")
         body, content_type = encode_multipart_formdata(_fields(call))
         answer, lost = self._api.post(url, body, content_type, call.n, deadline, _refusal)
         return read_answer(answer, call.n, lost)
-
-    def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages:
-        raise NotImplementedError("this protocol has no tasks")
 
 
 def _fields(call: UpstreamRequest) -> list[tuple[str, str]]:

@@ -10,26 +10,19 @@ from imagegen.providers.aspect_ratios import ratio_of
 from imagegen.providers.openai.answers import read_answer
 from imagegen.providers.openai.models import FLUX_KONTEXT, MODELS
 from imagegen.providers.refusals import read_refusal, request_fields
-from imagegen.providers.upstream_api import UpstreamApi
+from imagegen.providers.upstream_api import AnswersAtOnce
 
 _BY_RATIO = frozenset(model.id for model in FLUX_KONTEXT)  # a ratio is required, and there are no sizes
 _REFUSAL = partial(read_refusal, fields=request_fields(MODELS))
 
 
-class OpenAIProvider:
+class OpenAIProvider(AnswersAtOnce):
     """Implements `ports.ImageProvider`."""
-
-    def __init__(self, api: UpstreamApi) -> None:
-        self._api = api
-        self.upstream = api.name
 
     def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages:
         url = self._api.below_base("/images/generations")
         body, lost = self._api.post(url, _body(call), "application/json", call.n, deadline, _REFUSAL)
         return read_answer(body, call.n, lost)
-
-    def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages:
-        raise NotImplementedError("this protocol has no tasks")
 
 
 def _body(call: UpstreamRequest) -> bytes:
