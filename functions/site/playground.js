@@ -157,7 +157,8 @@ function control(name, rule, before) {
   field.append(made("label", {htmlFor: id, textContent: name === "n" ? "Images" : capital(name.replaceAll("_", " "))}));
   if (rule.schema || rule.max_characters) {
     const value = before === undefined ? "" : rule.schema ? JSON.stringify(before) : before;
-    const input = made("input", {id, name, value, maxLength: rule.max_characters ?? -1});
+    const input = made("input", {id, name, value});
+    if (rule.max_characters) input.maxLength = rule.max_characters;
     if (rule.schema) Object.assign(input, {placeholder: "JSON", title: "A JSON value"}).dataset.json = "";
     field.append(input);
     return field;
@@ -399,8 +400,16 @@ function asCurl() {
   ].join(" \\\n");
 }
 
+// The arguments of OpenAI's client. It takes all other fields in `extra_body`.
+const ARGUMENTS = ["model", "prompt", "n", "size", "quality", "style", "background", "moderation", "output_format",
+  "output_compression", "response_format"];
+
 function asPython() {
-  const fields = Object.entries(request()).map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`);
+  const all = Object.entries(request());
+  const known = all.filter(([name]) => ARGUMENTS.includes(name));
+  const own = all.filter(([name]) => !ARGUMENTS.includes(name));
+  if (own.length) known.push(["extra_body", Object.fromEntries(own)]);
+  const fields = known.map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`);
   return `import os
 
 from openai import OpenAI

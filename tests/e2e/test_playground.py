@@ -52,6 +52,13 @@ def until_completed(page: Page) -> None:
     page.until("$('#news').textContent.startsWith('Completed')")
 
 
+def printed(caller: Client, *command: str) -> str:
+    """The output of a copied program, which reads the key from its environment."""
+    assert caller.key not in repr(command)
+    environment = {**os.environ, "KEY": caller.key}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
 def new(prompt: str) -> str:
     """A prompt that no other test has."""
     return f"{prompt} {uuid4().hex[:8]}"
@@ -82,7 +89,7 @@ def test_images_appear_one_by_one_and_are_there_after_a_reload(world: World, use
 def test_the_form_has_the_parameters_of_the_model(world: World, caller: Client, user: Page) -> None:
     assert user.run("$('#model').value") == "dall-e-3"
     for model in caller.get("/models").json["data"]:
-        if model["id"] not in ("dall-e-2", "dall-e-3", "gpt-image-2", "flux"):
+        if model["id"] not in ("dall-e-2", "dall-e-3", "gpt-image-2", "flux", "ideogram-v3"):
             continue
         user.choose("#model", model["id"])
         parameters = model["parameters"]
@@ -101,6 +108,37 @@ def test_the_form_has_the_parameters_of_the_model(world: World, caller: Client, 
     generate(user, prompt)
     until_completed(user)
     assert [call["size"] for call in world.calls(prompt)] == ["1280x720"]
+
+
+def test_the_form_and_its_program_send_text_numbers_and_json(world: World, caller: Client, user: Page) -> None:
+    user.choose("#model", "ideogram-v3")
+    user.choose("#field-aspect_ratio", "2x3")
+    fields = {
+        "negative_prompt": "text",
+        "seed": "7",
+        "style_codes": '["0A1b2C3d"]',
+        "color_palette": '{"name": "EMBER"}',
+    }
+    for name, value in fields.items():
+        user.fill(f"#field-{name}", value)
+    prompt = new("a poster")
+    generate(user, prompt)
+    until_completed(user)
+    (call,) = world.calls(prompt)
+    sent = fields | {"aspect_ratio": "2x3", "style_codes": ["0A1b2C3d"], "color_palette": '{"name":"EMBER"}'}
+    assert call.items() >= sent.items()
+    user.run("navigator.clipboard.writeText = () => Promise.reject(new Error('none'))")
+    user.click("#copy-python")
+    user.until("$('#by-hand').open")
+    python = user.run("$('#by-hand-text').value")
+    user.press("Escape")
+    assert printed(caller, sys.executable, "-c", python)
+    assert [each.items() >= sent.items() for each in world.calls(prompt)] == [True, True]
+
+    user.fill("#field-style_codes", "no JSON")
+    generate(user, prompt)
+    user.until("document.body.innerText.includes(\"Invalid 'style_codes'\")")
+    assert len(world.calls(prompt)) == 2
 
 
 def test_the_gallery_shows_the_callers_own_generations_page_by_page(caller: Client, page: Page) -> None:
@@ -204,17 +242,12 @@ def test_the_copied_programs_run_and_hold_no_key(world: World, caller: Client, u
     user.choose("#model", "gpt-image-2")
     prompt = user.run("$('#prompt').value")
 
-    def printed(*command: str) -> str:
-        assert caller.key not in repr(command)
-        environment = {**os.environ, "KEY": caller.key}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
     user.command("Browser.grantPermissions", permissions=CLIPBOARD, browserContextId=user.context)
     user.click("#copy-curl")
     user.until("$('#news').textContent.includes('The curl command')")
     curl = user.run("navigator.clipboard.readText()")
     if shutil.which("curl"):
-        assert json.loads(printed("sh", "-c", curl))["data"][0]["permalink"]
+        assert json.loads(printed(caller, "sh", "-c", curl))["data"][0]["permalink"]
         assert len(world.calls(prompt)) == 1
 
     user.run("navigator.clipboard.writeText = () => Promise.reject(new Error('as on a page without https'))")
@@ -223,7 +256,7 @@ def test_the_copied_programs_run_and_hold_no_key(world: World, caller: Client, u
     python = user.run("$('#by-hand-text').value")
     user.press("Escape")
     before = len(world.calls(prompt))
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1/images/img_\S+\n", printed(sys.executable, "-c", python))
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1/images/img_\S+\n", printed(caller, sys.executable, "-c", python))
     assert len(world.calls(prompt)) == before + 1
 
 
