@@ -16,6 +16,7 @@ from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.idempotency_keys import DynamoIdempotencyKeys
 from imagegen.aws.quota_counters import DynamoQuotaCounters
+from imagegen.aws.slots import DynamoUpstreamSlots
 from imagegen.bootstrap import sdk
 from imagegen.domain.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile, batch_id_of
 from imagegen.domain.failures import Failure
@@ -29,6 +30,7 @@ from imagegen.domain.generations import (
     StoredImage,
     UpstreamAttempt,
 )
+from imagegen.domain.slots import Slot, Waiter
 from tests.support.stores import ACCESS_KEY, JUDGES, SECRET, Table, new_generation
 
 NOW = 1_760_000_000.5
@@ -164,7 +166,24 @@ def used(t: Table) -> int:
     return take(t, "look", 11)[1]
 
 
-# The steps by name. They change one generation, one batch, its line 1, and the counter of one day.
+def upstream_slots(t: Table) -> DynamoUpstreamSlots:
+    return t.slots({"a": 1}, lambda: NOW)
+
+
+def take_slot(t: Table, generation_id: str = ID, *, seconds: float = 60) -> Slot | None:
+    return upstream_slots(t).take("a", generation_id, 0, seconds=seconds)
+
+
+def wait_for_slot(t: Table, poll: int = 1) -> Sequence[Waiter]:
+    return upstream_slots(t).wait("a", Waiter(OTHER.id, "alice", poll), since=NOW - 1, until=NOW + 99)
+
+
+def free_slot(t: Table) -> Sequence[Waiter]:
+    return upstream_slots(t).free(Slot("a", f"{ID}#0", NOW + 60))
+
+
+# The steps by name. They change one generation, one batch, its line 1, the counter of one day, and the slots of one
+# upstream.
 STEPS: dict[str, Step] = {
     "hold": hold,
     "hold for another": lambda t: hold(t, OTHER.id),
@@ -219,9 +238,17 @@ STEPS: dict[str, Step] = {
     "take too many": partial(take, token="b", images=7),
     "give back": give_back,
     "give more back": partial(give_back, token="b"),
+    "take slot": take_slot,
+    "take slot again": partial(take_slot, seconds=90),
+    "take slot for another": lambda t: take_slot(t, OTHER.id),
+    "take slot that is free again": lambda t: t.slots({"a": 1}, lambda: NOW + 61).take("a", OTHER.id, 0, seconds=60),
+    "wait for slot": wait_for_slot,
+    "wait for slot, earlier round": partial(wait_for_slot, poll=0),
+    "leave waiting list": lambda t: upstream_slots(t).leave("a", OTHER.id, since=NOW - 1),
+    "free slot": free_slot,
 }
 G, K, B, L = DynamoGenerations, DynamoIdempotencyKeys, DynamoBatches, DynamoBatchLines
-C = DynamoQuotaCounters
+C, S = DynamoQuotaCounters, DynamoUpstreamSlots
 CLAIMED = ("create", "claim")
 SENT = (*CLAIMED, "attempt")
 FAILED = (*SENT, "fail")
@@ -232,6 +259,7 @@ CANCELLED_TASK = (*SENT, "task", "cancel")
 BURIED = (*CLAIMED, "cancel", "bury")
 BATCH_CLAIMED = ("create batch", "claim batch")
 FINALIZING = (*BATCH_CLAIMED, "finalize")
+SLOT_KEPT = ("take slot", "wait for slot", "free slot")
 # A method, the steps before it, and the step that calls it.
 WRITES: Sequence[tuple[Callable[..., object], Sequence[str], str]] = (
     (K.hold, (), "hold"),
@@ -314,6 +342,18 @@ WRITES: Sequence[tuple[Callable[..., object], Sequence[str], str]] = (
     (C.take, ("take", "give back"), "take"),
     (C.give_back, ("take", "take more"), "give back"),
     (C.give_back, ("take",), "give back"),
+    (S.take, (), "take slot"),
+    (S.take, ("take slot",), "take slot again"),
+    (S.take, ("take slot",), "take slot for another"),
+    (S.take, ("take slot",), "take slot that is free again"),
+    (S.take, SLOT_KEPT, "take slot for another"),
+    (S.take, SLOT_KEPT, "take slot"),
+    (S.wait, ("take slot",), "wait for slot"),
+    (S.wait, ("take slot", "wait for slot"), "wait for slot, earlier round"),
+    (S.wait, ("take slot", "free slot"), "wait for slot"),
+    (S.leave, ("take slot", "wait for slot"), "leave waiting list"),
+    (S.free, ("take slot",), "free slot"),
+    (S.free, ("take slot", "wait for slot"), "free slot"),
 )
 READS: dict[Callable[..., object], Step] = {
     G.get: now_of,
@@ -366,7 +406,9 @@ def test_a_lost_answer_changes_no_result(
 
 
 def test_every_public_method_of_the_stores_is_in_a_table() -> None:
-    public = {method for store in (G, K, B, L, C) for name, method in vars(store).items() if not name.startswith("_")}
+    public = {
+        method for store in (G, K, B, L, C, S) for name, method in vars(store).items() if not name.startswith("_")
+    }
     assert {method for method, _, _ in WRITES} | READS.keys() == public
 
 
@@ -427,6 +469,8 @@ MEETINGS: Sequence[tuple[Sequence[str], str, str, Callable[[Table, Any], object]
     ((), "take", "take more", lambda t, r: (r, used(t)), ((True, 8), 8)),
     ((), "take", "take the last", lambda t, r: (r, used(t)), ((True, 10), 10)),
     (("take", "take more"), "give back", "give more back", lambda t, r: (r, used(t)), (None, 0)),
+    (("take slot", "free slot"), "take slot", "take slot for another", lambda _, r: r, Slot("a", f"{ID}#0", NOW + 60)),
+    (("take slot",), "free slot", "take slot again", lambda t, r: (r, take_slot(t, OTHER.id)), ([], None)),
 )
 
 

@@ -9,7 +9,8 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,7 @@ from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.idempotency_keys import DynamoIdempotencyKeys
 from imagegen.aws.quota_counters import DynamoQuotaCounters
+from imagegen.aws.slots import DynamoUpstreamSlots
 from imagegen.domain.generations import Generation
 from imagegen.domain.images import ImageRequest
 from local.aws_door import AwsDoor
@@ -153,6 +155,9 @@ class Table:
     @property
     def counters(self) -> DynamoQuotaCounters:
         return DynamoQuotaCounters(lambda: self.client, self.name)
+
+    def slots(self, limits: Mapping[str, int], now: Callable[[], float] = time.time) -> DynamoUpstreamSlots:
+        return DynamoUpstreamSlots(lambda: self.client, self.name, limits, now)
 
     def items(self, **scan: Any) -> list[Any]:
         pages: Any = self.client.get_paginator("scan").paginate(TableName=self.name, **scan)

@@ -21,6 +21,7 @@ from imagegen.domain.generations import (
 )
 from imagegen.domain.images import ImageBody, SignedUrl, UpstreamImages, UpstreamRequest, UpstreamTask
 from imagegen.domain.places import Place
+from imagegen.domain.slots import Slot, Waiter
 
 
 class ImageProvider(Protocol):
@@ -304,6 +305,46 @@ class Places(Protocol):
         ...
 
     def free(self, place: Place) -> None: ...
+
+
+class UpstreamSlots(Protocol):
+    """The calls that each upstream may work on at once, and the generations that wait for a slot. Never raises.
+
+    An upstream without a limit always has a slot. If the slots cannot be counted, there is always one, unless too many
+    ask at once. A caller of `wait` and `free` sends each waiter that they return its message at once: a slot is kept
+    for it for KEPT_SECONDS. Such a message can get lost with its process, so a waiter also comes by itself, after a
+    pause.
+    """
+
+    def take(self, upstream: str, generation_id: str, call: int, *, seconds: float) -> Slot | None:
+        """A slot for the generation's call number `call`, for `seconds`; `None` if none is free.
+
+        If the call has a slot, its slot is renewed, and only the new one can be freed: a successor takes over the call
+        of a process that died. A slot that is kept for the generation is taken first.
+        """
+        ...
+
+    def wait(self, upstream: str, waiter: Waiter, *, since: float, until: float) -> Sequence[Waiter]:
+        """Puts a generation on the waiting list after `take` returned `None`. Returns the waiters that now have a slot.
+
+        That may be the generation itself, because a slot has become free meanwhile. The earliest `since`
+        comes first; it is the same in each round of a generation. After `until` it is no longer on the list.
+        """
+        ...
+
+    def leave(self, upstream: str, generation_id: str, *, since: float) -> None:
+        """Removes a generation from the waiting list: it has ended, or has all of its slots.
+
+        Succeeds if it is not on the list.
+        """
+        ...
+
+    def free(self, slot: Slot) -> Sequence[Waiter]:
+        """Frees the slot, once. Keeps it for the first waiter, and returns the waiters that now have a slot.
+
+        These are no longer on the waiting list. There is more than one if slots of dead processes were free too.
+        """
+        ...
 
 
 class BatchStore(Protocol):

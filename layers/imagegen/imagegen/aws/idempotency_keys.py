@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from imagegen.aws.items import ConditionFailedError, Item, asking, key, number, put_under, update_under
+from imagegen.aws.items import ConditionFailedError, Item, asking, key, number, put_under, time_text, update_under
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ class DynamoIdempotencyKeys:
 
     def mark(self, caller: str, fingerprint: str, generation_id: str, retry: int, *, now: float) -> None:
         marker = {
-            **key(_retry_pk(caller, fingerprint), f"{_time_text(now)}#{generation_id}"),
+            **key(_retry_pk(caller, fingerprint), f"{time_text(now)}#{generation_id}"),
             _seen(retry): {"S": generation_id},
             "expires_at": number(int(now) + _MARKER_SECONDS),
         }
@@ -88,7 +88,7 @@ class DynamoIdempotencyKeys:
                     KeyConditionExpression="pk = :pk AND sk > :since",
                     ExpressionAttributeValues={
                         ":pk": {"S": _retry_pk(caller, fingerprint)},
-                        ":since": {"S": f"{_time_text(since)}$"},  # `$` sorts after `#`: later than `since`
+                        ":since": {"S": f"{time_text(since)}$"},  # `$` sorts after `#`: later than `since`
                     },
                     ScanIndexForward=False,
                     ConsistentRead=True,
@@ -125,11 +125,6 @@ def _key_pk(caller: str, idempotency_key: str) -> str:
 
 def _retry_pk(caller: str, fingerprint: str) -> str:
     return f"retry#{caller}#{fingerprint}"
-
-
-def _time_text(seconds: float) -> str:
-    """Returns Unix seconds as text that sorts by time."""
-    return f"{seconds:017.6f}"
 
 
 def _seen(retry: int) -> str:

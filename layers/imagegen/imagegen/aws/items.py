@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Item = dict[str, Any]
 _PAGE = 100  # the most keys of one call (DynamoDB API reference, "BatchGetItem")
+_THROTTLED = frozenset({"ProvisionedThroughputExceededException", "ThrottlingException"})
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0  # before unprocessed keys are read again
 
 
@@ -29,6 +30,11 @@ def key(pk: str, sk: str) -> Item:
 
 def number(value: float) -> Item:
     return {"N": repr(value)}
+
+
+def time_text(seconds: float) -> str:
+    """Returns Unix seconds as text that sorts by time."""
+    return f"{seconds:017.6f}"
 
 
 def json_text(value: object) -> str:
@@ -44,6 +50,11 @@ def asking() -> Iterator[None]:
         raise
     except Exception as error:  # botocore is not imported for its exceptions: see bootstrap/sdk.py
         raise RecordsUnavailableError("The records of this service are temporarily unavailable.") from error
+
+
+def is_throttled(error: Exception) -> bool:
+    """Whether DynamoDB refused a call because too many came at once. botocore names such exceptions by their codes."""
+    return type(error).__name__ in _THROTTLED
 
 
 class ConditionFailedError(Exception):

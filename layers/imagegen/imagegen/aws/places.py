@@ -17,6 +17,7 @@ import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from imagegen.aws.items import is_throttled
 from imagegen.domain.places import KEPT_SECONDS, PLACE_SECONDS, Place
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 _GROUP = 100  # places: an item of some 8 KB, of which DynamoDB writes more than 100 a second
 _MOST_GROUPS_ASKED = 8  # so that a refusal stays quick
 _FREEING_TRIES = 5  # between two writes, other places of the caller may end
-# DynamoDB refuses writes to the item only while a crowd asks for places. It must not get them without being counted.
-_THROTTLED = frozenset({"ProvisionedThroughputExceededException", "ThrottlingException"})
 
 
 class DynamoPlaces:
@@ -53,7 +52,8 @@ class DynamoPlaces:
                 if self._take_in(group, place_id, caller):
                     return Place(place_id, caller, group)
         except Exception as error:  # noqa: BLE001  # the records answer as little, and report it
-            return None if type(error).__name__ in _THROTTLED else Place(place_id, caller, None)
+            # DynamoDB throttles the item only while a crowd asks for places. It must not get them uncounted.
+            return None if is_throttled(error) else Place(place_id, caller, None)
         return None
 
     def renew(self, place: Place) -> None:
