@@ -9,6 +9,7 @@ PYTHON313_BIN := $(shell python3.13 -c 'import sys; print(sys.prefix + "/bin")' 
 	|| ls -d $$(dirname $$(command -v python3.13 2>/dev/null) 2>/dev/null)/../versions/3.13*/bin 2>/dev/null | tail -n 1)
 ENV = dev
 STREAMING ?= on
+MODELS := layers/imagegen/imagegen/bootstrap/models_toml.py
 BUILT_TEMPLATE := .aws-sam/build/template.yaml
 LOCK = .venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
 
@@ -25,28 +26,29 @@ define environment
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: run test coverage soak check lint format types template build preflight deploy verify retry key keys revoke reference bench lock clean help
+.PHONY: models run test coverage soak check lint format types template build preflight deploy verify retry key keys revoke reference bench lock clean help
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 run: export STREAMING := $(STREAMING)
-run: .venv/ready $(if $(BUILT),build) ## serve the stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; BUILT=1 runs the result of `make build`; STREAMING, GATEWAY_IDLE_SECONDS, GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: see local/README.md
+run: .venv/ready $(MODELS) $(if $(BUILT),build) ## serve the stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; BUILT=1 runs the result of `make build`; STREAMING, GATEWAY_IDLE_SECONDS, GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: see local/README.md
 	@exec .venv/bin/python -m local $(if $(BUILT),--built)
 
 # The default order of pytest-xdist, most tests first, would run the longest files last.
-test: .venv/ready $(if $(PYTHON313_BIN),build) ## run all tests, in under four minutes
+test: .venv/ready $(MODELS) $(if $(PYTHON313_BIN),build) ## run all tests, in under four minutes
 	.venv/bin/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not soak"
 
-coverage: .venv/ready $(if $(PYTHON313_BIN),build) ## run all tests and report uncovered lines
+coverage: .venv/ready $(MODELS) $(if $(PYTHON313_BIN),build) ## run all tests and report uncovered lines
 	.venv/bin/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term -m "not soak"
 
-soak: .venv/ready $(if $(PYTHON313_BIN),build) ## run the long-running tests
+soak: .venv/ready $(MODELS) $(if $(PYTHON313_BIN),build) ## run the long-running tests
 	.venv/bin/pytest -m soak
 
 check: lint types template .venv-clients/ready .venv-ministack/ready test ## run everything that CI runs
 
 lint: .venv/ready
+	@.venv/bin/python -m tools.models_file --check
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 
@@ -64,7 +66,7 @@ template: .venv-sam/ready .venv-checkov/ready
 build: $(BUILT_TEMPLATE) .venv-3.13/ready ## build the deployment into .aws-sam/build; needs python3.13; STREAMING=off buffers answers
 	@$(PYTHON) -m tools.streaming "$(STREAMING)" $(BUILT_TEMPLATE)
 
-$(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(shell find functions layers -type f -not -path '*/__pycache__/*')
+$(BUILT_TEMPLATE): template.yaml samconfig.toml .venv-sam/ready $(MODELS) $(shell find functions layers -type f -not -path '*/__pycache__/*')
 	@test -n "$(PYTHON313_BIN)" || { echo "python3.13 is needed to build"; exit 1; }
 	PATH="$(PYTHON313_BIN):$$PATH" .venv-sam/bin/sam build
 	@touch $@
@@ -93,6 +95,12 @@ keys: .venv/ready ## list the callers with the date of the key and the quota: ST
 
 revoke: .venv/ready ## revoke a caller's key within five minutes: STACK, CLIENT
 	@.venv/bin/python -m tools.keys revoke --stack="$(STACK)" --client="$(CLIENT)"
+
+models: $(MODELS) ## compile models.toml; the other targets do it where they need it
+
+$(MODELS): models.toml tools/models_file.py | .venv/ready
+	@.venv/bin/python -m tools.models_file
+	@touch $@
 
 reference: .venv/ready ## write the tables of docs/api.md and the schema of events from the table of request fields
 	@.venv/bin/python -m tools.reference

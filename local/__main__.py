@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.outbound.web_address import read_web_address
 from local.aws_door import REGION, read_delays
 from local.gateway import IDLE_SECONDS
@@ -35,6 +36,7 @@ def main() -> int:
     try:
         port, stage = _port(os.environ.get("PORT") or "8000"), _stage(os.environ.get("STAGE") or "")
         base_url, key = _upstream(os.environ)
+        other_keys, overrides = _other_upstreams(os.environ)
         delays = read_delays(os.environ.get("AWS_DELAYS") or "")
         throttle = _flag("GATEWAY_THROTTLE", os.environ.get("GATEWAY_THROTTLE") or "0")
         concurrency = _concurrency(os.environ.get("LAMBDA_CONCURRENCY") or "")
@@ -54,6 +56,8 @@ def main() -> int:
         options = Options(
             upstream_base_url=base_url,
             upstream_api_key=key,
+            other_upstream_keys=other_keys,
+            parameters={"UpstreamOverrides": overrides},
             port=port,
             stage=stage,
             built=arguments.built,
@@ -127,6 +131,28 @@ def _upstream(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
     except ValueError as error:
         raise ValueError(f"UPSTREAM_BASE_URL {error}: use a URL such as https://api.example.com/v1") from None
     return base_url, key
+
+
+def _other_upstreams(environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """The keys of the other upstreams of models.toml, and their base URLs as the parameter UpstreamOverrides."""
+    keys: dict[str, str] = {}
+    urls: dict[str, str] = {}
+    others = {name.upper().replace("-", "_"): name for name in CONFIGURATION.upstreams}
+    del others[CONFIGURATION.default_upstream.upper().replace("-", "_")]
+    for variable, value in environ.items():
+        for prefix, found in (("UPSTREAM_API_KEY_", keys), ("UPSTREAM_BASE_URL_", urls)):
+            if variable.startswith(prefix) and value:
+                suffix = variable.removeprefix(prefix)
+                if suffix not in others:
+                    known = ", ".join(f"{prefix}{other}" for other in others)
+                    raise ValueError(f"{variable} is of no upstream in models.toml: use {known}")
+                found[others[suffix]] = value
+    for name, url in urls.items():
+        try:
+            read_web_address(url)
+        except ValueError as error:
+            raise ValueError(f"the base URL of {name} {error}") from None
+    return keys, ",".join(f"{name}.base_url={url}" for name, url in urls.items())
 
 
 def _refused(error: Exception) -> int:

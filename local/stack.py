@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import msgspec
 
+from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.domain.credentials import BearerKey
 from local.aws_door import REGION, DoorControl
 from local.event_source import DEFAULT_CONCURRENCY, EventSource, polling
@@ -42,7 +43,9 @@ _NO_QUOTAS = {"ImagesPerDay": "1000000000", "ImagesPerClientPerDay": "1000000000
 
 @dataclass(frozen=True)
 class Options:
-    """`parameters` are the template's. `environment` is added to that of every function.
+    """`upstream_api_key` is the key of the default upstream, `other_upstream_keys` are those of others by name.
+
+    `parameters` are the template's. `environment` is added to that of every function.
 
     `clients` are the callers that get a key. `most_processes` limits the processes of each function, `concurrency` the
     concurrent executions of all functions together; None means no limit. `throttle` enforces the template's rate and
@@ -52,6 +55,7 @@ class Options:
 
     upstream_base_url: str
     upstream_api_key: str | None = field(repr=False)
+    other_upstream_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     port: int = 0
     stage: str = ""
     built: bool = False
@@ -106,7 +110,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
             template = read_template(options)
             aws_url = aws.result()
         keys = {client: BearerKey.new(client) for client in options.clients}
-        deployed = deploy(template, aws_url, url, options.upstream_api_key, keys.values())
+        deployed = deploy(template, aws_url, url, _upstream_keys(options), keys.values())
         functions, account = {}, Account(options.concurrency)
         for name in template.of_type("AWS::Lambda::Function"):
             function = deployed_function(template, name, deployed, aws_url, options)
@@ -174,7 +178,7 @@ def read_template(options: Options) -> "Template":
 
 
 def deploy(
-    template: "Template", aws_url: str, url: str, upstream_api_key: str | None, keys: Iterable[BearerKey]
+    template: "Template", aws_url: str, url: str, upstream_keys: Mapping[str, str], keys: Iterable[BearerKey]
 ) -> dict[str, str]:
     """Creates the template's resources and the secrets in moto. Returns the physical ids by logical id."""
     cloudformation = _client("cloudformation", aws_url)
@@ -190,7 +194,7 @@ def deploy(
         if "LogicalResourceId" in resource
     }
     _configure_buckets(template, deployed, aws_url)
-    _put_secrets(aws_url, upstream_api_key, keys)
+    _put_secrets(aws_url, upstream_keys, keys)
     return deployed
 
 
@@ -273,10 +277,17 @@ def _configure_buckets(template: "Template", deployed: Mapping[str, str], aws_ur
             )
 
 
-def _put_secrets(aws_url: str, upstream_api_key: str | None, keys: Iterable[BearerKey]) -> None:
+def _upstream_keys(options: Options) -> dict[str, str]:
+    """The keys of the upstreams, by the name of the upstream."""
+    default = {CONFIGURATION.default_upstream: options.upstream_api_key} if options.upstream_api_key is not None else {}
+    return {**options.other_upstream_keys, **default}
+
+
+def _put_secrets(aws_url: str, upstream_keys: Mapping[str, str], keys: Iterable[BearerKey]) -> None:
     ssm = _client("ssm", aws_url)
-    if upstream_api_key is not None:
-        ssm.put_parameter(Name=f"/{STACK_NAME}/upstream-api-key", Type="SecureString", Value=upstream_api_key)
+    for name, value in upstream_keys.items():
+        parameter = f"/{STACK_NAME}/upstreams/{CONFIGURATION.upstreams[name].key}"
+        ssm.put_parameter(Name=parameter, Type="SecureString", Value=value)
     for key in keys:
         record = msgspec.json.encode(key.record()).decode()
         ssm.put_parameter(Name=f"/{STACK_NAME}/clients/{key.caller}", Type="String", Value=record)

@@ -18,12 +18,15 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from samtranslator.yaml_helper import yaml_parse
 
-from tools.stacks import find_stack, on_one_line, read_stack_name
+from tools.models_file import SOURCE, ModelsFileError, read
+from tools.stacks import find_stack, on_one_line, read_stack_name, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from boto3.session import Session
+
+    from imagegen.domain.configuration import Configuration
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = ("dev", "staging", "prod")
@@ -77,8 +80,12 @@ def _unquoted(value: str) -> str:
 def main() -> int:
     arguments = _parser().parse_args()
     template = yaml_parse((ROOT / "template.yaml").read_text())
+    try:
+        configuration = read((ROOT / SOURCE).read_text())
+    except ModelsFileError as error:
+        return refuse(f"{error}\n    correct {SOURCE}; docs/models.md explains its keys")
     target = Target.read(tomllib.loads(arguments.config.read_text()), arguments.environment)
-    missing = [*of_tools(arguments.sam, arguments.python), *of_config(target, template)]
+    missing = [*of_tools(arguments.sam, arguments.python), *of_config(target, template, configuration)]
     region = target.region
     try:
         session = boto3.session.Session(region_name=region)
@@ -86,7 +93,7 @@ def main() -> int:
         missing.append(Missing(f"AWS was not checked: {on_one_line(error)}", "aws configure sso"))
     else:
         region = session.region_name
-        missing += of_aws(session, target, template)
+        missing += of_aws(session, target, template, configuration)
     for each in missing:
         print(f"{each.what}\n    {each.fix}", file=sys.stderr)
     if missing:
@@ -102,7 +109,7 @@ def of_tools(sam: str, python: str) -> Iterator[Missing]:
         yield Missing("python3.13, which builds the functions, is not installed", "pyenv install 3.13")
 
 
-def of_config(target: Target, template: Mapping[str, Any]) -> Iterator[Missing]:
+def of_config(target: Target, template: Mapping[str, Any], configuration: Configuration) -> Iterator[Missing]:
     wrong = _wrong_name(target) if target.stack else f"samconfig.toml names no stack for {target.environment}"
     if wrong:
         yield Missing(
@@ -117,6 +124,17 @@ def of_config(target: Target, template: Mapping[str, Any]) -> Iterator[Missing]:
                 f"correct its name in samconfig.toml, below {_overrides_of(target)}; "
                 "docs/configuration.md lists all parameters",
             )
+    for parameter, known in (
+        ("DisabledModels", configuration.catalog.models.keys() - {configuration.catalog.default}),
+        ("UpstreamOverrides", configuration.upstreams.keys()),
+    ):
+        for each in filter(None, target.overrides.get(parameter, "").split(",")):
+            name = each.partition(".")[0] if parameter == "UpstreamOverrides" else each
+            if name not in known:
+                yield Missing(
+                    f"{parameter} has {name}, which it cannot have by {SOURCE}",
+                    f"correct it in samconfig.toml, below {_overrides_of(target)}",
+                )
 
 
 def _wrong_name(target: Target) -> str | None:
@@ -127,7 +145,9 @@ def _wrong_name(target: Target) -> str | None:
     return None
 
 
-def of_aws(session: Session, target: Target, template: Mapping[str, Any]) -> list[Missing]:
+def of_aws(
+    session: Session, target: Target, template: Mapping[str, Any], configuration: Configuration
+) -> list[Missing]:
     """What is missing in the account and the region."""
     if session.region_name is None:
         return [Missing("no region is set, so AWS was not checked", "export AWS_DEFAULT_REGION=eu-central-1")]
@@ -142,7 +162,7 @@ def of_aws(session: Session, target: Target, template: Mapping[str, Any]) -> lis
     if target.stack and not _wrong_name(target):
         with_stack: list[tuple[str, Callable[[], Iterator[Missing]]]] = [
             ("cloudformation:DescribeStacks", lambda: of_stack(session, target, deployed)),
-            ("ssm:DescribeParameters", lambda: of_secret(session, target)),
+            ("ssm:DescribeParameters", lambda: of_secret(session, target, configuration)),
         ]
         for action, check in with_stack:
             missing += _checked(action, check)
@@ -173,8 +193,9 @@ def of_stack(session: Session, target: Target, deployed: dict[str, str]) -> Iter
     yield Missing(f"the stack {target.stack} is {status}", fix)
 
 
-def of_secret(session: Session, target: Target) -> Iterator[Missing]:
-    name = f"/{target.stack}/upstream-api-key"
+def of_secret(session: Session, target: Target, configuration: Configuration) -> Iterator[Missing]:
+    """Checks the key of the default upstream. Without the key of another one, only its routes are not used."""
+    name = f"/{target.stack}/upstreams/{configuration.upstreams[configuration.default_upstream].key}"
     put = f'aws ssm put-parameter --name {name} --type SecureString --value "$UPSTREAM_API_KEY"'
     named = [{"Key": "Name", "Option": "Equals", "Values": [name]}]
     found = session.client("ssm").describe_parameters(ParameterFilters=named)["Parameters"]  # type: ignore[arg-type]

@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Structured, Text, Whole
-from imagegen.providers.catalog import catalog
 from imagegen.wire.schemas import description_of, request_fields
 
 ROOT = Path(__file__).parents[1]
 API = Path("docs/api.md")
 EVENT = Path("events/schemas/image-generation-requested.json")
-PROMPT_CAP = 1_000  # the default of PromptMaxCharacters
 _OF_AN_EVENT = ("custom_id", "client", "idempotency_key")  # fields that only an event has
 
 
@@ -29,7 +28,7 @@ def main() -> int:
 
 def written(root: Path) -> dict[Path, str]:
     """The files as they must be, by path below `root`."""
-    models = catalog(PROMPT_CAP, {})
+    models = CONFIGURATION.catalog
     page = (root / API).read_text()
     for name, table in (("fields", fields_table(models)), ("models", models_table(models))):
         page = _between(page, name, table)
@@ -51,7 +50,9 @@ def fields_table(models: Catalog) -> str:
         ),
     ]
     for name, variants in models.fields.items():
-        description = description_of(variants)
+        defaults = {field.default for field in variants}
+        default = next(iter(defaults)) if len(defaults) == 1 else None
+        description = f"{'' if default is None else f'Default `{default}`. '}{description_of(variants)}".strip()
         rows.append((f"`{name}`", _values(variants), _models(name, models), description))
     rows.append(("`stream`", "`false`", "all", "Streaming is not supported."))
     rows.append(("`partial_images`", "0", "`gpt-image-*`, `chatgpt-image-latest`", "Streaming is not supported."))
@@ -91,13 +92,6 @@ def models_table(models: Catalog) -> str:
 
 
 def _row(model: ImageModel) -> tuple[str, ...]:
-    most = model.longest_prompt(10**9)
-    if model.prompt_limit is None:
-        prompt = "`PromptMaxCharacters`"
-    elif model.prompt_capped and most > PROMPT_CAP:
-        prompt = f"{PROMPT_CAP:,}; up to {most:,} by `PromptMaxCharacters`"
-    else:
-        prompt = f"{most:,}"
     size, qualities = model.choice("size"), model.choice("quality").values
     sizes = _listed(size.values)
     if size.free:
@@ -106,11 +100,8 @@ def _row(model: ImageModel) -> tuple[str, ...]:
             f", and any `WIDTHxHEIGHT` in multiples of {free.multiple_of}, at most {free.longest_edge} long and "
             f"{free.widest_ratio}:1, with {free.least_pixels:,} to {free.most_pixels:,} pixels"
         )
-    slow = [quality for quality in qualities if not model.is_quick(quality)]
-    quick = "no"
-    if model.quick_qualities:
-        quick = f"not in {_listed(slow)}" if slow else "yes"
-    return prompt, sizes, _listed(qualities) or "none", quick
+    quick = "yes" if model.quick else "no"
+    return f"{model.prompt_limit:,}", sizes, _listed(qualities) or "none", quick
 
 
 def event_fields(models: Catalog) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
+from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.bootstrap.records import Records
 from imagegen.settings import ApiSettings, WorkerSettings
 from imagegen.usecases.work_on_generation import GenerationWorker
@@ -24,6 +25,7 @@ from tests.fakes.idempotency_keys import FakeIdempotencyKeys
 from tests.fakes.parameters import FakeParameters
 from tests.fakes.places import FakePlaces
 from tests.fakes.quota_counters import FakeQuotaCounters
+from tests.fakes.slots import FakeUpstreamSlots
 
 Event = dict[str, Any]
 _NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115  # as long as the process
@@ -39,7 +41,7 @@ def api_handler(port: int) -> Callable[[Event], None]:
     _set_up(port)
     from imagegen.bootstrap import api  # noqa: PLC0415
 
-    handle = api.wired(ApiSettings.from_env(os.environ), _in_memory(), FakePlaces()).handle
+    handle = api.wired(ApiSettings.from_env(os.environ), CONFIGURATION, _in_memory(), FakePlaces()).handle
 
     def call(event: Event) -> None:
         with ExitStack() as closing:
@@ -57,7 +59,7 @@ def worker(port: int) -> GenerationWorker:
 
     settings = WorkerSettings.from_env(os.environ)
     return upstreams.generation_worker(
-        _in_memory(), settings.runtime, settings.images, settings.upstream, streaming=settings.streaming
+        _in_memory(), settings.runtime, settings.images, settings.upstream, CONFIGURATION, streaming=settings.streaming
     ).worker
 
 
@@ -69,7 +71,7 @@ def event(**body: object) -> Event:
 
 
 def _in_memory() -> Records:
-    journal = CloudWatchJournal("api", "bench", {}, write=lambda line: print(line, end="", file=_NOWHERE))
+    journal = CloudWatchJournal("api", "bench", write=lambda line: print(line, end="", file=_NOWHERE))
     batches = FakeBatchStore()
     return Records(
         generations=FakeGenerationStore(),
@@ -77,6 +79,7 @@ def _in_memory() -> Records:
         batches=batches,
         lines=FakeBatchLines(batches),
         counters=FakeQuotaCounters(),
+        slots=FakeUpstreamSlots({}),
         queue=FakeGenerationQueue(),
         batch_queue=FakeBatchQueue(),
         bus=JournalledBus(FakeEventBus(), journal),
@@ -108,12 +111,11 @@ def _set_up(port: int) -> None:
         "IMAGES_PER_CLIENT_PER_DAY": "1000000000",
         "IMAGES_PER_DAY": "1000000000",
         "MOST_WAITERS": "100",
-        "PROMPT_MAX_CHARACTERS": "1000",
         "RECORD_DAYS": "90",
         "REPEAT_UNKNOWN_CALLS": "true",
         "STACK_NAME": "bench",
         "STREAMING": "on",
-        "UPSTREAM_API_KEY_PARAMETER": "/bench",
+        "UPSTREAM_KEYS_PATH": "/bench",
         "UPSTREAM_BASE_URL": f"http://127.0.0.1:{port}/v1",
         "UPSTREAM_TIMEOUT_SECONDS": "20",
         "WAIT_SECONDS": "25",
@@ -121,4 +123,4 @@ def _set_up(port: int) -> None:
     }
     from imagegen.bootstrap import upstreams  # noqa: PLC0415
 
-    upstreams.SsmParameters = lambda *_, **__: FakeParameters({"/bench": "sk-bench"})  # type: ignore[assignment, attr-defined]
+    upstreams.SsmParameters = lambda *_, **__: FakeParameters({"/bench/upstream-api-key": "sk-bench"})  # type: ignore[assignment, attr-defined]

@@ -38,7 +38,7 @@ def test_the_commands_work_from_the_first_key_to_the_removal(tmp_path: Path) -> 
 
         secret = block("bash", "put-parameter").replace(f"/{STACK_NAME}/", "/another/")  # this one has its key already
         run(secret, typed="sk-typed\n")
-        stored = aws("ssm").get_parameter(Name="/another/upstream-api-key", WithDecryption=True)["Parameter"]
+        stored = aws("ssm").get_parameter(Name="/another/upstreams/upstream-api-key", WithDecryption=True)["Parameter"]
         assert (stored["Type"], stored["Value"]) == ("SecureString", "sk-typed")
 
         ask = block("bash", "put-events").replace('\\"web\\"', f'\\"{caller.name}\\"').replace("sleep 5", "")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagegen.providers.catalog import MODELS
 from imagegen.providers.openai.models import PROVIDER as OPENAI
 from local.upstream import Script
 from local.upstream_gemini_chat import content_filter, text_without_image
 from local.upstream_ideogram import images_at, insufficient_funds, unsafe_prompt
 from tests.support.client import Client, fetched
+from tests.support.models import MODELS
 from tests.support.waiting import until
 from tests.support.world import World, batch_line
 

@@ -154,7 +154,7 @@ def test_at_these_settings_libraries_do_write_secrets(walk: Walk, tmp_path: Path
     host = FunctionHost(function, tmp_path / "talkative.log")
     url = walk.world.serve_file(lambda _: Reply(200, b"x"), query=f"X-Amz-Signature={walk['image query']}")
     try:
-        host.invoke({"url": url, "name": f"/{STACK_NAME}/upstream-api-key"}).result(timeout=60)
+        host.invoke({"url": url, "name": f"/{STACK_NAME}/upstreams/upstream-api-key"}).result(timeout=60)
     finally:
         host.close()
     written = (tmp_path / "talkative.log").read_bytes()

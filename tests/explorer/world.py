@@ -41,8 +41,9 @@ from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration, RetryGeneration
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
-from imagegen.usecases.run_upstream_calls import UnfinishedError, UpstreamRunner
+from imagegen.usecases.run_upstream_calls import UnfinishedError, UpstreamAccess, UpstreamRunner
 from imagegen.usecases.submit import Submission, SubmitGeneration
+from imagegen.usecases.upstream_slots import UpstreamLimits
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.batches import outcome_line
 from tests.explorer.scenarios import REPEATED_BY_TOKEN, Scenario
@@ -56,6 +57,7 @@ from tests.fakes.image_store import FakeImageStore
 from tests.fakes.journal import FakeJournal
 from tests.fakes.provider import png
 from tests.fakes.quota_counters import FakeQuotaCounters
+from tests.fakes.slots import FakeUpstreamSlots
 from tests.support.in_memory import batch_continuation
 from tests.support.models import MODELS
 
@@ -246,8 +248,6 @@ class PaintingUpstream:
     With `Scenario.tasks` it answers with a task. A repeated call with the same reference has the same task.
     """
 
-    upstream = "painting"
-
     def __init__(self, world: "World") -> None:
         self._world = world
         self.asked: list[Asked] = []
@@ -437,14 +437,14 @@ class World:
 
     def _worker(self, pool: SameThread, *, large: bool) -> GenerationWorker:
         runner = UpstreamRunner(
-            providers={"openai": self.upstream},
-            source=self._source(),
+            upstreams={"reseller": UpstreamAccess({"openai": self.upstream}, self._source(), lambda: True, 0)},
+            default_upstream="reseller",
+            limits=UpstreamLimits(FakeUpstreamSlots({}, self.clock), self.queue),
             images=self.faulty_images,
             records=self.records,
             journal=self.journal,
             pool=pool,
             repeat_unknown=True,
-            call_seconds=0,
             now=self.clock,
             executor=lambda _: pool,
             sleep=self._sleep,

@@ -23,10 +23,10 @@ class FakeJournal:
     def claimed(self, generation: "Generation", *, age: float) -> None:
         self.calls.append(("claimed", generation.id, age))
 
-    def asked(self, generation: "Generation", n: int) -> None:
+    def asked(self, generation: "Generation", n: int, upstream: str) -> None:
         self.calls.append(("asked", generation.id, n))
 
-    def answered(self, generation: "Generation", seconds: float, failure: "Failure | None") -> None:
+    def answered(self, generation: "Generation", seconds: float, failure: "Failure | None", upstream: str) -> None:
         self.calls.append(("answered", generation.id, failure.code if failure else None))
 
     def stored(self, generation: "Generation", image: "StoredImage") -> None:

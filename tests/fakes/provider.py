@@ -32,7 +32,6 @@ class FakeProvider:
     repeated call with the same reference is answered with the same task.
     """
 
-    upstream = "fake"
     poll_seconds, task_seconds = 5.0, 600.0
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ AWS = (
 def known() -> set[Metric]:
     """The metrics that exist: those of the journal, and AWS's metrics that are used."""
     lines: list[str] = []
-    write_every_line(CloudWatchJournal("any", "any", dict.fromkeys(("dall-e-3",), 1.0), lines.append))
+    write_every_line(CloudWatchJournal("any", "any", lines.append))
     own = {
         (directive["Namespace"], metric["Name"], frozenset(dimensions))
         for line in map(json.loads, lines)

@@ -16,13 +16,14 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageDownloadInterruptedError
-from imagegen.domain.images import ImageRequest, UpstreamRequest
+from imagegen.domain.images import ImageRequest
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import _KEEPIDLE, HttpPool, _Connection
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.providers.openai.provider import OpenAIProvider
 from imagegen.providers.upstream_api import UpstreamApi
 from tests.fakes.provider import png
+from tests.support.models import upstream_request
 from tests.support.odd_hosts import CHUNKED, LAST_CHUNK, OK
 from tests.support.waiting import SECONDS, until
 
@@ -403,8 +404,10 @@ def download(server: Server) -> bytes:
 
 def generate(server: Server) -> str | bytes | None:
     base_url = f"{server.origin}/v1"
-    api = UpstreamApi(HttpPool(), base_url=base_url, key=lambda _: "key", timeout=SECONDS, max_image_bytes=MIB)
-    call = UpstreamRequest(ImageRequest("a cat", "dall-e-3", "url"), 1, "reference")
+    api = UpstreamApi(
+        HttpPool(), base_url=base_url, is_reseller=True, key=lambda _: "key", timeout=SECONDS, max_image_bytes=MIB
+    )
+    call = upstream_request(ImageRequest("a cat", "dall-e-3", "url"), 1)
     return OpenAIProvider(api).start(call, Deadline.after(SECONDS)).images[0].source
 
 

@@ -14,7 +14,7 @@ import pytest
 from imagegen.aws.ssm import SsmParameters
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.images import ImageRequest, UpstreamImages, UpstreamRequest
+from imagegen.domain.images import ImageRequest, UpstreamImages
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
@@ -28,6 +28,7 @@ from local.upstream import StandInUpstream
 from tests.fakes.image_source import FakeImageSource
 from tests.fakes.parameters import FakeParameters
 from tests.fakes.provider import FakeProvider, png
+from tests.support.models import upstream_request
 from tests.support.stores import Connect, closed_url
 
 Cause = Literal["policy", "broken", "busy"]
@@ -61,7 +62,7 @@ class ProviderTwin:
         return ImageRequest("a cat", self.model, "url")
 
     def images(self, request: ImageRequest, n: int = 1, deadline: Deadline | None = None) -> UpstreamImages:
-        result = self.provider.start(UpstreamRequest(request, n, "reference"), deadline or soon())
+        result = self.provider.start(upstream_request(request, n), deadline or soon())
         assert isinstance(result, UpstreamImages)
         return result
 
@@ -77,7 +78,6 @@ def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         }
         yield ProviderTwin(fake, lambda cause: fake.failures.append(failures[cause]), lambda: len(fake.calls))
         return
-    monkeypatch.setattr("imagegen.providers.upstream_api._FIRST_PAUSE_SECONDS", 0)
     stand_in, pool = StandInUpstream("sk-test"), HttpPool()
     provider, model, rejection = REAL[request.param]
     refusals: dict[Cause, Reply] = {
@@ -87,7 +87,9 @@ def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     }
     with serving(stand_in.respond) as port:
         url = f"http://127.0.0.1:{port}/v1"
-        api = UpstreamApi(pool, base_url=url, key=lambda _: "sk-test", timeout=60, max_image_bytes=10_000_000)
+        api = UpstreamApi(
+            pool, base_url=url, is_reseller=True, key=lambda _: "sk-test", timeout=60, max_image_bytes=10_000_000
+        )
         yield ProviderTwin(
             provider(api),
             lambda cause: stand_in.script.append(lambda _: refusals[cause]),

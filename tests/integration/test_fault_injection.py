@@ -20,7 +20,7 @@ from imagegen.domain.errors import (
     NothingSpentError,
     RecordsUnavailableError,
     SubmissionUncertainError,
-    UpstreamRateLimitedError,
+    UpstreamRefusedRequestError,
 )
 from imagegen.domain.generations import Generation, Status
 from imagegen.domain.images import ImageRequest, ResponseFormat
@@ -327,7 +327,7 @@ def test_after_one_fault_a_refusal_still_frees_the_key(pool: Executor, run: Run,
     """The upstream refuses every call. The caller's next request begins a new generation, which completes."""
     for k in range(1, MOST_CALLS):
         world = World(pool, k, when=when)
-        world.provider.failures.extend([UpstreamRateLimitedError("Later.")] * 20)
+        world.provider.failures.extend([UpstreamRefusedRequestError("No such size.")] * 20)
         world.request(run, KEYED)
         world.deliver_all()
         if len(world.faults.calls) < k:

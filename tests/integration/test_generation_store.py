@@ -27,6 +27,7 @@ from imagegen.domain.generations import (
     Origin,
     Status,
     StoredImage,
+    Supply,
     Tombstone,
     UpstreamAttempt,
     UpstreamCall,
@@ -899,12 +900,23 @@ def test_a_record_of_a_later_version_is_refused_and_unchanged(table: Table, stat
     records = table.generations
     generation = in_state(records, state)
     (item,) = table.items()
-    later = item | {"version": {"N": "2"}}
+    later = item | {"version": {"N": "3"}}
     table.client.put_item(TableName=table.name, Item=later)
     for call in ("get", "newest", "claim", "claim late by another", "cancel", "void"):
         with pytest.raises(RecordsUnavailableError, match="later version"):
             CALLS[call](records, generation)
         assert (call, table.items()) == (call, [later])
+
+
+def test_a_record_of_version_1_has_a_provider_and_no_routes(table: Table) -> None:
+    generation = created(table.generations)
+    (item,) = table.items()
+    del item["supply"]
+    table.client.put_item(TableName=table.name, Item={**item, "version": {"N": "1"}, "provider": {"S": "openai"}})
+    found = table.generations.get(generation.id)
+    assert found is not None
+    assert found.supply == Supply("openai", generation.request.model)
+    assert table.generations.cancel(generation.id, now=1) is not None
 
 
 def test_every_method_is_called() -> None:

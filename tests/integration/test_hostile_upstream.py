@@ -21,8 +21,7 @@ import pytest
 
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.providers.upstream_api import TRIES
-from imagegen.usecases.run_upstream_calls import KEEP_TRIES
+from imagegen.usecases.run_upstream_calls import KEEP_TRIES, TRIES
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script
 from tests.conftest import UPSTREAM_KEY
@@ -79,7 +78,7 @@ def over() -> Iterator[threading.Event]:
 
 def opened(handlers: InProcess, url: str) -> bytes:
     """The content that the api function stores."""
-    source = handlers.function("ApiFunction").wired.worker.runner.source
+    source = handlers.function("ApiFunction").wired.worker.runner.upstreams["reseller"].source
     with source.open(url, Deadline.after(10)) as body:
         return b"".join(body.blocks)
 
@@ -261,12 +260,13 @@ def page(content: bytes, *headers: str, **how: Any) -> str:
 NOT_DOWNLOADED = ("image_download_failed", 1)
 INVALID = (424, "upstream_answer_invalid")
 RETRY_NOW = {"retry-after-ms": "1"}
+RETRY_AFTER_THE_DEADLINE = {"retry-after": "3600"}
 FAILURES: dict[str, Failure] = {
     # Refusals. tests/unit/test_refusals.py has their meanings.
     "400": Failure(refusal(400), 400, "upstream_refused_request"),
     "400 for the policy": Failure(refusal(400, "content_policy_violation"), 400, "content_policy_violation"),
     "401": Failure(refusal(401), 502, "upstream_key_refused"),
-    "429": Failure(refusal(429, **RETRY_NOW), 429, "rate_limit_exceeded", TRIES),
+    "429": Failure(refusal(429, **RETRY_AFTER_THE_DEADLINE), 429, "rate_limit_exceeded"),
     "500": Failure(refusal(500), 424, "upstream_failed"),
     "503": Failure(refusal(503, **RETRY_NOW), 503, "upstream_unavailable", TRIES),
     **{

@@ -55,7 +55,7 @@ class Account:
     def put_key(self, kind: Any = "SecureString") -> None:
         keys = {"aws_access_key_id": "operator", "aws_secret_access_key": "secret"}
         ssm: Any = boto3.client("ssm", endpoint_url=self.aws_url, region_name=REGION, **keys)  # type: ignore[call-overload]
-        ssm.put_parameter(Name=f"/{self.stack}/upstream-api-key", Type=kind, Value=SECRET)
+        ssm.put_parameter(Name=f"/{self.stack}/upstreams/upstream-api-key", Type=kind, Value=SECRET)
         ssm.close()
 
     def answer(self, request: Request) -> Reply:
@@ -159,7 +159,7 @@ def test_each_missing_prerequisite_is_listed_with_its_fix(account: Account) -> N
     assert "make .venv-sam/ready" in fixes[0]
     assert "docs/configuration.md" in fixes[2]
     assert f"aws cloudformation delete-stack --stack-name {account.stack}" in fixes[3]
-    name = f"/{account.stack}/upstream-api-key"
+    name = f"/{account.stack}/upstreams/upstream-api-key"
     assert fixes[4] == f'aws ssm put-parameter --name {name} --type SecureString --value "$UPSTREAM_API_KEY"'
     assert "UpstreamBaseUrl=…" in fixes[5]
     assert "[dev.deploy.parameters]" in fixes[5]
@@ -258,7 +258,7 @@ def test_make_deploys_nothing_if_something_is_missing(account: Account) -> None:
     with account.environment() as variables:
         done = subprocess.run(make, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "aws ssm put-parameter --name /imagegen-staging/upstream-api-key" in done.stderr
+    assert "aws ssm put-parameter --name /imagegen-staging/upstreams/upstream-api-key" in done.stderr
     assert "UpstreamBaseUrl has no value" in done.stderr
     assert "sam build" not in done.stdout + done.stderr
 

@@ -6,26 +6,25 @@ test_upstream_call.py tests what all protocols share.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.images import ImageRequest, UpstreamImages, UpstreamRequest
+from imagegen.domain.images import ImageRequest, UpstreamImages
 from imagegen.outbound.pool import HttpPool
 from imagegen.ports import ImageProvider
 from imagegen.providers.gemini_chat.provider import GeminiChatProvider
 from imagegen.providers.ideogram.provider import IdeogramProvider
-from imagegen.providers.upstream_api import TRIES, UpstreamApi
+from imagegen.providers.upstream_api import UpstreamApi
 from local import upstream_gemini_chat as gemini_chat
 from local import upstream_ideogram as ideogram
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script, StandInUpstream
 from local.upstream_replies import one_api_error
 from tests.support import odd_hosts
-from tests.support.models import MODELS, read_request
+from tests.support.models import MODELS, read_request, upstream_request
 from tests.support.odd_hosts import CHUNKED, chunk
 
 KEY = "sk-Q7vXw2LmN8dRtYp4"
@@ -40,14 +39,6 @@ PROMPT = 'quotes " and \\, a line\r\nbreak, --boundary, 한국어 🐈, \u2028, 
 URL = "https://images.example/1.png"
 
 Error = type[errors.ImagegenError]
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, which are recorded and skipped."""
-    slept: list[float] = []
-    monkeypatch.setattr("imagegen.providers.upstream_api.time", SimpleNamespace(sleep=slept.append))
-    return slept
 
 
 @dataclass
@@ -69,10 +60,15 @@ class Upstream:
         request: ImageRequest = read_request().fields({"prompt": "a cat", "model": model, **fields})
         base_url = f"http://127.0.0.1:{self.port}{self.base}"
         api = UpstreamApi(
-            self.pool, base_url=base_url, key=lambda _: KEY, timeout=timeout, max_image_bytes=16 * 1024 * 1024
+            self.pool,
+            base_url=base_url,
+            is_reseller=True,
+            key=lambda _: KEY,
+            timeout=timeout,
+            max_image_bytes=16 * 1024 * 1024,
         )
         provider = PROVIDERS[MODELS[model].provider](api)
-        images = provider.start(UpstreamRequest(request, n, "reference"), Deadline.after(60))
+        images = provider.start(upstream_request(request, n), Deadline.after(60))
         assert isinstance(images, UpstreamImages)
         return images
 
@@ -297,7 +293,7 @@ OF_A_RESELLER: list[tuple[Script, Error]] = [
     (says(403, "insufficient_user_quota"), NO_CREDIT),
     (says(403, "pre_consume_token_quota_failed"), NO_CREDIT),
     (says(403), NO_KEY),
-    (says(404, "model_not_found"), errors.UpstreamRefusedRequestError),
+    (says(404, "model_not_found"), errors.UpstreamLacksModelError),
     (says(404), errors.UpstreamMisconfiguredError),
     (says(413, "read_request_body_failed"), errors.UpstreamRefusedRequestError),
     (says(500, "do_request_failed"), errors.UpstreamFailedError),
@@ -340,11 +336,11 @@ OF_IDEOGRAM: list[tuple[Script, Error]] = [
     ],
 )
 def test_a_failure_has_its_meaning_and_is_not_repeated(
-    upstream: Upstream, slept: list[float], model: str, script: Script, error: Error
+    upstream: Upstream, model: str, script: Script, error: Error
 ) -> None:
     upstream.will(script, good(model))  # a second call would succeed
     assert type(upstream.failure(model)) is error
-    assert (len(upstream.requests), slept) == (1, [])
+    assert len(upstream.requests) == 1
 
 
 def test_a_reason_of_ideogram_and_a_text_of_gemini_are_told(upstream: Upstream) -> None:
@@ -371,32 +367,18 @@ BUSY = [
 
 
 @pytest.mark.parametrize(("model", "script", "error"), BUSY)
-def test_a_busy_upstream_is_asked_three_times(
-    upstream: Upstream, slept: list[float], model: str, script: Script, error: Error
-) -> None:
-    upstream.will(*[script] * (TRIES - 1), good(model))
-    assert upstream.call(model).images[0].source == URL
-    assert (len(upstream.requests), len(slept)) == (TRIES, TRIES - 1)
-    assert len({request.body for request in upstream.requests}) == 1
-
-    upstream.requests.clear()
-    upstream.will(*[script] * TRIES, good(model))
+def test_a_busy_upstream_bought_nothing(upstream: Upstream, model: str, script: Script, error: Error) -> None:
+    upstream.will(script)
     assert type(upstream.failure(model)) is error
-    assert len(upstream.requests) == TRIES
+    assert len(upstream.requests) == 1
 
 
 @EACH_PROTOCOL
-@pytest.mark.parametrize(("seconds", "calls"), [(3, 2), (60, 1)])
-def test_the_time_that_a_busy_upstream_names_counts(
-    upstream: Upstream, slept: list[float], model: str, seconds: int, calls: int
-) -> None:
-    upstream.will(answers(429, {"error": "Too many."}, Retry_After=str(seconds)), good(model))
-    if calls == 2:
-        assert upstream.call(model).images[0].source == URL
-    else:
-        failure = upstream.failure(model)
-        assert (type(failure), failure.retry_after) == (errors.UpstreamRateLimitedError, seconds)
-    assert (len(upstream.requests), slept) == (calls, [seconds] * (calls - 1))
+def test_the_time_that_a_busy_upstream_names_is_known(upstream: Upstream, model: str) -> None:
+    upstream.will(answers(429, {"error": "Too many."}, Retry_After="3"))
+    error = upstream.failure(model)
+    assert isinstance(error, errors.UpstreamRateLimitedError)
+    assert error.retry_after == 3
 
 
 @EACH_PROTOCOL
@@ -404,17 +386,17 @@ def test_the_time_that_a_busy_upstream_names_counts(
 def test_nothing_is_repeated_after_an_outcome_that_is_unknown(
     upstream: Upstream, model: str, script: Script, error: Error
 ) -> None:
-    upstream.will(says(429), script, good(model))
+    upstream.will(script, good(model))
     assert type(upstream.failure(model)) is error
     assert error.money_spent
-    assert len(upstream.requests) == 2
+    assert len(upstream.requests) == 1
 
 
 @EACH_PROTOCOL
 def test_the_refusal_of_an_unknown_model_names_the_field(upstream: Upstream, model: str) -> None:
     upstream.will(says(404, "model_not_found"))
     failure = upstream.failure(model)
-    assert (type(failure), failure.param) == (errors.UpstreamRefusedRequestError, "model")
+    assert (type(failure), failure.param) == (errors.UpstreamLacksModelError, "model")
     assert len(upstream.requests) == 1
 
 

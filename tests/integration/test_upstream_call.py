@@ -6,7 +6,6 @@ import traceback
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,16 +14,16 @@ from urllib3.exceptions import NewConnectionError
 from imagegen import VERSION
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamImages, UpstreamRequest
+from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamImages
 from imagegen.outbound.pool import HttpPool
 from imagegen.providers.openai.provider import OpenAIProvider
-from imagegen.providers.upstream_api import TRIES, UpstreamApi
+from imagegen.providers.upstream_api import UpstreamApi
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script, StandInUpstream
 from tests.fakes.parameters import FakeParameters
 from tests.fakes.provider import png
 from tests.support import odd_hosts
-from tests.support.models import read_request
+from tests.support.models import read_request, upstream_request
 from tests.support.odd_hosts import CHUNKED, LAST_CHUNK, OK, chunk, writes
 
 KEY = "sk-Q7vXw2LmN8dRtYp4"
@@ -37,14 +36,6 @@ PNG = png("a cat")
 COMPLETED = {"type": "image_generation.completed", "b64_json": b64encode(PNG).decode()}
 
 Error = type[errors.ImagegenError]
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, which are recorded and skipped."""
-    slept: list[float] = []
-    monkeypatch.setattr("imagegen.providers.upstream_api.time", SimpleNamespace(sleep=slept.append))
-    return slept
 
 
 @dataclass
@@ -67,11 +58,12 @@ class Upstream:
         api = UpstreamApi(
             self.pool,
             base_url=f"http://127.0.0.1:{self.port}/v1",
+            is_reseller=True,
             key=lambda fresh: self.secrets.get(PARAMETER, fresh=fresh),
             timeout=timeout,
             max_image_bytes=IMAGE_BYTES,
         )
-        call = UpstreamRequest(request or image_request(), n, "reference")
+        call = upstream_request(request or image_request(), n)
         return OpenAIProvider(api).start(call, Deadline.after(within))
 
     def failure(self, n: int = 1, *, timeout: float = 10, within: float = 30) -> errors.ImagegenError:
@@ -273,59 +265,29 @@ class TestNoSuccess:
         assert not upstream.slow.gave_up.is_set()
 
 
-class TestRetry:
-    @pytest.mark.parametrize("refusals", [(429,), (503,), (429, 503)])
-    def test_a_refusal_is_retried(self, upstream: Upstream, slept: list[float], refusals: tuple[int, ...]) -> None:
-        upstream.will(*map(refuses, refusals), answers_data({"url": URL}))
-        assert upstream.call().images[0].source == URL
-        assert len(upstream.requests) == len(refusals) + 1
-        assert len(slept) == len(refusals)
-        for pause, longest in zip(slept, (0.5, 1), strict=False):
-            assert longest / 2 <= pause <= longest
+class TestRefusal:
+    """tests/unit/test_routes.py has what follows: another route, another try, or a wait in the queue."""
 
     @pytest.mark.parametrize(
         ("status", "failure"), [(429, errors.UpstreamRateLimitedError), (503, errors.UpstreamUnavailableError)]
     )
-    def test_it_ends_after_three_attempts(
-        self, upstream: Upstream, slept: list[float], status: int, failure: Error
+    @pytest.mark.parametrize("seconds", [None, 0, 0.3, 8.1])
+    def test_a_refusal_is_one_call_and_has_the_named_time(
+        self, upstream: Upstream, status: int, failure: Error, seconds: float | None
     ) -> None:
-        upstream.will(*[refuses(status)] * (TRIES + 1))
-        assert type(upstream.failure()) is failure
-        assert (TRIES, len(upstream.requests), len(slept)) == (3, TRIES, TRIES - 1)
-
-    @pytest.mark.parametrize(
-        ("script", "failure"),
-        [(refuses(500), errors.UpstreamFailedError), (hangs_up, errors.UpstreamConnectionLostError)],
-    )
-    def test_a_failure_after_a_retry_ends_it(self, upstream: Upstream, script: Script, failure: Error) -> None:
-        upstream.will(refuses(503), script, answers_data({"url": URL}))
-        assert type(upstream.failure()) is failure
-        assert len(upstream.requests) == 2
-
-    @pytest.mark.parametrize("seconds", [0, 0.3, 8])
-    def test_the_retry_waits_for_the_named_time(self, upstream: Upstream, slept: list[float], seconds: float) -> None:
-        upstream.will(refuses(429, Retry_After=str(seconds)), answers_data({"url": URL}))
-        assert upstream.call().images[0].source == URL
-        assert slept == [seconds]
-
-    @pytest.mark.parametrize(("seconds", "within"), [(8.1, 30), (5, 4)])
-    def test_a_long_retry_time_is_returned(
-        self, upstream: Upstream, slept: list[float], seconds: float, within: float
-    ) -> None:
-        upstream.will(refuses(503, Retry_After=str(seconds)), answers_data({"url": URL}))
-        error = upstream.failure(within=within)
+        upstream.will(refuses(status, **({} if seconds is None else {"Retry_After": str(seconds)})))
+        error = upstream.failure()
         assert isinstance(error, errors.TryLaterError)
-        assert error.retry_after == seconds
-        assert (len(upstream.requests), slept) == (1, [])
+        assert (type(error), error.retry_after, len(upstream.requests)) == (failure, seconds, 1)
 
 
 class TestNoConnection:
-    def test_a_refused_connection_is_unreachable_after_three_attempts(self, upstream: Upstream) -> None:
+    def test_a_refused_connection_is_unreachable(self, upstream: Upstream) -> None:
         with socket.socket() as bound_but_not_listening:
             bound_but_not_listening.bind(("127.0.0.1", 0))
             upstream.port = bound_but_not_listening.getsockname()[1]
             assert type(upstream.failure()) is errors.UpstreamUnreachableError
-        assert upstream.secrets.asked == [(PARAMETER, False)] * TRIES  # each attempt reads the key
+        assert upstream.secrets.asked == [(PARAMETER, False)]
 
 
 class TestTooSlow:
@@ -419,44 +381,31 @@ class TestAnyException:
 
 
 class TestKey:
-    def test_after_a_refused_key_the_call_is_repeated_once_with_the_rotated_key(self, upstream: Upstream) -> None:
+    def test_after_a_refused_key_that_was_rotated_the_call_may_be_sent_again_at_once(self, upstream: Upstream) -> None:
         upstream.rotate_key()
-        upstream.will(answers_data({"url": URL}))
-        assert upstream.call().images[0].source == URL
+        error = upstream.failure()
+        assert isinstance(error, errors.TryLaterError)
+        assert (error.retry_after, len(upstream.requests)) == (0, 1)
+        assert upstream.call().images
         sent = [request.header("Authorization") for request in upstream.requests]
         assert sent == [f"Bearer {KEY}", f"Bearer {ROTATED_KEY}"]
         assert upstream.secrets.asked[1:] == [(PARAMETER, False), (PARAMETER, True), (PARAMETER, False)]
-
-    def test_the_call_with_the_rotated_key_counts_as_an_attempt(self, upstream: Upstream) -> None:
-        upstream.rotate_key()
-        upstream.will(refuses(429), refuses(503), answers_data({"url": URL}))
-        assert isinstance(upstream.failure(), errors.TryLaterError)
-        assert len(upstream.requests) == TRIES
-
-    def test_a_key_that_was_rotated_by_the_last_attempt_can_be_retried_later(self, upstream: Upstream) -> None:
-        upstream.rotate_key()
-        upstream.stand_in.key = KEY
-        upstream.will(refuses(429), refuses(429), refuses(401))
-        error = upstream.failure()
-        assert isinstance(error, errors.TryLaterError)
-        assert error.retry_after == 0
-        assert len(upstream.requests) == TRIES
-        assert upstream.secrets.get(PARAMETER) == ROTATED_KEY
 
     def test_an_unchanged_key_is_not_retried(self, upstream: Upstream) -> None:
         upstream.stand_in.key = "another"
         assert upstream.failure_of_one_call() is errors.UpstreamKeyRefusedError
         assert upstream.secrets.asked == [(PARAMETER, False), (PARAMETER, True)]
 
-    def test_a_refused_rotated_key_ends_the_call(self, upstream: Upstream) -> None:
+    def test_a_refused_rotated_key_is_refused(self, upstream: Upstream) -> None:
         upstream.rotate_key()
         upstream.stand_in.key = "another"
+        assert isinstance(upstream.failure(), errors.TryLaterError)
         assert type(upstream.failure()) is errors.UpstreamKeyRefusedError
-        assert len(upstream.requests) == 2
 
     def test_a_refusal_of_the_rotated_key_names_neither_key(self, upstream: Upstream) -> None:
         upstream.rotate_key()
-        upstream.will(refuses(400, message=f"{ROTATED_KEY} may not, nor may {KEY}"))
+        assert isinstance(upstream.failure(), errors.TryLaterError)
+        upstream.will(refuses(400, message=f"{ROTATED_KEY} may not"))
         assert type(upstream.failure()) is errors.UpstreamRefusedRequestError
 
     def test_a_key_that_is_deleted_during_the_call_is_missing(self, upstream: Upstream) -> None:

@@ -38,8 +38,9 @@ from imagegen.usecases.manage_generation import (
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
 from imagegen.usecases.read_batch import ReadBatch
-from imagegen.usecases.run_upstream_calls import UpstreamRunner
+from imagegen.usecases.run_upstream_calls import UpstreamAccess, UpstreamRunner
 from imagegen.usecases.submit import Submission, SubmitGeneration, Submitted
+from imagegen.usecases.upstream_slots import UpstreamLimits
 from imagegen.usecases.work_on_generation import GenerationWorker, LargeAnswer
 from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore, FakeFiles
@@ -52,6 +53,7 @@ from tests.fakes.image_store import FakeImageStore
 from tests.fakes.journal import FakeJournal
 from tests.fakes.provider import FakeProvider, png
 from tests.fakes.quota_counters import FakeQuotaCounters
+from tests.fakes.slots import FakeUpstreamSlots
 from tests.support.models import MODELS, admitted, read_request
 
 NOW = 1_760_000_000.5
@@ -128,12 +130,15 @@ def batch_continuation(
 def attempts(sent: int = 1, refused: int = 0) -> tuple[UpstreamAttempt, ...]:
     """`sent` attempts, of which the first `refused` certainly cost nothing."""
     refusal = Failure("upstream_unavailable", "no", money_spent=False)
-    return tuple(UpstreamAttempt("fake", NOW, failure=refusal if at < refused else None) for at in range(sent))
+    return tuple(UpstreamAttempt("reseller", NOW, failure=refusal if at < refused else None) for at in range(sent))
 
 
 @dataclass
 class InMemoryService:
-    """All stores, the upstream and the clock of a service. A test reads them, replaces them or makes them fail.
+    """All stores, the upstreams and the clock of a service. A test reads them, replaces them or makes them fail.
+
+    `provider` is that of the reseller, `other_providers` are those of other upstreams by name. `has_key` is whether an
+    upstream has a key; it has by default. `concurrency` is the number of its slots; there is no limit by default.
 
     `visibility` are the extensions of visibility, in seconds, and `line_ends` the generations whose line ended, both in
     order. The heartbeat does not run by itself: while a worker works, `beat` is one beat.
@@ -147,6 +152,9 @@ class InMemoryService:
     bus: FakeEventBus = field(default_factory=FakeEventBus)
     images: FakeImageStore = field(default_factory=FakeImageStore)
     provider: FakeProvider = field(default_factory=FakeProvider)
+    other_providers: dict[str, FakeProvider] = field(default_factory=dict)
+    has_key: dict[str, bool] = field(default_factory=dict)
+    concurrency: dict[str, int] = field(default_factory=dict)
     batches: FakeBatchStore = field(default_factory=FakeBatchStore)
     batch_queue: FakeBatchQueue = field(default_factory=FakeBatchQueue)
     batch_bus: FakeBatchBus = field(default_factory=FakeBatchBus)
@@ -167,6 +175,7 @@ class InMemoryService:
 
     def __post_init__(self) -> None:
         self.source = FakeImageSource(self.provider.files)
+        self.slots = FakeUpstreamSlots(self.concurrency, self.clock)
         self.lines = FakeBatchLines(self.batches)
         self.progress = cast("BatchProgress", _Progress(self))
         self.beat: Beat | None = None
@@ -279,16 +288,22 @@ class InMemoryService:
     @property
     def runner(self) -> UpstreamRunner:
         return UpstreamRunner(
-            providers={"openai": self.provider},
-            source=self.source,
+            upstreams={name: self._access(name) for name in ("reseller", *self.other_providers)},
+            default_upstream="reseller",
+            limits=UpstreamLimits(self.slots, self.queue),
             images=self.images,
             records=self.records,
             journal=self.journal,
             pool=self.pool,
             repeat_unknown=self.repeat_unknown,
-            call_seconds=self.call_seconds,
             now=self.clock,
             sleep=self.slept.append,
+        )
+
+    def _access(self, upstream: str) -> UpstreamAccess:
+        provider = self.other_providers.get(upstream, self.provider)
+        return UpstreamAccess(
+            {"openai": provider}, self.source, lambda: self.has_key.get(upstream, True), self.call_seconds
         )
 
     @property
@@ -444,7 +459,7 @@ class InMemoryService:
         owner = new_owner()
         if self.records.claim(generation_id, owner, now=self.now, lease_until=self.now + 1):
             if status is Status.COMPLETED:
-                self.records.save_attempt(generation_id, owner, 0, 1, UpstreamAttempt("fake", self.now))
+                self.records.save_attempt(generation_id, owner, 0, 1, UpstreamAttempt("reseller", self.now))
             self.records.end(generation_id, owner, status, now=self.now)
         if generation := self.records.get(generation_id):
             self.publish(generation)

@@ -22,6 +22,7 @@ from unittest.mock import patch
 from uuid import uuid4
 
 from imagegen.bootstrap import api, authorizer, intake, sdk, site, worker
+from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import Generation
 from imagegen.ports import GenerationStore
@@ -45,7 +46,7 @@ PARAMETERS = {"WaitSeconds": "20", "UpstreamTimeoutSeconds": "20"}
 AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 _BOOTSTRAP = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
 _CLIENTS = ("dynamodb", "events", "sqs", "ssm")
-_MODULES_THAT_PAUSE = ("usecases.run_upstream_calls", "providers.upstream_api")
+_PAUSES = ("_FIRST_PAUSE_SECONDS", "_FIRST_REFUSAL_PAUSE_SECONDS")
 _STAND_INS = ("moto", "werkzeug", "PIL")  # they log in this process too
 
 
@@ -231,7 +232,8 @@ class InProcess(World):
     def upstream_key(self, value: str | None) -> Iterator[None]:
         """The upstream's key has this value, or does not exist, during the block."""
         ssm, api = self.aws("ssm"), self.function("ApiFunction")
-        key = {"Name": api.function.environment["UPSTREAM_API_KEY_PARAMETER"], "Type": "SecureString"}
+        name = CONFIGURATION.upstreams[CONFIGURATION.default_upstream].key
+        key = {"Name": f"{api.function.environment['UPSTREAM_KEYS_PATH']}/{name}", "Type": "SecureString"}
         ssm.delete_parameter(Name=key["Name"])
         if value is not None:
             ssm.put_parameter(**key, Value=value)
@@ -255,7 +257,7 @@ class InProcess(World):
     def listening(self) -> Iterator[None]:
         """`logs()` has all that is logged at any level and all that functions print. Retries have no pauses."""
         self.forget()
-        pauses = [patch(f"imagegen.{module}._FIRST_PAUSE_SECONDS", 0.001) for module in _MODULES_THAT_PAUSE]
+        pauses = [patch(f"imagegen.usecases.run_upstream_calls.{name}", 0.001) for name in _PAUSES]
         root, handler, streams = logging.getLogger(), logging.StreamHandler(self._written), {}
         quiet = {logging.getLogger(name): logging.WARNING for name in _STAND_INS}
         levels = {logger: logger.level for logger in (root, *quiet)}
@@ -347,7 +349,7 @@ def in_process(logs: Path) -> Iterator[InProcess]:
         aws_url = closing.enter_context(moto_behind_the_door(stack.CREDENTIALS["AWS_SECRET_ACCESS_KEY"]))
         options = stack.Options(upstream_url, UPSTREAM_KEY, parameters=PARAMETERS, environment=AWS_SECRETS)
         template = stack.read_template(options)
-        deployed = stack.deploy(template, aws_url, URL, UPSTREAM_KEY, [])
+        deployed = stack.deploy(template, aws_url, URL, {CONFIGURATION.default_upstream: UPSTREAM_KEY}, [])
         locks: dict[Path, threading.Lock] = {}
         functions, written = {}, io.StringIO()
         for name in template.of_type("AWS::Lambda::Function"):

@@ -48,15 +48,15 @@ def batch(counts: Counts | None) -> Batch:
 
 def write_every_line(journal: CloudWatchJournal) -> None:
     """With every metric."""
-    attempts = (UpstreamAttempt("default", NOW), UpstreamAttempt("default", NOW))
+    attempts = (UpstreamAttempt("reseller", NOW), UpstreamAttempt("reseller", NOW))
     answer = CallAnswer((), usage={"input_tokens": 1, "output_tokens": 1})
     call = UpstreamCall(("img_1",), attempts, answer)
     journal.begun(begun(), quota_used=0.5)
     journal.attached(begun())
     journal.claimed(begun(), age=1)
     journal.claimed(begun(calls=(call,)), age=1)
-    journal.asked(begun(), 1)
-    journal.answered(begun(), 1, None)
+    journal.asked(begun(), 1, "reseller")
+    journal.answered(begun(), 1, None, "reseller")
     journal.stored(begun(), StoredImage("image/png", 1))
     journal.ended(ended(calls=(call,)))
     journal.ended(failed("upstream_failed"))

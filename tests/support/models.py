@@ -1,13 +1,18 @@
 """The models and requests of tests."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.domain.generations import Generation, admit
-from imagegen.domain.images import ImageRequest
-from imagegen.providers.catalog import DEFAULT_MODEL, MODELS, catalog
+from imagegen.domain.images import ImageRequest, UpstreamRequest
+from imagegen.domain.models import Catalog
+from imagegen.providers.catalog import KNOWN_MODELS
 from imagegen.wire.requests import ReadRequest
 
-__all__ = ["DEFAULT_MODEL", "MODELS", "admitted", "catalog", "read_request"]
+MODELS = CONFIGURATION.catalog.models
+DEFAULT_MODEL = CONFIGURATION.catalog.default
 
 
 def admitted(request: ImageRequest, **fields: Any) -> Generation:
@@ -15,6 +20,23 @@ def admitted(request: ImageRequest, **fields: Any) -> Generation:
     return admit(request, MODELS[request.model], **fields)
 
 
+def catalog(cap: int, aliases: Mapping[str, str]) -> Catalog:
+    """The models of models.toml with another limit of prompts in characters, and with these further names."""
+    known = CONFIGURATION.catalog
+    models = {
+        name: replace(model, prompt_limit=min(cap, KNOWN_MODELS[model.like].prompt_limit))
+        if model.prompt_capped
+        else model
+        for name, model in known.models.items()
+    }
+    return Catalog(models, known.default, {**known.aliases, **aliases})
+
+
 def read_request(cap: int = 1_000, **aliases: str) -> ReadRequest:
     """A reader of requests. `cap` is the limit of a prompt in characters."""
     return ReadRequest(catalog(cap, aliases))
+
+
+def upstream_request(request: ImageRequest, n: int = 1, reference: str = "reference") -> UpstreamRequest:
+    """One upstream call for `n` images of the request, by the model's own name."""
+    return UpstreamRequest(request, request.model, request.model, n, reference)

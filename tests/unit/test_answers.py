@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.failures import failure_of
-from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, Status, StoredImage, UpstreamCall
+from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, Status, StoredImage, Supply, UpstreamCall
 from imagegen.domain.images import ImageRequest, ResponseFormat, SignedUrl
+from imagegen.domain.models import ImageModel
 from imagegen.wire import answers
 from imagegen.wire.models import model_answer, models_answer
 from tests.fakes.image_store import FakeImageStore
@@ -57,7 +58,7 @@ def a_generation(
         ),
         created_at=1_767_225_600.75,
         base_url="https://api.example/prod",
-        provider="openai",
+        supply=Supply("openai", "gpt-image-1"),
         calls=(UpstreamCall(ids, attempts=attempts(1), answer=answer),),
         status=Status.COMPLETED,
         owner=owner,
@@ -65,6 +66,10 @@ def a_generation(
         completed_at=1_767_225_630.25,
     )
     return msgspec.structs.replace(generation, **changes)
+
+
+def _no_upstreams(_: ImageModel) -> list[str]:
+    return []
 
 
 def stored(lengths: dict[str, int]) -> dict[str, StoredImage]:
@@ -336,12 +341,12 @@ def test_a_list_is_openai_s_list_object_in_the_order_given(ids: list[str]) -> No
 
 class TestModels:
     def test_the_list_of_models_is_the_catalog_with_one_default(self) -> None:
-        body = models_answer(catalog(1_000, {}))
+        body = models_answer(catalog(1_000, {}), _no_upstreams)
         assert body["object"] == "list"
         assert [model["id"] for model in body["data"]] == list(MODELS)
         assert [model["id"] for model in body["data"] if model["default"]] == [DEFAULT_MODEL]
 
-    @pytest.mark.parametrize("model", models_answer(catalog(1_000, {}))["data"], ids=MODELS)
+    @pytest.mark.parametrize("model", models_answer(catalog(1_000, {}), _no_upstreams)["data"], ids=MODELS)
     def test_a_model_is_openai_s_object_and_a_request_may_have_every_listed_value(self, model: dict[str, Any]) -> None:
         read = openai.types.Model.model_validate(model)
         assert read.model_dump(exclude_unset=True) == model
@@ -361,6 +366,8 @@ class TestModels:
             read_request(1_000).fields(plain | {"prompt": plain["prompt"] + "x"})
 
     def test_a_model_that_is_not_in_the_catalog_is_unknown(self) -> None:
-        assert model_answer("x", catalog(1_000, {"x": "flux"})) == model_answer("flux", catalog(1_000, {}))
+        assert model_answer("x", catalog(1_000, {"x": "flux"}), _no_upstreams) == model_answer(
+            "flux", catalog(1_000, {}), _no_upstreams
+        )
         with pytest.raises(errors.UnknownModelError, match="Did you mean 'flux'"):
-            model_answer("FLUX", catalog(1_000, {}))
+            model_answer("FLUX", catalog(1_000, {}), _no_upstreams)

@@ -11,7 +11,6 @@ from imagegen.domain.batches import Counts
 from imagegen.domain.errors import RecordsUnavailableError, UpstreamTimeoutError
 from imagegen.domain.failures import Failure, failure_of
 from imagegen.domain.generations import CallAnswer, Rejection, Status, UpstreamCall
-from imagegen.domain.images import ImageRequest
 from imagegen.wire.errors import ROWS
 from tests.fakes.batches import FakeBatchBus
 from tests.fakes.event_bus import FakeEventBus
@@ -27,7 +26,7 @@ BY_MODEL = (("model", "dall-e-3"), ("stack", "images-dev"))
 
 @pytest.fixture
 def journal() -> CloudWatchJournal:
-    return CloudWatchJournal("worker", "images-dev", {"dall-e-3": 0.04})
+    return CloudWatchJournal("worker", "images-dev")
 
 
 @pytest.fixture
@@ -62,10 +61,8 @@ def test_a_completed_generation_is_counted_by_stack_and_model(journal: CloudWatc
     (line,) = lines()
     assert line["generation_id"] == generation.id
     assert (line["client"], line["batch_id"], line["status"]) == ("alice", "batch_1", "completed")
-    values = {"Generations": 1.0, "Images": 2.0, "Faults": 0.0, "GenerationSeconds": 12.5, "EstimatedCost": 0.08}
+    values = {"Generations": 1.0, "Images": 2.0, "Faults": 0.0, "GenerationSeconds": 12.5}
     assert metrics([line]) == {(name, by): [value] for name, value in values.items() for by in (STACK, BY_MODEL)}
-    journal.ended(ended(request=ImageRequest("canary prompt", "dall-e-2", "url", n=2)))
-    assert not any(name == "EstimatedCost" for name, _ in metrics(lines()))  # it has no price
 
 
 def test_tokens_and_repeated_calls_are_counted(journal: CloudWatchJournal, lines: Lines) -> None:
@@ -121,9 +118,9 @@ def test_a_first_claim_has_its_queue_time_and_a_later_one_is_taken_over(
 
 
 def test_a_call_has_its_duration_and_its_failure(journal: CloudWatchJournal, lines: Lines) -> None:
-    journal.asked(begun(), 2)
-    journal.answered(begun(), 1.5, None)
-    journal.answered(begun(), 30, failure_of(UpstreamTimeoutError("canary message")))
+    journal.asked(begun(), 2, "reseller")
+    journal.answered(begun(), 1.5, None, "reseller")
+    journal.answered(begun(), 30, failure_of(UpstreamTimeoutError("canary message")), "reseller")
     written = lines()
     assert [(line["message"], line.get("code")) for line in written] == [
         ("asked upstream", None),

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -28,12 +29,13 @@ def test_a_record_keeps_a_failure_alone_and_as_the_cause_of_a_partial_one(kind: 
     partial = PartialGenerationError("1 of 2 images were made.")
     partial.__cause__ = full
     kept = through_a_record(partial)
-    spent, retry, interrupted = issubclass(kind, MoneySpentError), kind.retry, kind.interrupted
-    expected = Failure("broken", full.message, spent, "prompt", retry, interrupted=interrupted)
+    spent, retry = issubclass(kind, MoneySpentError), kind.retry
+    again: dict[str, Any] = {"interrupted": kind.interrupted, "another_attempt": kind.another_attempt}
+    expected = Failure("broken", full.message, spent, "prompt", retry, **again)
     assert kept.cause == kept.reason == through_a_record(full) == expected
     assert kept.money_spent
     alone = through_a_record(bare)
-    assert alone == Failure(kind.code, "no", spent, retry=retry, interrupted=interrupted)
+    assert alone == Failure(kind.code, "no", spent, retry=retry, **again)
     assert alone.reason is alone
 
 
@@ -53,6 +55,7 @@ def test_two_classes_share_a_code_only_if_they_differ_in_money_or_in_what_a_retr
         "image_download_failed": 2,
         "image_storage_failed": 2,
         "no_place_to_wait": 2,
+        "upstream_refused_request": 2,
     }
 
 

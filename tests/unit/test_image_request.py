@@ -556,7 +556,7 @@ def check_read_or_refused(body: bytes) -> None:
         return
     model = MODELS[request.model]
     assert 1 <= request.n <= 10
-    assert 1 <= len(request.prompt) <= model.longest_prompt(CAP)
+    assert 1 <= len(request.prompt) <= model.prompt_limit
     assert request.prompt.encode()
     assert request.response_format in ("url", "b64_json")
     for name, value in request.options.items():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen.domain.errors import ImagegenError, QuotaExceededError, UpstreamFailedError, UpstreamUnavailableError
+from imagegen.domain.errors import ImagegenError, QuotaExceededError, UpstreamFailedError, UpstreamRefusedRequestError
 from imagegen.domain.generations import UpstreamCall
 from imagegen.domain.retry_identity import RetryIdentity
 from tests.fakes.journal import FakeJournal
@@ -49,7 +49,7 @@ def test_work_is_reported_step_by_step(service: InMemoryService, journal: FakeJo
     ]
 
 
-@pytest.mark.parametrize("error", [UpstreamFailedError("no"), UpstreamUnavailableError("no")])
+@pytest.mark.parametrize("error", [UpstreamFailedError("no"), UpstreamRefusedRequestError("no")])
 @pytest.mark.parametrize("sent_before", [0, 1])
 def test_a_failed_call_is_reported_with_the_failure_of_the_upstream(
     service: InMemoryService, journal: FakeJournal, error: ImagegenError, sent_before: int

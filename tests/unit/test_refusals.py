@@ -96,7 +96,7 @@ CASES = [
         (403, {"code": "pre_consume_token_quota_failed"}),
         (429, {"code": "insufficient_quota"}),
     ),
-    *mean(errors.UpstreamRefusedRequestError, (404, {"code": "model_not_found"}), param="model"),
+    *mean(errors.UpstreamLacksModelError, (404, {"code": "model_not_found"}), param="model"),
     *mean(
         errors.UpstreamRefusedRequestError,
         (400, {"param": "size", "code": "invalid_value", "type": "invalid_request_error"}),

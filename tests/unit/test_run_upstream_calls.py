@@ -33,11 +33,11 @@ from tests.support.waiting import SECONDS
 ONCE = attempts(1)
 EACH_FORMAT = pytest.mark.parametrize("response_format", ["url", "b64_json"])
 
-RATE_LIMITED, REJECTED = errors.UpstreamRateLimitedError("slow down"), errors.PromptRejectedError("not that")
-UNREACHABLE, NO_KEY = errors.UpstreamUnreachableError("no connection"), errors.SecretMissingError("no key")
+REFUSED, REJECTED = errors.UpstreamRefusedRequestError("no such size"), errors.PromptRejectedError("not that")
+NO_SECRETS = errors.SecretUnavailableError("no answer")
 FAILED, TIMED_OUT = errors.UpstreamFailedError("broke"), errors.UpstreamTimeoutError("too slow")
 INVALID, TOO_FEW = errors.UpstreamAnswerInvalidError("no JSON"), errors.UpstreamTooFewImagesError("one of two")
-NOTHING_SPENT, MONEY_SPENT = (RATE_LIMITED, UNREACHABLE, REJECTED, NO_KEY), (FAILED, TIMED_OUT, INVALID, TOO_FEW)
+NOTHING_SPENT, MONEY_SPENT = (REFUSED, REJECTED, NO_SECRETS), (FAILED, TIMED_OUT, INVALID, TOO_FEW)
 INTERRUPTED, TRUNCATED = errors.ImageDownloadInterruptedError("broke off"), errors.ImageTruncatedError("too short")
 HICCUP, DENIED = errors.ImageStorageInterruptedError("not this time"), errors.ImageStorageError("access denied")
 HTML, BUG = errors.NotAnImageError("HTML"), KeyError("a bug")
@@ -205,7 +205,9 @@ def test_a_failure_is_final_after_the_last_try_or_at_once_if_a_retry_cannot_help
     assert outcome(service, generation) == failure_of(failure)
     assert (len(service.source.opened), len(service.provider.calls), service.images.saved) == (tries, 1, {})
     (call,) = service.record(generation).calls  # the answer stays recorded
-    assert call.answer == CallAnswer((AnsweredImage("https://images.example/1-1.png", "a cat, 1-1"),))
+    assert call.answer == CallAnswer(
+        (AnsweredImage("https://images.example/1-1.png", "a cat, 1-1"),), upstream="reseller"
+    )
 
 
 def test_truncated_bytes_are_not_read_again(service: InMemoryService) -> None:
@@ -269,19 +271,19 @@ def test_if_all_calls_fail_alike_that_is_the_failure_and_each_attempt_has_it(
     assert outcome(service, generation) == failure_of(failure)
     assert (len(service.provider.calls), service.images.tries) == (n, [])
     (noted,) = {call.attempts for call in service.record(generation).calls}
-    assert noted == (UpstreamAttempt("fake", service.now, failure=failure_of(failure)),)
+    assert noted == (UpstreamAttempt("reseller", service.now, failure=failure_of(failure)),)
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
 @pytest.mark.parametrize(
     ("failures", "cause"),
     [
-        ((RATE_LIMITED, FAILED, REJECTED), FAILED),
-        ((RATE_LIMITED, FAILED, None), FAILED),
-        ((RATE_LIMITED, None, None), RATE_LIMITED),
+        ((REFUSED, FAILED, REJECTED), FAILED),
+        ((REFUSED, FAILED, None), FAILED),
+        ((REFUSED, None, None), REFUSED),
         ((FAILED, None, None), FAILED),
-        ((RATE_LIMITED, BUG, REJECTED), None),
-        ((RATE_LIMITED, BUG, None), None),
+        ((REFUSED, BUG, REJECTED), None),
+        ((REFUSED, BUG, None), None),
     ],
     ids=["all", "two", "refused", "failed", "bug", "bug and refused"],
 )
@@ -300,7 +302,7 @@ def test_a_failure_that_possibly_cost_money_outweighs_one_that_did_not_and_keeps
     assert len(service.provider.calls) == 3
 
 
-@pytest.mark.parametrize("order", [(RATE_LIMITED, None), (None, RATE_LIMITED)], ids=["first", "last"])
+@pytest.mark.parametrize("order", [(REFUSED, None), (None, REFUSED)], ids=["first", "last"])
 def test_a_paid_image_that_cannot_be_stored_outweighs_a_call_that_cost_nothing(
     service: InMemoryService, order: Sequence[Exception | None]
 ) -> None:
@@ -563,9 +565,9 @@ def test_a_refusal_leaves_the_outcome_unknown_only_if_an_earlier_attempt_does(
 ) -> None:
     left = taken_over(service, service.admitted(), UpstreamCall((), attempts(sent, refused)))
     left = msgspec.structs.replace(left, retries=refused)
-    service.provider.failures.append(RATE_LIMITED)
+    service.provider.failures.append(REFUSED)
     error = outcome(service, left)
-    assert error == failure_of(RATE_LIMITED) if known else error.code == errors.OutcomeUnknownError.code
+    assert error == failure_of(REFUSED) if known else error.code == errors.OutcomeUnknownError.code
     (call,) = service.record(left).calls
     assert (call.sent, call.refused, call.charged) == (sent + 1, refused + 1, not known)
 
@@ -700,7 +702,7 @@ def test_a_worker_that_lost_its_claim_sends_no_call(
     assert (service.provider.calls, service.images.tries) == ([], [])
 
 
-@pytest.mark.parametrize("failures", [(RATE_LIMITED, None), (None, RATE_LIMITED), (FAILED, None), (None, FAILED)])
+@pytest.mark.parametrize("failures", [(REFUSED, None), (None, REFUSED), (FAILED, None), (None, FAILED)])
 def test_a_deletion_outweighs_a_failure(service: InMemoryService, failures: Sequence[Exception | None]) -> None:
     generation = service.begun(n=2)
     barrier = threading.Barrier(2)
@@ -729,7 +731,7 @@ def test_a_call_is_not_sent_if_its_attempt_cannot_be_recorded(service: InMemoryS
     assert service.provider.calls == []
 
 
-@pytest.mark.parametrize("failure", [None, RATE_LIMITED, FAILED], ids=name_of)
+@pytest.mark.parametrize("failure", [None, REFUSED, FAILED], ids=name_of)
 def test_a_call_that_cannot_be_recorded_stops_no_other_call_and_outweighs_a_failure(
     service: InMemoryService, failure: ImagegenError | None
 ) -> None:

@@ -26,7 +26,6 @@ BOUNDS = [
     ("IMAGES_PER_DAY", 0, 1_000_000_000),
     ("CALLER_SHARE_OF_WAITERS", 1, 100),
     ("MOST_WAITERS", 1, 10_000),
-    ("PROMPT_MAX_CHARACTERS", 1, 32_000),
     ("RECORD_DAYS", 1, 36_500),
     ("UPSTREAM_TIMEOUT_SECONDS", 1, 800),
     ("WAIT_SECONDS", 0, 270),
@@ -44,9 +43,9 @@ def only(names: str) -> dict[str, str]:
 STORED = "aws_region durable_urls event_bus generation_queue_url generation_table lease_seconds record_days stack_name"
 WORKER = only(
     f"""{STORED} batch_generation_queue_url image_bucket intake_queue_url link_seconds max_image_bytes
-    repeat_unknown_calls streaming upstream_api_key_parameter upstream_base_url upstream_timeout_seconds"""
+    repeat_unknown_calls streaming upstream_base_url upstream_keys_path upstream_timeout_seconds"""
 )
-LIMITS = "images_per_client_per_day images_per_day prompt_max_characters"
+LIMITS = "images_per_client_per_day images_per_day"
 API = WORKER | only(
     f"{LIMITS} api_is_first_worker caller_share_of_waiters cors_origin most_waiters public_base_url wait_seconds"
 )
@@ -55,7 +54,7 @@ INTAKE = only(
     f"""{STORED} {LIMITS} base_url batch_generation_queue_url clients_path inbox_bucket intake_dead_letters_url
     intake_queue_url"""
 )
-SITE = only("cors_origin image_origin prompt_max_characters public_base_url")
+SITE = only("cors_origin image_origin public_base_url")
 
 FromEnv = Callable[[Mapping[str, str]], Any]
 FUNCTIONS: dict[str, tuple[FromEnv, dict[str, str]]] = {
@@ -65,7 +64,7 @@ FUNCTIONS: dict[str, tuple[FromEnv, dict[str, str]]] = {
     "site": (SiteSettings.from_env, SITE),
 }
 EACH_FUNCTION = pytest.mark.parametrize(("from_env", "environ"), FUNCTIONS.values(), ids=FUNCTIONS)
-OPTIONAL: dict[str, Any] = {"image_prices": {}, "model_aliases": {}, "s3_endpoint_url": None}
+OPTIONAL: dict[str, Any] = {"disabled_models": frozenset(), "s3_endpoint_url": None, "upstream_overrides": {}}
 
 
 def error_of(environ: Mapping[str, str], from_env: FromEnv = ApiSettings.from_env) -> str:
@@ -183,29 +182,18 @@ def test_a_service_may_have_no_public_base_url() -> None:
         assert from_env(nameless).public_base_url == from_env(nameless | {"PUBLIC_BASE_URL": ""}).public_base_url == ""
 
 
-def test_aliases_are_names_of_models() -> None:
-    text = "openai/gpt-image-1=gpt-image-1,dalle=dall-e-3"
-    aliases = {"openai/gpt-image-1": "gpt-image-1", "dalle": "dall-e-3"}
-    assert ApiSettings.from_env(API | {"MODEL_ALIASES": text}).model_aliases == aliases
-    assert IntakeSettings.from_env(INTAKE | {"MODEL_ALIASES": text}).model_aliases == aliases
-    wrong = ("x", "x=", "x=dall-e-9", "=dall-e-3", "a b=dall-e-3", f"{'x' * 65}=dall-e-3")
-    for text in (*wrong, "x=dall-e-3,", "dall-e-2=dall-e-3"):
-        assert error_of(API | {"MODEL_ALIASES": text}).startswith("MODEL_ALIASES has '")
+def test_models_are_disabled_by_name() -> None:
+    for from_env, environ in (FUNCTIONS[name] for name in ("api", "intake", "site")):
+        assert from_env(environ | {"DISABLED_MODELS": "flux,gpt-image-1"}).disabled_models == {"flux", "gpt-image-1"}
 
 
-def test_prices_are_by_model() -> None:
-    for text, prices in (
-        ("", {}),
-        ("dall-e-3:0.04", {"dall-e-3": 0.04}),
-        ("dall-e-3:0.04,flux-pro-1.1:0,gpt-image-1:12", {"dall-e-3": 0.04, "flux-pro-1.1": 0, "gpt-image-1": 12}),
-    ):
-        for name in ("api", "worker", "intake"):
-            from_env, environ = FUNCTIONS[name]
-            assert from_env(environ | {"IMAGE_PRICES": text}).journal.image_prices == prices
-    for text in ("-3", "-3:", "-3:1e3", "-3:-1", "-9:1", "-3:1,", "-3: 1"):
-        assert error_of(API | {"IMAGE_PRICES": f"dall-e{text}"}).startswith("IMAGE_PRICES has '")
-    for text in (":1", ",", "{}"):
-        assert error_of(API | {"IMAGE_PRICES": text}).startswith("IMAGE_PRICES has '")
+def test_an_upstream_may_have_another_address_or_time_limit() -> None:
+    text = "google.timeout_seconds=60,gpu-box.base_url=http://127.0.0.1:9000/v1/"
+    overrides = {("google", "timeout_seconds"): 60, ("gpu-box", "base_url"): "http://127.0.0.1:9000/v1"}
+    for from_env, environ in (FUNCTIONS[name] for name in ("api", "worker")):
+        assert from_env(environ | {"UPSTREAM_OVERRIDES": text}).upstream.upstream_overrides == overrides
+    for text in ("google", "google.key=x", "google.timeout_seconds=801", "google.base_url=http://gpu.example", "x=1,"):
+        assert error_of(API | {"UPSTREAM_OVERRIDES": text}).startswith("UPSTREAM_OVERRIDES ")
 
 
 @pytest.mark.parametrize(

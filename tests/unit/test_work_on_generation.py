@@ -24,7 +24,7 @@ from tests.support.waiting import SECONDS, until
 
 NO_ID = "gen_AAAAAAAAAAAAAAAAAAAAAA"
 ENDS = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
-REJECTED, RATE_LIMITED = errors.PromptRejectedError("no"), errors.UpstreamRateLimitedError("later")
+REJECTED, REFUSED = errors.PromptRejectedError("no"), errors.UpstreamRefusedRequestError("no such size")
 FAILED, FAULT = errors.UpstreamFailedError("no"), KeyError("a fault")
 INTERRUPTED, NOT_STORED = errors.ImageDownloadInterruptedError("no time"), errors.ImageStorageError("no")
 BEAT_SECONDS = 0.02
@@ -309,7 +309,7 @@ def test_a_beat_extends_visibility_for_a_cancelled_generation_during_its_call(se
         ([errors.PromptRejectedError("no", code="content_policy_violation")], ["content_policy_violation"]),
         ([FAILED], ["upstream_failed"]),
         ([FAULT], ["internal_error"]),  # possibly after the request was sent
-        ([None, RATE_LIMITED, None], ["partial_generation", "rate_limit_exceeded"]),
+        ([None, REFUSED, None], ["partial_generation", "upstream_refused_request"]),
     ],
     ids=["refused", "failed", "fault", "part"],
 )
@@ -445,7 +445,7 @@ def test_a_refusal_after_the_end_returns_quota_once(service: InMemoryService, me
         used.append(service.used)
 
     service.provider.during_call = call
-    service.provider.failures.append(RATE_LIMITED)
+    service.provider.failures.append(REFUSED)
     for _ in range(3):
         assert service.deliver(generation.id) is None
     assert (used, service.used) == ([{1}], {0})
@@ -591,7 +591,7 @@ def test_a_dead_letter_is_received_again_if_its_generation_is_cancelled(
     [
         ([None, None, None], 3),
         ([None, REJECTED, None], 2),
-        ([RATE_LIMITED, None, REJECTED], 1),
+        ([REFUSED, None, REJECTED], 1),
         ([REJECTED, FAILED, None], 2),
         ([REJECTED] * 3, 0),
         ([FAILED] * 3, 3),
@@ -613,7 +613,7 @@ def test_quota_is_returned_once_for_images_that_were_certainly_not_charged(
 
 def test_a_retry_pays_only_for_missing_images(service: InMemoryService) -> None:
     generation = service.admitted(n=3)
-    service.provider.failures += [None, RATE_LIMITED, FAILED]
+    service.provider.failures += [None, REFUSED, FAILED]
     service.deliver(generation.id)
     assert service.used == {2}
     waiting = service.retry(generation.id)

@@ -25,10 +25,7 @@ from imagegen.domain.slots import Slot, Waiter
 
 
 class ImageProvider(Protocol):
-    """Speaks the protocol of one upstream. `upstream` is the upstream's name, which records keep."""
-
-    @property
-    def upstream(self) -> str: ...
+    """Speaks a protocol with one upstream."""
 
     def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
         """Sends one call. Returns exactly `call.n` images, or a task that gives them later.
@@ -488,12 +485,12 @@ class Journal(Protocol):
         """A worker claimed the generation, `age` seconds after it was created."""
         ...
 
-    def asked(self, generation: Generation, n: int) -> None:
-        """A call for `n` images is about to be sent."""
+    def asked(self, generation: Generation, n: int, upstream: str) -> None:
+        """A call for `n` images is about to be sent to the upstream."""
         ...
 
-    def answered(self, generation: Generation, seconds: float, failure: Failure | None) -> None:
-        """A call was answered after `seconds`, or failed."""
+    def answered(self, generation: Generation, seconds: float, failure: Failure | None, upstream: str) -> None:
+        """A call was answered by the upstream after `seconds`, or failed."""
         ...
 
     def stored(self, generation: Generation, image: StoredImage) -> None: ...

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
+from imagegen.domain.upstreams import MOST_UPSTREAM_SECONDS
 from imagegen.outbound.web_address import read_web_address
-from imagegen.providers.catalog import MODELS
 
 T = TypeVar("T")
 
@@ -30,9 +30,6 @@ class RuntimeSettings:
 
 @dataclass(frozen=True, slots=True)
 class JournalSettings:
-    """`image_prices` are the prices of one image, by model, in the deployer's currency."""
-
-    image_prices: Mapping[str, float]
     stack_name: str
 
 
@@ -67,21 +64,25 @@ class QuotaSettings:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """The settings of upstream calls. A claim is valid for `lease_seconds` without renewal."""
+    """The settings of upstream calls. A claim is valid for `lease_seconds` without renewal.
+
+    `upstream_base_url` is that of the default upstream. The keys of all upstreams are SSM parameters below
+    `upstream_keys_path`. `upstream_overrides` are values of `Upstream`, by the upstream's name and the field.
+    `upstream_timeout_seconds` is the limit of one call to an upstream without one of its own.
+    """
 
     lease_seconds: int
     max_image_bytes: int
     repeat_unknown_calls: bool
-    upstream_api_key_parameter: str
     upstream_base_url: str
+    upstream_keys_path: str
+    upstream_overrides: Mapping[tuple[str, str], str | int]
     upstream_timeout_seconds: int
 
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """`model_aliases` maps further names to the names of models.
-
-    `public_base_url` is empty if a request's own address is the public one.
+    """`public_base_url` is empty if a request's own address is the public one.
 
     `cors_origin` is the one web origin whose pages may call, or `*`.
 
@@ -98,9 +99,8 @@ class ApiSettings:
     api_is_first_worker: bool
     cors_origin: str
     caller_share_of_waiters: int
+    disabled_models: frozenset[str]
     most_waiters: int
-    model_aliases: Mapping[str, str]
-    prompt_max_characters: int
     public_base_url: str
     streaming: bool
     wait_seconds: int
@@ -122,8 +122,7 @@ class ApiSettings:
                 cors_origin=read("CORS_ORIGIN", _text),
                 caller_share_of_waiters=read("CALLER_SHARE_OF_WAITERS", _integer(1, 100)),
                 most_waiters=read("MOST_WAITERS", _integer(1, 10_000)),
-                model_aliases=read("MODEL_ALIASES", _aliases, default=""),
-                prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
+                disabled_models=read("DISABLED_MODELS", _names, default=""),
                 public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
                 streaming=streaming,
                 wait_seconds=min(longest_wait, read("WAIT_SECONDS", _integer(0, LONGEST_WAIT_SECONDS)) or 0),
@@ -170,11 +169,10 @@ class IntakeSettings:
     base_url: str
     batch_generation_queue_url: str
     clients_path: str
+    disabled_models: frozenset[str]
     inbox_bucket: str
     intake_dead_letters_url: str
     lease_seconds: int
-    model_aliases: Mapping[str, str]
-    prompt_max_characters: int
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -191,8 +189,7 @@ class IntakeSettings:
                 inbox_bucket=read("INBOX_BUCKET", _text),
                 intake_dead_letters_url=read("INTAKE_DEAD_LETTERS_URL", _text),
                 lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
-                model_aliases=read("MODEL_ALIASES", _aliases, default=""),
-                prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
+                disabled_models=read("DISABLED_MODELS", _names, default=""),
             )
         )
 
@@ -201,12 +198,12 @@ class IntakeSettings:
 class SiteSettings:
     """`image_origin` is the web origin that a durable link redirects to.
 
-    `cors_origin`, `prompt_max_characters` and `public_base_url` are those of the api function.
+    `cors_origin`, `disabled_models` and `public_base_url` are those of the api function.
     """
 
     cors_origin: str
+    disabled_models: frozenset[str]
     image_origin: str
-    prompt_max_characters: int
     public_base_url: str
 
     @classmethod
@@ -217,7 +214,7 @@ class SiteSettings:
             lambda: cls(
                 cors_origin=read("CORS_ORIGIN", _text),
                 image_origin=read("IMAGE_ORIGIN", lambda text: _origin(stand_in or text)),
-                prompt_max_characters=read("PROMPT_MAX_CHARACTERS", _integer(1, 32_000)),
+                disabled_models=read("DISABLED_MODELS", _names, default=""),
                 public_base_url=read("PUBLIC_BASE_URL", lambda text: _http_url(text) if text else "", default=""),
             )
         )
@@ -282,7 +279,7 @@ def _endpoint(read: _Reader) -> str | None:
 
 
 def _journal(read: _Reader) -> JournalSettings:
-    return JournalSettings(image_prices=read("IMAGE_PRICES", _prices, default=""), stack_name=read("STACK_NAME", _text))
+    return JournalSettings(stack_name=read("STACK_NAME", _text))
 
 
 def _store(read: _Reader) -> StoreSettings:
@@ -316,10 +313,10 @@ def _upstream(read: _Reader) -> UpstreamSettings:
         lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
         max_image_bytes=read("MAX_IMAGE_BYTES", _integer(1, 100 * 1024 * 1024)),
         repeat_unknown_calls=read("REPEAT_UNKNOWN_CALLS", _flag),
-        upstream_api_key_parameter=read("UPSTREAM_API_KEY_PARAMETER", _text),
         upstream_base_url=read("UPSTREAM_BASE_URL", _http_url),
-        # Within a function's 900 s (Lambda developer guide, "Lambda quotas").
-        upstream_timeout_seconds=read("UPSTREAM_TIMEOUT_SECONDS", _integer(1, 800)),
+        upstream_keys_path=read("UPSTREAM_KEYS_PATH", _path),
+        upstream_overrides=read("UPSTREAM_OVERRIDES", _overrides, default=""),
+        upstream_timeout_seconds=read("UPSTREAM_TIMEOUT_SECONDS", _integer(1, MOST_UPSTREAM_SECONDS)),
     )
 
 
@@ -335,26 +332,24 @@ def _flag(text: str) -> bool:
     return text == "true"
 
 
-def _prices(text: str) -> Mapping[str, float]:
-    """Reads `<model>:<price>` pairs, separated by commas."""
-    prices = {}
-    for each in text.split(",") if text else ():
-        model, _, price = each.partition(":")
-        if model not in MODELS or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", price):
-            raise ValueError(f"has {each[:64]!r}, which is not MODEL:PRICE with a known model")
-        prices[model] = float(price)
-    return prices
+def _names(text: str) -> frozenset[str]:
+    """Reads names, separated by commas."""
+    return frozenset(filter(None, text.split(",")))
 
 
-def _aliases(text: str) -> Mapping[str, str]:
-    """Reads `<alias>=<model>` pairs, separated by commas."""
-    aliases = {}
+def _overrides(text: str) -> Mapping[tuple[str, str], str | int]:
+    """Reads `<upstream>.<field>=<value>` pairs, separated by commas."""
+    overrides: dict[tuple[str, str], str | int] = {}
     for each in text.split(",") if text else ():
-        alias, _, model = each.partition("=")
-        if model not in MODELS or alias in MODELS or not re.fullmatch(r"[\x21-\x7e]{1,64}", alias):
-            raise ValueError(f"has {each[:64]!r}, which is not ALIAS=MODEL with a new name and a known model")
-        aliases[alias] = model
-    return aliases
+        name, _, value = each.partition("=")
+        upstream, _, field = name.partition(".")
+        if field == "base_url":
+            overrides[upstream, field] = _http_url(value)
+        elif field == "timeout_seconds":
+            overrides[upstream, field] = _integer(1, MOST_UPSTREAM_SECONDS)(value)
+        else:
+            raise ValueError(f"has {name[:64]!r}, which is not UPSTREAM.base_url or UPSTREAM.timeout_seconds")
+    return overrides
 
 
 def _text(text: str) -> str:

@@ -31,7 +31,6 @@ UNITS = {
     "BatchLinesFailed": MetricUnit.Count,
     "Batches": MetricUnit.Count,
     "BrokenStreams": MetricUnit.Count,
-    "EstimatedCost": MetricUnit.NoUnit,
     "Failures": MetricUnit.Count,
     "Faults": MetricUnit.Count,
     "GenerationSeconds": MetricUnit.Seconds,
@@ -58,7 +57,7 @@ def _to_log(line: str) -> None:
 class CloudWatchJournal:
     """Implements `ports.Journal`. `service` is the function's name in its log, `stack` the stack's name.
 
-    `prices` maps models to the price of one image. `write` receives a line. The log level suppresses no line, because
+    `write` receives a line. The log level suppresses no line, because
     alarms depend on them.
     """
 
@@ -66,12 +65,10 @@ class CloudWatchJournal:
         self,
         service: str,
         stack: str,
-        prices: Mapping[str, float],
         write: Callable[[str], None] = _to_log,
     ) -> None:
         self._service = service
         self._stack = stack
-        self._prices = prices
         self._out = write
 
     def begun(self, generation: Generation, *, quota_used: float) -> None:
@@ -86,12 +83,12 @@ class CloudWatchJournal:
         else:
             self._metered("claimed", {"QueueSeconds": round(age, 3)}, _described(generation))
 
-    def asked(self, generation: Generation, n: int) -> None:
-        self._write("asked upstream", {**_named(generation), "images": n})
+    def asked(self, generation: Generation, n: int, upstream: str) -> None:
+        self._write("asked upstream", {**_named(generation), "upstream": upstream, "images": n})
 
-    def answered(self, generation: Generation, seconds: float, failure: Failure | None) -> None:
+    def answered(self, generation: Generation, seconds: float, failure: Failure | None, upstream: str) -> None:
         message = "upstream failed" if failure else "upstream answered"
-        fields = {**_named(generation), **({"code": failure.code} if failure else {})}
+        fields = {**_named(generation), "upstream": upstream, **({"code": failure.code} if failure else {})}
         by_model = {"model": generation.request.model}
         self._metered(message, {"UpstreamSeconds": round(seconds, 3)}, fields, by=({}, by_model))
 
@@ -111,8 +108,6 @@ class CloudWatchJournal:
             values["GenerationSeconds"] = round(generation.completed_at - generation.created_at, 3)
         if generation.repeated_calls:
             values["RepeatedCalls"] = generation.repeated_calls
-        if model in self._prices:
-            values["EstimatedCost"] = round(self._prices[model] * len(generation.stored), 6)
         usage = generation.usage or {}
         for name, field in (("InputTokens", "input_tokens"), ("OutputTokens", "output_tokens")):
             if isinstance(tokens := usage.get(field), int) and 0 <= tokens <= _MOST_TOKENS:

@@ -39,6 +39,7 @@ from imagegen.domain.generations import (
     Origin,
     Status,
     StoredImage,
+    Supply,
     Tombstone,
     UpstreamAttempt,
     UpstreamCall,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 _RECORD = "generation"
-_VERSION = 1  # of the record; a process refuses records of a later version
+_VERSION = 2  # of the record; a process refuses records of a later version
 _BURIED = "buried"  # a status that no Generation has
 # Longer than any message or process that could still write an image. SQS keeps a message for at most 14 days (SQS
 # developer guide, "Amazon SQS message quotas").
@@ -320,7 +321,7 @@ class DynamoGenerations:
             "lease_until": number(generation.lease_until),
             "base_url": {"S": generation.base_url},
             "request": {"S": json_text(generation.request)},
-            "provider": {"S": generation.provider},
+            "supply": {"S": json_text(generation.supply)},
             "polls": number(generation.polls),
             "returned": number(0),
         }
@@ -353,14 +354,15 @@ def _generation(item: Item) -> Generation:
     while text := item.get(f"call_{len(asked)}"):
         image_ids = msgspec.json.decode(text["S"], type=tuple[str, ...])
         asked.append(_known(item, UpstreamCall(image_ids, number=len(asked))))
+    request = msgspec.json.decode(item["request"]["S"], type=ImageRequest)
     calls = tuple(_known(item, call) if call.extra else call for call in with_extra_calls(asked))
     return Generation(
         id=item["pk"]["S"],
         caller=item["caller"]["S"],
-        request=msgspec.json.decode(item["request"]["S"], type=ImageRequest),
+        request=request,
         created_at=float(item["created_at"]["N"]),
         base_url=item["base_url"]["S"],
-        provider=item["provider"]["S"],
+        supply=_supply(item, request),
         calls=calls,
         status=Status(item["status"]["S"]),
         owner=item["owner"]["S"] if "owner" in item else None,
@@ -380,6 +382,12 @@ def _generation(item: Item) -> Generation:
         reserved_at=float(item["reserved_at"]["N"]) if "reserved_at" in item else None,
         returned=int(item["returned"]["N"]),
     )
+
+
+def _supply(item: Item, request: ImageRequest) -> Supply:
+    if "supply" in item:
+        return msgspec.json.decode(item["supply"]["S"], type=Supply)
+    return Supply(item["provider"]["S"], request.model)  # a record of version 1
 
 
 def _known(item: Item, call: UpstreamCall) -> UpstreamCall:

@@ -4,7 +4,7 @@ import os
 import time
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -14,11 +14,12 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.aws.places import DynamoPlaces
 from imagegen.bootstrap import sdk
+from imagegen.bootstrap.models import configuration
 from imagegen.bootstrap.records import Records
 from imagegen.bootstrap.upstreams import generation_worker
+from imagegen.domain.configuration import Configuration
 from imagegen.domain.redacted_traceback import redacted_traceback
 from imagegen.ports import Journal, Places
-from imagegen.providers.catalog import catalog
 from imagegen.routes.batches import BatchRoutes
 from imagegen.routes.generations import GenerationRoutes
 from imagegen.routes.images import ImageRoutes
@@ -29,6 +30,7 @@ from imagegen.settings import ApiSettings, SettingsError
 from imagegen.streaming_runtime import StreamedResponse
 from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration
+from imagegen.usecases.run_upstream_calls import available_upstreams
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.requests import ReadRequest
 
@@ -53,14 +55,16 @@ def api() -> Api:
         most=settings.most_waiters,
         share=settings.caller_share_of_waiters,
     )
-    return wired(settings, Records.on_aws("api", settings.store, settings.journal), places)
+    configured = configuration(settings.disabled_models)
+    records = Records.on_aws("api", settings.store, settings.journal, configured.upstreams)
+    return wired(settings, configured, records, places)
 
 
-def wired(settings: ApiSettings, records: Records, places: Places) -> Api:
-    """The function over these records and places."""
-    store, models = settings.store, catalog(settings.prompt_max_characters, settings.model_aliases)
+def wired(settings: ApiSettings, configured: Configuration, records: Records, places: Places) -> Api:
+    """The function over these models, records and places. Raises SettingsError if they do not fit the settings."""
+    store, models = settings.store, configured.catalog
     workers = generation_worker(
-        records, settings.runtime, settings.images, settings.upstream, streaming=settings.streaming
+        records, settings.runtime, settings.images, settings.upstream, configured, streaming=settings.streaming
     )
     results = Results(
         records=records.generations,
@@ -70,7 +74,7 @@ def wired(settings: ApiSettings, records: Records, places: Places) -> Api:
         streaming=settings.streaming,
     )
     generations = GenerationRoutes(
-        submission=records.submission(settings.quota, settings.upstream.lease_seconds, records.queue),
+        submission=records.submission(models, settings.quota, settings.upstream.lease_seconds, records.queue),
         worker=workers.worker,
         cancellation=CancelGeneration(records.generations, records.publisher, time.time),
         deletion=DeleteGeneration(
@@ -93,10 +97,8 @@ def wired(settings: ApiSettings, records: Records, places: Places) -> Api:
         router=Router(),
     )
     batches = BatchRoutes(records.batches, records.lines, records.batch_queue, time.time, Router())
-    routers = [
-        each.register()
-        for each in (generations, batches, ImageRoutes(workers.images, Router()), ModelRoutes(models, Router()))
-    ]
+    listed = ModelRoutes(models, partial(available_upstreams, runner=workers.worker.runner), Router())
+    routers = [each.register() for each in (generations, batches, ImageRoutes(workers.images, Router()), listed)]
     middleware = ApiMiddleware(logger, cors_origin=settings.cors_origin, public_base_url=settings.public_base_url)
     return Api(settings, http_handler(routers, middleware.chain), records.journal, workers.worker, workers.pool)
 

@@ -18,11 +18,11 @@ from imagegen.aws.sqs import SqsDeadLetters, SqsGenerations
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.authorizer import CALLER_CACHE_SECONDS
+from imagegen.bootstrap.models import configuration
 from imagegen.bootstrap.records import Records
 from imagegen.consumers.intake_messages import IntakeMessages
 from imagegen.consumers.queue_consumer import QueueConsumer
 from imagegen.outbound.pool import HttpPool
-from imagegen.providers.catalog import catalog
 from imagegen.settings import IntakeSettings
 from imagegen.usecases.authorize import caller_named
 from imagegen.usecases.continue_batch import ContinueBatch
@@ -47,7 +47,8 @@ class Intake(msgspec.Struct, frozen=True, eq=False):
 def intake() -> Intake:
     """Raises SettingsError if a variable of the environment is missing or bad."""
     settings = IntakeSettings.from_env(os.environ)
-    records = Records.on_aws("intake", settings.store, settings.journal)
+    configured = configuration(settings.disabled_models)
+    records = Records.on_aws("intake", settings.store, settings.journal, configured.upstreams)
     bucket = S3Bucket(
         HttpPool(),
         url=bucket_url(settings.inbox_bucket, settings.runtime.region, settings.runtime.s3_endpoint_url),
@@ -55,7 +56,7 @@ def intake() -> Intake:
         credentials=sdk.credentials,
     )
     inbox, pool = S3Inbox(bucket), ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="line")
-    read_request = ReadRequest(catalog(settings.prompt_max_characters, settings.model_aliases))
+    read_request = ReadRequest(configured.catalog)
     caller = partial(
         caller_named,
         callers=SsmParameters(sdk.ssm, cache_seconds=CALLER_CACHE_SECONDS),
@@ -67,7 +68,7 @@ def intake() -> Intake:
         batches=records.batches,
         lines=records.lines,
         progress=records.progress,
-        submission=records.submission(settings.quota, settings.lease_seconds, line_queue),
+        submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds, line_queue),
         inbox=inbox,
         pool=pool,
         base_url=settings.base_url,
@@ -90,7 +91,7 @@ def intake() -> Intake:
         lease=settings.lease_seconds,
     )
     messages = IntakeMessages(
-        submission=records.submission(settings.quota, settings.lease_seconds, records.queue),
+        submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds, records.queue),
         rejection=RejectEvent(SqsDeadLetters(sdk.sqs, settings.intake_dead_letters_url), records.bus),
         batches=records.batches,
         continuation=continuation,

@@ -1,6 +1,7 @@
 """Wires the stores, queues, bus and journal that functions share."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Self
 
@@ -12,8 +13,11 @@ from imagegen.aws.events import EventBridgeBus
 from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.idempotency_keys import DynamoIdempotencyKeys
 from imagegen.aws.quota_counters import DynamoQuotaCounters
+from imagegen.aws.slots import DynamoUpstreamSlots
 from imagegen.aws.sqs import SqsBatches, SqsGenerations
 from imagegen.bootstrap import sdk
+from imagegen.domain.models import Catalog
+from imagegen.domain.upstreams import Upstream
 from imagegen.ports import (
     BatchLines,
     BatchQueue,
@@ -23,8 +27,8 @@ from imagegen.ports import (
     GenerationStore,
     IdempotencyKeys,
     QuotaCounters,
+    UpstreamSlots,
 )
-from imagegen.providers.catalog import MODELS
 from imagegen.settings import (
     JournalSettings,
     QuotaSettings,
@@ -48,6 +52,7 @@ class Records(msgspec.Struct, frozen=True, eq=False):
     batches: BatchStore
     lines: BatchLines
     counters: QuotaCounters
+    slots: UpstreamSlots
     queue: GenerationQueue
     batch_queue: BatchQueue
     bus: EventBus
@@ -55,10 +60,12 @@ class Records(msgspec.Struct, frozen=True, eq=False):
     durable_urls: bool
 
     @classmethod
-    def on_aws(cls, service: str, store: StoreSettings, journal: JournalSettings) -> Self:
-        """`service` is the name of the function in its log."""
+    def on_aws(
+        cls, service: str, store: StoreSettings, journal: JournalSettings, upstreams: Mapping[str, Upstream]
+    ) -> Self:
+        """`service` is the name of the function in its log. `upstreams` are by name."""
         table, retention = store.generation_table, store.record_days * 24 * 3600
-        lines = CloudWatchJournal(service, journal.stack_name, journal.image_prices)
+        lines = CloudWatchJournal(service, journal.stack_name)
         bus = EventBridgeBus(sdk.events, store.event_bus, ended=generation_event, rejected=rejection_event)
         return cls(
             generations=DynamoGenerations(sdk.dynamodb, table, retention_seconds=retention),
@@ -66,6 +73,9 @@ class Records(msgspec.Struct, frozen=True, eq=False):
             batches=DynamoBatches(sdk.dynamodb, table, retention_seconds=retention),
             lines=DynamoBatchLines(sdk.dynamodb, table, retention_seconds=retention),
             counters=DynamoQuotaCounters(sdk.dynamodb, table),
+            slots=DynamoUpstreamSlots(
+                sdk.dynamodb, table, {name: each.concurrency for name, each in upstreams.items() if each.concurrency}
+            ),
             queue=SqsGenerations(sdk.sqs, store.generation_queue_url),
             batch_queue=SqsBatches(sdk.sqs, store.intake_queue_url),
             bus=JournalledBus(bus, lines),
@@ -83,9 +93,11 @@ class Records(msgspec.Struct, frozen=True, eq=False):
         returns = QuotaReturns(self.counters, self.generations)
         return PublishGeneration(self.generations, returns, self.progress, self.bus)
 
-    def submission(self, quota: QuotaSettings, lease: float, queue: GenerationQueue) -> SubmitGeneration:
+    def submission(
+        self, catalog: Catalog, quota: QuotaSettings, lease: float, queue: GenerationQueue
+    ) -> SubmitGeneration:
         return SubmitGeneration(
-            models=MODELS,
+            models=catalog.models,
             keys=self.keys,
             records=self.generations,
             queue=queue,

@@ -10,7 +10,7 @@ from aws_lambda_powertools.event_handler.api_gateway import Router
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from imagegen.providers.catalog import catalog
+from imagegen.bootstrap.models import configuration
 from imagegen.routes.middleware import Handler, buffered, http_handler
 from imagegen.routes.site import SiteMiddleware, SiteRoutes
 from imagegen.settings import SettingsError, SiteSettings
@@ -26,7 +26,7 @@ def site(folder: Path) -> Handler:
         folder=folder,
         cors_origin=settings.cors_origin,
         image_origin=settings.image_origin,
-        catalog=catalog(settings.prompt_max_characters, {}),
+        catalog=configuration(settings.disabled_models).catalog,
         public_base_url=settings.public_base_url,
         router=Router(),
     )

@@ -1,7 +1,7 @@
 """Wires the upstreams, and the worker that calls them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -12,12 +12,16 @@ from imagegen.aws.image_store import S3ImageStore
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.records import Records
+from imagegen.domain.configuration import Configuration
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import Generation
 from imagegen.domain.models import MAX_IMAGES
+from imagegen.domain.upstreams import Upstream
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
+from imagegen.ports import ImageProvider
+from imagegen.providers.first_party import first_party
 from imagegen.providers.gemini_chat.models import PROVIDER as GEMINI_CHAT
 from imagegen.providers.gemini_chat.provider import GeminiChatProvider
 from imagegen.providers.ideogram.models import PROVIDER as IDEOGRAM
@@ -28,15 +32,55 @@ from imagegen.providers.upstream_api import UpstreamApi
 from imagegen.settings import (
     ImageSettings,
     RuntimeSettings,
+    SettingsError,
     UpstreamSettings,
 )
 from imagegen.usecases.delete_images import DeleteImages
-from imagegen.usecases.run_upstream_calls import UpstreamRunner
+from imagegen.usecases.run_upstream_calls import UpstreamAccess, UpstreamRunner
+from imagegen.usecases.upstream_slots import UpstreamLimits
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.answers import MAX_ANSWER_BYTES, base64_answer, base64_bytes
 
+_PROVIDERS: Mapping[str, Callable[[UpstreamApi], ImageProvider]] = {
+    OPENAI: OpenAIProvider,
+    GEMINI_CHAT: GeminiChatProvider,
+    IDEOGRAM: IdeogramProvider,
+}
 SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read again at once
 _ANSWER_SECONDS = 60.0
+
+
+def configured_upstreams(configuration: Configuration, settings: UpstreamSettings) -> Mapping[str, Upstream]:
+    """The upstreams by name, with what the deployment sets. Raises SettingsError."""
+    fields: dict[str, dict[str, str | int]] = {name: {} for name in configuration.upstreams}
+    fields[configuration.default_upstream] = {"base_url": settings.upstream_base_url}
+    for (name, field), value in settings.upstream_overrides.items():
+        if name not in fields:
+            raise SettingsError(f"UPSTREAM_OVERRIDES has {name!r}, which is no upstream in models.toml")
+        fields[name][field] = value
+    return {name: msgspec.structs.replace(each, **fields[name]) for name, each in configuration.upstreams.items()}
+
+
+def _access(upstream: Upstream, settings: UpstreamSettings, http: HttpPool, secrets: SsmParameters) -> UpstreamAccess:
+    base_url, owner = upstream.base_url or "", first_party(upstream.base_url or "")
+    timeout = upstream.timeout_seconds or settings.upstream_timeout_seconds
+    parameter = f"{settings.upstream_keys_path}/{upstream.key}"
+    api = UpstreamApi(
+        http,
+        base_url=base_url,
+        is_reseller=owner is None and len(upstream.protocols) > 1,
+        key=lambda fresh: secrets.get(parameter, fresh=fresh),
+        key_header=owner.key_header if owner else "Authorization",
+        timeout=timeout,
+        max_image_bytes=settings.max_image_bytes,
+    )
+    return UpstreamAccess(
+        providers={protocol: _PROVIDERS[protocol](api) for protocol in upstream.protocols},
+        source=HttpImageSource(http, UrlGuard(base_url), max_bytes=settings.max_image_bytes),
+        has_key=api.has_key,
+        call_seconds=timeout,
+        owner=owner.owner if owner else None,
+    )
 
 
 def _image_store(http: HttpPool, runtime: RuntimeSettings, images: ImageSettings) -> S3ImageStore:
@@ -62,9 +106,11 @@ def generation_worker(
     runtime: RuntimeSettings,
     stored_in: ImageSettings,
     upstream: UpstreamSettings,
+    configuration: Configuration,
     *,
     streaming: bool,
 ) -> Workers:
+    """Raises SettingsError if the settings do not fit the configuration."""
     http = HttpPool()
     secrets = SsmParameters(sdk.ssm, cache_seconds=SECRET_CACHE_SECONDS)
     images = _image_store(http, runtime, stored_in)
@@ -78,26 +124,19 @@ def generation_worker(
         with base64_answer(generation, images, Deadline.after(_ANSWER_SECONDS)) as answer:
             yield answer
 
-    api = UpstreamApi(
-        http,
-        base_url=upstream.upstream_base_url,
-        key=lambda fresh: secrets.get(upstream.upstream_api_key_parameter, fresh=fresh),
-        timeout=upstream.upstream_timeout_seconds,
-        max_image_bytes=upstream.max_image_bytes,
-    )
+    upstreams = {
+        name: _access(each, upstream, http, secrets)
+        for name, each in configured_upstreams(configuration, upstream).items()
+    }
     runner = UpstreamRunner(
-        providers={
-            OPENAI: OpenAIProvider(api),
-            GEMINI_CHAT: GeminiChatProvider(api),
-            IDEOGRAM: IdeogramProvider(api),
-        },
-        source=HttpImageSource(http, UrlGuard(upstream.upstream_base_url), max_bytes=upstream.max_image_bytes),
+        upstreams=upstreams,
+        default_upstream=configuration.default_upstream,
+        limits=UpstreamLimits(records.slots, records.queue),
         images=images,
         records=records.generations,
         journal=records.journal,
         pool=pool,
         repeat_unknown=upstream.repeat_unknown_calls,
-        call_seconds=upstream.upstream_timeout_seconds,
         now=time.time,
     )
     worker = GenerationWorker(

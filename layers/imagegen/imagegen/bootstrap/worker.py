@@ -12,6 +12,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.aws.sqs import SqsGenerations
 from imagegen.bootstrap import sdk
+from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.bootstrap.records import Records
 from imagegen.bootstrap.upstreams import generation_worker
 from imagegen.consumers.generation_messages import GenerationMessages
@@ -35,9 +36,9 @@ class Worker(msgspec.Struct, frozen=True, eq=False):
 def worker() -> Worker:
     """Raises SettingsError if a variable of the environment is missing or bad."""
     settings = WorkerSettings.from_env(os.environ)
-    records = Records.on_aws("worker", settings.store, settings.journal)
+    records = Records.on_aws("worker", settings.store, settings.journal, CONFIGURATION.upstreams)
     workers = generation_worker(
-        records, settings.runtime, settings.images, settings.upstream, streaming=settings.streaming
+        records, settings.runtime, settings.images, settings.upstream, CONFIGURATION, streaming=settings.streaming
     )
     batch_queue = SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)
     _, _, batch_queue_name = settings.batch_generation_queue_url.rpartition("/")

@@ -13,7 +13,9 @@ class ImagegenError(Exception):
 
     A class has one `code`; `code` in the constructor replaces it by a more exact one. `retry` is `False` if sending the
     request again is of no use or may pay again, `True` if it is safe and useful, and `None` if the HTTP status says
-    enough; `retry_after` is in seconds. `interrupted` is `True` if another try of the same step may succeed.
+    enough; `retry_after` is in seconds. `interrupted` is `True` if another try of the same step may succeed. With
+    `another_attempt`, an upstream call certainly bought nothing and the request is not to blame: it may be sent again,
+    by this or another route.
     """
 
     code: str
@@ -21,6 +23,7 @@ class ImagegenError(Exception):
     retry: ClassVar[bool | None] = None
     retry_after: float | None = None
     interrupted: ClassVar[bool] = False
+    another_attempt: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -155,6 +158,12 @@ class UpstreamRefusedRequestError(NothingSpentError):
     code = "upstream_refused_request"
 
 
+class UpstreamLacksModelError(UpstreamRefusedRequestError):
+    """The upstream does not have the model."""
+
+    another_attempt = True
+
+
 # Only the operator can correct these.
 
 
@@ -163,6 +172,7 @@ class SecretMissingError(NothingSpentError):
 
     code = "upstream_key_missing"
     retry = False
+    another_attempt = True
 
 
 class UpstreamKeyRefusedError(NothingSpentError):
@@ -170,6 +180,7 @@ class UpstreamKeyRefusedError(NothingSpentError):
 
     code = "upstream_key_refused"
     retry = False
+    another_attempt = True
 
 
 class UpstreamOutOfCreditError(NothingSpentError):
@@ -177,6 +188,7 @@ class UpstreamOutOfCreditError(NothingSpentError):
 
     code = "upstream_out_of_credit"
     retry = False
+    another_attempt = True
 
 
 class UpstreamMisconfiguredError(NothingSpentError):
@@ -184,6 +196,7 @@ class UpstreamMisconfiguredError(NothingSpentError):
 
     code = "upstream_misconfigured"
     retry = False
+    another_attempt = True
 
 
 # Nothing was bought, and waiting may help.
@@ -203,18 +216,21 @@ class UpstreamRateLimitedError(TryLaterError):
     """The upstream answered 429."""
 
     code = "rate_limit_exceeded"
+    another_attempt = True
 
 
 class UpstreamUnavailableError(TryLaterError):
     """The upstream answered 503."""
 
     code = "upstream_unavailable"
+    another_attempt = True
 
 
 class UpstreamUnreachableError(TryLaterError):
     """No connection was made, so no request was sent."""
 
     code = "upstream_unreachable"
+    another_attempt = True
 
 
 class SecretUnavailableError(NothingSpentError):

@@ -12,7 +12,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `money_spent` is `True` if the upstream was paid or may have been. `retry` is whether the same request is worth
     sending again, `None` if the HTTP status says enough; `retry_after` is in seconds. `interrupted` is `True` if
-    another try of the step that failed may succeed. `cause` is why a part of a generation is missing.
+    another try of the step that failed may succeed. With `another_attempt`, an upstream call may be sent again, by this
+    or another route. `cause` is why a part of a generation is missing.
     """
 
     code: str
@@ -22,6 +23,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     retry: bool | None = None
     retry_after: float | None = None
     interrupted: bool = False
+    another_attempt: bool = False
     cause: "Failure | None" = None
 
     @property
@@ -46,5 +48,6 @@ def failure_of(error: Exception) -> Failure:
         retry=error.retry,
         retry_after=error.retry_after,
         interrupted=error.interrupted,
+        another_attempt=error.another_attempt,
         cause=failure_of(cause) if isinstance(cause, ImagegenError) else None,
     )

@@ -13,7 +13,9 @@ import msgspec
 from imagegen.domain.errors import UpstreamTooFewImagesError
 from imagegen.domain.failures import Failure
 from imagegen.domain.images import ImageRequest, new_image_id
-from imagegen.domain.models import MAX_IMAGES, ImageModel
+from imagegen.domain.models import DEADLINE_SECONDS, MAX_IMAGES, ImageModel
+from imagegen.domain.money import ImagePrice, Price
+from imagegen.domain.upstreams import Route
 
 
 class Status(StrEnum):
@@ -49,11 +51,15 @@ class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer to an upstream call. It is stored before any image is fetched, because it is paid for."""
+    """The answer to an upstream call. It is stored before any image is fetched, because it is paid for.
+
+    `upstream` is the one that answered, `None` if the images were found in storage.
+    """
 
     images: tuple[AnsweredImage, ...]
     details: dict[str, str] = {}
     usage: dict[str, Any] | None = None
+    upstream: str | None = None
 
 
 class UpstreamAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -99,8 +105,14 @@ class UpstreamCall(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def failed(self) -> int:
-        """The number of failed attempts, paid or not. Attempts with the same task count once."""
-        return len({attempt.task_id or number for number, attempt in enumerate(self.attempts) if attempt.failure})
+        """The number of attempts whose failure is final, paid or not. A failed task is final, and counts once."""
+        return len(
+            {
+                attempt.task_id or number
+                for number, attempt in enumerate(self.attempts)
+                if attempt.failure and (attempt.task_id or not attempt.failure.another_attempt)
+            }
+        )
 
     @property
     def failed_tasks(self) -> int:
@@ -161,10 +173,27 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     line: int | None = None
 
 
+class Supply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where the images of a generation come from, as the models of the stack said when it began.
+
+    `provider` names the provider of the upstream calls, and `like` the model of its package. `owned_by` is the model's
+    owner, "" if any upstream may have it. Upstreams are tried in the order of `routes`. `price` is narrowed to what the
+    request determines. While all upstreams refuse because of their rate limits, they are asked again until
+    `deadline_seconds` after the first call.
+    """
+
+    provider: str
+    like: str
+    owned_by: str = ""
+    routes: tuple[Route, ...] = ()
+    price: Price | None = None
+    deadline_seconds: int = DEADLINE_SECONDS
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are in Unix seconds. `base_url` is the address that the caller used, for absolute links.
 
-    `provider` names the provider of the upstream calls. `owner` is the token of the process that works on the
+    `owner` is the token of the process that works on the
     generation, valid until `lease_until`. `polls` counts the rounds of polling for tasks. `published` is whether the
     end was published. `retries` counts the retries that an operator asked for. Of the images that were reserved from
     the quota at `reserved_at`, `returned` were given back.
@@ -175,7 +204,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     request: ImageRequest
     created_at: float
     base_url: str
-    provider: str
+    supply: Supply
     calls: tuple[UpstreamCall, ...]
     status: Status = Status.QUEUED
     owner: str | None = None
@@ -214,6 +243,17 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     def details(self) -> dict[str, str]:
         """The details that the upstream gave for all images."""
         return next((call.answer.details for call in self.calls if call.answer), {})
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """The upstreams that answered, in the order of the calls."""
+        answered = (call.answer.upstream for call in self.calls if call.answer)
+        return tuple(dict.fromkeys(upstream for upstream in answered if upstream))
+
+    @property
+    def first_sent_at(self) -> float | None:
+        """When the first upstream call was sent, in Unix seconds."""
+        return min((attempt.sent_at for call in self.calls for attempt in call.attempts), default=None)
 
     @property
     def usage(self) -> dict[str, Any] | None:
@@ -279,13 +319,23 @@ def admit(
         request=request,
         created_at=now,
         base_url=base_url,
-        provider=model.provider,
+        supply=supply_of(model, request),
         calls=tuple(
             UpstreamCall(tuple(new_image_id() for _ in range(n)), number=number)
             for number, n in enumerate(model.calls(request.n))
         ),
         origin=origin,
     )
+
+
+def supply_of(model: ImageModel, request: ImageRequest | None = None) -> Supply:
+    """Where the images of the model come from. With a request, the price is narrowed to what it determines."""
+    price = model.price
+    if request and isinstance(price, ImagePrice):
+        defaults = {field.name: field.default for field in model.own_fields if field.default is not None}
+        price = price.narrowed({**defaults, **request.options})
+    owned_by = model.owned_by if model.like else ""
+    return Supply(model.provider, model.like, owned_by, model.routes, price, model.deadline_seconds)
 
 
 def new_generation_id() -> str:

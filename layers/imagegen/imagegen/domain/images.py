@@ -41,11 +41,14 @@ class ImageRequest:
 class UpstreamRequest:
     """The parameters of one upstream call. `n` is how many of the request's images it requests.
 
-    `reference` is the same for every repetition of a call whose outcome is unknown. An upstream that recognises it
-    answers a repetition with the task that the earlier call began.
+    `model` is the model's name at the upstream. `like` is the model of the provider's package that it behaves like, ""
+    for one that only the upstream knows. `reference` is the same for every repetition of a call whose outcome is
+    unknown. An upstream that recognises it answers a repetition with the task that the earlier call began.
     """
 
     request: ImageRequest
+    model: str
+    like: str
     n: int
     reference: str
 

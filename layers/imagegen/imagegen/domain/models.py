@@ -3,16 +3,21 @@
 The data of models is in `providers`.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from imagegen.domain.images import ResponseFormat
+from imagegen.domain.money import Price
+from imagegen.domain.upstreams import Route
 
 MAX_IMAGES = 10  # of a request for any model; part of the API
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = ("url", "b64_json")
 MOST_COMPRESSION = 100  # per cent
+LONGEST_PROMPT = 32_000  # characters, of any model; that of GPT image
+DEADLINE_SECONDS = 600  # as OpenAI's clients wait
 LONGEST_USER = 512  # characters; OpenAI names no limit, but the size of a record is limited
 
 
@@ -88,23 +93,25 @@ class RequestField:
     """An optional field of a request.
 
     Parsing, error messages, OpenAPI, `GET /v1/models`, the tables of the documentation, the event's schema and the
-    playground's form are made from it. A field that is not `sent` is validated and not sent to the upstream.
+    playground's form are made from it. A field that is not `sent` is validated and not sent to the upstream. `default`
+    is the value that a request without the field has, `None` if the upstream chooses one.
     """
 
     name: str
     rule: Rule
     description: str
     sent: bool = True
+    default: str | int | None = None
 
 
 # Fields that every model accepts. A model's own field of the same name replaces it. Clients send the default quality or
 # style even to models that have none: LangChain, CrewAI, Haystack and Camel send a quality, others a style.
 COMMON_FIELDS = (
-    RequestField("n", Whole(1, MAX_IMAGES), "Default 1. The answer always has exactly `n` images.", sent=False),
+    RequestField("n", Whole(1, MAX_IMAGES), "The answer always has exactly `n` images.", sent=False, default=1),
     RequestField(
         "quality",
         Choice((), defaults=("standard", "auto")),
-        "Without it, the upstream chooses. `standard` and `auto` mean the default of every model.",
+        "`standard` and `auto` mean the default of every model.",
         sent=False,
     ),
     RequestField("style", Choice((), defaults=("vivid",)), "`vivid` is accepted for every model.", sent=False),
@@ -127,6 +134,7 @@ COMMON_FIELDS = (
         sent=False,
     ),
 )
+_OF_THIS_SERVICE = ("n", "response_format")  # no upstream gets them as they come
 COMMON_TEXTS = tuple(field.name for field in COMMON_FIELDS if isinstance(field.rule, Text))
 # The order of the fields in every table. Other fields come after `size`.
 _FIRST, _LAST = ("n", "size", "quality", "style"), ("response_format", "user", "safety_identifier")
@@ -134,10 +142,18 @@ _FIRST, _LAST = ("n", "size", "quality", "style"), ("response_format", "user", "
 
 @dataclass(frozen=True, slots=True)
 class ImageModel:
-    """`provider` is the name of the provider that calls its upstream.
+    """A model. A provider's package defines the models of its protocol, up to `open_fields`. models.toml sets the rest.
 
-    `images_per_call` is the most images of one upstream call. More images are made by parallel calls. A request has at
-    most one field of each group of `exclusive_fields`.
+    `provider` is the name of the provider that calls its upstreams. `images_per_call` is the most images of one
+    upstream call. More images are made by parallel calls. `prompt_limit` is the most characters of a prompt; with
+    `prompt_capped` the deployer's limit applies too. A request has at most one field of each group of
+    `exclusive_fields`. The price depends on the fields `priced_by`. With `open_fields`, any further field is sent as
+    it comes.
+
+    `like` is the id under which the provider's package defines the model. `defaults` are the values of fields that a
+    request does not set. `quick` is whether an image usually takes much less than 29 s, the longest time of an
+    integration that does not stream (API Gateway developer guide, "Quotas for configuring and running a REST API in API
+    Gateway"). A call that the upstreams refuse because of their rate limits is sent again for `deadline_seconds`.
     """
 
     id: str
@@ -146,15 +162,23 @@ class ImageModel:
     own_fields: tuple[RequestField, ...]
     default_response_format: ResponseFormat
     images_per_call: int
-    prompt_limit: int | None = None
+    prompt_limit: int = LONGEST_PROMPT
     prompt_capped: bool = True
-    quick_qualities: tuple[str | None, ...] = ()
     exclusive_fields: tuple[tuple[str, ...], ...] = ()
+    priced_by: tuple[str, ...] = ("size", "quality")
+    open_fields: bool = False
+    like: str = ""
+    routes: tuple[Route, ...] = ()
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    price: Price | None = None
+    quick: bool = False
+    deadline_seconds: int = DEADLINE_SECONDS
 
     @property
     def fields(self) -> dict[str, RequestField]:
-        """Every field that the model accepts, in the order of the tables."""
-        return _ordered((*COMMON_FIELDS, *self.own_fields))
+        """Every field that the model accepts by name, in the order of the tables."""
+        common = (each for each in COMMON_FIELDS if each.name in _OF_THIS_SERVICE or not self.open_fields)
+        return _ordered((*common, *self.own_fields))
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -164,20 +188,6 @@ class ImageModel:
         """Returns the values of a field. Empty if the model does not have the field."""
         field = self.fields.get(name)
         return field.rule if field and isinstance(field.rule, Choice) else Choice(())
-
-    def is_quick(self, quality: object) -> bool:
-        """Returns whether an image usually takes much less than 29 s. A `quality` of `None` is the upstream's default.
-
-        29 s is the longest time of an integration (API Gateway developer guide, "Quotas for configuring and running a
-        REST API in API Gateway").
-        """
-        return quality in self.quick_qualities
-
-    def longest_prompt(self, cap: int) -> int:
-        """Returns the limit in characters. `cap` is the deployer's limit, for models to which it applies."""
-        if self.prompt_limit is None:
-            return cap
-        return min(cap, self.prompt_limit) if self.prompt_capped else self.prompt_limit
 
     def calls(self, n: int) -> list[int]:
         """Returns the number of images of each upstream call, in all `n`."""
@@ -189,12 +199,11 @@ class ImageModel:
 class Catalog:
     """The models of a stack. `default` is the model of a request that names none.
 
-    `prompt_cap` is the deployer's limit in characters. `aliases` maps further names to names of models.
+    `aliases` maps further names to names of models.
     """
 
     models: Mapping[str, ImageModel]
     default: str
-    prompt_cap: int
     aliases: Mapping[str, str]
 
     def named(self, name: str) -> ImageModel | None:
@@ -209,9 +218,6 @@ class Catalog:
         if size == "auto":
             return default
         return next((model for model in (default, *self.models.values()) if size in model.sizes), default)
-
-    def longest_prompt(self, model: ImageModel) -> int:
-        return model.longest_prompt(self.prompt_cap)
 
     @property
     def fields(self) -> dict[str, list[RequestField]]:

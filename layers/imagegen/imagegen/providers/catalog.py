@@ -1,20 +1,21 @@
-"""Collects the models of all providers."""
+"""Collects the protocols, and the models of all providers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from imagegen.domain.models import Catalog, ImageModel
-from imagegen.providers.gemini_chat.models import ALIASES as GEMINI_ALIASES
+from imagegen.domain.models import ImageModel
 from imagegen.providers.gemini_chat.models import MODELS as GEMINI_MODELS
+from imagegen.providers.gemini_chat.models import PROVIDER as GEMINI_CHAT
 from imagegen.providers.ideogram.models import MODELS as IDEOGRAM_MODELS
+from imagegen.providers.ideogram.models import PROVIDER as IDEOGRAM
 from imagegen.providers.openai.models import MODELS as OPENAI_MODELS
+from imagegen.providers.openai.models import PASSTHROUGH
+from imagegen.providers.openai.models import PROVIDER as OPENAI
 
-DEFAULT_MODEL = "dall-e-3"
-MODELS: Mapping[str, ImageModel] = {model.id: model for model in (*OPENAI_MODELS, *GEMINI_MODELS, *IDEOGRAM_MODELS)}
+__all__ = ["KNOWN_MODELS", "PASSTHROUGH", "PROTOCOLS"]
 
-
-def catalog(prompt_cap: int, aliases: Mapping[str, str]) -> Catalog:
-    """Returns the catalog of a stack.
-
-    `prompt_cap` is the deployer's limit in characters. `aliases` maps further names to names of models.
-    """
-    return Catalog(MODELS, DEFAULT_MODEL, prompt_cap, {**GEMINI_ALIASES, **aliases})
+PROTOCOLS = (OPENAI, GEMINI_CHAT, IDEOGRAM)
+# By id. A stack offers those that its models.toml names.
+KNOWN_MODELS: Mapping[str, ImageModel] = {
+    model.id: replace(model, like=model.id) for model in (*OPENAI_MODELS, *GEMINI_MODELS, *IDEOGRAM_MODELS)
+}

@@ -17,6 +17,7 @@ from imagegen.domain.errors import (
     TryLaterError,
     UpstreamFailedError,
     UpstreamKeyRefusedError,
+    UpstreamLacksModelError,
     UpstreamMisconfiguredError,
     UpstreamOutOfCreditError,
     UpstreamRateLimitedError,
@@ -78,7 +79,7 @@ def read_refusal(
 def _by_code(status: int, fields: dict[str, str]) -> ImagegenError | None:
     code = fields.get("code")
     if status == 404 and code == "model_not_found":
-        return UpstreamRefusedRequestError("The image model's provider does not have this model.", param="model")
+        return UpstreamLacksModelError("The image model's provider does not have this model.", param="model")
     if status == 402 or code in _CREDIT_CODES:
         return UpstreamOutOfCreditError("This service has no credit left with the image model's provider.")
     if (

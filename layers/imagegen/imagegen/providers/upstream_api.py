@@ -1,8 +1,6 @@
-"""Sends calls to one upstream, whatever the protocol: its key, its time limits, its repetitions and its refusals."""
+"""Sends calls to one upstream, whatever the protocol: its key, its time limits and its refusals."""
 
-import random
 import re
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
@@ -16,7 +14,6 @@ from imagegen.domain.errors import (
     ImagegenError,
     MoneySpentError,
     SecretMissingError,
-    TryLaterError,
     UpstreamAnswerTooLargeError,
     UpstreamConnectionLostError,
     UpstreamTimeoutError,
@@ -27,9 +24,6 @@ from imagegen.domain.images import UpstreamImages, UpstreamRequest
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.read_deadline import BLOCK_BYTES, cut_off_at
 
-TRIES = 3  # HTTP calls, whatever the refusal: resellers try other channels themselves, and clients retry too
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 8.0  # a caller is waiting, so a longer time is reported at once instead
 _JSON_SLACK_BYTES = 64 * 1024  # for the rest of an answer in addition to base64
 
 _SUCCESS = (200, 201)
@@ -41,50 +35,52 @@ Refusal = Callable[[int, urllib3.HTTPHeaderDict, bytes, str], ImagegenError]
 class UpstreamApi:
     """One upstream under one key.
 
-    `base_url` is that of OpenAI's clients, with the version. `key(fresh)` returns the key, past caches
-    if `fresh` is true. `timeout` is in seconds, for one call. `max_image_bytes` limits the size of an answer.
+    `base_url` is that of OpenAI's clients, with the version. `is_reseller` is whether it serves several protocols under
+    one origin. `key(fresh)` returns the key, past caches if `fresh` is true. It is sent in `key_header`. `timeout` is
+    in seconds, for one call. `max_image_bytes` limits the size of an answer.
     """
 
-    name = "default"  # until upstreams are configured by name
-
-    def __init__(self, pool: HttpPool, *, base_url: str, key: Key, timeout: float, max_image_bytes: int) -> None:
+    def __init__(
+        self,
+        pool: HttpPool,
+        *,
+        base_url: str,
+        is_reseller: bool,
+        key: Key,
+        key_header: str = "Authorization",
+        timeout: float,
+        max_image_bytes: int,
+    ) -> None:
         self._pool = pool
         self._base_url = base_url.rstrip("/")
+        self._is_reseller = is_reseller
         self._key = key
+        self._key_header = key_header
+        self._key_prefix = "Bearer " if key_header == "Authorization" else ""
         self._timeout = timeout
         self._max_image_bytes = max_image_bytes
 
     def below_base(self, path: str) -> SplitResult:
         return urlsplit(self._base_url + path)
 
-    def below_origin(self, path: str) -> SplitResult:
-        """A URL beside OpenAI's API: resellers serve other protocols there, with the same key."""
-        return urlsplit(self._base_url.removesuffix("/v1") + path)
+    def below_own(self, prefix: str, path: str) -> SplitResult:
+        """A URL of another protocol than OpenAI's. A reseller serves it below `prefix`, beside OpenAI's API."""
+        base = self._base_url.removesuffix("/v1") + prefix if self._is_reseller else self._base_url
+        return urlsplit(base + path)
+
+    def has_key(self) -> bool:
+        """Whether the key is set. Raises SecretUnavailableError."""
+        return bool((self._key(False) or "").strip())  # noqa: FBT003  # `fresh`
 
     def post(
         self, url: SplitResult, body: bytes, content_type: str, n: int, deadline: Deadline, refusal: Refusal
     ) -> tuple[bytearray, MoneySpentError | None]:
-        """Sends a call for `n` images, again after a refusal that names a short time.
+        """Sends a call for `n` images.
 
         Returns the part of the answer that came in time, even if the rest is lost, and why it is: the part may have
         complete images. Raises a NothingSpentError if no image was bought, else a MoneySpentError.
         """
         deadline = deadline.sooner(self._timeout)
-        for attempt in range(1, TRIES + 1):
-            try:
-                return self._call(url, body, content_type, n, deadline, refusal)
-            except TryLaterError as error:
-                pause = error.retry_after
-                if pause is None:
-                    pause = _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1)
-                if attempt == TRIES or pause > _LONGEST_PAUSE_SECONDS or pause >= deadline.remaining():
-                    raise
-            time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
-
-    def _call(
-        self, url: SplitResult, body: bytes, content_type: str, n: int, deadline: Deadline, refusal: Refusal
-    ) -> tuple[bytearray, MoneySpentError | None]:
         key = self._usable_key(fresh=False)
         response = self._post(url, body, content_type, key, deadline)
         try:
@@ -109,7 +105,7 @@ class UpstreamApi:
     def _post(
         self, url: SplitResult, body: bytes, content_type: str, key: str, deadline: Deadline
     ) -> urllib3.BaseHTTPResponse:
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": content_type, "Accept": "application/json"}
+        headers = {self._key_header: self._key_prefix + key, "Content-Type": content_type, "Accept": "application/json"}
         try:
             return self._pool.request("POST", url, deadline, body=body, headers=headers)
         except Exception as error:  # noqa: BLE001  # after any failure, the request may have been sent
@@ -140,7 +136,6 @@ class AnswersAtOnce:
 
     def __init__(self, api: UpstreamApi) -> None:
         self._api = api
-        self.upstream = api.name
 
     def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages:
         raise NotImplementedError("this protocol has no tasks")

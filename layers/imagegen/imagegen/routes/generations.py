@@ -105,9 +105,8 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
     def _is_made_here(self, request: ImageRequest, identity: RetryIdentity, preference: Preference) -> bool:
         if self.streaming or not self.api_is_first_worker:
             return self.api_is_first_worker
-        model = self.read_request.catalog.models[request.model]
         return (
-            model.is_quick(request.options.get("quality"))
+            self.read_request.catalog.models[request.model].quick
             and identity.is_counted
             and not preference.respond_async
             and preference.wait is None

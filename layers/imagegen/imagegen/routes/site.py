@@ -87,6 +87,7 @@ class SiteRoutes(msgspec.Struct, frozen=True, eq=False):
     catalog: Catalog
     public_base_url: str
     router: Router
+    descriptions: dict[str, str] = {}  # the API's, by prefix
 
     def register(self) -> Router:
         for path, handler in (
@@ -127,7 +128,10 @@ class SiteRoutes(msgspec.Struct, frozen=True, eq=False):
 
     def openapi(self) -> Response[Body]:
         headers = REVALIDATED | cors_headers(self.cors_origin)
-        return self._file(_description(self._prefix(), self.catalog), "application/json", headers)
+        prefix = self._prefix()
+        if prefix not in self.descriptions:
+            self.descriptions[prefix] = _description(prefix, self.catalog)
+        return self._file(self.descriptions[prefix], "application/json", headers)
 
     def _image_sources(self) -> str:
         """The site itself, the bucket, and icons inside the pages."""
@@ -162,13 +166,7 @@ def _text(path: Path) -> str:
     return path.read_text()
 
 
-_descriptions: dict[tuple[str, int], str] = {}  # by prefix and limit of prompts
-
-
 def _description(prefix: str, catalog: Catalog) -> str:
     from imagegen.wire.openapi import openapi_document  # noqa: PLC0415  # rarely needed, and slow to import
 
-    key = prefix, catalog.prompt_cap
-    if key not in _descriptions:
-        _descriptions[key] = msgspec.json.encode(openapi_document(prefix, catalog)).decode()
-    return _descriptions[key]
+    return msgspec.json.encode(openapi_document(prefix, catalog)).decode()

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,9 +19,14 @@ from imagegen.domain.errors import (
     ImageStorageInterruptedError,
     InternalError,
     MoneySpentError,
+    NothingSpentError,
     OutcomeUnknownError,
     PartialGenerationError,
     RecordsUnavailableError,
+    SecretMissingError,
+    TryLaterError,
+    UpstreamMisconfiguredError,
+    UpstreamRateLimitedError,
     UpstreamTimeoutError,
     UpstreamTooFewImagesError,
 )
@@ -32,12 +37,17 @@ from imagegen.domain.generations import (
     Generation,
     LostClaimError,
     StoredImage,
+    Supply,
     UpstreamAttempt,
     UpstreamCall,
+    supply_of,
     with_extra_calls,
 )
 from imagegen.domain.images import UpstreamImages, UpstreamRequest, UpstreamTask
+from imagegen.domain.models import ImageModel
+from imagegen.domain.upstreams import Route
 from imagegen.ports import GenerationStore, ImageProvider, ImageSource, ImageStore, Journal
+from imagegen.usecases.upstream_slots import NoSlotError, UpstreamLimits, pause_for_slot
 
 T = TypeVar("T")
 
@@ -45,6 +55,13 @@ KEEP_TRIES = 4  # to fetch and store a paid image: one and a half seconds of pau
 MOST_SENT = 2  # a call of unknown outcome is repeated once
 _FIRST_PAUSE_SECONDS = 0.2
 MOST_MESSAGE = 100  # characters of each attempt's failure: a record has 400 KB for all attempts
+TRIES = 3  # of all routes, if they refuse: resellers try other channels themselves, and clients retry too
+_FIRST_REFUSAL_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 8.0  # a caller is waiting, so a longer time is reported at once instead
+_FIRST_RATE_PAUSE_SECONDS = 2.0
+_RATE_PAUSES_OF_DEADLINE = 10  # the longest pause is this part of the deadline, so a record has few attempts
+_MOST_DOUBLINGS = 20
+LONGEST_MESSAGE_DELAY_SECONDS = 900  # SQS developer guide, "Amazon SQS message quotas"
 _OUT_OF_TIME_SECONDS = 1.0  # too little to fetch an image
 _INTERRUPTED = (ImageDownloadInterruptedError, ImageStorageInterruptedError)
 
@@ -54,28 +71,49 @@ class UnfinishedError(Exception):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """At least one task has not ended. The next poll is due after `seconds`."""
+    """The next round is due after `seconds`: for a task that has not ended, or for a call that was not sent.
+
+    `upstreams` are those of which a call needs a slot.
+    """
 
     seconds: float
+    upstreams: frozenset[str] = frozenset()
+
+
+class UpstreamAccess(msgspec.Struct, frozen=True, eq=False):
+    """How an upstream is called. `providers` are by the protocol's name, which a record keeps.
+
+    `source` fetches the images that it answers with. `has_key` is whether its key is set; it raises
+    SecretUnavailableError. `call_seconds` is how long a call may take. `owner` is the only owner whose models it
+    serves, `None` for a reseller.
+    """
+
+    providers: Mapping[str, ImageProvider]
+    source: ImageSource
+    has_key: Callable[[], bool]
+    call_seconds: float
+    owner: str | None = None
+
+    def serves(self, supply: Supply) -> bool:
+        return supply.provider in self.providers and (self.owner is None or supply.owned_by in ("", self.owner))
 
 
 class UpstreamRunner(msgspec.Struct, frozen=True, eq=False):
     """Sends upstream calls, polls their tasks and stores their images.
 
-    `providers` are by the name that a record keeps. `pool` has as many threads as a request may have images.
-    `executor` makes a pool of a given size, for the images that one answer contains. With `repeat_unknown` a call of
-    unknown outcome is sent once more, else its generation fails. `call_seconds` is how long an upstream call may take.
-    `now` gives Unix seconds.
+    `upstreams` are by name; a record that names no routes is of `default_upstream`. `pool` has as many threads as a
+    request may have images. `executor` makes a pool of a given size, for the images that one answer contains. With
+    `repeat_unknown` a call of unknown outcome is sent once more, else its generation fails. `now` gives Unix seconds.
     """
 
-    providers: Mapping[str, ImageProvider]
-    source: ImageSource
+    upstreams: Mapping[str, UpstreamAccess]
+    default_upstream: str
+    limits: UpstreamLimits
     images: ImageStore
     records: GenerationStore
     journal: Journal
     pool: Executor
     repeat_unknown: bool
-    call_seconds: float
     now: Callable[[], float]
     executor: Callable[[int], Executor] = ThreadPoolExecutor
     sleep: Callable[[float], None] = time.sleep
@@ -87,14 +125,15 @@ class UpstreamRunner(msgspec.Struct, frozen=True, eq=False):
 
         For each image that is missing from an answer one extra call is sent. `generation` is the record that `owner`
         claimed. Without `may_send` no call is sent, and nothing is bought. Returns `None` if all images are stored,
-        `Waiting` if a task has not ended, else the failure. Raises LostClaimError if the generation has ended or has
-        another owner, RecordsUnavailableError if the record cannot be written, and UnfinishedError.
+        `Waiting` if a task has not ended or a call could not be sent yet, else the failure. Raises LostClaimError if
+        the generation has ended or has another owner, RecordsUnavailableError if the record cannot be written, and
+        UnfinishedError.
         """
         run = _Run(self, generation, owner, deadline, may_send=may_send)
         side_by_side = self.pool if len(generation.image_ids) > 1 else _ThisThread()
         storing: list[Future[None]] = []
         failures: list[BaseException] = []
-        waiting: list[float] = []
+        waiting: list[Waiting] = []
         calls: Sequence[UpstreamCall] = generation.calls
         while calls:
             answering = [side_by_side.submit(run.answer, call) for call in calls]
@@ -106,13 +145,40 @@ class UpstreamRunner(msgspec.Struct, frozen=True, eq=False):
                     continue
                 result = answered.result()
                 if isinstance(result, Waiting):
-                    waiting.append(result.seconds)
+                    waiting.append(result)
                     continue
-                storing += [side_by_side.submit(run.store, image_id, url) for image_id, url in result.to_fetch]
+                storing += [
+                    side_by_side.submit(run.store, image_id, url, result.upstream) for image_id, url in result.to_fetch
+                ]
                 extra += result.extra
             calls = extra
         failures += [failure for stored in storing if (failure := stored.exception())]
         return run.outcome(failures, waiting)
+
+    def routes(self, supply: Supply) -> Sequence[Route]:
+        """The routes that can be used, in order.
+
+        Raises UpstreamMisconfiguredError, SecretMissingError, SecretUnavailableError if there are none.
+        """
+        routes = [
+            route
+            for route in supply.routes or (Route(self.default_upstream, supply.like),)
+            if route.upstream in self.upstreams and self.upstreams[route.upstream].serves(supply)
+        ]
+        if not routes:
+            raise UpstreamMisconfiguredError("No upstream of this service has the model; its operator must add one.")
+        with_key = [route for route in routes if self.upstreams[route.upstream].has_key()]
+        if not with_key:
+            raise SecretMissingError("This service has no usable key for the image model; its operator must set one.")
+        return with_key
+
+
+def available_upstreams(model: ImageModel, runner: UpstreamRunner) -> Sequence[str]:
+    """The upstreams that can be called for a model, in order. Raises SecretUnavailableError."""
+    try:
+        return [route.upstream for route in runner.routes(supply_of(model))]
+    except (SecretMissingError, UpstreamMisconfiguredError):
+        return []
 
 
 def tried(
@@ -134,9 +200,10 @@ def tried(
 
 
 class _Answered(msgspec.Struct, frozen=True):
-    """The rest of the work of an answered call: images to fetch, by id with their URLs, and extra calls."""
+    """The rest of the work of a call that `upstream` answered: images to fetch, by id and URL, and extra calls."""
 
     to_fetch: list[tuple[str, str]]
+    upstream: str | None
     extra: tuple[UpstreamCall, ...]
 
 
@@ -148,6 +215,15 @@ class _AttemptFailedError(Exception):
         self.failure = failure
 
 
+class _RefusedError(Exception):
+    """An attempt of `call` bought nothing, and another attempt may follow."""
+
+    def __init__(self, call: UpstreamCall, reason: NothingSpentError) -> None:
+        super().__init__(reason.code)
+        self.call = call
+        self.reason = reason
+
+
 class _Run:
     """One process's work on one generation. Its methods run side by side, each on its own call or image."""
 
@@ -155,7 +231,6 @@ class _Run:
         self, runner: UpstreamRunner, generation: Generation, owner: str, deadline: Deadline, *, may_send: bool
     ) -> None:
         self._runner = runner
-        self._provider = runner.providers[generation.provider]
         self._generation = generation
         self._owner = owner
         self._deadline = deadline
@@ -164,7 +239,7 @@ class _Run:
         self._unwritten: RecordsUnavailableError | None = None
         self._unusable: list[Failure] = []  # why images of an answer are not usable
 
-    def outcome(self, raised: Sequence[BaseException], waiting: Sequence[float]) -> Failure | Waiting | None:
+    def outcome(self, raised: Sequence[BaseException], waiting: Sequence[Waiting]) -> Failure | Waiting | None:
         """The outcome of the run. Raises what must bring another process: it may still end well."""
         if self._unwritten:
             raise self._unwritten
@@ -180,7 +255,9 @@ class _Run:
             else:
                 raise error
         if waiting:  # also if the claim is lost: a cancellation stops one call, and the task of another is paid for
-            return Waiting(min(waiting))
+            return Waiting(
+                min(each.seconds for each in waiting), frozenset().union(*(each.upstreams for each in waiting))
+            )
         if lost:
             raise lost
         return self._combined([*failures, *self._unusable])
@@ -216,10 +293,10 @@ class _Run:
                 to_fetch.append((image_id, image.url))
             else:
                 self._unusable.append(failure_of(ImageStorageError("An image was made but is not stored.")))
-        return _Answered(to_fetch, tuple(extra))
+        return _Answered(to_fetch, answer.upstream, tuple(extra))
 
-    def store(self, image_id: str, source: str | bytes) -> None:
-        """Fetches and stores one image. If that breaks off, it is fetched again, never bought again.
+    def store(self, image_id: str, source: str | bytes, upstream: str | None) -> None:
+        """Fetches and stores one image of an upstream's answer. If that breaks off, it is fetched, never bought, again.
 
         Raises a MoneySpentError, LostClaimError, and UnfinishedError if there was no time to fetch it.
         """
@@ -227,7 +304,7 @@ class _Run:
 
         def fetched() -> StoredImage:
             nonlocal saving
-            with self._runner.source.open(source, self._deadline) as body:
+            with self._access(upstream).source.open(source, self._deadline) as body:
                 saving = True
                 saved = self._runner.images.save(image_id, body, self._deadline)
                 stored = StoredImage(body.media_type, body.length)
@@ -278,19 +355,24 @@ class _Run:
     def _new_answer(self, call: UpstreamCall) -> CallAnswer | Waiting:
         """The answer, noted on the record: its images are found in S3, or come from the upstream."""
         images = dict.fromkeys(call.image_ids, AnsweredImage())
-        answer = UpstreamImages(())
+        answer, upstream = UpstreamImages(()), None
         missing = [image_id for image_id in call.image_ids if image_id not in self._stored]
         if missing:
             task = call.open_task
             # A task gives all images of its call. A new attempt asks for those that are missing.
             asked_for = list(call.image_ids) if task else missing
             call, result = self._poll(call, task) if task else self._start(call, len(missing))
+            if isinstance(result, Waiting):
+                return result
+            upstream = (task or call.attempts[-1]).upstream
             if isinstance(result, UpstreamTask):
                 # A task is polled at least once, however long it took to note it.
                 return self._waiting(task, result) if task else Waiting(result.poll_seconds)
             answer = result
-            images |= self._take(asked_for, answer)
-        noted = CallAnswer(tuple(images[image_id] for image_id in call.image_ids), answer.details, answer.usage)
+            images |= self._take(asked_for, answer, upstream)
+        noted = CallAnswer(
+            tuple(images[image_id] for image_id in call.image_ids), answer.details, answer.usage, upstream
+        )
         with self._continuing():
             first = self._runner.records.save_answer(self._generation.id, call.number, noted)
             self._store_what_it_lacks(call, first, noted)
@@ -302,10 +384,18 @@ class _Run:
         for image_id, known, image in zip(call.image_ids, first.images, later.images, strict=True):
             if known.missing and image.url and image_id not in self._stored:
                 with suppress(MoneySpentError):
-                    self.store(image_id, image.url)
+                    self.store(image_id, image.url, later.upstream)
 
-    def _new_attempt(self, call: UpstreamCall) -> UpstreamCall:
-        """Notes one more attempt. Raises _AttemptFailedError or a MoneySpentError if none may be sent."""
+    def _access(self, upstream: str | None) -> UpstreamAccess:
+        """The upstream of this name, the default one if there is none: it is no longer configured, or not known."""
+        upstreams = self._runner.upstreams
+        return upstreams.get(upstream or "", upstreams[self._runner.default_upstream])
+
+    def _provider(self, upstream: str) -> ImageProvider:
+        return self._access(upstream).providers[self._generation.supply.provider]
+
+    def _check_may_send(self, call: UpstreamCall) -> None:
+        """Raises _AttemptFailedError or a MoneySpentError if no further attempt may be sent."""
         if not self._may_send and call.extra:
             raise UpstreamTooFewImagesError("The image model answered with fewer images than it was asked for.")
         # An operator's retry allows one more attempt.
@@ -317,30 +407,80 @@ class _Run:
         most = (MOST_SENT if repeats else 1) + self._generation.retries
         if call.sent - call.refused >= most:
             raise OutcomeUnknownError("The image model was called, but the outcome of the call is not known.")
-        if call.extra and self._deadline.remaining() < self._runner.call_seconds:
+
+    def _new_attempt(self, call: UpstreamCall, route: Route) -> UpstreamCall:
+        """Notes one more attempt, before it is sent."""
+        if call.extra and self._deadline.remaining() < self._access(route.upstream).call_seconds:
             raise UnfinishedError  # it could be cut off after it is paid for; the next process has its whole time
-        attempt = UpstreamAttempt(self._provider.upstream, self._runner.now())
+        attempt = UpstreamAttempt(route.upstream, self._runner.now())
         call = msgspec.structs.replace(call, attempts=(*call.attempts, attempt))
         self._runner.records.save_attempt(self._generation.id, self._owner, call.number, call.sent, attempt)
         return call
 
-    def _start(self, call: UpstreamCall, n: int) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask]:
-        """Sends a new attempt. Returns the call with the attempt, and what the upstream answered."""
-        call = self._new_attempt(call)
-        started = time.perf_counter()
-        self._runner.journal.asked(self._generation, n)
+    def _start(self, call: UpstreamCall, n: int) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask | Waiting]:
+        """Sends new attempts until one is not refused. Returns the call with them, and what the upstream answered.
+
+        After a refusal that bought nothing and that another upstream may not share, the next route follows at once. If
+        all routes refuse, those that may soon be ready are tried a few times more. If one is at its rate limit, or has
+        no slot free, the generation waits in the queue instead.
+        """
+        self._check_may_send(call)
         try:
-            result = self._provider.start(self._request(call, n), self._deadline)
+            routes = self._runner.routes(self._generation.supply)
+        except NothingSpentError as error:
+            raise _AttemptFailedError(_outcome(call, failure_of(error))) from error
+        for number in range(1, TRIES + 1):
+            refused: dict[Route, NothingSpentError] = {}
+            full: set[str] = set()
+            for route in routes:
+                try:
+                    return self._send(call, route, n)
+                except _RefusedError as error:
+                    call, refused[route] = error.call, error.reason
+                except NoSlotError:
+                    full.add(route.upstream)
+            if full:
+                return call, Waiting(pause_for_slot(self._generation.polls), frozenset(full))
+            limited = [error for error in refused.values() if isinstance(error, UpstreamRateLimitedError)]
+            if limited:
+                return call, self._wait_for_rate(call, limited)
+            soon = {route: error for route, error in refused.items() if isinstance(error, TryLaterError)}
+            routes, pause = list(soon), _pause(soon.values(), number)
+            if not routes or number == TRIES or pause > _LONGEST_PAUSE_SECONDS or pause >= self._deadline.remaining():
+                break
+            self._runner.sleep(pause)
+        reason = next(iter((*soon.values(), *refused.values())))
+        raise _AttemptFailedError(_outcome(call, failure_of(reason)))
+
+    def _send(self, call: UpstreamCall, route: Route, n: int) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask]:
+        """Sends one attempt. Raises _RefusedError if another one may follow, else _AttemptFailedError.
+
+        Raises NoSlotError if the upstream has no slot free, before anything is noted.
+        """
+        seconds = self._access(route.upstream).call_seconds
+        with self._runner.limits.slot(route.upstream, self._generation, call.number, seconds=seconds):
+            return self._send_in_slot(call, route, n)
+
+    def _send_in_slot(
+        self, call: UpstreamCall, route: Route, n: int
+    ) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask]:
+        call = self._new_attempt(call, route)
+        started = time.perf_counter()
+        self._runner.journal.asked(self._generation, n, route.upstream)
+        try:
+            result = self._provider(route.upstream).start(self._request(call, n, route.upstream), self._deadline)
             if isinstance(result, UpstreamImages):
                 _check_count(result, n)
         except Exception as error:
             # An unexpected exception may have come after the request was sent.
             is_known = isinstance(error, ImagegenError)
             known = error if is_known else InternalError("The call to the image model broke off.")
-            seconds = time.perf_counter() - started
-            raise self._attempt_failed(call, call.sent, failure_of(known), seconds) from error
+            call = self._note_failure(call, call.sent, failure_of(known), time.perf_counter() - started)
+            if isinstance(known, NothingSpentError) and known.another_attempt:
+                raise _RefusedError(call, known) from error
+            raise _AttemptFailedError(_failure_of_last_attempt(call)) from error
         if isinstance(result, UpstreamImages):
-            self._runner.journal.answered(self._generation, time.perf_counter() - started, None)
+            self._runner.journal.answered(self._generation, time.perf_counter() - started, None, route.upstream)
             return call, result
         attempt = msgspec.structs.replace(call.attempts[-1], task_id=result.id)
         with self._continuing():
@@ -348,18 +488,35 @@ class _Run:
             self._tried(save, (RecordsUnavailableError,))  # without the id the task is lost, and may be bought again
         return msgspec.structs.replace(call, attempts=(*call.attempts[:-1], attempt)), result
 
+    def _wait_for_rate(self, call: UpstreamCall, refused: Sequence[UpstreamRateLimitedError]) -> Waiting:
+        """The pause until the upstreams are asked again. Raises _AttemptFailedError if the deadline is sooner."""
+        generation, now = self._generation, self._runner.now()
+        seconds = generation.supply.deadline_seconds
+        code = UpstreamRateLimitedError.code
+        rounds = sum(each.failure is not None and each.failure.code == code for each in call.attempts)
+        growing = _FIRST_RATE_PAUSE_SECONDS * 2 ** min(rounds // len(refused) - 1, _MOST_DOUBLINGS)
+        pause = min(growing, seconds / _RATE_PAUSES_OF_DEADLINE) * random.uniform(0.75, 1)
+        pause = max(pause, min(error.retry_after or 0 for error in refused))
+        first = max(generation.first_sent_at or now, generation.reserved_at or 0)
+        if now + pause > first + seconds:
+            failure = failure_of(refused[0])
+            raise _AttemptFailedError(_outcome(call, msgspec.structs.replace(failure, retry_after=pause)))
+        return Waiting(min(pause, LONGEST_MESSAGE_DELAY_SECONDS))
+
     def _poll(self, call: UpstreamCall, attempt: UpstreamAttempt) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask]:
         """Looks at a task. An unexpected exception does not fail it: another process polls again."""
         n, seconds = len(call.image_ids), self._runner.now() - attempt.sent_at
         try:
-            result = self._provider.poll(attempt.task_id or "", self._request(call, n), self._deadline)
+            request = self._request(call, n, attempt.upstream)
+            result = self._provider(attempt.upstream).poll(attempt.task_id or "", request, self._deadline)
             if isinstance(result, UpstreamImages):
                 _check_count(result, n)
         except ImagegenError as error:
             number = 1 + call.attempts.index(attempt)
-            raise self._attempt_failed(call, number, failure_of(error), seconds) from error
+            call = self._note_failure(call, number, failure_of(error), seconds)
+            raise _AttemptFailedError(_failure_of_last_attempt(call)) from error
         if isinstance(result, UpstreamImages):
-            self._runner.journal.answered(self._generation, seconds, None)
+            self._runner.journal.answered(self._generation, seconds, None, attempt.upstream)
         return call, result
 
     def _waiting(self, attempt: UpstreamAttempt, task: UpstreamTask) -> Waiting:
@@ -368,20 +525,22 @@ class _Run:
             raise UpstreamTimeoutError("The image model's task did not end in time.")
         return Waiting(task.poll_seconds)
 
-    def _attempt_failed(self, call: UpstreamCall, number: int, failure: Failure, seconds: float) -> _AttemptFailedError:
-        """Notes that the call's attempt `number` failed after `seconds`. Returns the exception to raise."""
+    def _note_failure(self, call: UpstreamCall, number: int, failure: Failure, seconds: float) -> UpstreamCall:
+        """Notes that the call's attempt `number` failed after `seconds`. Returns the call with the failure."""
         attempts = list(call.attempts)
         attempts[number - 1] = msgspec.structs.replace(attempts[number - 1], failure=failure)
         kept = msgspec.structs.replace(failure, message=failure.message[:MOST_MESSAGE])
         with self._continuing():
             self._runner.records.save_failure(self._generation.id, call.number, number, kept)
-        self._runner.journal.answered(self._generation, seconds, failure)
-        return _AttemptFailedError(_failure_of_last_attempt(msgspec.structs.replace(call, attempts=tuple(attempts))))
+        self._runner.journal.answered(self._generation, seconds, failure, attempts[number - 1].upstream)
+        return msgspec.structs.replace(call, attempts=tuple(attempts))
 
-    def _request(self, call: UpstreamCall, n: int) -> UpstreamRequest:
+    def _request(self, call: UpstreamCall, n: int, upstream: str) -> UpstreamRequest:
+        request, supply = self._generation.request, self._generation.supply
+        names = {route.upstream: route.model for route in supply.routes}
         # Another task may begin only after a task has failed: an attempt may have begun one that is not known.
         reference = f"{self._generation.id}.{call.number}.{call.failed_tasks}"
-        return UpstreamRequest(self._generation.request, n, reference)
+        return UpstreamRequest(request, names.get(upstream, request.model), supply.like, n, reference)
 
     def _find_stored(self, call: UpstreamCall) -> None:
         """Finds images that another process stored but died before it noted them."""
@@ -395,7 +554,7 @@ class _Run:
             if found is not None:
                 self._note_stored(image_id, found)
 
-    def _take(self, image_ids: Sequence[str], answer: UpstreamImages) -> dict[str, AnsweredImage]:
+    def _take(self, image_ids: Sequence[str], answer: UpstreamImages, upstream: str) -> dict[str, AnsweredImage]:
         """The images of an answer. Those that came as bytes are stored before the answer is noted."""
         taken: dict[str, AnsweredImage] = {}
         inline: dict[str, bytes] = {}
@@ -410,7 +569,9 @@ class _Run:
         if not inline:
             return taken
         with self._runner.executor(len(inline)) if len(inline) > 1 else _ThisThread() as pool:
-            storing = {image_id: pool.submit(self.store, image_id, content) for image_id, content in inline.items()}
+            storing = {
+                image_id: pool.submit(self.store, image_id, content, upstream) for image_id, content in inline.items()
+            }
         for image_id, stored in storing.items():
             try:
                 stored.result()
@@ -425,11 +586,22 @@ class _Run:
 def _failure_of_last_attempt(call: UpstreamCall) -> Failure:
     """Why the call's last attempt failed, or that the outcome of an earlier one is unknown."""
     failure = next((attempt.failure for attempt in reversed(call.attempts) if attempt.failure), None)
-    if failure is None or failure.money_spent or call.sent == call.refused:
-        return failure or failure_of(AbandonedError("No attempt was made."))
+    return _outcome(call, failure or failure_of(AbandonedError("No attempt was made.")))
+
+
+def _outcome(call: UpstreamCall, failure: Failure) -> Failure:
+    """The failure of the call's last attempt, or that the outcome of an earlier one is unknown."""
+    if failure.money_spent or call.sent == call.refused:
+        return failure
     return failure_of(
         OutcomeUnknownError(f"The outcome of an earlier call to the image model is not known. {failure.message}")
     )
+
+
+def _pause(refused: Iterable[TryLaterError], number: int) -> float:
+    """Seconds until the routes are tried again after round `number`: the shortest time that an upstream named."""
+    growing = _FIRST_REFUSAL_PAUSE_SECONDS * 2 ** (number - 1) * random.uniform(0.5, 1)
+    return min((growing if error.retry_after is None else error.retry_after for error in refused), default=growing)
 
 
 def _check_count(answer: UpstreamImages, n: int) -> None:

@@ -134,6 +134,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
             # The message goes first: if this process dies in between, the message at hand polls again.
             self.queue.send(generation.id, generation.caller, delay=max(1.0, outcome.seconds), poll=poll + 1)
             self.records.await_poll(generation.id, owner, poll + 1)
+            self.runner.limits.wait(generation, poll + 1, outcome.upstreams, now=self.now())
             return generation
         if cancelled:
             return self._leave(generation, owner, deadline)

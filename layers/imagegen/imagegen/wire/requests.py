@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from imagegen.wire.json_text import decoded
 # The longest prompt has 32,000 characters, which take at most 12 bytes each as JSON escapes.
 MAX_BODY_BYTES = 512 * 1024
 _LONGEST_NAME = 64  # only so many characters of an unknown model are compared with known names
+_MOST_OPEN_BYTES = 32 * 1024  # of JSON; the record has 400 KB (DynamoDB developer guide, "Quotas in Amazon DynamoDB")
 _MOST_PARTIAL_IMAGES = 3  # the limit of OpenAI
 
 
@@ -37,7 +39,7 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
         """Returns the same for a decoded body. Raises InvalidRequestError."""
         left = {name: value for name, value in body.items() if value is not None}
         model = self._model(left)
-        prompt = _prompt(left, self.catalog.longest_prompt(model))
+        prompt = _prompt(left, model.prompt_limit)
         values = {name: self._value(left, field) for name, field in model.fields.items()}
         values["response_format"] = values["response_format"] or model.default_response_format
         sent = {name for name, field in model.fields.items() if field.sent}
@@ -50,9 +52,12 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
         )
         _check_exclusive(request.options, model)
         _check_no_stream(left, model)
-        _check_no_unknown(left)
+        if model.open_fields:
+            request = replace(request, options=_open_fields(left))
+        else:
+            _check_no_unknown(left)
         _check_output(request.options)
-        return request
+        return replace(request, options=_with_defaults(request.options, model))
 
     def _model(self, fields: dict[str, Any]) -> ImageModel:
         """Returns the named model. Without a name: the default, or the first with the size if the default lacks it."""
@@ -199,6 +204,21 @@ def _check_no_stream(fields: dict[str, Any], model: ImageModel) -> None:
 def _check_no_unknown(fields: dict[str, Any]) -> None:
     for name in fields:
         raise InvalidRequestError(f"Unknown parameter: '{_shown(name)}'.", param=_shown(name), code="unknown_parameter")
+
+
+def _open_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the fields that this service does not know, for a model that gets them as they come."""
+    if len(msgspec.json.encode(fields)) > _MOST_OPEN_BYTES:
+        raise InvalidRequestError(
+            f"Invalid body: the fields other than the prompt are over {_MOST_OPEN_BYTES} bytes.", code="invalid_value"
+        )
+    return fields
+
+
+def _with_defaults(options: Mapping[str, Any], model: ImageModel) -> Mapping[str, Any]:
+    """Returns the options with the model's defaults, except those that a given option excludes."""
+    excluded = {name for group in model.exclusive_fields if options.keys() & set(group) for name in group}
+    return {name: value for name, value in model.defaults.items() if name not in excluded} | dict(options)
 
 
 def _check_exclusive(options: Mapping[str, Any], model: ImageModel) -> None:

@@ -75,7 +75,7 @@ def request_fields(catalog: Catalog) -> dict[str, Schema]:
     """Returns the fields of a request, by name. Each accepts the values of any model."""
     models = list(catalog.models.values())
     fields: dict[str, Schema] = {
-        "prompt": _prompt(max(catalog.longest_prompt(model) for model in models)),
+        "prompt": _prompt(max(model.prompt_limit for model in models)),
         "model": _choice(
             catalog.models,
             f"Default `{catalog.default}`, or the first model with the `size`. An operator may add aliases.",
@@ -168,11 +168,12 @@ def _kind(title: str, properties: dict[str, Schema], *required: str, **rules: An
 def _properties(model: ImageModel, catalog: Catalog) -> dict[str, Schema]:
     """Returns the fields of a request for the model."""
     fields = model.fields
-    properties = {"prompt": _prompt(catalog.longest_prompt(model))}
+    properties = {"prompt": _prompt(model.prompt_limit)}
     for name, variants in catalog.fields.items():
         if field := fields.get(name):
             properties[name] = _any_of([field]) | {"description": description_of([field, *variants])}
-    properties["n"] |= {"default": 1}
+            if field.default is not None:
+                properties[name]["default"] = field.default
     properties["stream"] = {"type": ["boolean", "null"], "not": {"const": True}, "description": _NO_STREAM}
     if "output_format" in fields:
         properties["partial_images"] = {"type": ["integer", "null"], "minimum": 0, "maximum": 0}

@@ -12,7 +12,7 @@ _ASPECT_RATIO = RequestField(
     Choice(("1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9", "21:9")),
     "Instead of `size`. Without both, the upstream chooses.",
 )
-_IMAGE_SIZE = RequestField("image_size", Choice(("1K", "2K", "4K")), "The length of the longer edge.")
+_IMAGE_SIZE = RequestField("image_size", Choice(("1K", "2K", "4K")), "The length of the longer edge.", default="1K")
 # Gemini 2.0 knows neither a ratio nor a size.
 _NO_SIZE = RequestField("size", Choice(("1024x1024",), defaults=DEFAULT_SIZES), "", sent=False)
 
@@ -25,8 +25,8 @@ def _gemini(model_id: str, *fields: RequestField) -> ImageModel:
         own_fields=fields,
         default_response_format="url",
         images_per_call=1,
-        quick_qualities=(None,),
         exclusive_fields=(("size", "aspect_ratio"),) if _ASPECT_RATIO in fields else (),
+        priced_by=("image_size",),
     )
 
 
@@ -35,4 +35,3 @@ MODELS = (
     _gemini("gemini-2.5-flash-image", _SIZE, _ASPECT_RATIO),
     _gemini("gemini-3-pro-image", _SIZE, _ASPECT_RATIO, _IMAGE_SIZE),
 )
-ALIASES = {f"{model.id}-preview": model.id for model in MODELS[1:]}

@@ -31,7 +31,7 @@ def _body(call: UpstreamRequest) -> bytes:
     if "size" in request.options:
         config["aspect_ratio"] = ratio_of(request.options["size"], ":")
     message = {"role": "user", "content": request.prompt}
-    body: dict[str, Any] = {"model": request.model, "messages": [message], "stream": False}
+    body: dict[str, Any] = {"model": call.model, "messages": [message], "stream": False}
     if config:
         body["extra_body"] = {"google": {"image_config": config}}
     return msgspec.json.encode(body)

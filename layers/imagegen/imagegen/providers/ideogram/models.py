@@ -117,21 +117,23 @@ MODELS = (
         provider=PROVIDER,
         own_fields=(
             RequestField("size", Choice(SIZES, defaults=("auto",)), DESCRIPTION),
-            RequestField("aspect_ratio", Choice(ASPECT_RATIOS), "Instead of `size`. Default `1x1`."),
+            RequestField("aspect_ratio", Choice(ASPECT_RATIOS), "Instead of `size`.", default="1x1"),
             RequestField("resolution", Choice(RESOLUTIONS), "Instead of `size` and `aspect_ratio`."),
-            RequestField("rendering_speed", Choice(("FLASH", "TURBO", "DEFAULT", "QUALITY")), "Default `DEFAULT`."),
-            RequestField("magic_prompt", Choice(("AUTO", "ON", "OFF")), "Whether Ideogram expands the prompt."),
+            RequestField("rendering_speed", Choice(("FLASH", "TURBO", "DEFAULT", "QUALITY")), "", default="DEFAULT"),
+            RequestField(
+                "magic_prompt", Choice(("AUTO", "ON", "OFF")), "Whether Ideogram expands the prompt.", default="AUTO"
+            ),
             RequestField("negative_prompt", Text(_LONGEST_TEXT), "What the image must not show."),
             RequestField("seed", Whole(0, 2_147_483_647), "The same seed gives similar images."),
             RequestField(
-                "style_type", Choice(("AUTO", "GENERAL", "REALISTIC", "DESIGN", "FICTION")), "Default `GENERAL`."
+                "style_type", Choice(("AUTO", "GENERAL", "REALISTIC", "DESIGN", "FICTION")), "", default="GENERAL"
             ),
             RequestField("style_codes", _CODES, "Codes of 8 hexadecimal digits, instead of `style_type`."),
             RequestField("color_palette", _PALETTE, "A named palette, or colors with weights."),
         ),
         default_response_format="url",
         images_per_call=8,
-        quick_qualities=(None,),
         exclusive_fields=(("size", "aspect_ratio", "resolution"), ("style_type", "style_codes")),
+        priced_by=("rendering_speed",),
     ),
 )

@@ -1,7 +1,8 @@
-"""Calls `POST /ideogram/v1/ideogram-v3/generate` of a reseller."""
+"""Calls `POST /v1/ideogram-v3/generate` of Ideogram, which resellers serve below `/ideogram`."""
 
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import urllib3
@@ -23,7 +24,7 @@ class IdeogramProvider(AnswersAtOnce):
     """Implements `ports.ImageProvider`."""
 
     def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages:
-        url = self._api.below_origin(f"/ideogram/v1/{call.request.model}/generate")
+        url = self._api.below_own("/ideogram/v1", f"/{quote(call.model, safe='')}/generate")
         body, content_type = encode_multipart_formdata(_fields(call))
         answer, lost = self._api.post(url, body, content_type, call.n, deadline, _refusal)
         return read_answer(answer, call.n, lost)

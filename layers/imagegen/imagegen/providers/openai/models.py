@@ -35,12 +35,12 @@ _SAFETY_IDENTIFIER = RequestField("safety_identifier", Text(LONGEST_USER), _USER
 _RESPONSE_FORMAT = RequestField("response_format", Choice(RESPONSE_FORMATS), "")
 
 
-def _size(*values: str, free: FreeSizes | None = None) -> RequestField:
-    return RequestField("size", Choice(values, free=free), "Without it, the upstream chooses.")
+def _size(*values: str, free: FreeSizes | None = None, default: str | None = None) -> RequestField:
+    return RequestField("size", Choice(values, free=free), "Without it, the upstream chooses.", default=default)
 
 
-def _quality(*values: str, sent: bool = True) -> RequestField:
-    return RequestField("quality", Choice(values, defaults=_DEFAULT_QUALITIES), "", sent=sent)
+def _quality(*values: str, default: str, sent: bool = True) -> RequestField:
+    return RequestField("quality", Choice(values, defaults=_DEFAULT_QUALITIES), "", sent=sent, default=default)
 
 
 def _gpt_image(
@@ -51,26 +51,31 @@ def _gpt_image(
         owned_by="openai",
         provider=PROVIDER,
         own_fields=(
-            _size("1024x1024", "1536x1024", "1024x1536", "auto", free=free_sizes),
-            _quality(*qualities),
+            _size("1024x1024", "1536x1024", "1024x1536", "auto", free=free_sizes, default="auto"),
+            _quality(*qualities, default="auto"),
             RequestField(
                 "background",
                 Choice(("transparent", "opaque", "auto")),
                 "`transparent` cannot be combined with `jpeg`.",
+                default="auto",
             ),
-            RequestField("moderation", Choice(("low", "auto")), "How strictly OpenAI moderates the prompt."),
-            RequestField("output_format", Choice(("png", "jpeg", "webp")), "Without it, the upstream chooses."),
+            RequestField(
+                "moderation", Choice(("low", "auto")), "How strictly OpenAI moderates the prompt.", default="auto"
+            ),
+            RequestField(
+                "output_format", Choice(("png", "jpeg", "webp")), "Without it, the upstream chooses.", default="png"
+            ),
             RequestField(
                 "output_compression",
                 Whole(0, MOST_COMPRESSION),
                 f"Values below {MOST_COMPRESSION} only for `jpeg` and `webp`.",
+                default=MOST_COMPRESSION,
             ),
             _USER,
             _SAFETY_IDENTIFIER,
         ),
         default_response_format="b64_json",
         images_per_call=MAX_IMAGES,
-        prompt_limit=32_000,
         prompt_capped=False,
     )
 
@@ -88,7 +93,6 @@ def _flux(model_id: str) -> ImageModel:
         ),
         default_response_format="url",
         images_per_call=1,  # some resellers answer n = 4 with one image
-        quick_qualities=(None,),
     )
 
 
@@ -102,12 +106,12 @@ def _flux_kontext(model_id: str) -> ImageModel:
             RequestField(
                 "aspect_ratio",
                 Choice(("21:9", "16:9", "4:3", "3:2", "1:1", "2:3", "3:4", "9:16", "9:21")),
-                "Instead of `size`. Default `1:1`.",
+                "Instead of `size`.",
+                default="1:1",
             ),
         ),
         default_response_format="url",
         images_per_call=1,
-        quick_qualities=(None,),
         exclusive_fields=(("size", "aspect_ratio"),),
     )
 
@@ -119,31 +123,29 @@ MODELS = (
         owned_by="openai",
         provider=PROVIDER,
         own_fields=(
-            _size("256x256", "512x512", "1024x1024"),
-            _quality("standard", sent=False),
+            _size("256x256", "512x512", "1024x1024", default="1024x1024"),
+            _quality("standard", sent=False, default="standard"),
             _RESPONSE_FORMAT,
             _USER,
         ),
         default_response_format="url",
         images_per_call=MAX_IMAGES,
         prompt_limit=1_000,
-        quick_qualities=(None, "standard"),
     ),
     ImageModel(
         id="dall-e-3",
         owned_by="openai",
         provider=PROVIDER,
         own_fields=(
-            _size("1024x1024", "1792x1024", "1024x1792"),
-            _quality("standard", "hd"),
-            RequestField("style", Choice(("vivid", "natural")), ""),
+            _size("1024x1024", "1792x1024", "1024x1792", default="1024x1024"),
+            _quality("standard", "hd", default="standard"),
+            RequestField("style", Choice(("vivid", "natural")), "", default="vivid"),
             _RESPONSE_FORMAT,
             _USER,
         ),
         default_response_format="url",
         images_per_call=1,
         prompt_limit=4_000,
-        quick_qualities=(None, "standard"),
     ),
     _gpt_image("gpt-image-1"),
     _gpt_image("gpt-image-1-mini"),
@@ -178,6 +180,15 @@ MODELS = (
         ),
         default_response_format="url",
         images_per_call=1,
-        quick_qualities=(None,),
     ),
+)
+# A model that only its upstream knows, for models.toml.
+PASSTHROUGH = ImageModel(
+    id="",
+    owned_by="custom",
+    provider=PROVIDER,
+    own_fields=(),
+    default_response_format="url",
+    images_per_call=1,  # servers of OpenAI's protocol differ in whether they know `n`
+    open_fields=True,
 )

@@ -27,6 +27,6 @@ class OpenAIProvider(AnswersAtOnce):
 
 def _body(call: UpstreamRequest) -> bytes:
     request, options = call.request, dict(call.request.options)
-    if request.model in _BY_RATIO:
+    if call.like in _BY_RATIO:
         options.setdefault("aspect_ratio", ratio_of(options.pop("size", "1024x1024"), ":"))
-    return msgspec.json.encode({"model": request.model, "prompt": request.prompt, "n": call.n, **options})
+    return msgspec.json.encode({"model": call.model, "prompt": request.prompt, "n": call.n, **options})

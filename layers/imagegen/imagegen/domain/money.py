@@ -1,0 +1,67 @@
+"""Defines prices. Amounts are whole numbers of millionths of a dollar."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+MICROS = 1_000_000  # millionths of a dollar in a dollar
+
+# An amount, or the amounts by the value of a field of the request.
+PriceTable = int | dict[str, "PriceTable"]
+
+
+def usd(micros: int) -> float:
+    return micros / MICROS
+
+
+class ImagePrice(msgspec.Struct, frozen=True, tag="image"):
+    """The price of one image. `table` has a level for each of `fields`, in this order, down to an amount."""
+
+    table: Any  # PriceTable: msgspec cannot decode a type that refers to itself
+    fields: tuple[str, ...] = ()
+
+    def narrowed(self, values: Mapping[str, Any]) -> "ImagePrice":
+        """The price under these values of fields. A value that is absent or not listed leaves its level as it is."""
+        return ImagePrice(*_narrowed(self.table, self.fields, values))
+
+    @property
+    def most(self) -> int:
+        """The highest amount."""
+        return max(_amounts(self.table))
+
+    @property
+    def exact(self) -> bool:
+        """Whether there is only one amount."""
+        return len({*_amounts(self.table)}) == 1
+
+
+class TokenPrice(msgspec.Struct, frozen=True, tag="usage"):
+    """Prices of a million tokens, by kind. `most` is the highest price that one image is expected to have."""
+
+    text_input: int
+    image_input: int
+    output: int
+    most: int
+
+
+Price = ImagePrice | TokenPrice
+
+
+def _narrowed(table: Any, fields: tuple[str, ...], values: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    if not isinstance(table, dict) or not fields:
+        return table, ()
+    name, *rest = fields
+    value = values.get(name)
+    if isinstance(value, str) and value in table:
+        return _narrowed(table[value], tuple(rest), values)
+    rows = {value: _narrowed(row, tuple(rest), values) for value, row in table.items()}
+    return {value: row for value, (row, _) in rows.items()}, (name, *max((left for _, left in rows.values()), key=len))
+
+
+def _amounts(table: Any) -> Iterator[int]:
+    if isinstance(table, dict):
+        for each in table.values():
+            yield from _amounts(each)
+    else:
+        yield table

@@ -1,0 +1,58 @@
+"""Limits the calls that each upstream works on at once, over all processes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import msgspec
+
+from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.generations import Generation
+from imagegen.domain.slots import Waiter
+from imagegen.ports import GenerationQueue, UpstreamSlots
+
+_MARGIN_SECONDS = 60.0  # for the record before a call and after it
+_LISTED_SECONDS = 1_000.0  # longer than the longest pause, after which the generation puts itself on the list again
+_FIRST_PAUSE_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 900.0  # of a message (SQS developer guide, "Amazon SQS message quotas")
+
+
+class NoSlotError(Exception):
+    """The upstream works on as many calls as it may. None was sent."""
+
+
+class UpstreamLimits(msgspec.Struct, frozen=True, eq=False):
+    """`queue` takes the messages of generations that have waited for a slot."""
+
+    slots: UpstreamSlots
+    queue: GenerationQueue
+
+    @contextmanager
+    def slot(self, upstream: str, generation: Generation, call: int, *, seconds: float) -> Iterator[None]:
+        """Holds a slot for one call of at most `seconds` during the block. Raises NoSlotError."""
+        slot = self.slots.take(upstream, generation.id, call, seconds=seconds + _MARGIN_SECONDS)
+        if slot is None:
+            raise NoSlotError
+        if generation.polls:
+            self.slots.leave(upstream, generation.id, since=generation.created_at)
+        try:
+            yield
+        except Exception:
+            self._bring(self.slots.free(slot))
+            raise
+        self._bring(self.slots.free(slot))
+
+    def wait(self, generation: Generation, poll: int, upstreams: Iterable[str], *, now: float) -> None:
+        """Puts a generation on the waiting lists. The process that frees a slot sends the message of round `poll`."""
+        waiter = Waiter(generation.id, generation.caller, poll)
+        for upstream in upstreams:
+            self._bring(self.slots.wait(upstream, waiter, since=generation.created_at, until=now + _LISTED_SECONDS))
+
+    def _bring(self, waiters: Sequence[Waiter]) -> None:
+        for waiter in waiters:
+            with suppress(RecordsUnavailableError):  # it comes by itself, after its pause
+                self.queue.send(waiter.generation_id, waiter.caller, poll=waiter.poll)
+
+
+def pause_for_slot(rounds: int) -> float:
+    """Seconds after which a generation comes by itself if it has waited for `rounds` rounds and nobody brought it."""
+    return min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(rounds, 10))

@@ -1,0 +1,341 @@
+"""The routes of a model: which upstream is called, what follows a refusal, and what waits in the queue."""
+
+import msgspec
+import pytest
+
+from imagegen.domain import errors
+from imagegen.domain.errors import ImagegenError
+from imagegen.domain.generations import Generation, Status
+from imagegen.usecases.run_upstream_calls import TRIES
+from tests.fakes.provider import FakeProvider
+from tests.support.in_memory import InMemoryService
+from tests.support.models import MODELS
+
+DEADLINE_SECONDS = MODELS["dall-e-3"].deadline_seconds
+LIMITED, UNAVAILABLE = errors.UpstreamRateLimitedError("slow down"), errors.UpstreamUnavailableError("not now")
+UNREACHABLE, NO_CREDIT = errors.UpstreamUnreachableError("no route"), errors.UpstreamOutOfCreditError("no credit")
+KEY_REFUSED, NO_MODEL = errors.UpstreamKeyRefusedError("no"), errors.UpstreamLacksModelError("no", param="model")
+NOT_THERE = errors.UpstreamMisconfiguredError("no images here")
+FALLS_BACK = [LIMITED, UNAVAILABLE, UNREACHABLE, NO_CREDIT, KEY_REFUSED, NO_MODEL, NOT_THERE]
+FINAL = [
+    errors.PromptRejectedError("not that"),
+    errors.UpstreamRefusedRequestError("no such size"),
+    errors.UpstreamFailedError("broke"),
+    errors.UpstreamTimeoutError("too slow"),
+    errors.UpstreamConnectionLostError("lost"),
+    errors.UpstreamAnswerInvalidError("no JSON"),
+    KeyError("a bug"),
+]
+
+
+def named(error: Exception) -> str:
+    return type(error).__name__
+
+
+@pytest.fixture
+def openai(service: InMemoryService) -> FakeProvider:
+    """The upstream of the first route of the model. `service.provider` is that of the second."""
+    service.other_providers["openai"] = openai = FakeProvider()
+    service.source.files = openai.files = service.provider.files
+    return openai
+
+
+def dies() -> None:
+    raise SystemExit
+
+
+def attempts(service: InMemoryService, generation: Generation) -> list[tuple[str, str | None]]:
+    """The attempts on the record: their upstreams and failures."""
+    (call,) = service.record(generation).calls
+    return [(each.upstream, each.failure.code if each.failure else None) for each in call.attempts]
+
+
+def delivered(service: InMemoryService, generation: Generation, poll: int = 0) -> Generation:
+    service.deliver(generation.id, poll)
+    return service.record(generation)
+
+
+def test_the_first_route_serves_and_the_record_names_it(service: InMemoryService, openai: FakeProvider) -> None:
+    generation = service.admitted()
+    assert delivered(service, generation).upstreams == ("openai",)
+    assert attempts(service, generation) == [("openai", None)]
+    assert (len(openai.calls), service.provider.calls) == (1, [])
+
+
+@pytest.mark.parametrize("failure", FALLS_BACK, ids=named)
+def test_the_next_route_follows_at_once_if_nothing_was_bought_and_the_request_is_not_to_blame(
+    service: InMemoryService, openai: FakeProvider, failure: ImagegenError
+) -> None:
+    openai.failures.append(failure)
+    generation = service.admitted()
+    record = delivered(service, generation)
+    assert (record.status, record.upstreams, service.slept) == (Status.COMPLETED, ("reseller",), [])
+    assert attempts(service, generation) == [("openai", failure.code), ("reseller", None)]
+    assert record.repeated_calls == 0
+
+
+@pytest.mark.parametrize("failure", FINAL, ids=named)
+def test_no_other_route_is_called_after_a_failure_that_may_be_charged_or_is_the_callers(
+    service: InMemoryService, openai: FakeProvider, failure: Exception
+) -> None:
+    openai.failures.append(failure)
+    assert delivered(service, service.admitted()).status is Status.FAILED
+    assert (len(openai.calls), service.provider.calls) == (1, [])
+
+
+def test_an_upstream_without_a_key_costs_no_attempt(service: InMemoryService, openai: FakeProvider) -> None:
+    service.has_key["openai"] = False
+    generation = service.admitted()
+    delivered(service, generation)
+    assert attempts(service, generation) == [("reseller", None)]
+
+
+@pytest.mark.parametrize("unknown", [False, True], ids=["", "an earlier outcome is unknown"])
+def test_without_any_key_nothing_is_spent_unless_an_earlier_outcome_is_unknown(
+    service: InMemoryService, *, unknown: bool
+) -> None:
+    generation = service.admitted()
+    if unknown:
+        service.provider.failures.append(None)
+        service.provider.during_call = dies
+        with pytest.raises(SystemExit):
+            service.deliver(generation.id)
+        service.now += 2 * service.lease
+    service.has_key["reseller"] = False
+    failure = delivered(service, generation).failure
+    assert failure
+    assert failure.code == (errors.OutcomeUnknownError.code if unknown else errors.SecretMissingError.code)
+    assert service.used == ({1} if unknown else {0})
+
+
+@pytest.mark.parametrize("failure", [UNAVAILABLE, UNREACHABLE], ids=named)
+def test_if_all_routes_refuse_those_that_may_soon_be_ready_are_tried_three_times(
+    service: InMemoryService, openai: FakeProvider, failure: ImagegenError
+) -> None:
+    openai.failures.append(NO_CREDIT)
+    service.provider.failures.extend([failure] * TRIES)
+    record = delivered(service, service.admitted())
+    assert (TRIES, len(openai.calls), len(service.provider.calls)) == (3, 1, TRIES)
+    assert record.failure
+    assert (record.failure.code, record.failure.money_spent) == (failure.code, False)
+    assert service.used == {0}
+    for pause, longest in zip(service.slept, (0.5, 1), strict=True):
+        assert longest / 2 <= pause <= longest
+
+
+@pytest.mark.parametrize(("seconds", "pauses"), [(0.0, [0.0]), (8.0, [8.0]), (8.1, [])])
+def test_the_time_that_an_upstream_names_is_waited_for_unless_it_is_long(
+    service: InMemoryService, seconds: float, pauses: list[float]
+) -> None:
+    busy = errors.UpstreamUnavailableError("not now")
+    busy.retry_after = seconds
+    service.provider.failures.append(busy)
+    record = delivered(service, service.admitted())
+    assert (record.status is Status.COMPLETED, service.slept) == (bool(pauses), pauses)
+    if not pauses:
+        assert record.failure
+        assert record.failure.retry_after == seconds
+
+
+def test_a_pause_does_not_outlast_the_deadline(service: InMemoryService) -> None:
+    service.provider.failures.extend([UNAVAILABLE] * 2)
+    generation = service.admitted()
+    assert service.deliver(generation.id, seconds=0.2) is None
+    assert (len(service.provider.calls), service.slept) == (1, [])
+
+
+def test_a_generation_at_the_rate_limit_of_all_routes_waits_in_the_queue(
+    service: InMemoryService, openai: FakeProvider
+) -> None:
+    openai.failures.append(LIMITED)
+    service.provider.failures.append(LIMITED)
+    generation = service.admitted()
+    record = delivered(service, generation)
+    assert (record.status, record.lease_until, record.polls) == (Status.IN_PROGRESS, 0, 1)
+    assert (service.slept, service.queue.polls[-1]) == ([], 1)
+    _, delay = service.queue.sent[-1]
+    assert 1.5 <= delay <= 2
+    service.now += delay
+    assert delivered(service, generation, 1).upstreams == ("openai",)
+
+
+def test_the_api_function_releases_a_generation_that_waits_for_its_rate(service: InMemoryService) -> None:
+    service.provider.failures.append(LIMITED)
+    generation = service.submit(work_here=True).generation
+    service.work(generation)
+    assert service.record(generation).lease_until == 0
+    assert delivered(service, generation, 1).status is Status.COMPLETED
+
+
+def refused_until_it_ends(service: InMemoryService, generation: Generation) -> list[float]:
+    """Delivers the messages of the generation. Returns the pauses before each."""
+    pauses: list[float] = []
+    for poll in range(100):
+        service.provider.failures.append(LIMITED)
+        record = delivered(service, generation, poll)
+        if record.ended:
+            return pauses
+        _, delay = service.queue.sent[-1]
+        pauses.append(delay)
+        service.now += delay
+    raise AssertionError("it does not end")
+
+
+def test_the_pauses_grow_until_the_deadline_and_then_the_caller_may_retry(service: InMemoryService) -> None:
+    generation = service.admitted()
+    began = service.now
+    pauses = refused_until_it_ends(service, generation)
+    longest = DEADLINE_SECONDS / 10
+    assert DEADLINE_SECONDS - 2 * longest < service.now - began <= DEADLINE_SECONDS
+    assert pauses[0] < pauses[1] < pauses[2]
+    assert max(pauses) <= longest
+    assert len(pauses) < 25  # a record has room for their attempts
+    failure = service.record(generation).failure
+    assert failure
+    assert (failure.code, failure.money_spent) == (LIMITED.code, False)
+    assert failure.retry_after
+    assert service.used == {0}
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(30.0, True), (DEADLINE_SECONDS + 1.0, False)])
+def test_the_named_time_of_a_rate_limit_is_waited_for_within_the_deadline(
+    service: InMemoryService, seconds: float, *, waits: bool
+) -> None:
+    limited = errors.UpstreamRateLimitedError("slow down")
+    limited.retry_after = seconds
+    service.provider.failures.append(limited)
+    record = delivered(service, service.admitted())
+    if waits:
+        assert service.queue.sent[-1][1] == seconds
+    else:
+        assert record.failure
+        assert record.failure.retry_after == seconds
+    assert record.ended is not waits
+
+
+def test_the_deadline_counts_from_the_first_call_and_not_from_the_request(service: InMemoryService) -> None:
+    generation = service.admitted()
+    service.now += 10 * DEADLINE_SECONDS  # a long queue
+    service.provider.failures.append(LIMITED)
+    assert not delivered(service, generation).ended
+
+
+def test_the_call_of_one_image_waits_and_the_others_are_kept(service: InMemoryService) -> None:
+    service.provider.failures.extend([None, LIMITED, None])
+    generation = service.admitted(n=3)
+    assert len(delivered(service, generation).stored) == 2
+    assert delivered(service, generation, 1).status is Status.COMPLETED
+    assert len(service.provider.calls) == 4
+
+
+def test_a_cancelled_generation_is_not_sent_again(service: InMemoryService) -> None:
+    service.provider.failures.append(LIMITED)
+    generation = service.admitted()
+    delivered(service, generation)
+    service.cancel(generation.id)
+    assert delivered(service, generation, 1).status is Status.CANCELLED
+    assert len(service.provider.calls) == 1
+    assert service.used == {0}
+
+
+def test_a_message_that_comes_twice_asks_once(service: InMemoryService) -> None:
+    service.provider.failures.extend([LIMITED, LIMITED])
+    generation = service.admitted()
+    delivered(service, generation)
+    delivered(service, generation, 1)
+    delivered(service, generation, 1)  # the round has passed
+    assert len(service.provider.calls) == 2
+
+
+def test_a_successor_goes_on_with_the_routes_after_a_refusal(service: InMemoryService, openai: FakeProvider) -> None:
+    """The process died between the refusal of one route and the call of the next."""
+    openai.failures.append(NO_CREDIT)
+    service.provider.failures.append(None)
+    service.provider.during_call = dies
+    generation = service.admitted()
+    with pytest.raises(SystemExit):
+        service.deliver(generation.id)
+    service.now += 2 * service.lease
+    record = delivered(service, generation)
+    assert (record.status, record.repeated_calls) == (Status.COMPLETED, 1)
+
+
+def test_a_record_without_routes_is_of_the_default_upstream(service: InMemoryService, openai: FakeProvider) -> None:
+    """As a version before this wrote it."""
+    generation = service.admitted()
+    service.records._records[generation.id] = msgspec.structs.replace(
+        generation, supply=msgspec.structs.replace(generation.supply, routes=(), owned_by="")
+    )
+    assert delivered(service, generation).upstreams == ("reseller",)
+
+
+# An upstream with a limit of calls at once.
+
+
+def at_work(service: InMemoryService) -> Generation:
+    """A generation whose call another process has sent. It holds a slot."""
+    generation = service.admitted()
+    assert service.slots.take("reseller", generation.id, 0, seconds=600)
+    return generation
+
+
+def test_a_generation_without_a_slot_waits_in_the_queue_and_costs_no_attempt(service: InMemoryService) -> None:
+    service.concurrency["reseller"] = 1
+    other = at_work(service)
+    generation = service.admitted()
+    record = delivered(service, generation)
+    assert (record.polls, record.lease_until, attempts(service, generation)) == (1, 0, [])
+    assert service.queue.sent[-1] == (generation.id, 30)
+
+    (slot,) = [slot] if (slot := service.slots.take("reseller", other.id, 0, seconds=600)) else []
+    service.runner.limits._bring(service.slots.free(slot))
+    assert (service.queue.sent[-1], service.queue.polls[-1]) == ((generation.id, 0), 1)  # it is brought at once
+    newcomer = service.admitted()
+    assert delivered(service, newcomer).polls == 1  # the slot is kept
+    assert delivered(service, generation, 1).status is Status.COMPLETED
+    assert (service.queue.sent[-1], service.queue.polls[-1]) == ((newcomer.id, 0), 1)
+
+
+def test_the_next_route_serves_if_the_first_has_no_slot(service: InMemoryService, openai: FakeProvider) -> None:
+    service.concurrency["openai"] = 0
+    generation = service.admitted()
+    assert delivered(service, generation).upstreams == ("reseller",)
+    assert attempts(service, generation) == [("reseller", None)]
+
+
+@pytest.mark.parametrize("failure", [None, UNAVAILABLE, errors.UpstreamFailedError("broke"), KeyError("bug")])
+def test_a_slot_is_free_after_every_outcome(service: InMemoryService, failure: Exception | None) -> None:
+    service.concurrency["reseller"] = 1
+    service.provider.failures.extend([failure] * TRIES)
+    delivered(service, service.admitted())
+    assert service.slots.used["reseller"] == {}
+
+
+def test_as_many_calls_of_a_generation_run_as_there_are_slots(service: InMemoryService) -> None:
+    service.concurrency["reseller"] = 2
+    generation = service.admitted(n=5)
+    rounds = 0
+    while not (record := delivered(service, generation, rounds)).ended:
+        rounds += 1
+        assert rounds < 5
+    assert (record.status, len(service.provider.calls)) == (Status.COMPLETED, 5)
+
+
+def test_the_pauses_of_one_that_nobody_brings_grow(service: InMemoryService) -> None:
+    service.concurrency["reseller"] = 0
+    generation = service.admitted()
+    for poll in range(7):
+        delivered(service, generation, poll)
+    assert [delay for _, delay in service.queue.sent] == [30, 60, 120, 240, 480, 900, 900]
+
+
+def test_a_successor_takes_the_slot_of_a_process_that_died(service: InMemoryService) -> None:
+    service.concurrency["reseller"] = 1
+    service.provider.failures.append(None)
+    service.provider.during_call = dies
+    generation = service.admitted()
+    with pytest.raises(SystemExit):
+        service.deliver(generation.id)
+    service.provider.during_call = lambda: None
+    service.now += 2 * service.lease
+    assert delivered(service, generation).status is Status.COMPLETED
