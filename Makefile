@@ -102,7 +102,7 @@ $(MODELS): models.toml tools/models_file.py | .venv/ready
 	@.venv/bin/python -m tools.models_file
 	@touch $@
 
-reference: .venv/ready ## write the tables of docs/api.md and the schema of events from the table of request fields
+reference: .venv/ready ## write the tables of docs/api.md and docs/models.md and the schema of events from the table of request fields
 	@.venv/bin/python -m tools.reference
 
 bench: .venv/ready build ## measure speed and memory, as ratios to a baseline in the same run

@@ -1,4 +1,4 @@
-"""`make reference`: writes what the documentation and the events' schema say of the fields of a request.
+"""`make reference`: writes what the documentation and the events' schema say of models and of the fields of a request.
 
 Both are made from the same table that requests are parsed with (`RequestField` in imagegen/domain/models.py).
 """
@@ -6,16 +6,19 @@ Both are made from the same table that requests are parsed with (`RequestField` 
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from imagegen.bootstrap.models_toml import CONFIGURATION
-from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Structured, Text, Whole
+from imagegen.domain.models import COMMON_FIELDS, Catalog, Choice, ImageModel, RequestField, Structured, Text, Whole
+from imagegen.domain.money import Price, TokenPrice
 from imagegen.wire.schemas import description_of, request_fields
+from tools.prices import amounts, dollars
 
 ROOT = Path(__file__).parents[1]
 API = Path("docs/api.md")
+MODELS = Path("docs/models.md")
 EVENT = Path("events/schemas/image-generation-requested.json")
 _OF_AN_EVENT = ("custom_id", "client", "idempotency_key")  # fields that only an event has
 
@@ -29,24 +32,30 @@ def main() -> int:
 def written(root: Path) -> dict[Path, str]:
     """The files as they must be, by path below `root`."""
     models = CONFIGURATION.catalog
-    page = (root / API).read_text()
-    for name, table in (("fields", fields_table(models)), ("models", models_table(models))):
+    api = _between((root / API).read_text(), "fields", fields_table(models))
+    page = (root / MODELS).read_text()
+    for name, table in (("requests", requests_table(models)), ("calls", calls_table(models))):
         page = _between(page, name, table)
     event = json.loads((root / EVENT).read_text())
     detail = event["properties"]["detail"]
     own = {name: detail["properties"][name] for name in _OF_AN_EVENT}
     detail["properties"] = event_fields(models) | own
-    return {API: page, EVENT: json.dumps(event, indent=2, ensure_ascii=False) + "\n"}
+    return {API: api, MODELS: page, EVENT: json.dumps(event, indent=2, ensure_ascii=False) + "\n"}
 
 
 def fields_table(models: Catalog) -> str:
     rows = [
-        ("`prompt`", "text, required", "all", "Must not be blank. The models below give its maximum length."),
+        (
+            "`prompt`",
+            "text, required",
+            "all",
+            "Must not be blank. Its maximum length [depends on the model](models.md#what-a-request-may-ask-for).",
+        ),
         (
             "`model`",
             "text",
             "",
-            f"Default `{models.default}`, or the first with the `size`. [Aliases](configuration.md) are possible.",
+            f"Default `{models.default}`, or the first with the `size`. [Aliases](models.md#an-alias) are possible.",
         ),
     ]
     for name, variants in models.fields.items():
@@ -82,17 +91,14 @@ def _models(name: str, models: Catalog) -> str:
     return _listed(dict.fromkeys(names))
 
 
-def models_table(models: Catalog) -> str:
-    """Models that accept the same are one row."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for model in models.models.values():
-        groups.setdefault(_row(model), []).append(model.id)
-    rows = [(_listed(_grouped(names)), *row) for row, names in groups.items()]
-    return _table(("model", "prompt, characters", "size", "quality", "quick"), rows)
+def requests_table(models: Catalog) -> str:
+    """What a request for each model may ask for. Models that accept the same are one row."""
+    head = ("model", "prompt, characters", "`size`", "`quality`", "further fields")
+    return _table(head, _rows_of(models, _accepted))
 
 
-def _row(model: ImageModel) -> tuple[str, ...]:
-    size, qualities = model.choice("size"), model.choice("quality").values
+def _accepted(model: ImageModel) -> tuple[str, ...]:
+    size = model.choice("size")
     sizes = _listed(size.values)
     if size.free:
         free = size.free
@@ -100,8 +106,41 @@ def _row(model: ImageModel) -> tuple[str, ...]:
             f", and any `WIDTHxHEIGHT` in multiples of {free.multiple_of}, at most {free.longest_edge} long and "
             f"{free.widest_ratio}:1, with {free.least_pixels:,} to {free.most_pixels:,} pixels"
         )
-    quick = "yes" if model.quick else "no"
-    return f"{model.prompt_limit:,}", sizes, _listed(qualities) or "none", quick
+    common = {"size", *(field.name for field in COMMON_FIELDS)} - {"style"}
+    own = (field.name for field in model.own_fields if field.name not in common)
+    return f"{model.prompt_limit:,}", sizes, _listed(model.choice("quality").values) or "none", _listed(own) or "none"
+
+
+def calls_table(models: Catalog) -> str:
+    """How the images of each model are made. Models of which the same is true are one row."""
+    aliases: dict[str, list[str]] = {}
+    for alias, name in models.aliases.items():
+        aliases.setdefault(name, []).append(alias)
+
+    def row(model: ImageModel) -> tuple[str, ...]:
+        quick = "yes" if model.quick else "no"
+        known = _listed(aliases.get(model.id, ())) or "none"
+        return known, model.provider, str(model.images_per_call), quick, _price(model.price)
+
+    return _table(("model", "alias", "protocol", "images a call", "quick", "price of an image"), _rows_of(models, row))
+
+
+def _price(price: Price | None) -> str:
+    if price is None:
+        return "unknown"
+    if isinstance(price, TokenPrice):
+        return f"by tokens, at most {dollars(price.most)}"
+    least = min(amount for _, amount in amounts(price))
+    if least == price.most:
+        return dollars(least)
+    return f"{dollars(least)} to {dollars(price.most)} by {' and '.join(f'`{name}`' for name in price.fields)}"
+
+
+def _rows_of(models: Catalog, row: Callable[[ImageModel], tuple[str, ...]]) -> list[tuple[str, ...]]:
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for model in models.models.values():
+        groups.setdefault(row(model), []).append(model.id)
+    return [(_listed(_grouped(names)), *cells) for cells, names in groups.items()]
 
 
 def event_fields(models: Catalog) -> dict[str, Any]:
@@ -147,7 +186,7 @@ def _between(page: str, name: str, text: str) -> str:
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
     if not after:
-        raise ValueError(f"{API} has no markers for {name}")
+        raise ValueError(f"the page has no markers for {name}")
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
