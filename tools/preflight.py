@@ -196,12 +196,21 @@ def of_stack(session: Session, target: Target, deployed: dict[str, str]) -> Iter
 def of_secret(session: Session, target: Target, configuration: Configuration) -> Iterator[Missing]:
     """Checks the key of the default upstream. Without the key of another one, only its routes are not used."""
     name = f"/{target.stack}/upstreams/{configuration.upstreams[configuration.default_upstream].key}"
+    old = f"/{target.stack}/upstream-api-key"  # of versions without models.toml
     put = f'aws ssm put-parameter --name {name} --type SecureString --value "$UPSTREAM_API_KEY"'
-    named = [{"Key": "Name", "Option": "Equals", "Values": [name]}]
-    found = session.client("ssm").describe_parameters(ParameterFilters=named)["Parameters"]  # type: ignore[arg-type]
-    if not found:
+    named = [{"Key": "Name", "Option": "Equals", "Values": [name, old]}]
+    parameters = session.client("ssm").describe_parameters(ParameterFilters=named)["Parameters"]  # type: ignore[arg-type]
+    types = {each["Name"]: each.get("Type") for each in parameters}
+    if name not in types and old in types:
+        read = f"aws ssm get-parameter --name {old} --with-decryption --query Parameter.Value --output text"
+        # The deployed version reads the old parameter until the new one has replaced it.
+        yield Missing(
+            f"{name}, the upstream's API key, is not in SSM; it is still in {old}",
+            f"UPSTREAM_API_KEY=$({read}) && {put}\n    and after the deployment: aws ssm delete-parameter --name {old}",
+        )
+    elif name not in types:
         yield Missing(f"{name}, the upstream's API key, is not in SSM", put)
-    elif found[0].get("Type") != "SecureString":
+    elif types[name] != "SecureString":
         # SSM cannot change the type of a parameter
         yield Missing(f"{name} is not a SecureString", f"aws ssm delete-parameter --name {name} && {put}")
 

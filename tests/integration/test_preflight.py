@@ -52,10 +52,10 @@ class Account:
     overrides: list[str] = field(default_factory=lambda: ["UpstreamBaseUrl=https://api.example.com/v1"])
     refuses: bool = False
 
-    def put_key(self, kind: Any = "SecureString") -> None:
+    def put_key(self, kind: Any = "SecureString", name: str = "upstreams/upstream-api-key") -> None:
         keys = {"aws_access_key_id": "operator", "aws_secret_access_key": "secret"}
         ssm: Any = boto3.client("ssm", endpoint_url=self.aws_url, region_name=REGION, **keys)  # type: ignore[call-overload]
-        ssm.put_parameter(Name=f"/{self.stack}/upstreams/upstream-api-key", Type=kind, Value=SECRET)
+        ssm.put_parameter(Name=f"/{self.stack}/{name}", Type=kind, Value=SECRET)
         ssm.close()
 
     def answer(self, request: Request) -> Reply:
@@ -165,6 +165,19 @@ def test_each_missing_prerequisite_is_listed_with_its_fix(account: Account) -> N
     assert "[dev.deploy.parameters]" in fixes[5]
     assert "aws service-quotas request-service-quota-increase" in fixes[6]
     assert len(fixes) == 7
+
+
+def test_a_key_of_an_earlier_version_is_copied_and_deleted_only_after_the_deployment(account: Account) -> None:
+    """The deployed version reads the old parameter until it is replaced."""
+    account.put_key(name="upstream-api-key")
+    old, new = f"/{account.stack}/upstream-api-key", f"/{account.stack}/upstreams/upstream-api-key"
+    (line,) = account.missing()
+    _, copy, delete = line.split(" → ")
+    assert f"aws ssm get-parameter --name {old} --with-decryption" in copy
+    assert copy.endswith(f'&& aws ssm put-parameter --name {new} --type SecureString --value "$UPSTREAM_API_KEY"')
+    assert delete == f"and after the deployment: aws ssm delete-parameter --name {old}"
+    account.put_key()
+    assert account.preflight().returncode == 0
 
 
 def test_an_unencrypted_key_must_be_replaced(account: Account) -> None:

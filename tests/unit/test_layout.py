@@ -35,7 +35,7 @@ KNOWN = {
     "outbound": {"ports", "domain"},
     "providers": {"outbound", "ports", "domain"},
     "aws": {"outbound", "ports", "domain"},
-    "settings": {"providers", "outbound", "domain"},
+    "settings": {"outbound", "domain"},
     "streaming_runtime": {"domain"},
     "bootstrap": {
         *(
