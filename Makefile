@@ -26,10 +26,10 @@ define environment
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: models run test coverage soak check lint format types template build preflight deploy verify retry key keys revoke reference bench lock clean help
+.PHONY: models run test coverage soak check lint format types template build preflight deploy verify verify-upstream retry key keys revoke reference bench lock clean help
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 run: export STREAMING := $(STREAMING)
 run: .venv/ready $(MODELS) $(if $(BUILT),build) ## serve the stack on this machine; PORT, UPSTREAM_BASE_URL, UPSTREAM_API_KEY, STAGE; BUILT=1 runs the result of `make build`; STREAMING, GATEWAY_IDLE_SECONDS, GATEWAY_THROTTLE=1, AWS_DELAYS, LAMBDA_CONCURRENCY: see local/README.md
@@ -82,6 +82,9 @@ verify: .venv/ready ## test a deployed stack: BASE_URL, KEY, OTHER_KEY, STACK; i
 		echo "make verify needs BASE_URL=https://…/v1 and KEY=ig_…" >&2; exit 1; }
 	@BASE_URL="$(BASE_URL)" KEY="$(KEY)" OTHER_KEY="$(OTHER_KEY)" STACK="$(STACK)" MODEL="$(MODEL)" SIZE="$(SIZE)" \
 		.venv/bin/python -m pytest --no-header --tb=short -m deployed tests/e2e
+
+verify-upstream: .venv/ready $(MODELS) ## make an image with each protocol of an UPSTREAM of models.toml, or with MODEL; its key as for `make run`; asks before it spends, unless YES=1
+	@.venv/bin/python -m tools.verify_upstream --upstream="$(UPSTREAM)" --model="$(MODEL)" $(if $(filter 1,$(YES)),--yes)
 
 retry: .venv/ready ## start a new attempt at a failed generation: STACK, ID; upstream calls without an answer may be charged again
 	@.venv/bin/python -m tools.retry --stack="$(STACK)" --id="$(ID)"

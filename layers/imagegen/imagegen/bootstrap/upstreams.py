@@ -28,7 +28,7 @@ from imagegen.providers.ideogram.models import PROVIDER as IDEOGRAM
 from imagegen.providers.ideogram.provider import IdeogramProvider
 from imagegen.providers.openai.models import PROVIDER as OPENAI
 from imagegen.providers.openai.provider import OpenAIProvider
-from imagegen.providers.upstream_api import UpstreamApi
+from imagegen.providers.upstream_api import Key, UpstreamApi
 from imagegen.settings import (
     ImageSettings,
     RuntimeSettings,
@@ -62,21 +62,34 @@ def configured_upstreams(configuration: Configuration, settings: UpstreamSetting
 
 
 def _access(upstream: Upstream, settings: UpstreamSettings, http: HttpPool, secrets: SsmParameters) -> UpstreamAccess:
-    base_url, owner = upstream.base_url or "", first_party(upstream.base_url or "")
-    timeout = upstream.timeout_seconds or settings.upstream_timeout_seconds
     parameter = f"{settings.upstream_keys_path}/{upstream.key}"
+    return upstream_access(
+        upstream,
+        lambda fresh: secrets.get(parameter, fresh=fresh),
+        http,
+        timeout=settings.upstream_timeout_seconds,
+        max_image_bytes=settings.max_image_bytes,
+    )
+
+
+def upstream_access(
+    upstream: Upstream, key: Key, http: HttpPool, *, timeout: float, max_image_bytes: int
+) -> UpstreamAccess:
+    """`timeout` is in seconds, of a call to an upstream that has no `timeout_seconds`."""
+    base_url, owner = upstream.base_url or "", first_party(upstream.base_url or "")
+    timeout = upstream.timeout_seconds or timeout
     api = UpstreamApi(
         http,
         base_url=base_url,
         is_reseller=owner is None and len(upstream.protocols) > 1,
-        key=lambda fresh: secrets.get(parameter, fresh=fresh),
+        key=key,
         key_header=owner.key_header if owner else "Authorization",
         timeout=timeout,
-        max_image_bytes=settings.max_image_bytes,
+        max_image_bytes=max_image_bytes,
     )
     return UpstreamAccess(
         providers={protocol: _PROVIDERS[protocol](api) for protocol in upstream.protocols},
-        source=HttpImageSource(http, UrlGuard(base_url), max_bytes=settings.max_image_bytes),
+        source=HttpImageSource(http, UrlGuard(base_url), max_bytes=max_image_bytes),
         has_key=api.has_key,
         call_seconds=timeout,
         owner=owner.owner if owner else None,
