@@ -7,10 +7,10 @@ import pytest
 from local.stack import STACK_NAME
 from tests.support.client import INLINE, SMALL, Client
 from tests.support.waiting import until
-from tests.support.world import PARAMETERS, World, batch_line
+from tests.support.world import World, batch_line
 
 MODEL = "dall-e-2"
-PRICE = float(PARAMETERS["ImagePrices"].split(",")[0].removeprefix(f"{MODEL}:"))
+PRICE = 0.016  # of an image of 256x256 pixels, in models.toml
 
 
 def followed(world: World, last: str = "ended", **fields: str) -> list[tuple[str, str]]:
@@ -45,7 +45,7 @@ def test_the_log_of_the_api_shows_a_generation_from_its_request_to_its_end(world
     assert {function for function, _ in lines} == {"ApiFunction"}
     messages = [message for _, message in lines if message != "answered"]
     assert (messages[0], messages[-1]) == ("begun", "ended")
-    assert Counter(messages[1:-1]) == {"asked upstream": 1, "upstream answered": 1, "stored": 2}
+    assert Counter(messages[1:-1]) == {"asked upstream": 1, "upstream answered": 1, "stored": 2, "cost": 1}
     answers = until(lambda: world.journal(message="answered", **of), what="the line of the answer")
     assert all(line["request_id"] for _, line in answers)
     assert {line["client"] for _, line in world.journal(service="api", **of)} == {caller.name}
@@ -53,9 +53,11 @@ def test_the_log_of_the_api_shows_a_generation_from_its_request_to_its_end(world
     found = metrics(world, answer.generation_id)
     for by in ("", MODEL):
         assert (found["Generations", by], found["Images", by], found["Faults", by]) == (1, 2, 0)
-        assert found["EstimatedCost", by] == pytest.approx(2 * PRICE)
+        assert found["Cost", by] == pytest.approx(2 * PRICE)
         assert found["GenerationSeconds", by] > 0
         assert found["UpstreamSeconds", by] > 0
+    assert found["Cost", caller.name] == pytest.approx(2 * PRICE)
+    assert float(answer.headers["x-imagegen-cost"]) == pytest.approx(2 * PRICE)
     assert 0 < found["QuotaUsed", ""] < 100
 
     assert caller.make(body, Idempotency_Key="api", **INLINE).generation_id == answer.generation_id

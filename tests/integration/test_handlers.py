@@ -24,13 +24,14 @@ from local.aws_door import Fault
 from local.gateway import DELIMITER
 from local.lambda_host import FunctionError
 from local.serving import Reply
+from local.upstream import Script
 from tests.fakes.issuer import AUDIENCE, running_issuer
 from tests.fakes.provider import png
-from tests.support.client import GENERATIONS, INLINE
+from tests.support.client import GENERATIONS, INLINE, QUEUED, SMALL
 from tests.support.in_process import InProcess
 from tests.support.lambda_events import Event, example, over_http
 from tests.support.models import MODELS
-from tests.support.world import answering
+from tests.support.world import answering, refusing
 
 OWN = "https://images.example.com"
 
@@ -110,6 +111,29 @@ def test_the_api_function_refuses_a_resource_that_the_gateway_does_not_have(hand
     event["requestContext"]["path"] = "/prod/v1/audio"
     status, _, answer = api_answer(handlers, event)
     assert (status, answer["error"]["code"]) == (404, "unknown_url")
+
+
+@pytest.mark.parametrize(
+    ("script", "cost", "basis"),
+    [
+        (None, "0.032", "image"),
+        (refusing(code="content_policy_violation"), "0", "image"),
+        (lambda _: Reply(500, b"{}"), "0.032", "unknown"),
+    ],
+    ids=["completed", "refused", "perhaps charged"],
+)
+@pytest.mark.parametrize("made_by", [INLINE, QUEUED], ids=["api", "worker"])
+def test_every_answer_with_a_result_or_a_failure_has_the_cost(
+    handlers: InProcess, script: Script | None, cost: str, basis: str, made_by: dict[str, str]
+) -> None:
+    caller = handlers.caller()
+    prompt = handlers.will(f"cost {uuid4().hex}", *([script] if script else []))
+    begun = caller.ask("POST", GENERATIONS, {**SMALL, "prompt": prompt, "n": 2}, Idempotency_Key="cost", **made_by)
+    assert ("x-imagegen-cost" in begun.headers) == (made_by is INLINE)
+    shown = caller.see(begun.generation_id).json
+    assert shown["cost"] == {"usd": float(cost), "basis": basis}
+    assert shown["upstream"] == (None if script else "reseller")
+    assert caller.result(begun.generation_id).headers["x-imagegen-cost"] == cost
 
 
 # Missing resources and settings.

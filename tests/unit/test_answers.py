@@ -15,6 +15,7 @@ from imagegen.domain.failures import failure_of
 from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, Status, StoredImage, Supply, UpstreamCall
 from imagegen.domain.images import ImageRequest, ResponseFormat, SignedUrl
 from imagegen.domain.models import ImageModel
+from imagegen.domain.money import ImagePrice
 from imagegen.wire import answers
 from imagegen.wire.models import model_answer, models_answer
 from tests.fakes.image_store import FakeImageStore
@@ -276,9 +277,22 @@ class TestGeneration:
             "n": 1,
             "repeated_calls": 0,
             "extra_calls": 0,
+            "upstream": None,
+            "cost": {"usd": None, "basis": "unknown"},
             "data": [image],
             "error": None,
         }
+
+    def test_an_ended_generation_has_its_cost_and_the_upstream_that_served_first(self) -> None:
+        calls = tuple(
+            UpstreamCall((f"img_{at}",), attempts(1), CallAnswer((AnsweredImage(),), upstream=upstream))
+            for at, upstream in ((1, None), (2, "google"), (3, "reseller"))
+        )
+        fields: dict[str, Any] = {"calls": calls, "supply": Supply("openai", "dall-e-3", price=ImagePrice(16_500))}
+        shown = generation_answer(None, **fields)
+        assert (shown["upstream"], shown["cost"]) == ("google", {"usd": 0.0495, "basis": "image"})
+        shown = generation_answer(None, status=Status.IN_PROGRESS, **fields)
+        assert (shown["upstream"], shown["cost"]) == ("google", None)
 
     def test_a_status_has_openai_s_name(self) -> None:
         for status in Status:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from imagegen.aws.cloudwatch import CALLERS_OWN, NAMESPACE, UNITS, CloudWatchJournal, JournalledBatchBus, JournalledBus
 from imagegen.domain.batches import Counts
@@ -58,11 +59,29 @@ def metrics(lines: Sequence[Line]) -> dict[tuple[str, tuple[tuple[str, str], ...
 def test_a_completed_generation_is_counted_by_stack_and_model(journal: CloudWatchJournal, lines: Lines) -> None:
     generation = ended()
     journal.ended(generation)
-    (line,) = lines()
+    _, line = lines()
     assert line["generation_id"] == generation.id
     assert (line["client"], line["batch_id"], line["status"]) == ("alice", "batch_1", "completed")
     values = {"Generations": 1.0, "Images": 2.0, "Faults": 0.0, "GenerationSeconds": 12.5}
     assert metrics([line]) == {(name, by): [value] for name, value in values.items() for by in (STACK, BY_MODEL)}
+
+
+@pytest.mark.parametrize(("caller", "client"), [("alice", "alice"), ("oidc:1f", "oidc"), ("oidc:2f", "oidc")])
+def test_a_cost_is_counted_by_stack_model_and_client(
+    journal: CloudWatchJournal, lines: Lines, caller: str, client: str
+) -> None:
+    calls = (UpstreamCall(("img_1", "img_2"), attempts(1)),)
+    journal.ended(ended(calls=calls, caller=caller))
+    line, _ = lines()
+    by_client = (("client", client), *STACK)
+    assert metrics([line]) == {("Cost", by): [0.08] for by in (STACK, BY_MODEL, by_client)}
+    assert (line["message"], line["basis"]) == ("cost", "unknown")
+
+
+def test_a_model_without_a_price_has_no_cost(journal: CloudWatchJournal, lines: Lines) -> None:
+    generation = ended()
+    journal.ended(replace(generation, supply=replace(generation.supply, price=None)))
+    assert not any(name == "Cost" for name, _ in metrics(lines()))
 
 
 def test_tokens_and_repeated_calls_are_counted(journal: CloudWatchJournal, lines: Lines) -> None:
@@ -165,6 +184,6 @@ def test_every_line_names_its_subject_and_every_metric_is_known(journal: CloudWa
         assert line["service"] == "worker"
         assert "generation_id" in line or "batch_id" in line, line
     assert {name for name, _ in metrics(written)} == set(UNITS)
-    allowed = {"stack": {"images-dev"}, "model": set(MODELS), "code": set(ROWS)}
+    allowed = {"stack": {"images-dev"}, "model": set(MODELS), "code": set(ROWS), "client": {"alice"}}
     for _, dimensions in metrics(written):
         assert all(value in allowed[name] for name, value in dimensions), dimensions

@@ -154,7 +154,7 @@ def full(status: Status, error: ImagegenError | None = None, *, stored: int = 2,
     request = ImageRequest(PROMPT, "dall-e-3", "url", 2, options={"size": "1024x1024", "user": USER})
     origin = Origin(CUSTOM_ID)
     generation = admitted(request, caller="shop", base_url="https://x.example/prod", now=NOW, origin=origin)
-    answer = CallAnswer((generations.AnsweredImage(SIGNED, REVISED),), {"size": "canary"}, {"canary": 1})
+    answer = CallAnswer((generations.AnsweredImage(SIGNED, REVISED),), {"size": "canary"}, {"canary": 1}, "fake")
     ended = {
         "owner": "canary-owner",
         "calls": tuple(UpstreamCall(call.image_ids, attempts(2), answer) for call in generation.calls),
@@ -192,6 +192,8 @@ def test_the_event_of_a_completion_has_the_caller_the_model_and_the_images() -> 
         ],
         "repeated_calls": 2,
         "extra_calls": 0,
+        "upstream": "fake",
+        "cost": {"usd": 0.16, "basis": "unknown"},  # each of two calls was answered and has one more attempt
         "created_at": int(NOW),
         "completed_at": int(NOW + 7),
         "error": None,

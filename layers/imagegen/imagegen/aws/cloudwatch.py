@@ -2,7 +2,7 @@
 
 CloudWatch reads the metrics from the log, so they need no call and no permission. A value with many variants (a
 generation, a caller) is a field of the line and not a dimension, because CloudWatch charges for each combination of
-dimensions.
+dimensions. Only the cost is also counted by caller.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
+from imagegen.domain.cost import cost_of
+from imagegen.domain.credentials import OIDC
 from imagegen.domain.errors import PromptRejectedError, UpstreamRefusedRequestError
 from imagegen.domain.generations import Status
+from imagegen.domain.money import usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +34,7 @@ UNITS = {
     "BatchLinesFailed": MetricUnit.Count,
     "Batches": MetricUnit.Count,
     "BrokenStreams": MetricUnit.Count,
+    "Cost": MetricUnit.NoUnit,  # USD
     "Failures": MetricUnit.Count,
     "Faults": MetricUnit.Count,
     "GenerationSeconds": MetricUnit.Seconds,
@@ -112,6 +116,11 @@ class CloudWatchJournal:
         for name, field in (("InputTokens", "input_tokens"), ("OutputTokens", "output_tokens")):
             if isinstance(tokens := usage.get(field), int) and 0 <= tokens <= _MOST_TOKENS:
                 values[name] = tokens
+        cost = cost_of(generation)
+        if cost.micros is not None:
+            by_client = {"client": _client(generation.caller)}
+            fields = {**_named(generation), "basis": cost.basis}
+            self._metered("cost", {"Cost": usd(cost.micros)}, fields, by=({}, {"model": model}, by_client))
         fields = {**_named(generation), "status": generation.status.value}
         self._metered("ended", values, fields | ({"code": code} if code else {}), by=({}, {"model": model}))
         if code:
@@ -188,6 +197,11 @@ def _named(generation: Generation) -> dict[str, Any]:
     """Returns the fields that identify a generation, and its batch if it has one."""
     batch_id = generation.origin.batch_id
     return {"generation_id": generation.id, "client": generation.caller, **({"batch_id": batch_id} if batch_id else {})}
+
+
+def _client(caller: str) -> str:
+    """Returns the dimension of a caller. Callers with a token have one together: their number has no limit."""
+    return OIDC if caller.startswith(f"{OIDC}:") else caller
 
 
 def _described(generation: Generation) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 import msgspec
 
+OIDC = "oidc"  # in the names of callers with a token
 _CALLER = r"[a-z0-9][a-z0-9-]{0,31}"
 _KEY = re.compile(rf"ig_({_CALLER})_([A-Za-z0-9_-]{{43}})")
 
@@ -41,7 +42,7 @@ class Caller:
         The colon keeps it apart from the names of callers with a key.
         """
         digest = hashlib.sha256(f"{issuer}\0{subject}".encode()).hexdigest()
-        return cls(f"oidc:{digest[:32]}")
+        return cls(f"{OIDC}:{digest[:32]}")
 
 
 @dataclass(frozen=True, slots=True)

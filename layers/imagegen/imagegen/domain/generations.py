@@ -104,6 +104,17 @@ class UpstreamCall(msgspec.Struct, frozen=True, omit_defaults=True):
         return sum(attempt.refused or attempt.task_id in tasks for attempt in self.attempts)
 
     @property
+    def purchases(self) -> int:
+        """How many times the call was paid for, or may have been. Attempts with the same task count once."""
+        refused = {attempt.task_id for attempt in self.attempts if attempt.refused and attempt.task_id}
+        bought = {
+            attempt.task_id or number
+            for number, attempt in enumerate(self.attempts)
+            if not attempt.refused and attempt.task_id not in refused
+        }
+        return len(bought)
+
+    @property
     def failed(self) -> int:
         """The number of attempts whose failure is final, paid or not. A failed task is final, and counts once."""
         return len(
@@ -249,6 +260,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         """The upstreams that answered, in the order of the calls."""
         answered = (call.answer.upstream for call in self.calls if call.answer)
         return tuple(dict.fromkeys(upstream for upstream in answered if upstream))
+
+    @property
+    def upstream(self) -> str | None:
+        """The upstream that served, the first one if several did. `None` if none has answered."""
+        return next(iter(self.upstreams), None)
 
     @property
     def first_sent_at(self) -> float | None:

@@ -15,6 +15,12 @@ def usd(micros: int) -> float:
     return micros / MICROS
 
 
+def usd_text(micros: int) -> str:
+    """Returns an amount from 0 up as exact decimal text, such as "0.034" or "5"."""
+    whole, rest = divmod(micros, MICROS)
+    return f"{whole}.{rest:06}".rstrip("0").rstrip(".")
+
+
 class ImagePrice(msgspec.Struct, frozen=True, tag="image"):
     """The price of one image. `table` has a level for each of `fields`, in this order, down to an amount."""
 

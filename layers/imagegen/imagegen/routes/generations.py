@@ -93,8 +93,12 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
             preference,
             hop=0,
             closing=closing,
+            note_end=self._note_end,
             work=work,
         )
+
+    def _note_end(self, ended: Generation) -> None:
+        self.router.append_context(ended=ended)
 
     @property
     def _closing(self) -> ExitStack:
@@ -144,6 +148,7 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
             Preference(),
             hop=int(hop) if hop.isdecimal() and len(hop) < 4 else MOST_HOPS,
             closing=self._closing,
+            note_end=self._note_end,
         )
 
     def list(self) -> Response[Body]:

@@ -14,6 +14,7 @@ from imagegen.domain.failures import Failure, failure_of
 from imagegen.domain.redacted_traceback import redacted_traceback
 from imagegen.routes.request import links_of, method_of, request_id_of
 from imagegen.routes.response import Body, json_response
+from imagegen.wire.costs import cost_headers
 from imagegen.wire.errors import MAY_BE_SPENT, answer_error, answer_failure
 from imagegen.wire.headers import cors_headers, quota_headers
 from imagegen.wire.request_path import as_get, no_route, split_path
@@ -73,7 +74,8 @@ def routes_of(app: APIGatewayRestResolver) -> list[Any]:
 class ApiMiddleware:
     """`cors_origin` is the web origin whose pages may read answers; empty if it is not known.
 
-    A route adds `generation` and `standing` to the context; they appear in headers and in the log.
+    A route adds `generation`, `standing` and `ended`, the generation whose end is answered, to the context. They appear
+    in headers and in the log.
     """
 
     def __init__(self, logger: Logger, *, cors_origin: str, public_base_url: str) -> None:
@@ -103,6 +105,8 @@ class ApiMiddleware:
         response.headers["x-request-id"] = request_id_of(app.current_event)
         if (generation := app.context.get("generation")) is not None:
             response.headers["x-generation-id"] = generation.id
+        if (ended := app.context.get("ended")) is not None:
+            response.headers |= cost_headers(ended)
         if (standing := app.context.get("standing")) is not None:
             response.headers |= quota_headers(standing)
         if self._cors_origin:

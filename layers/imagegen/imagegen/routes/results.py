@@ -1,6 +1,7 @@
 """Waits for a generation and renders its result."""
 
 import random
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import msgspec
@@ -68,13 +69,14 @@ class Results(msgspec.Struct, frozen=True, eq=False):
         *,
         hop: int,
         closing: ExitStack,
+        note_end: Callable[[Generation], None],
         work: FirstWork | None = None,
     ) -> Response[Body]:
         """The result if it is ready by `until`, else a redirect to where the wait continues.
 
         `until` is `None` if the request has no place to wait; then none is kept for its next wait. `hop` counts the
-        redirects before. `closing` is closed when the body has been sent. `work` is the work on the generation if this
-        process does it.
+        redirects before. `closing` is closed when the body has been sent. `note_end` gets the generation if it has
+        ended, also if its answer is an exception. `work` is the work on the generation if this process does it.
         """
         try:
             deadline = until or Deadline.after(0)
@@ -84,6 +86,7 @@ class Results(msgspec.Struct, frozen=True, eq=False):
         if generation is None:
             raise GenerationCancelledError("The generation was deleted in the meantime.")
         if generation.ended:
+            note_end(generation)
             return self._result(event, generation, preference, hop=hop, closing=closing)
         if preference.respond_async:
             headers = {

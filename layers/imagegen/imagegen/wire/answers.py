@@ -13,6 +13,7 @@ from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageStorageInterruptedError
 from imagegen.domain.generations import Generation
 from imagegen.ports import ImageStore
+from imagegen.wire.costs import cost_answer
 from imagegen.wire.errors import error_object
 from imagegen.wire.links import Links
 
@@ -140,6 +141,8 @@ def generation_answer(generation: Generation, images: ImageStore, *, durable_url
         "n": generation.request.n,
         "repeated_calls": generation.repeated_calls,
         "extra_calls": generation.extra_calls,
+        "upstream": generation.upstream,
+        "cost": cost_answer(generation),
         "data": [
             _image(generation, image_id, _url(generation, image_id, signer)) for image_id in generation.stored_ids
         ],

@@ -8,6 +8,7 @@ from typing import Any
 
 from imagegen.domain.failures import Failure
 from imagegen.domain.generations import Generation, Rejection, Status
+from imagegen.wire.costs import cost_answer
 from imagegen.wire.errors import error_object
 from imagegen.wire.links import Links
 
@@ -37,6 +38,8 @@ def generation_event(generation: Generation) -> tuple[str, dict[str, Any]]:
         ],
         "repeated_calls": generation.repeated_calls,
         "extra_calls": generation.extra_calls,
+        "upstream": generation.upstream,
+        "cost": cost_answer(generation),
         "created_at": int(generation.created_at),
         "completed_at": None if generation.completed_at is None else int(generation.completed_at),
         "error": _error(generation.failure) if generation.failure else None,

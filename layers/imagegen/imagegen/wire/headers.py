@@ -17,6 +17,7 @@ EXPOSED = ", ".join(
         "Preference-Applied",
         "Retry-After",
         "x-generation-id",
+        "x-imagegen-cost",
         "x-ratelimit-limit-images",
         "x-ratelimit-remaining-images",
         "x-ratelimit-reset-images",

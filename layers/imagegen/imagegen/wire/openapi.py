@@ -82,6 +82,10 @@ _HEADERS: dict[str, Fragment] = {
         "description": "The id of the generation, once it has begun.",
         "schema": {"type": "string", "pattern": GENERATION_ID},
     },
+    "x-imagegen-cost": {
+        "description": "What an ended generation cost or may have cost, in USD. Absent if its model has no price.",
+        "schema": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,6})?$"},
+    },
     "x-should-retry": {
         "description": "Whether to retry. It has precedence over the status for OpenAI's clients.",
         "schema": {"type": "string", "enum": ["true", "false"]},
@@ -107,6 +111,7 @@ _HEADERS: dict[str, Fragment] = {
     "Cache-Control": {"description": "Whether the answer may be cached.", "schema": {"type": "string"}},
     "ETag": {"description": "The value for `If-None-Match`.", "schema": {"type": "string"}},
 }
+_RESULT = ("x-generation-id", "x-imagegen-cost")
 _QUOTA = ("x-ratelimit-limit-images", "x-ratelimit-remaining-images", "x-ratelimit-reset-images")
 
 _GENERATION_EXAMPLE = {
@@ -119,6 +124,8 @@ _GENERATION_EXAMPLE = {
     "n": 1,
     "repeated_calls": 0,
     "extra_calls": 0,
+    "upstream": None,
+    "cost": None,
     "data": [],
     "error": None,
 }
@@ -139,6 +146,8 @@ _RESPONSE_EXAMPLE = {"created": 1795348800, "id": _GENERATION_EXAMPLE["id"], "da
 _COMPLETED_EXAMPLE = _GENERATION_EXAMPLE | {
     "status": "completed",
     "completed_at": 1795348812,
+    "upstream": "reseller",
+    "cost": {"usd": 0.04, "basis": "image"},
     "data": [_IMAGE_EXAMPLE],
 }
 _REQUEST_EXAMPLE = {"model": "dall-e-3", "prompt": "A cute baby sea otter", "n": 1, "size": "1024x1024"}
@@ -242,7 +251,9 @@ def _paths() -> Fragment:
                 "Cancels a generation. No further upstream call begins. Paid images are kept, even if they come later",
                 {
                     200: _answer(
-                        "The cancelled generation.", "Generation", _GENERATION_EXAMPLE | {"status": "cancelled"}
+                        "The cancelled generation.",
+                        "Generation",
+                        _GENERATION_EXAMPLE | {"status": "cancelled", "cost": {"usd": 0.04, "basis": "unknown"}},
                     )
                 },
                 (*_READ, errors.GenerationEndedError),
@@ -355,7 +366,7 @@ def _create() -> Fragment:
                 "The images.",
                 "ImagesResponse",
                 _RESPONSE_EXAMPLE,
-                headers=("x-generation-id", "Preference-Applied", *_QUOTA),
+                headers=(*_RESULT, "Preference-Applied", *_QUOTA),
             ),
             202: _answer(
                 "The generation has begun (with `Prefer: respond-async`).",
@@ -397,7 +408,7 @@ def _create() -> Fragment:
                 "The retry count of OpenAI's clients. A retry attaches to the same generation.",
             ),
         ],
-        headers=("x-generation-id", *_QUOTA),
+        headers=(*_RESULT, *_QUOTA),
     )
     body = {"schema": ref("CreateImagesRequest"), "examples": {"dall-e-3": {"value": _REQUEST_EXAMPLE}}}
     return operation | {"requestBody": {"required": True, "content": {"application/json": body}}}
@@ -409,7 +420,7 @@ def _result(operation_id: str, generation: Fragment) -> Fragment:
         "Generations",
         "Waits for the images and answers like the request that began the generation",
         {
-            200: _answer("The images.", "ImagesResponse", _RESPONSE_EXAMPLE, headers=("x-generation-id",)),
+            200: _answer("The images.", "ImagesResponse", _RESPONSE_EXAMPLE, headers=_RESULT),
             303: _to_wait_further(
                 "A redirect to wait further, at most 16 times. Without streaming, also to an answer that is too large.",
                 "Cache-Control",
@@ -417,7 +428,7 @@ def _result(operation_id: str, generation: Fragment) -> Fragment:
         },
         (*_READ, *_OUTCOME),
         parameters=[generation, _query("hop", {"type": "string"}, "How many times the wait has been redirected.")],
-        headers=("x-generation-id",),
+        headers=_RESULT,
     )
 
 
@@ -531,7 +542,7 @@ def _redirect(description: str, *headers: str) -> Fragment:
 
 def _to_wait_further(description: str, *headers: str) -> Fragment:
     content = {"application/json": {"schema": ref("RunningGeneration"), "example": _RUNNING_EXAMPLE}}
-    return _redirect(description, "x-generation-id", *headers) | {"content": content}
+    return _redirect(description, *_RESULT, *headers) | {"content": content}
 
 
 def _header_refs(names: Iterable[str]) -> Fragment:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 from imagegen.domain.batches import BatchStatus
+from imagegen.domain.cost import Basis
 from imagegen.domain.generations import Status
 from imagegen.domain.models import (
     COMMON_TEXTS,
@@ -49,6 +50,23 @@ def schemas(catalog: Catalog) -> dict[str, Schema]:
         ),
         "TokenDetails": _object({"text_tokens": _count(), "image_tokens": _count()}),
         "Generation": _generation(),
+        "Cost": _object(
+            {
+                "usd": {
+                    "type": ["number", "null"],
+                    "minimum": 0,
+                    "description": "US dollars. Null if the model has no price.",
+                },
+                "basis": {
+                    "type": "string",
+                    "enum": list(get_args(Basis)),
+                    "description": (
+                        "`image`: by the price of an image. `usage`: by the token counts of the upstream. `unknown`: "
+                        "a part is not known and counts with its highest price."
+                    ),
+                },
+            }
+        ),
         "RunningGeneration": _object(
             _generation()["properties"] | {"message": {"type": "string", "description": "How to wait for the images."}}
         ),
@@ -254,6 +272,14 @@ def _generation() -> Schema:
                 "Upstream calls with an unknown outcome that were sent again. Each may be paid twice."
             ),
             "extra_calls": _count("Upstream calls for images that were missing from an answer."),
+            "upstream": {
+                "type": ["string", "null"],
+                "description": "The upstream that served, the first one if several did.",
+            },
+            "cost": {
+                "anyOf": [ref("Cost"), {"type": "null"}],
+                "description": "What it cost or may have cost, once it has ended.",
+            },
             "data": {
                 "type": "array",
                 "items": ref("Image"),
