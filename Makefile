@@ -89,9 +89,10 @@ verify-upstream: .venv/ready $(MODELS) ## make an image with each protocol of an
 retry: .venv/ready ## start a new attempt at a failed generation: STACK, ID; upstream calls without an answer may be charged again
 	@.venv/bin/python -m tools.retry --stack="$(STACK)" --id="$(ID)"
 
-key: .venv/ready ## create a caller's key and show it once: STACK, CLIENT, IMAGES_PER_DAY; REPLACE=1 replaces the caller's key
+key: .venv/ready ## create a caller's key and show it once: STACK, CLIENT, IMAGES_PER_DAY, USD_PER_DAY; REPLACE=1 replaces the caller's key
 	@.venv/bin/python -m tools.keys key --stack="$(STACK)" --client="$(CLIENT)" \
-		$(if $(IMAGES_PER_DAY),--images-per-day="$(IMAGES_PER_DAY)") $(if $(filter 1,$(REPLACE)),--replace)
+		$(if $(IMAGES_PER_DAY),--images-per-day="$(IMAGES_PER_DAY)") \
+		$(if $(USD_PER_DAY),--usd-per-day="$(USD_PER_DAY)") $(if $(filter 1,$(REPLACE)),--replace)
 
 keys: .venv/ready ## list the callers with the date of the key and the quota: STACK
 	@.venv/bin/python -m tools.keys list --stack="$(STACK)"

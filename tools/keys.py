@@ -16,6 +16,7 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
 from imagegen.domain.credentials import BearerKey, CallerRecord
+from imagegen.domain.money import MICROS, usd_text
 from tools.stacks import find_stack, no_stack, on_one_line, read_stack_name, refuse
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from types_boto3_ssm import SSMClient
 
+_MOST_USD_PER_DAY = 1_000_000
 _MOST_IMAGES_PER_DAY = 1_000_000_000  # MaxValue of ImagesPerClientPerDay in template.yaml
 
 
@@ -45,8 +47,9 @@ def make(ssm: SSMClient, arguments: argparse.Namespace) -> int:
     before = _stored(ssm, name) if arguments.replace else None
     kept = _read(before) if before is not None else None
     record = made.record() if kept is None else msgspec.structs.replace(kept, key_sha256=made.record().key_sha256)
-    if arguments.images_per_day is not None:
-        record = msgspec.structs.replace(record, images_per_day=arguments.images_per_day)
+    quotas = {each: getattr(arguments, each) for each in ("images_per_day", "usd_per_day")}
+    given = {each: quota for each, quota in quotas.items() if quota is not None}
+    record = msgspec.structs.replace(record, **given)
     value = msgspec.json.encode(record).decode()
     try:
         ssm.put_parameter(Name=name, Type="String", Value=value, Overwrite=arguments.replace)
@@ -71,7 +74,7 @@ def show(ssm: SSMClient, arguments: argparse.Namespace) -> int:
     for page in ssm.get_paginator("get_parameters_by_path").paginate(Path=path, WithDecryption=True):
         for parameter in page["Parameters"]:
             record = _read(parameter["Value"])
-            quota = "unreadable: no key works" if record is None else _quota_text(record.images_per_day)
+            quota = "unreadable: no key works" if record is None else _quota_text(record)
             written = parameter["LastModifiedDate"].astimezone(UTC)
             found.append((parameter["Name"].rpartition("/")[2], f"{written:%Y-%m-%d %H:%M} UTC", quota))
     for client, when, quota in sorted(found):
@@ -97,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_stack(key, make)
     _add_client(key)
     key.add_argument("--images-per-day", type=_quota, metavar="N", help="the caller's quota; default: the stack's")
+    key.add_argument("--usd-per-day", type=_usd, metavar="USD", help="the caller's quota in money, such as 5 or 0.5")
     key.add_argument("--replace", action="store_true", help="replace the caller's key, which then stops working")
     _add_stack(commands.add_parser("list", prog="make keys", description="lists the callers"), show)
     revoked = commands.add_parser("revoke", prog="make revoke", description="revokes a caller's key")
@@ -127,6 +131,17 @@ def _quota(text: str) -> int:
     return int(text)
 
 
+def _usd(text: str) -> int:
+    """Reads an amount in USD. Returns it in millionths of a dollar."""
+    match = re.fullmatch(r"([0-9]{1,7})(?:\.([0-9]{1,6}))?", text)
+    micros = int(match[1]) * MICROS + int((match[2] or "").ljust(6, "0")) if match else -1
+    if not 0 <= micros <= _MOST_USD_PER_DAY * MICROS:
+        raise argparse.ArgumentTypeError(
+            f"must be an amount in USD from 0 to {_MOST_USD_PER_DAY}, with at most 6 decimals, such as 5 or 0.5"
+        )
+    return micros
+
+
 def _parameter(arguments: argparse.Namespace) -> str:
     return f"/{arguments.stack}/clients/{arguments.client}"
 
@@ -145,10 +160,11 @@ def _read(value: str) -> CallerRecord | None:
         return None
 
 
-def _quota_text(images_per_day: int | None) -> str:
-    if images_per_day is None:
-        return "the stack's quota"
-    return f"{images_per_day} image{'' if images_per_day == 1 else 's'} a day"
+def _quota_text(record: CallerRecord) -> str:
+    images, usd = record.images_per_day, record.usd_per_day
+    quotas = [] if images is None else [f"{images} image{'' if images == 1 else 's'} a day"]
+    quotas += [] if usd is None else [f"{usd_text(usd)} USD a day"]
+    return ", ".join(quotas) or "the stack's quota"
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ def other_stack(world: World) -> Iterator[str]:
     ("target", "command"),
     [
         ("key CLIENT=web IMAGES_PER_DAY=0", 'keys key --stack="s" --client="web" --images-per-day="0"'),
+        ("key CLIENT=web USD_PER_DAY=0.5", 'keys key --stack="s" --client="web" --usd-per-day="0.5"'),
         ("key CLIENT=web REPLACE=1", 'keys key --stack="s" --client="web" --replace'),
         ("key CLIENT=web REPLACE=0", 'keys key --stack="s" --client="web"'),
         ("key REPLACE=no", 'keys key --stack="s" --client=""'),
@@ -182,8 +183,11 @@ def test_a_replaced_or_revoked_key_stops_working_and_the_new_one_works(world: Wo
 def test_replace_also_makes_a_first_key_and_changes_the_quota(world: World) -> None:
     caller = new()
     assert status(world, made(world, caller, "--replace", "--images-per-day=7")) == 200
-    made(world, caller, "--images-per-day=0", "--replace", before=True)
-    assert record(world, caller)["images_per_day"] == 0
+    key = made(world, caller, "--images-per-day=0", "--usd-per-day=0.034", "--replace", before=True)
+    quotas = {"images_per_day": 0, "usd_per_day": 34_000}
+    assert record(world, caller) == {"key_sha256": digest(key), **quotas}
+    key = made(world, caller, "--replace", before=True)
+    assert record(world, caller) == {"key_sha256": digest(key), **quotas}
 
 
 @pytest.mark.parametrize("value", ["no json", "[]", '{"images_per_day": 5}', '{"key_sha256": "x", "barred": true}'])
@@ -198,7 +202,9 @@ def test_replacing_an_unreadable_record_warns_that_it_is_lost(world: World, valu
 def test_callers_are_listed_with_their_quotas_and_without_their_keys(world: World) -> None:
     of = new("of")
     keys = {f"{of}-{number:02}": made(world, f"{of}-{number:02}", f"--images-per-day={number}") for number in range(2)}
-    for number in range(2, 25):  # more than one answer of SSM holds
+    keys[f"{of}-02"] = made(world, f"{of}-02", "--usd-per-day=5")
+    keys[f"{of}-03"] = made(world, f"{of}-03", "--usd-per-day=0.5", "--images-per-day=7")
+    for number in range(4, 25):  # more than one answer of SSM holds
         key = BearerKey.new(f"{of}-{number:02}")
         keys[put(world, key.caller, json.dumps({"key_sha256": digest(key.key)}))] = key.key
     put(world, f"{of}-unread", "{" + keys[f"{of}-00"])
@@ -208,8 +214,8 @@ def test_callers_are_listed_with_their_quotas_and_without_their_keys(world: Worl
     assert [line.split()[0] for line in lines] == [*sorted(keys), f"{of}-unread"]
     written = re.compile(r"\S+ +20\d\d-\d\d-\d\d \d\d:\d\d UTC  (.*)")
     quotas = [match[1] if (match := written.fullmatch(line)) else line for line in lines]
-    stacks = ["the stack's quota"] * 23
-    assert quotas == ["0 images a day", "1 image a day", *stacks, "unreadable: no key works"]
+    own = ["0 images a day", "1 image a day", "5 USD a day", "7 images a day, 0.5 USD a day"]
+    assert quotas == [*own, *["the stack's quota"] * 21, "unreadable: no key works"]
     for shown in (*keys.values(), *world.stack.keys.values()):
         assert shown[-43:] not in done.stdout  # the secret
         assert digest(shown) not in done.stdout
@@ -240,6 +246,11 @@ def test_an_invalid_name_is_refused(world: World, name: str, caller: str) -> Non
 @pytest.mark.parametrize("images", ["-1", "many", "1000000001"])
 def test_an_invalid_quota_is_refused(world: World, images: str) -> None:
     assert "a whole number from 0" in refused(tool(world, "key", f"--images-per-day={images}"), code=2)
+
+
+@pytest.mark.parametrize("usd", ["-1", "many", "1000000.000001", "0.0000001", "5,50", "1e3", ".5", ""])
+def test_an_invalid_quota_in_money_is_refused(world: World, usd: str) -> None:
+    assert "an amount in USD from 0 to 1000000" in refused(tool(world, "key", f"--usd-per-day={usd}"), code=2)
 
 
 @pytest.mark.parametrize("generation_id", ["", "gen_", "batch_AAECAwQFBgcICQoLDA0ODw"])

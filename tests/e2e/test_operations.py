@@ -71,7 +71,7 @@ def test_the_logs_of_both_functions_show_a_generation_of_the_worker(world: World
     lines = followed(world, generation_id=generation_id)
     assert ("ApiFunction", "begun") in lines
     by_worker = [message for function, message in lines if function == "WorkerFunction"]
-    assert by_worker[:5] == ["claimed", "asked upstream", "upstream answered", "stored", "ended"]
+    assert by_worker[:6] == ["claimed", "asked upstream", "upstream answered", "stored", "cost", "ended"]
     found = metrics(world, generation_id)
     assert (found["Generations", MODEL], found["Faults", ""]) == (1, 0)
     assert found["QueueSeconds", ""] > 0

@@ -1,4 +1,4 @@
-"""Daily quotas in images: no race and no fault of DynamoDB overspends one."""
+"""Daily quotas in images and in money: no race and no fault of DynamoDB overspends one."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ from tests.support.waiting import until
 from tests.support.world import World
 
 CALLERS = 16
+PRICE = 16_000  # millionths of a dollar for the image of SMALL, in models.toml
 
 
 def ended(caller: Client) -> Counter[str]:
@@ -29,8 +30,11 @@ def ended(caller: Client) -> Counter[str]:
 @pytest.mark.parametrize(
     ("asked", "allowed"), [pytest.param(32, 8, id="short"), pytest.param(200, 50, id="long", marks=pytest.mark.soak)]
 )
-def test_many_requests_at_once_generate_exactly_the_quota(world: World, prompt: str, asked: int, allowed: int) -> None:
-    caller, body = world.caller(images_per_day=allowed), {**SMALL, "prompt": prompt}
+@pytest.mark.parametrize(("unit", "amount"), [("images_per_day", 1), ("usd_per_day", PRICE)], ids=["images", "money"])
+def test_many_requests_at_once_generate_exactly_the_quota(
+    world: World, prompt: str, asked: int, allowed: int, unit: str, amount: int
+) -> None:
+    caller, body = world.caller(**{unit: allowed * amount}), {**SMALL, "prompt": prompt}  # type: ignore[arg-type]
     with ThreadPoolExecutor(CALLERS) as pool:
         answers = list(pool.map(lambda _: caller.post(body, **QUEUED).status, range(asked)))
     assert Counter(answers) == {202: allowed, 429: asked - allowed}

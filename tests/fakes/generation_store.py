@@ -18,6 +18,7 @@ from imagegen.domain.generations import (
     UpstreamCall,
     with_extra_calls,
 )
+from imagegen.domain.money import Spending
 from tests.fakes.failing import Failing, When
 
 __all__ = ["FakeGenerationStore", "When"]
@@ -158,7 +159,7 @@ class FakeGenerationStore(Failing):
             record = self._records.get(generation.id)
             if record is None or record.status is not Status.FAILED or not record.published:
                 return None
-            if record.completed_at != generation.completed_at:
+            if record.completed_at != generation.completed_at or record.spending != generation.spending:
                 return None
             return self._put(
                 record,
@@ -171,6 +172,7 @@ class FakeGenerationStore(Failing):
                 retries=generation.retries + 1,
                 reserved_at=now,
                 returned=0,
+                spending=record.spending and record.spending.reserved_again(),
                 polls=0,
             )
 
@@ -186,6 +188,14 @@ class FakeGenerationStore(Failing):
             if record is None or record.returned != generation.returned:
                 return False
             self._put(record, returned=generation.returned + images)
+            return True
+
+    def note_spending(self, generation: Generation, spending: Spending) -> bool:
+        with self._noted("note_spending"):
+            record = self._records.get(generation.id)
+            if record is None or record.spending is None or record.spending != generation.spending:
+                return False
+            self._put(record, spending=spending)
             return True
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:

@@ -16,21 +16,21 @@ class FakeQuotaCounters(Failing):
         self.used: Counter[tuple[str, str]] = Counter()
         self._changed: dict[tuple[str, str], dict[str, str]] = {}
 
-    def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
+    def take(self, who: str, day: str, amount: int, limit: int, *, token: str) -> tuple[bool, int]:
         with self._asked():
             repeated = self._last(who, day, token) == "taken"
-            taken = images <= limit and (repeated or self.used[who, day] + images <= limit)
+            taken = amount <= limit and (repeated or self.used[who, day] + amount <= limit)
             if taken and not repeated:
-                self.used[who, day] += images
+                self.used[who, day] += amount
                 self._note(who, day, token, "taken")
             return taken, self.used[who, day]
 
-    def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
+    def give_back(self, who: str, day: str, amount: int, *, token: str) -> None:
         with self._asked():
             if self._last(who, day, token) != "given back":
-                if self.used[who, day] < images:
+                if self.used[who, day] < amount:
                     raise RecordsUnavailableError("There is less than that.")
-                self.used[who, day] -= images
+                self.used[who, day] -= amount
                 self._note(who, day, token, "given back")
 
     def _last(self, who: str, day: str, token: str) -> str | None:

@@ -1,5 +1,6 @@
 """The counters of daily quotas and of waiting requests."""
 
+import dataclasses
 import time
 from calendar import timegm
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +9,13 @@ from uuid import uuid4
 import pytest
 
 from imagegen.aws.quota_counters import _short, _slot
-from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.errors import QuotaExceededError, RecordsUnavailableError
+from imagegen.domain.images import ImageRequest
+from imagegen.domain.money import Spending, TokenPrice
 from imagegen.ports import QuotaCounters
 from tests.fakes.quota_counters import FakeQuotaCounters
+from tests.support.in_memory import in_memory_service
+from tests.support.models import MODELS
 from tests.support.stores import Connect, Table, closed_url
 
 DAY, NEXT_DAY = "2025-10-09", "2025-10-10"
@@ -81,6 +86,35 @@ def test_concurrent_changes_stay_within_the_limit(counters: QuotaCounters) -> No
 def test_concurrent_changes_with_one_token_count_once(counters: QuotaCounters) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: take(counters, 2, token="a"), range(16))) == {(True, 2)}
+
+
+TOKENS = TokenPrice(text_input=5_000_000, image_input=10_000_000, output=40_000_000, most=250_000)
+
+
+@pytest.mark.parametrize("judged", ["fake", "ministack"], indirect=True)  # moto needs ten seconds
+@pytest.mark.parametrize(
+    ("model", "price"), [("dall-e-2", 20_000), ("gpt-image-1", 250_000)], ids=["by image", "by tokens"]
+)
+def test_of_200_requests_at_once_exactly_those_are_admitted_that_the_money_suffices_for(
+    counters: QuotaCounters, model: str, price: int
+) -> None:
+    models = {**MODELS, "gpt-image-1": dataclasses.replace(MODELS["gpt-image-1"], price=TOKENS)}
+    request = ImageRequest("a cat", model, "url")
+
+    def admits(_: int) -> bool:
+        try:
+            return service.submit(request=request).standing is not None
+        except QuotaExceededError:
+            return False
+
+    enough = 50 * price + price - 1
+    with in_memory_service(counters=counters, models=models, own_usd_per_day=enough) as service:
+        with ThreadPoolExecutor(16) as pool:
+            assert sum(pool.map(admits, range(200))) == 50
+        admitted = service.records.newest("alice", 300)
+    assert [record.spending for record in admitted] == [Spending(price, price)] * 50
+    assert take(counters, 0, 10**9, caller="usd:alice") == (True, 50 * price)
+    assert take(counters, 0, 10**9) == (True, 50)
 
 
 @pytest.mark.parametrize("table", ["moto"], indirect=True)

@@ -34,6 +34,7 @@ from imagegen.domain.generations import (
 )
 from imagegen.domain.images import ImageRequest, UpstreamImages
 from imagegen.domain.models import LONGEST_USER, MAX_IMAGES
+from imagegen.domain.money import Spending
 from imagegen.domain.redaction import MOST_CHARACTERS
 from imagegen.ports import GenerationStore as Store
 from imagegen.ports import IdempotencyKeys as Keys
@@ -59,6 +60,7 @@ CAUSE = Failure("image_truncated", "y", money_spent=True, retry=False, interrupt
 FAILURE = Failure(
     "partial_generation", "Es zerbrach: 壊れた.", money_spent=True, param="prompt", retry=False, cause=CAUSE
 )
+SPENDING, SETTLED = Spending(300, 300), Spending(300, 200, changes=1)
 MISSING = "gen_AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -149,6 +151,7 @@ CALLS: dict[str, Callable[[Store, Generation], object]] = {
     "requeue": lambda s, g: s.requeue(g, now=NOW + 5),
     "void": lambda s, g: s.void(g.id, now=NOW),
     "note_returned": lambda s, g: s.note_returned(g, 1),
+    "note_spending": lambda s, g: s.note_spending(g, SETTLED),
     "bury": lambda s, g: s.bury(g, now=NOW),
     "bury as if ended": lambda s, g: s.bury(replace(g, completed_at=NOW), now=NOW),
     "tombstone": lambda s, g: s.tombstone(g.id),
@@ -177,7 +180,7 @@ CANCELLED = {"cancelled", "cancelled task", "cancelled while polled"}
 
 
 def in_state(records: Store, state: str) -> Generation:
-    generation = new_generation()
+    generation = replace(new_generation(), spending=SPENDING)
     for call in STATES[state]:
         CALLS[call](records, generation)
         generation = records.get(generation.id) or generation
@@ -618,6 +621,7 @@ REFUSED: Sequence[tuple[str, object, set[str]]] = (
     ("release", None, {*GONE}),
     ("mark_published", None, {*ACTIVE, *GONE}),
     ("note_returned", False, {*GONE}),
+    ("note_spending", False, {*GONE}),
     ("cancel", None, {"completed", "failed", "published", *GONE}),
     ("requeue", None, {*STATES} - {"published"}),
     ("bury", LostClaimError, {"absent", *ACTIVE}),
@@ -652,6 +656,10 @@ def test_a_record_in_any_state_takes_paid_results_and_returns_and_is_never_void(
     assert records.get(before.id) == replace(paid, returned=2)
     assert records.note_returned(replace(before, returned=2), 1)
     assert records.void(before.id, now=NOW) == records.get(before.id) == replace(paid, returned=3)
+    assert [records.note_spending(before, SETTLED) for _ in range(2)] == [True, False]
+    assert records.get(before.id) == replace(paid, returned=3, spending=SETTLED)
+    assert records.note_spending(replace(before, spending=SETTLED), SPENDING)
+    assert records.get(before.id) == replace(paid, returned=3, spending=SPENDING)
 
 
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled"])
@@ -703,14 +711,32 @@ def test_a_requeued_generation_keeps_all_results(records: Store) -> None:
         assert records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60) is not None
 
 
+@pytest.mark.parametrize("known", [SPENDING, SETTLED])
+def test_a_requeued_generation_reserves_again_what_is_not_taken(records: Store, known: Spending) -> None:
+    published = in_state(records, "published")
+    records.note_spending(published, SETTLED)
+    requeued = records.requeue(replace(published, spending=known), now=NOW + 5)
+    if known == SETTLED:
+        assert requeued is not None
+        assert requeued.spending == SETTLED.reserved_again() == Spending(SPENDING.reserved, 300, 200, 2)
+    else:  # it was settled in the meantime
+        assert requeued is None
+    assert now_of(records, published).spending == (requeued.spending if requeued else SETTLED)
+
+
+def test_a_generation_without_a_spending_takes_none(records: Store) -> None:
+    assert not records.note_spending(created(records), SETTLED)
+
+
 @pytest.mark.parametrize(
     ("state", "call"),
     [
         ("queued", lambda s, g, index: s.claim(g.id, str(index), now=NOW, lease_until=NOW + 60)),
         ("failed", lambda s, g, _: s.note_returned(g, 2)),
+        ("failed", lambda s, g, _: s.note_spending(g, SETTLED)),
         ("published", lambda s, g, _: s.requeue(g, now=NOW + 5)),
     ],
-    ids=["claim", "note_returned", "requeue"],
+    ids=["claim", "note_returned", "note_spending", "requeue"],
 )
 def test_of_concurrent_calls_one_has_an_effect(records: Store, state: str, call: Callable[..., object]) -> None:
     before = in_state(records, state)
@@ -718,7 +744,9 @@ def test_of_concurrent_calls_one_has_an_effect(records: Store, state: str, call:
     (effect,) = [each for each in outcomes if each]
     after = now_of(records, before)
     assert effect in (after, True)
-    assert (state, after.returned) in [("queued", 0), ("failed", 2), ("published", 0)]
+    assert (state, after.returned, after.spending == SETTLED) in [
+        *(("queued", 0, False), ("failed", 2, False), ("failed", 0, True), ("published", 0, False)),
+    ]
 
 
 def test_a_failure_can_be_requeued_once(records: Store) -> None:

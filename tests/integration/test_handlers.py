@@ -136,6 +136,27 @@ def test_every_answer_with_a_result_or_a_failure_has_the_cost(
     assert caller.result(begun.generation_id).headers["x-imagegen-cost"] == cost
 
 
+def test_a_quota_in_money_is_shown_and_settled_and_refuses_models_without_a_price(handlers: InProcess) -> None:
+    caller = handlers.caller(usd_per_day=50_000)
+    body = {**SMALL, "prompt": f"money {uuid4().hex}"}
+    made, more = caller.post(body, **INLINE), caller.post({**body, "n": 2}, **INLINE)
+    of_money = [
+        (each.headers["x-ratelimit-limit-usd"], each.headers["x-ratelimit-remaining-usd"]) for each in (made, more)
+    ]
+    assert of_money == [("0.05", "0.034"), ("0.05", "0.002")]
+    over = caller.post(body, **INLINE)
+    assert over.failed == (429, "insufficient_quota")
+    assert over.headers["x-ratelimit-remaining-usd"] == "0.002"
+    unpriced = caller.post({"prompt": body["prompt"], "model": "flux"}, **INLINE)
+    assert (unpriced.failed, unpriced.error["param"]) == ((400, "model_has_no_price"), "model")
+
+    refused = handlers.will(f"refused {uuid4().hex}", refusing(code="content_policy_violation"))
+    thrifty = handlers.caller(usd_per_day=16_000)
+    assert thrifty.post({**body, "prompt": refused}, **INLINE).status == 400
+    assert thrifty.post(body, **INLINE).status == 200  # what the refusal had reserved was returned
+    assert thrifty.post(body, **INLINE).status == 429
+
+
 # Missing resources and settings.
 
 
@@ -315,6 +336,8 @@ def test_a_key_allows_every_route_of_the_stage_and_has_its_quota(handlers: InPro
     document = {"Version": "2012-10-17", "Statement": [statement]}
     assert policy(handlers, handlers.local.key) == {"principalId": "local", "policyDocument": document}
     assert policy(handlers, handlers.caller(images_per_day=3).key)["context"] == {"images_per_day": 3}
+    both = handlers.caller(images_per_day=3, usd_per_day=0).key
+    assert policy(handlers, both)["context"] == {"images_per_day": 3, "usd_per_day": 0}
 
 
 def test_any_other_credential_gets_a_policy_that_denies(handlers: InProcess) -> None:

@@ -30,12 +30,14 @@ from imagegen.domain.generations import (
     StoredImage,
     UpstreamAttempt,
 )
+from imagegen.domain.money import Spending
 from imagegen.domain.slots import Slot, Waiter
 from tests.support.stores import ACCESS_KEY, JUDGES, SECRET, Table, new_generation
 
 NOW = 1_760_000_000.5
 DAY = "2025-10-09"
-GENERATION, OTHER = new_generation(n=3, at=NOW), new_generation(at=NOW - 1)
+GENERATION, OTHER = replace(new_generation(n=3, at=NOW), spending=Spending(30, 30)), new_generation(at=NOW - 1)
+SETTLED = Spending(30, 10, changes=1)
 ID = GENERATION.id
 ANSWER = CallAnswer((AnsweredImage("https://i.example/1"),), {"size": "1024x1024"}, {"total_tokens": 7})
 ATTEMPT = UpstreamAttempt("default", NOW)
@@ -217,6 +219,8 @@ STEPS: dict[str, Step] = {
     "void": lambda t: t.generations.void(ID, now=NOW),
     "note returned": lambda t: t.generations.note_returned(now_of(t), 2),
     "note returned of old": lambda t: t.generations.note_returned(GENERATION, 1),
+    "note spending": lambda t: t.generations.note_spending(now_of(t), SETTLED),
+    "note spending of old": lambda t: t.generations.note_spending(GENERATION, SETTLED),
     "bury": lambda t: t.generations.bury(now_of(t), now=NOW + 30),
     "create batch": lambda t: t.batches.create(BATCH),
     "claim batch": claim_batch,
@@ -315,6 +319,9 @@ WRITES: Sequence[tuple[Callable[..., object], Sequence[str], str]] = (
     (G.void, BURIED, "void"),
     (G.note_returned, FAILED, "note returned"),
     (G.note_returned, (*FAILED, "note returned"), "note returned of old"),
+    (G.note_spending, FAILED, "note spending"),
+    (G.note_spending, (*FAILED, "note spending"), "note spending of old"),
+    (G.requeue, (*PUBLISHED, "note spending"), "requeue"),
     (G.bury, FAILED, "bury"),
     (G.bury, CLAIMED, "bury"),
     (B.create, (), "create batch"),
@@ -380,7 +387,7 @@ def outcome(table: Table, step: str) -> object:
 
 def items(table: Table) -> list[dict[str, Any]]:
     """The items of the table without random tokens and expiries, which differ between runs."""
-    varying = re.compile(r"requeued_by|returned_by|seen_\d+|expires_at")
+    varying = re.compile(r"requeued_by|returned_by|spent_by|seen_\d+|expires_at")
     found = [
         {name: name if varying.fullmatch(name) else value for name, value in item.items()} for item in table.items()
     ]
@@ -464,6 +471,13 @@ MEETINGS: Sequence[tuple[Sequence[str], str, str, Callable[[Table, Any], object]
         "refusal",
         lambda t, r: (r, now_of(t).returned, now_of(t).calls[0].refused),
         (True, 2, 1),
+    ),
+    (
+        FAILED,
+        "note spending",
+        "refusal",
+        lambda t, r: (r, now_of(t).spending, now_of(t).calls[0].refused),
+        (True, SETTLED, 1),
     ),
     (BATCH_CLAIMED, "release batch", "claim batch for another", lambda t, _: lease_of_batch(t), ("other", NOW + 60)),
     ((), "take", "take more", lambda t, r: (r, used(t)), ((True, 8), 8)),

@@ -1,7 +1,7 @@
 """The use cases over stores in memory, on a clock that the test moves: one service with its callers and workers."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -21,9 +21,12 @@ from imagegen.domain.generations import (
     Tombstone,
     UpstreamAttempt,
     UpstreamCall,
+    admit,
     new_owner,
+    reserving_money,
 )
 from imagegen.domain.images import ImageBody, ImageRequest
+from imagegen.domain.models import ImageModel
 from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.ports import BatchBus, Journal
 from imagegen.usecases.continue_batch import ContinueBatch, begin_batch
@@ -54,7 +57,7 @@ from tests.fakes.journal import FakeJournal
 from tests.fakes.provider import FakeProvider, png
 from tests.fakes.quota_counters import FakeQuotaCounters
 from tests.fakes.slots import FakeUpstreamSlots
-from tests.support.models import MODELS, admitted, read_request
+from tests.support.models import MODELS, read_request
 
 NOW = 1_760_000_000.5
 LEASE = LEASE_SECONDS
@@ -164,6 +167,8 @@ class InMemoryService:
     each_caller: int = 10_000
     whole_stack: int = 10_000
     own_images_per_day: int | None = None
+    own_usd_per_day: int | None = None
+    models: Mapping[str, ImageModel] = field(default_factory=lambda: MODELS)
     repeat_unknown: bool = True
     may_send: bool = True
     call_seconds: float = 0.0
@@ -221,6 +226,10 @@ class InMemoryService:
         """The published ends, in order."""
         return [(generation.id, generation.status) for generation in self.bus.ended]
 
+    def caller(self, name: str) -> Caller:
+        """A caller with the own quotas, if they are set."""
+        return Caller(name, self.own_images_per_day, self.own_usd_per_day)
+
     def record(self, generation: Generation | str) -> Generation:
         """The record as it is now."""
         found = self.records.get(generation if isinstance(generation, str) else generation.id)
@@ -232,7 +241,7 @@ class InMemoryService:
     @property
     def submission(self) -> SubmitGeneration:
         return SubmitGeneration(
-            models=MODELS,
+            models=self.models,
             keys=self.keys,
             records=self.records,
             queue=self.queue,
@@ -262,7 +271,7 @@ class InMemoryService:
         generation_id: str | None = None,
     ) -> Submitted:
         submission = Submission(
-            request, Caller(caller), BASE_URL, identity=identity, generation_id=generation_id, claim=work_here
+            request, self.caller(caller), BASE_URL, identity=identity, generation_id=generation_id, claim=work_here
         )
         try:
             return self.submission.submit(submission)
@@ -356,16 +365,9 @@ class InMemoryService:
     def admitted(self, request: ImageRequest = REQUEST, *, caller: str = "alice", **fields: Any) -> Generation:
         """A queued generation whose images are taken from the quota. `fields` change the request."""
         request = replace(request, **fields)
-        generation = admitted(request, caller=caller, base_url=BASE_URL, now=self.now)
-        self.quota.reserve(
-            caller,
-            request.n,
-            now=self.now,
-            token=generation.id,
-            may_undo=lambda: True,
-            is_repeated=False,
-            own_limit=None,
-        )
+        generation = admit(request, self.models[request.model], caller=caller, base_url=BASE_URL, now=self.now)
+        generation = generation if self.own_usd_per_day is None else reserving_money(generation)
+        self.quota.reserve(generation, self.caller(caller), may_undo=lambda: True, is_repeated=False)
         self.records.create(generation)
         return generation
 
@@ -438,7 +440,7 @@ class InMemoryService:
             self.files,
             self.batch_bus,
             self.pool,
-            caller_named=lambda name: Caller(name, self.own_images_per_day),
+            caller_named=self.caller,
         )
 
     def drop(self, *lines: str) -> Batch:

@@ -192,8 +192,10 @@ class InProcess(World):
         finally:
             self._gateway = streaming
 
-    def caller(self, name: str | None = None, *, images_per_day: int | None = None) -> "InProcessClient":
-        client = super().caller(name, images_per_day=images_per_day)
+    def caller(
+        self, name: str | None = None, *, images_per_day: int | None = None, usd_per_day: int | None = None
+    ) -> "InProcessClient":
+        client = super().caller(name, images_per_day=images_per_day, usd_per_day=usd_per_day)
         self._keys[client.name] = client.key
         return InProcessClient(client.base_url, client.key, client.name, self)
 

@@ -131,10 +131,12 @@ class World:
     def base_url(self) -> str:
         return f"{self.stack.url}/v1"
 
-    def caller(self, name: str | None = None, *, images_per_day: int | None = None) -> Client:
-        """A new caller with its own key."""
+    def caller(
+        self, name: str | None = None, *, images_per_day: int | None = None, usd_per_day: int | None = None
+    ) -> Client:
+        """A new caller with its own key. `usd_per_day` is in millionths of a dollar."""
         key = BearerKey.new(name or f"caller-{uuid4().hex[:12]}")
-        record = msgspec.structs.replace(key.record(), images_per_day=images_per_day)
+        record = msgspec.structs.replace(key.record(), images_per_day=images_per_day, usd_per_day=usd_per_day)
         parameter = f"/{STACK_NAME}/clients/{key.caller}"
         self.aws("ssm").put_parameter(Name=parameter, Type="String", Value=msgspec.json.encode(record).decode())
         return Client(self.base_url, key.key, key.caller)

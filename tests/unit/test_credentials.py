@@ -10,7 +10,7 @@ import pytest
 
 from imagegen.domain.credentials import BearerKey, Caller, CallerRecord
 from imagegen.domain.errors import IssuerUnavailableError
-from imagegen.usecases.authorize import authorize
+from imagegen.usecases.authorize import authorize, caller_named
 from tests.fakes.parameters import FakeParameters
 
 SECRET = "Ab0_-" * 8 + "xyz"
@@ -132,10 +132,19 @@ def test_a_record_with_unknown_or_bad_fields_accepts_no_key(record: str) -> None
     assert caller(f"Bearer {ALICE.key}", records(alice=record)) is None
 
 
-@pytest.mark.parametrize(("own", "quota"), [("", None), (', "images_per_day": 50', 50), (', "images_per_day": 0', 0)])
-def test_a_record_written_by_hand_is_read_with_the_callers_own_quota(own: str, quota: int | None) -> None:
+@pytest.mark.parametrize(
+    ("own", "images", "usd"),
+    [
+        *(("", None, None), (', "images_per_day": 50', 50, None), (', "images_per_day": 0', 0, None)),
+        *((', "usd_per_day": 5000000', None, 5_000_000), (', "usd_per_day": 0, "images_per_day": 7', 7, 0)),
+    ],
+)
+def test_a_record_written_by_hand_is_read_with_the_callers_own_quotas(
+    own: str, images: int | None, usd: int | None
+) -> None:
     record = f'\n{{ "key_sha256" : "{hashlib.sha256(ALICE.key.encode()).hexdigest()}"{own} }}\n'
-    assert caller(f"Bearer {ALICE.key}", records(alice=record)) == Caller("alice", quota)
+    assert caller(f"Bearer {ALICE.key}", records(alice=record)) == Caller("alice", images, usd)
+    assert caller_named("alice", callers=records(alice=record), path=PATH) == Caller("alice", images, usd)
 
 
 # The caller of a token.

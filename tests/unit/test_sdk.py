@@ -42,7 +42,7 @@ def ssm_that_repeats(values: dict[str, str]) -> Any:
 def test_a_repeated_write_prints_its_key_and_replaces_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     values: dict[str, str] = {}
     ssm = ssm_that_repeats(values)
-    asked = argparse.Namespace(stack="imagegen", client="alice", replace=False, images_per_day=None)
+    asked = argparse.Namespace(stack="imagegen", client="alice", replace=False, images_per_day=None, usd_per_day=None)
     assert make(ssm, asked) == 0
     assert capsys.readouterr().out.startswith("ig_alice_")
 

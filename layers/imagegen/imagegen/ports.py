@@ -20,6 +20,7 @@ from imagegen.domain.generations import (
     UpstreamAttempt,
 )
 from imagegen.domain.images import ImageBody, SignedUrl, UpstreamImages, UpstreamRequest, UpstreamTask
+from imagegen.domain.money import Spending
 from imagegen.domain.places import Place
 from imagegen.domain.slots import Slot, Waiter
 
@@ -228,6 +229,13 @@ class GenerationStore(Protocol):
         """Notes that `images` more are returned to the quota. Returns `False` if another process noted it first."""
         ...
 
+    def note_spending(self, generation: Generation, spending: Spending) -> bool:
+        """Notes the next spending of the generation. Returns `False` if another process changed it first.
+
+        Returns `False` also if the record does not exist.
+        """
+        ...
+
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
         """Replaces the record of an ended generation by a tombstone, which stays for 15 days.
 
@@ -241,18 +249,18 @@ class GenerationStore(Protocol):
 
 
 class QuotaCounters(Protocol):
-    """How many images each caller, and the stack, took on a day. Raises RecordsUnavailableError.
+    """How much each caller, and the stack, took on a day, in any unit. Raises RecordsUnavailableError.
 
     `token` names one logical change. If the SDK repeats a change whose answer was lost, the repetition changes nothing,
     provided that it does not come after many other changes.
     """
 
-    def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
-        """Adds `images` if the sum stays within `limit`. Returns whether it did, and the sum afterwards."""
+    def take(self, who: str, day: str, amount: int, limit: int, *, token: str) -> tuple[bool, int]:
+        """Adds `amount` if the sum stays within `limit`. Returns whether it did, and the sum afterwards."""
         ...
 
-    def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
-        """Subtracts `images`."""
+    def give_back(self, who: str, day: str, amount: int, *, token: str) -> None:
+        """Subtracts `amount`."""
         ...
 
 

@@ -46,6 +46,7 @@ from imagegen.domain.generations import (
     with_extra_calls,
 )
 from imagegen.domain.images import ImageRequest
+from imagegen.domain.money import Spending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -210,12 +211,18 @@ class DynamoGenerations:
             ":token": {"S": token},
             ":completed_at": number(generation.completed_at or 0),
         }
-        update = (
-            "SET #status = :queued, lease_until = :zero, retries = :retries, reserved_at = :now, returned = :zero,"
-            " requeued_by = :token, polls = :zero REMOVE failure, completed_at, published, #owner"
+        changes = (
+            "#status = :queued, lease_until = :zero, retries = :retries, reserved_at = :now, returned = :zero,"
+            " requeued_by = :token, polls = :zero"
         )
         # The end must be published, and uncharged images returned, before: a new attempt would lose both.
         condition = "#status = :failed AND attribute_exists(published) AND completed_at = :completed_at"
+        if generation.spending is not None:
+            changes += ", spending = :spending"
+            condition += " AND spending = :known"
+            values[":known"] = {"S": json_text(generation.spending)}
+            values[":spending"] = {"S": json_text(generation.spending.reserved_again())}
+        update = f"SET {changes} REMOVE failure, completed_at, published, #owner"
         try:
             return _generation(self._update(generation.id, update, condition, values))
         except LostClaimError as lost:
@@ -254,6 +261,21 @@ class DynamoGenerations:
             )
         except LostClaimError as lost:
             return _found(lost).get("returned_by") == {"S": token}
+        return True
+
+    def note_spending(self, generation: Generation, spending: Spending) -> bool:
+        token = secrets.token_urlsafe(12)
+        values: Item = {
+            ":known": {"S": json_text(generation.spending)},
+            ":spending": {"S": json_text(spending)},
+            ":token": {"S": token},
+        }
+        # Each spending of a generation is another text: it counts its changes.
+        update, condition = "SET spending = :spending, spent_by = :token", f"{_LIVE} AND spending = :known"
+        try:
+            self._update(generation.id, update, condition, values)
+        except LostClaimError as lost:
+            return _found(lost).get("spent_by") == {"S": token}
         return True
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
@@ -325,6 +347,8 @@ class DynamoGenerations:
             "polls": number(generation.polls),
             "returned": number(0),
         }
+        if generation.spending is not None:
+            item["spending"] = {"S": json_text(generation.spending)}
         if generation.origin != Origin():
             item["origin"] = {"S": json_text(generation.origin)}
         if generation.owner is not None:
@@ -381,6 +405,7 @@ def _generation(item: Item) -> Generation:
         retries=int(item["retries"]["N"]) if "retries" in item else 0,
         reserved_at=float(item["reserved_at"]["N"]) if "reserved_at" in item else None,
         returned=int(item["returned"]["N"]),
+        spending=msgspec.json.decode(item["spending"]["S"], type=Spending) if "spending" in item else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Stores the counters of the daily quotas: one item a day for each caller, and one for the stack.
+"""Stores the counters of the daily quotas: one item a day for each caller and unit, and one for the stack.
 
 A counter is changed by a conditional update and not by a transaction: DynamoDB cancels transactions that conflict.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from types_boto3_dynamodb import DynamoDBClient
 
-_KEPT_SECONDS = 3 * 24 * 3600  # after its day began; no image is returned later
+_KEPT_SECONDS = 3 * 24 * 3600  # after its day began; nothing is returned later
 # Slots for the last changes. Forty of some 20 bytes keep the item within 1 KB, which costs one write request unit
 # (DynamoDB developer guide, "DynamoDB on-demand capacity mode").
 _SLOTS = 40
@@ -35,18 +35,18 @@ class DynamoQuotaCounters:
         self._client = client
         self._table = table
 
-    def take(self, who: str, day: str, images: int, limit: int, *, token: str) -> tuple[bool, int]:
-        if images > limit:
+    def take(self, who: str, day: str, amount: int, limit: int, *, token: str) -> tuple[bool, int]:
+        if amount > limit:
             return False, self._used(who, day)
         kept = _short(token)
         try:
             item = self._count(
                 who,
                 day,
-                images,
+                amount,
                 kept,
                 "attribute_not_exists(used) OR (used <= :bound AND (attribute_not_exists(#slot) OR #slot <> :token))",
-                bound=limit - images,
+                bound=limit - amount,
             )
         except ConditionFailedError as failed:
             found = failed.item or {}
@@ -55,27 +55,27 @@ class DynamoQuotaCounters:
             raise _unavailable() from error
         return True, _used_in(item)
 
-    def give_back(self, who: str, day: str, images: int, *, token: str) -> None:
+    def give_back(self, who: str, day: str, amount: int, *, token: str) -> None:
         kept = f"-{_short(token)}"
         condition = "used >= :bound AND (attribute_not_exists(#slot) OR #slot <> :token)"
         try:
-            self._count(who, day, -images, kept, condition, bound=images)
+            self._count(who, day, -amount, kept, condition, bound=amount)
         except ConditionFailedError as failed:
             if (failed.item or {}).get(_slot(kept)) != {"S": kept}:
                 raise _unavailable() from None
         except Exception as error:  # as above
             raise _unavailable() from error
 
-    def _count(self, who: str, day: str, images: int, token: str, condition: str, *, bound: int) -> Item:
+    def _count(self, who: str, day: str, amount: int, token: str, condition: str, *, bound: int) -> Item:
         return update_under(
             condition,
             self._client(),
             self._table,
             _key(who, day),
-            "ADD used :images SET expires_at = :expires_at, #slot = :token",
+            "ADD used :amount SET expires_at = :expires_at, #slot = :token",
             names={"#slot": _slot(token)},
             values={
-                ":images": number(images),
+                ":amount": number(amount),
                 ":bound": number(bound),
                 ":token": {"S": token},
                 ":expires_at": number(_expires_at(day)),

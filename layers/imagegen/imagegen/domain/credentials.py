@@ -19,21 +19,27 @@ def is_caller_name(text: str) -> bool:
 
 
 class CallerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A caller's stored record, as JSON: the SHA-256 of its whole key, in hex, and its own quota if it has one.
+    """A caller's stored record, as JSON: the SHA-256 of its whole key, in hex, and its own quotas if it has any.
 
-    A plain hash is enough, because the secret is 256 random bits and not a password.
+    A plain hash is enough, because the secret is 256 random bits and not a password. `usd_per_day` is in millionths of
+    a dollar.
     """
 
     key_sha256: str
     images_per_day: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    usd_per_day: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`name` appears in logs and records. `images_per_day` is the caller's own quota, `None` for the general one."""
+    """`name` appears in logs and records. `images_per_day` and `usd_per_day` are the caller's own quotas.
+
+    `usd_per_day` is in millionths of a dollar. The general quota holds for a caller with neither.
+    """
 
     name: str
     images_per_day: int | None = None
+    usd_per_day: int | None = None
 
     @classmethod
     def of_token(cls, issuer: str, subject: str) -> Self:

@@ -133,10 +133,17 @@ class IdempotencyKeyReusedError(NothingSpentError):
     code = "idempotency_key_reused"
 
 
-class QuotaExceededError(NothingSpentError):
-    """The caller's or the stack's quota of images for today does not suffice.
+class ModelHasNoPriceError(NothingSpentError):
+    """The caller's quota is in money, and the model has no price."""
 
-    `limit` and `remaining` are the caller's, in images; `reset` is in seconds.
+    code = "model_has_no_price"
+
+
+class QuotaExceededError(NothingSpentError):
+    """The caller's or the stack's quota for today does not suffice.
+
+    `limit` and `remaining` are the caller's, in images; `reset` is in seconds. `usd_limit` and `usd_remaining` are in
+    millionths of a dollar, `None` if the caller has no quota in money.
     """
 
     code = "insufficient_quota"
@@ -144,6 +151,8 @@ class QuotaExceededError(NothingSpentError):
     limit: int = 0
     remaining: int = 0
     reset: float = 0.0
+    usd_limit: int | None = None
+    usd_remaining: int | None = None
 
 
 class PromptRejectedError(NothingSpentError):

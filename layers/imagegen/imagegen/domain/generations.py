@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from imagegen.domain.errors import UpstreamTooFewImagesError
+from imagegen.domain.errors import ModelHasNoPriceError, UpstreamTooFewImagesError
 from imagegen.domain.failures import Failure
 from imagegen.domain.images import ImageRequest, new_image_id
 from imagegen.domain.models import DEADLINE_SECONDS, MAX_IMAGES, ImageModel
-from imagegen.domain.money import ImagePrice, Price
+from imagegen.domain.money import ImagePrice, Price, Spending
 from imagegen.domain.upstreams import Route
 
 
@@ -207,7 +207,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     `owner` is the token of the process that works on the
     generation, valid until `lease_until`. `polls` counts the rounds of polling for tasks. `published` is whether the
     end was published. `retries` counts the retries that an operator asked for. Of the images that were reserved from
-    the quota at `reserved_at`, `returned` were given back.
+    the quota at `reserved_at`, `returned` were given back. `spending` is `None` if the caller has no quota in money.
     """
 
     id: str
@@ -229,6 +229,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     retries: int = 0
     reserved_at: float | None = None
     returned: int = 0
+    spending: Spending | None = None
 
     @property
     def image_ids(self) -> tuple[str, ...]:
@@ -342,6 +343,22 @@ def admit(
         ),
         origin=origin,
     )
+
+
+def reserving_money(generation: Generation) -> Generation:
+    """Returns a new generation of a caller with a quota in money. It reserves the highest price of all its images.
+
+    Raises ModelHasNoPriceError.
+    """
+    price = generation.supply.price
+    if price is None:
+        model = generation.request.model
+        raise ModelHasNoPriceError(
+            f"The model '{model}' has no price, and your quota is in USD. GET /v1/models shows which models have one.",
+            param="model",
+        )
+    most = generation.request.n * price.most
+    return msgspec.structs.replace(generation, spending=Spending(reserved=most, taken=most))
 
 
 def supply_of(model: ImageModel, request: ImageRequest | None = None) -> Supply:

@@ -54,6 +54,33 @@ class TokenPrice(msgspec.Struct, frozen=True, tag="usage"):
 Price = ImagePrice | TokenPrice
 
 
+class Spending(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a generation takes from its caller's quota in money. Amounts are in millionths of a dollar.
+
+    `reserved` was taken at admission. `taken` is what the counters hold for the generation now. `earlier` is the part
+    of it that was charged before an operator's last retry, and stays. `changes` counts the changes of `taken`.
+    """
+
+    reserved: int
+    taken: int
+    earlier: int = 0
+    changes: int = 0
+
+    def settled(self, cost: int) -> "Spending":
+        """The spending once the counters hold the cost. The same if they do."""
+        owed = max(cost, self.earlier)
+        return self if owed == self.taken else Spending(self.reserved, owed, self.earlier, self.changes + 1)
+
+    @property
+    def returned(self) -> int:
+        """What was reserved and is not taken any more."""
+        return max(0, self.reserved - self.taken)
+
+    def reserved_again(self) -> "Spending":
+        """The spending once the counters hold again what was returned."""
+        return Spending(self.reserved, self.taken + self.returned, self.taken, self.changes + 1)
+
+
 def _narrowed(table: Any, fields: tuple[str, ...], values: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
     if not isinstance(table, dict) or not fields:
         return table, ()

@@ -39,6 +39,8 @@ class Authorizer(msgspec.Struct, frozen=True, eq=False):
             "principalId": caller.name if caller else "unknown",
             "policyDocument": {"Version": "2012-10-17", "Statement": [statement]},
         }
-        if caller and caller.images_per_day is not None:
-            policy["context"] = {"images_per_day": caller.images_per_day}
+        own = {"images_per_day": caller.images_per_day, "usd_per_day": caller.usd_per_day} if caller else {}
+        context = {name: quota for name, quota in own.items() if quota is not None}
+        if context:
+            policy["context"] = context
         return policy

@@ -16,10 +16,12 @@ def body_of(event: BaseProxyEvent) -> bytes:
 
 
 def caller_of(event: BaseProxyEvent) -> Caller:
-    """The caller that the authorizer identified, with its own quota if it has one."""
+    """The caller that the authorizer identified, with its own quotas if it has any."""
     authorizer: dict[str, Any] = event["requestContext"]["authorizer"]
-    own = authorizer.get("images_per_day")
-    return Caller(str(authorizer["principalId"]), None if own is None else int(own))
+    images, usd = (authorizer.get(name) for name in ("images_per_day", "usd_per_day"))
+    return Caller(
+        str(authorizer["principalId"]), None if images is None else int(images), None if usd is None else int(usd)
+    )
 
 
 def request_id_of(event: BaseProxyEvent) -> str:

@@ -32,14 +32,18 @@ def authorize(
 
 
 def caller_named(name: str, *, callers: Parameters, path: str) -> Caller:
-    """The caller with its own quota, if its record has one. Raises SecretUnavailableError."""
+    """The caller with its own quotas, if its record has any. Raises SecretUnavailableError."""
     record = _record(name, callers, path)
-    return Caller(name, record.images_per_day if record else None)
+    return _caller(name, record) if record else Caller(name)
 
 
 def _with_key(key: BearerKey, callers: Parameters, path: str) -> Caller | None:
     record = _record(key.caller, callers, path)
-    return Caller(key.caller, record.images_per_day) if record and key.opens(record) else None
+    return _caller(key.caller, record) if record and key.opens(record) else None
+
+
+def _caller(name: str, record: CallerRecord) -> Caller:
+    return Caller(name, record.images_per_day, record.usd_per_day)
 
 
 def _record(caller: str, callers: Parameters, path: str) -> CallerRecord | None:

@@ -38,7 +38,7 @@ class PublishGeneration(msgspec.Struct, frozen=True, eq=False):
     bus: EventBus
 
     def publish(self, generation: Generation) -> None:
-        """Returns what was not charged to the quota, and publishes the end if it is not published yet.
+        """Settles the quotas by what was charged, and publishes the end if it is not published yet.
 
         Does nothing before the end. If the process dies in between, the next process that sees the generation repeats
         it. Raises RecordsUnavailableError.
@@ -46,6 +46,7 @@ class PublishGeneration(msgspec.Struct, frozen=True, eq=False):
         if not generation.ended:
             return
         self.quota.return_uncharged(generation)
+        self.quota.settle(generation)
         if not generation.published:
             self.batches.line_ended(generation)
             self.bus.generation_ended(generation)

@@ -31,6 +31,7 @@ from imagegen.domain.generations import (
     fingerprint,
     new_generation_id,
     new_owner,
+    reserving_money,
     successor_id,
 )
 from imagegen.domain.images import ImageRequest
@@ -119,8 +120,9 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
     def submit(self, submission: Submission) -> Submitted:
         """The generation of a request: the one that it repeats, or a new one with a message behind it.
 
-        Raises IdempotencyKeyReusedError, QuotaExceededError, RecordsUnavailableError, SubmissionUncertainError, and
-        GenerationCancelledError if the generation with the given id was deleted, or cancelled before it began.
+        Raises IdempotencyKeyReusedError, ModelHasNoPriceError, QuotaExceededError, RecordsUnavailableError,
+        SubmissionUncertainError, and GenerationCancelledError if the generation with the given id was deleted, or
+        cancelled before it began.
         """
         body, given = fingerprint(submission.request), submission.generation_id
         place = _Place(given, new=False) if given else self._place(submission, body)
@@ -142,11 +144,13 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
                 origin=submission.origin,
                 generation_id=place.generation_id,
             )
+            if submission.caller.usd_per_day is not None:
+                generation = reserving_money(generation)
             try:
                 return self._begin(generation, submission)
             except IdTakenError as taken:
                 if taken.void and not taken.deleted:
-                    self._undo_reservation(generation)
+                    self.quota.undo(generation)
                 if taken.void and given:
                     raise GenerationCancelledError("The generation was deleted or cancelled.") from None
                 place = _Place(place.generation_id, new=False)
@@ -202,13 +206,10 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
         # A request for a given id is repeated until its generation exists, so that id is never made void.
         is_repeated = submission.generation_id is not None
         standing = self.quota.reserve(
-            generation.caller,
-            generation.request.n,
-            now=generation.created_at,
-            token=generation.id,
+            generation,
+            submission.caller,
             may_undo=lambda: is_repeated or self.records.void(generation.id, now=generation.created_at) is None,
             is_repeated=is_repeated,
-            own_limit=submission.caller.images_per_day,
         )
         creating = False
         try:
@@ -248,12 +249,9 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
             uncertain.generation_id = generation.id
             raise uncertain from error
         if existing is None:
-            self._undo_reservation(generation)
+            self.quota.undo(generation)
             raise error
         return existing
-
-    def _undo_reservation(self, generation: Generation) -> None:
-        self.quota.undo(generation.caller, generation.request.n, at=generation.created_at, token=generation.id)
 
 
 def _begins_anew(generation: Generation) -> bool:

@@ -42,6 +42,7 @@ ROWS: dict[str, Row] = {
     "integer_above_max_value": Row(400, _CALLER),
     "unsupported_value": Row(400, _CALLER),
     "model_not_found": Row(400, _CALLER),  # the field of a request; the model's own route answers 404
+    "model_has_no_price": Row(400, _CALLER),
     "content_policy_violation": Row(400, _CALLER),
     "moderation_blocked": Row(400, "image_generation_user_error"),  # a prompt that a GPT image model rejects
     "upstream_refused_request": Row(400, _CALLER),
@@ -147,5 +148,12 @@ def answer_error(error: Exception, permalink: Callable[[str], str]) -> ErrorAnsw
         answer.headers["x-generation-id"] = error.generation_id
     if isinstance(error, errors.QuotaExceededError):
         answer.headers["Retry-After"] = str(math.ceil(error.reset))
-        answer.headers.update(quota_headers(Standing(error.limit, error.remaining, error.reset)))
+        standing = Standing(
+            error.limit,
+            error.remaining,
+            error.reset,
+            usd_limit=error.usd_limit,
+            usd_remaining=error.usd_remaining,
+        )
+        answer.headers.update(quota_headers(standing))
     return answer

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.generations import Status, is_generation_id
+from imagegen.domain.money import usd_text
 from imagegen.domain.quota import Standing
 from imagegen.domain.retry_identity import RetryIdentity
 
@@ -19,7 +20,9 @@ EXPOSED = ", ".join(
         "x-generation-id",
         "x-imagegen-cost",
         "x-ratelimit-limit-images",
+        "x-ratelimit-limit-usd",
         "x-ratelimit-remaining-images",
+        "x-ratelimit-remaining-usd",
         "x-ratelimit-reset-images",
         "x-request-id",
         "x-should-retry",
@@ -75,12 +78,14 @@ def read_preference(headers: Mapping[str, str]) -> Preference:
 
 
 def quota_headers(standing: Standing) -> dict[str, str]:
-    """Returns the caller's quota and its remainder, in the format of OpenAI's rate limit headers."""
+    """Returns the caller's quotas and their remainders, in the format of OpenAI's rate limit headers."""
     seconds = math.ceil(standing.reset)
+    money = {"x-ratelimit-limit-usd": standing.usd_limit, "x-ratelimit-remaining-usd": standing.usd_remaining}
     return {
         "x-ratelimit-limit-images": str(standing.limit),
         "x-ratelimit-remaining-images": str(standing.remaining),
         "x-ratelimit-reset-images": f"{seconds // 3600}h{seconds // 60 % 60}m{seconds % 60}s",
+        **{name: usd_text(micros) for name, micros in money.items() if micros is not None},
     }
 
 

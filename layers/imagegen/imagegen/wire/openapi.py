@@ -73,6 +73,7 @@ _OUTCOME: tuple[ErrorClass, ...] = (
 )
 _NO_KEY: list[Fragment] = []
 
+_USD = r"^[0-9]+(\.[0-9]{1,6})?$"
 _HEADERS: dict[str, Fragment] = {
     "x-request-id": {
         "description": "The id of the request, for a report to the operator.",
@@ -84,7 +85,7 @@ _HEADERS: dict[str, Fragment] = {
     },
     "x-imagegen-cost": {
         "description": "What an ended generation cost or may have cost, in USD. Absent if its model has no price.",
-        "schema": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,6})?$"},
+        "schema": {"type": "string", "pattern": _USD},
     },
     "x-should-retry": {
         "description": "Whether to retry. It has precedence over the status for OpenAI's clients.",
@@ -108,11 +109,25 @@ _HEADERS: dict[str, Fragment] = {
         "description": "The time until the next day (UTC), such as `3h12m5s`.",
         "schema": {"type": "string", "pattern": "^[0-9]+h[0-9]+m[0-9]+s$"},
     },
+    "x-ratelimit-limit-usd": {
+        "description": "The caller's quota in USD a day, if it has one.",
+        "schema": {"type": "string", "pattern": _USD},
+    },
+    "x-ratelimit-remaining-usd": {
+        "description": "The USD that are left today. The highest price of the request is already taken.",
+        "schema": {"type": "string", "pattern": _USD},
+    },
     "Cache-Control": {"description": "Whether the answer may be cached.", "schema": {"type": "string"}},
     "ETag": {"description": "The value for `If-None-Match`.", "schema": {"type": "string"}},
 }
 _RESULT = ("x-generation-id", "x-imagegen-cost")
-_QUOTA = ("x-ratelimit-limit-images", "x-ratelimit-remaining-images", "x-ratelimit-reset-images")
+_QUOTA = (
+    "x-ratelimit-limit-images",
+    "x-ratelimit-remaining-images",
+    "x-ratelimit-reset-images",
+    "x-ratelimit-limit-usd",
+    "x-ratelimit-remaining-usd",
+)
 
 _GENERATION_EXAMPLE = {
     "id": "gen_Yk3nD0qkQH6mJc2vXr8s1A",
@@ -385,6 +400,7 @@ def _create() -> Fragment:
             errors.UnsupportedMediaTypeError,
             errors.RequestTooLargeError,
             errors.IdempotencyKeyReusedError,
+            errors.ModelHasNoPriceError,
             errors.QuotaExceededError,
             errors.NoPlaceToBeginError,
             errors.RecordsUnavailableError,
