@@ -96,7 +96,17 @@ CASES = [
         (403, {"code": "pre_consume_token_quota_failed"}),
         (429, {"code": "insufficient_quota"}),
     ),
-    *mean(errors.UpstreamLacksModelError, (404, {"code": "model_not_found"}), param="model"),
+    *mean(
+        errors.UpstreamLacksModelError,
+        (404, {"code": "model_not_found"}),
+        (400, {"code": "invalid_value", "param": "model"}),  # OpenAI's images API
+        param="model",
+    ),
+    *mean(
+        errors.UpstreamKeyRefusedError,
+        (400, b'[{"error":{"code":400,"message":"API key not valid. Please pass it.","status":"INVALID_ARGUMENT"}}]'),
+        (400, says("API key expired. Please renew the API key.")),
+    ),
     *mean(
         errors.UpstreamRefusedRequestError,
         (400, {"param": "size", "code": "invalid_value", "type": "invalid_request_error"}),

@@ -41,6 +41,8 @@ _ACCOUNT_WORDS = re.compile(
     r"(?i)\b(?:resource|account|organization|key|access) (?:has been|have been|is|was) "
     r"|\b(?:your|this|the) (?:\w+ ){0,2}(?:resource|account|organization|project|key|access|address)\b"
 )
+# The words with which Google refuses a key, with status 400.
+_KEY_WORDS = re.compile(r"(?i)\bAPI key (?:not valid|not found|expired|invalid)")
 # The codes of one-api, new-api and OpenAI for an account without credit.
 _CREDIT_CODES = {
     "insufficient_quota",
@@ -69,10 +71,11 @@ def read_refusal(
     if meaning is None:
         param = error.get("param")
         message = (error.get("message") or "it gave no reason.").replace(key, "[redacted]")
-        meaning = UpstreamRefusedRequestError(
-            f"The image model refused the request: {redacted(message)}",
-            param=param if param in fields else None,
-        )
+        reason = f"The image model refused the request: {redacted(message)}"
+        if param == "model":
+            meaning = UpstreamLacksModelError(reason, param=param)
+        else:
+            meaning = UpstreamRefusedRequestError(reason, param=param if param in fields else None)
     return meaning
 
 
@@ -80,6 +83,8 @@ def _by_code(status: int, fields: dict[str, str]) -> ImagegenError | None:
     code = fields.get("code")
     if status == 404 and code == "model_not_found":
         return UpstreamLacksModelError("The image model's provider does not have this model.", param="model")
+    if status == 400 and _KEY_WORDS.search(fields.get("message", "")):
+        return UpstreamKeyRefusedError("The image model's provider refuses this service's key.")
     if status == 402 or code in _CREDIT_CODES:
         return UpstreamOutOfCreditError("This service has no credit left with the image model's provider.")
     if (
@@ -120,9 +125,11 @@ def _blames_the_prompt(message: str) -> bool:
 def _error_fields(body: bytes | bytearray) -> dict[str, str]:
     """Returns the string fields of OpenAI's error object. Resellers leave some out or send numbers.
 
-    xAI sends only the message. Azure sends a second code in `innererror` or `inner_error`.
+    xAI sends only the message. Azure sends a second code in `innererror` or `inner_error`. Google sends a list with the
+    object.
     """
-    error = (decoded(body, dict[str, Any]) or {}).get("error")
+    whole = decoded(body, dict[str, Any]) or (decoded(body, list[dict[str, Any]]) or [{}])[0]
+    error = whole.get("error")
     fields = error if isinstance(error, dict) else {"message": error}
     inner = fields.get("innererror") or fields.get("inner_error")
     if isinstance(inner, dict):
