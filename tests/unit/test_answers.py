@@ -370,7 +370,8 @@ class TestModels:
         for name, rule in model["parameters"].items():
             for value in rule.get("values", [rule.get("min"), rule.get("max")]):
                 if value is not None:
-                    also = {"output_format": "webp"} if name == "output_compression" else {}
+                    formats = {"output_compression": "webp", "frame_count": "gif", "frame_duration_ms": "gif"}
+                    also = {"output_format": formats[name]} if name in formats else {}
                     read_request(1_000).fields(plain | {name: value} | also)
             if "values" in rule or "max" in rule:
                 beyond = "7x1" if "values" in rule else rule["max"] + 1

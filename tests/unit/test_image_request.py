@@ -570,3 +570,14 @@ def check_read_or_refused(body: bytes) -> None:
             assert len(str(value)) <= rule.longest
         else:
             assert Draft202012Validator(rule.schema).is_valid(value)
+
+
+@pytest.mark.parametrize(("field", "value"), [("frame_count", 4), ("frame_duration_ms", 100)])
+def test_frames_are_of_a_gif_of_a_newer_model(field: str, value: int) -> None:
+    asked = {"model": "gpt-image-2.5-flare", field: value}
+    assert ask(**asked, output_format="gif").options[field] == value
+    for output_format in ({}, {"output_format": "png"}):
+        assert refused(**asked, **output_format)[1:] == (field, "invalid_value")
+    assert refused(**asked | {"model": "gpt-image-1.5"})[1:] == (field, "unknown_parameter")
+    words = refused(model="gpt-image-2.5-flare", background="transparent", output_format="gif")
+    assert words[1:] == ("background", "invalid_value")

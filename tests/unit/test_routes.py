@@ -11,6 +11,7 @@ from tests.fakes.provider import FakeProvider
 from tests.support.in_memory import InMemoryService
 from tests.support.models import MODELS
 
+TWO_ROUTES = "gpt-image-1.5"  # by OpenAI, then by the reseller
 DEADLINE_SECONDS = MODELS["dall-e-3"].deadline_seconds
 LIMITED, UNAVAILABLE = errors.UpstreamRateLimitedError("slow down"), errors.UpstreamUnavailableError("not now")
 UNREACHABLE, NO_CREDIT = errors.UpstreamUnreachableError("no route"), errors.UpstreamOutOfCreditError("no credit")
@@ -56,7 +57,7 @@ def delivered(service: InMemoryService, generation: Generation, poll: int = 0) -
 
 
 def test_the_first_route_serves_and_the_record_names_it(service: InMemoryService, openai: FakeProvider) -> None:
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     assert delivered(service, generation).upstreams == ("openai",)
     assert attempts(service, generation) == [("openai", None)]
     assert (len(openai.calls), service.provider.calls) == (1, [])
@@ -67,7 +68,7 @@ def test_the_next_route_follows_at_once_if_nothing_was_bought_and_the_request_is
     service: InMemoryService, openai: FakeProvider, failure: ImagegenError
 ) -> None:
     openai.failures.append(failure)
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     record = delivered(service, generation)
     assert (record.status, record.upstreams, service.slept) == (Status.COMPLETED, ("reseller",), [])
     assert attempts(service, generation) == [("openai", failure.code), ("reseller", None)]
@@ -79,13 +80,13 @@ def test_no_other_route_is_called_after_a_failure_that_may_be_charged_or_is_the_
     service: InMemoryService, openai: FakeProvider, failure: Exception
 ) -> None:
     openai.failures.append(failure)
-    assert delivered(service, service.admitted()).status is Status.FAILED
+    assert delivered(service, service.admitted(model=TWO_ROUTES)).status is Status.FAILED
     assert (len(openai.calls), service.provider.calls) == (1, [])
 
 
 def test_an_upstream_without_a_key_costs_no_attempt(service: InMemoryService, openai: FakeProvider) -> None:
     service.has_key["openai"] = False
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     delivered(service, generation)
     assert attempts(service, generation) == [("reseller", None)]
 
@@ -94,7 +95,7 @@ def test_an_upstream_without_a_key_costs_no_attempt(service: InMemoryService, op
 def test_without_any_key_nothing_is_spent_unless_an_earlier_outcome_is_unknown(
     service: InMemoryService, *, unknown: bool
 ) -> None:
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     if unknown:
         service.provider.failures.append(None)
         service.provider.during_call = dies
@@ -114,7 +115,7 @@ def test_if_all_routes_refuse_those_that_may_soon_be_ready_are_tried_three_times
 ) -> None:
     openai.failures.append(NO_CREDIT)
     service.provider.failures.extend([failure] * TRIES)
-    record = delivered(service, service.admitted())
+    record = delivered(service, service.admitted(model=TWO_ROUTES))
     assert (TRIES, len(openai.calls), len(service.provider.calls)) == (3, 1, TRIES)
     assert record.failure
     assert (record.failure.code, record.failure.money_spent) == (failure.code, False)
@@ -130,7 +131,7 @@ def test_the_time_that_an_upstream_names_is_waited_for_unless_it_is_long(
     busy = errors.UpstreamUnavailableError("not now")
     busy.retry_after = seconds
     service.provider.failures.append(busy)
-    record = delivered(service, service.admitted())
+    record = delivered(service, service.admitted(model=TWO_ROUTES))
     assert (record.status is Status.COMPLETED, service.slept) == (bool(pauses), pauses)
     if not pauses:
         assert record.failure
@@ -139,7 +140,7 @@ def test_the_time_that_an_upstream_names_is_waited_for_unless_it_is_long(
 
 def test_a_pause_does_not_outlast_the_deadline(service: InMemoryService) -> None:
     service.provider.failures.extend([UNAVAILABLE] * 2)
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     assert service.deliver(generation.id, seconds=0.2) is None
     assert (len(service.provider.calls), service.slept) == (1, [])
 
@@ -149,7 +150,7 @@ def test_a_generation_at_the_rate_limit_of_all_routes_waits_in_the_queue(
 ) -> None:
     openai.failures.append(LIMITED)
     service.provider.failures.append(LIMITED)
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     record = delivered(service, generation)
     assert (record.status, record.lease_until, record.polls) == (Status.IN_PROGRESS, 0, 1)
     assert (service.slept, service.queue.polls[-1]) == ([], 1)
@@ -182,7 +183,7 @@ def refused_until_it_ends(service: InMemoryService, generation: Generation) -> l
 
 
 def test_the_pauses_grow_until_the_deadline_and_then_the_caller_may_retry(service: InMemoryService) -> None:
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     began = service.now
     pauses = refused_until_it_ends(service, generation)
     longest = DEADLINE_SECONDS / 10
@@ -204,7 +205,7 @@ def test_the_named_time_of_a_rate_limit_is_waited_for_within_the_deadline(
     limited = errors.UpstreamRateLimitedError("slow down")
     limited.retry_after = seconds
     service.provider.failures.append(limited)
-    record = delivered(service, service.admitted())
+    record = delivered(service, service.admitted(model=TWO_ROUTES))
     if waits:
         assert service.queue.sent[-1][1] == seconds
     else:
@@ -214,7 +215,7 @@ def test_the_named_time_of_a_rate_limit_is_waited_for_within_the_deadline(
 
 
 def test_the_deadline_counts_from_the_first_call_and_not_from_the_request(service: InMemoryService) -> None:
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     service.now += 10 * DEADLINE_SECONDS  # a long queue
     service.provider.failures.append(LIMITED)
     assert not delivered(service, generation).ended
@@ -230,7 +231,7 @@ def test_the_call_of_one_image_waits_and_the_others_are_kept(service: InMemorySe
 
 def test_a_cancelled_generation_is_not_sent_again(service: InMemoryService) -> None:
     service.provider.failures.append(LIMITED)
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     delivered(service, generation)
     service.cancel(generation.id)
     assert delivered(service, generation, 1).status is Status.CANCELLED
@@ -240,7 +241,7 @@ def test_a_cancelled_generation_is_not_sent_again(service: InMemoryService) -> N
 
 def test_a_message_that_comes_twice_asks_once(service: InMemoryService) -> None:
     service.provider.failures.extend([LIMITED, LIMITED])
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     delivered(service, generation)
     delivered(service, generation, 1)
     delivered(service, generation, 1)  # the round has passed
@@ -252,7 +253,7 @@ def test_a_successor_goes_on_with_the_routes_after_a_refusal(service: InMemorySe
     openai.failures.append(NO_CREDIT)
     service.provider.failures.append(None)
     service.provider.during_call = dies
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     with pytest.raises(SystemExit):
         service.deliver(generation.id)
     service.now += 2 * service.lease
@@ -262,7 +263,7 @@ def test_a_successor_goes_on_with_the_routes_after_a_refusal(service: InMemorySe
 
 def test_a_record_without_routes_is_of_the_default_upstream(service: InMemoryService, openai: FakeProvider) -> None:
     """As a version before this wrote it."""
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     service.records._records[generation.id] = msgspec.structs.replace(
         generation, supply=msgspec.structs.replace(generation.supply, routes=(), owned_by="")
     )
@@ -274,7 +275,7 @@ def test_a_record_without_routes_is_of_the_default_upstream(service: InMemorySer
 
 def at_work(service: InMemoryService) -> Generation:
     """A generation whose call another process has sent. It holds a slot."""
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     assert service.slots.take("reseller", generation.id, 0, seconds=600)
     return generation
 
@@ -282,7 +283,7 @@ def at_work(service: InMemoryService) -> Generation:
 def test_a_generation_without_a_slot_waits_in_the_queue_and_costs_no_attempt(service: InMemoryService) -> None:
     service.concurrency["reseller"] = 1
     other = at_work(service)
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     record = delivered(service, generation)
     assert (record.polls, record.lease_until, attempts(service, generation)) == (1, 0, [])
     assert service.queue.sent[-1] == (generation.id, 30)
@@ -290,7 +291,7 @@ def test_a_generation_without_a_slot_waits_in_the_queue_and_costs_no_attempt(ser
     (slot,) = [slot] if (slot := service.slots.take("reseller", other.id, 0, seconds=600)) else []
     service.runner.limits._bring(service.slots.free(slot))
     assert (service.queue.sent[-1], service.queue.polls[-1]) == ((generation.id, 0), 1)  # it is brought at once
-    newcomer = service.admitted()
+    newcomer = service.admitted(model=TWO_ROUTES)
     assert delivered(service, newcomer).polls == 1  # the slot is kept
     assert delivered(service, generation, 1).status is Status.COMPLETED
     assert (service.queue.sent[-1], service.queue.polls[-1]) == ((newcomer.id, 0), 1)
@@ -298,7 +299,7 @@ def test_a_generation_without_a_slot_waits_in_the_queue_and_costs_no_attempt(ser
 
 def test_the_next_route_serves_if_the_first_has_no_slot(service: InMemoryService, openai: FakeProvider) -> None:
     service.concurrency["openai"] = 0
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     assert delivered(service, generation).upstreams == ("reseller",)
     assert attempts(service, generation) == [("reseller", None)]
 
@@ -307,7 +308,7 @@ def test_the_next_route_serves_if_the_first_has_no_slot(service: InMemoryService
 def test_a_slot_is_free_after_every_outcome(service: InMemoryService, failure: Exception | None) -> None:
     service.concurrency["reseller"] = 1
     service.provider.failures.extend([failure] * TRIES)
-    delivered(service, service.admitted())
+    delivered(service, service.admitted(model=TWO_ROUTES))
     assert service.slots.used["reseller"] == {}
 
 
@@ -323,7 +324,7 @@ def test_as_many_calls_of_a_generation_run_as_there_are_slots(service: InMemoryS
 
 def test_the_pauses_of_one_that_nobody_brings_grow(service: InMemoryService) -> None:
     service.concurrency["reseller"] = 0
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     for poll in range(7):
         delivered(service, generation, poll)
     assert [delay for _, delay in service.queue.sent] == [30, 60, 120, 240, 480, 900, 900]
@@ -333,7 +334,7 @@ def test_a_successor_takes_the_slot_of_a_process_that_died(service: InMemoryServ
     service.concurrency["reseller"] = 1
     service.provider.failures.append(None)
     service.provider.during_call = dies
-    generation = service.admitted()
+    generation = service.admitted(model=TWO_ROUTES)
     with pytest.raises(SystemExit):
         service.deliver(generation.id)
     service.provider.during_call = lambda: None

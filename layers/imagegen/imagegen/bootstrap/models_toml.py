@@ -11,14 +11,14 @@ from imagegen.providers.catalog import KNOWN_MODELS
 _MODELS = {
     "dall-e-2": replace(
         KNOWN_MODELS["dall-e-2"],
-        routes=(Route(upstream="openai", model="dall-e-2"), Route(upstream="reseller", model="dall-e-2")),
+        routes=(Route(upstream="reseller", model="dall-e-2"),),
         price=ImagePrice(table={"256x256": 16000, "512x512": 18000, "1024x1024": 20000}, fields=("size",)),
         quick=True,
     ),
     "dall-e-3": replace(
         KNOWN_MODELS["dall-e-3"],
         prompt_limit=1000,
-        routes=(Route(upstream="openai", model="dall-e-3"), Route(upstream="reseller", model="dall-e-3")),
+        routes=(Route(upstream="reseller", model="dall-e-3"),),
         price=ImagePrice(
             table={
                 "1024x1024": {"standard": 40000, "hd": 80000},
@@ -31,7 +31,7 @@ _MODELS = {
     ),
     "gpt-image-1": replace(
         KNOWN_MODELS["gpt-image-1"],
-        routes=(Route(upstream="openai", model="gpt-image-1"), Route(upstream="reseller", model="gpt-image-1")),
+        routes=(Route(upstream="reseller", model="gpt-image-1"),),
         price=ImagePrice(
             table={
                 "1024x1024": {"low": 11000, "medium": 42000, "high": 167000},

@@ -232,9 +232,14 @@ def _check_exclusive(options: Mapping[str, Any], model: ImageModel) -> None:
 
 def _check_output(options: Mapping[str, Any]) -> None:
     output_format = options.get("output_format")
-    if options.get("background") == "transparent" and output_format == "jpeg":
+    for name in ("frame_count", "frame_duration_ms"):
+        if name in options and output_format != "gif":
+            raise InvalidRequestError(
+                f"Invalid '{name}': supported only for output_format 'gif'.", param=name, code="invalid_value"
+            )
+    if options.get("background") == "transparent" and output_format in ("jpeg", "gif"):
         raise InvalidRequestError(
-            "Transparent background is not supported for output_format 'jpeg'; use 'png' or 'webp'.",
+            f"Transparent background is not supported for output_format '{output_format}'; use 'png' or 'webp'.",
             param="background",
             code="invalid_value",
         )

@@ -166,7 +166,9 @@ def _kinds(catalog: Catalog) -> Iterator[Schema]:
             group.append(model)
     for properties, models in groups:
         names = [model.id for model in models]
-        rules = {"allOf": _output_rules()} if "output_format" in models[0].fields else {}
+        rules: Schema = {"allOf": _output_rules(models[0])} if "output_format" in models[0].fields else {}
+        if models[0].open_fields:
+            rules["additionalProperties"] = True
         own_sizes = _all([size for size in model.sizes if catalog.for_size(size) is model] for model in models)
         for variant in _one_of_each(models[0], properties):
             yield _kind(", ".join(names), variant | {"model": {"enum": names}}, "model", **rules)
@@ -208,13 +210,19 @@ def _one_of_each(model: ImageModel, properties: dict[str, Schema]) -> Iterator[d
         yield properties | defaults
 
 
-def _output_rules() -> list[Schema]:
+def _output_rules(model: ImageModel) -> list[Schema]:
     compressed = {"properties": {"output_compression": {"type": "integer", "exclusiveMaximum": MOST_COMPRESSION}}}
     transparent = {"properties": {"background": {"const": "transparent"}}, "required": ["background"]}
+    animated = {"properties": {"output_format": {"const": "gif"}}, "required": ["output_format"]}
     lossy = {"properties": {"output_format": {"enum": ["jpeg", "webp"]}}, "required": ["output_format"]}
     return [
         {"if": compressed | {"required": ["output_compression"]}, "then": lossy},
         {"if": transparent, "then": {"properties": {"output_format": {"enum": ["png", "webp", None]}}}},
+        *(
+            {"if": {"properties": {name: {"type": "integer"}}, "required": [name]}, "then": animated}
+            for name in ("frame_count", "frame_duration_ms")
+            if name in model.fields
+        ),
     ]
 
 

@@ -43,9 +43,23 @@ def _quality(*values: str, default: str, sent: bool = True) -> RequestField:
     return RequestField("quality", Choice(values, defaults=_DEFAULT_QUALITIES), "", sent=sent, default=default)
 
 
+# OpenAI names no models for these fields. It refuses them, without a charge, for a model that lacks them.
+_NEWER_FIELDS = (
+    RequestField("complexity", Choice(("low", "medium", "high")), "How much is computed to plan the image."),
+    RequestField("frame_count", Whole(2, 16), "Frames of a `gif`.", default=9),
+    RequestField("frame_duration_ms", Whole(1, 655_350), "Milliseconds of each frame of a `gif`.", default=200),
+)
+_FORMATS = ("png", "jpeg", "webp")
+
+
 def _gpt_image(
-    model_id: str, *, qualities: tuple[str, ...] = _GPT_QUALITIES, free_sizes: FreeSizes | None = None
+    model_id: str,
+    *,
+    qualities: tuple[str, ...] = _GPT_QUALITIES,
+    free_sizes: FreeSizes | None = None,
+    newer_fields: tuple[RequestField, ...] = (),
 ) -> ImageModel:
+    formats = (*_FORMATS, "gif") if newer_fields else _FORMATS
     return ImageModel(
         id=model_id,
         owned_by="openai",
@@ -56,21 +70,20 @@ def _gpt_image(
             RequestField(
                 "background",
                 Choice(("transparent", "opaque", "auto")),
-                "`transparent` cannot be combined with `jpeg`.",
+                "`transparent` only with `png` and `webp`.",
                 default="auto",
             ),
             RequestField(
                 "moderation", Choice(("low", "auto")), "How strictly OpenAI moderates the prompt.", default="auto"
             ),
-            RequestField(
-                "output_format", Choice(("png", "jpeg", "webp")), "Without it, the upstream chooses.", default="png"
-            ),
+            RequestField("output_format", Choice(formats), "Without it, the upstream chooses.", default="png"),
             RequestField(
                 "output_compression",
                 Whole(0, MOST_COMPRESSION),
                 f"Values below {MOST_COMPRESSION} only for `jpeg` and `webp`.",
                 default=MOST_COMPRESSION,
             ),
+            *newer_fields,
             _USER,
             _SAFETY_IDENTIFIER,
         ),
@@ -151,10 +164,10 @@ MODELS = (
     _gpt_image("gpt-image-1-mini"),
     _gpt_image("gpt-image-1.5"),
     _gpt_image("chatgpt-image-latest"),
-    _gpt_image("gpt-image-2", free_sizes=_GPT_2_SIZES),
-    _gpt_image("gpt-image-2-2026-04-21", free_sizes=_GPT_2_SIZES),
+    _gpt_image("gpt-image-2", free_sizes=_GPT_2_SIZES, newer_fields=_NEWER_FIELDS),
+    _gpt_image("gpt-image-2-2026-04-21", free_sizes=_GPT_2_SIZES, newer_fields=_NEWER_FIELDS),
     *(
-        _gpt_image(model_id, qualities=_GPT_2_5_QUALITIES, free_sizes=_GPT_2_SIZES)
+        _gpt_image(model_id, qualities=_GPT_2_5_QUALITIES, free_sizes=_GPT_2_SIZES, newer_fields=_NEWER_FIELDS)
         for model_id in (
             "gpt-image-2.5-sunburst",
             "gpt-image-2.5-sunburst-2026-09-08",
@@ -162,8 +175,8 @@ MODELS = (
             "gpt-image-2.5-flare-2026-09-08",
         )
     ),
-    _gpt_image("gpt-image-2.6-sunburst"),
-    _gpt_image("gpt-image-2.6-flare"),
+    _gpt_image("gpt-image-2.6-sunburst", newer_fields=_NEWER_FIELDS),
+    _gpt_image("gpt-image-2.6-flare", newer_fields=_NEWER_FIELDS),
     _flux("flux-pro"),
     _flux("flux-pro-1.1"),
     _flux("flux-dev"),
