@@ -131,7 +131,9 @@ function offerModels() {
   const groups = new Map();
   for (const model of session.models) {
     if (!groups.has(model.owned_by)) groups.set(model.owned_by, made("optgroup", {label: model.owned_by}));
-    groups.get(model.owned_by).append(new Option(model.id, model.id, model.default, model.default));
+    const option = new Option(model.available ? model.id : `${model.id} (no key)`, model.id, model.default, model.default);
+    option.disabled = !model.available;
+    groups.get(model.owned_by).append(option);
   }
   $("model").replaceChildren(...groups.values());
   offerParameters();

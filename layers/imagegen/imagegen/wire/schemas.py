@@ -11,7 +11,6 @@ from imagegen.domain.models import (
     COMMON_TEXTS,
     MAX_IMAGES,
     MOST_COMPRESSION,
-    RESPONSE_FORMATS,
     Catalog,
     Choice,
     ImageModel,
@@ -306,30 +305,79 @@ def _model() -> Schema:
             "created": _time(),
             "owned_by": {"type": "string"},
             "default": {"type": "boolean", "description": "Whether it is the model of requests that name none."},
+            "available": {"type": "boolean", "description": "Whether at least one of its upstreams has a key."},
+            "upstreams": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "The upstreams with a key, in the order in which they are called.",
+            },
+            "quick": {"type": "boolean", "description": "Whether an image usually takes much less than 29 seconds."},
+            "price": _price(),
             "parameters": ref("ModelParameters"),
         }
     )
 
 
-def _model_parameters(catalog: Catalog) -> Schema:
-    def values(**more: Schema) -> Schema:
-        return _object({"values": {"type": "array", "items": {"type": "string"}}}, more)
+def _price() -> Schema:
+    usd = {"type": "number", "minimum": 0}
+    return {
+        "description": "In USD, by the operator's models.toml.",
+        "oneOf": [
+            _object(
+                {
+                    "basis": {"const": "image"},
+                    "fields": {"type": "array", "items": {"type": "string"}},
+                    "usd": {
+                        "description": "The price of an image. A table for each of `fields`, by the field's value.",
+                        "type": ["number", "object"],
+                    },
+                },
+            ),
+            _object(
+                {
+                    "basis": {"const": "usage"},
+                    **dict.fromkeys(("text_input", "image_input", "output"), usd),
+                    "max": usd | {"description": "The highest price that one image is expected to have."},
+                },
+                description="Of a million tokens.",
+            ),
+            {"type": "null", "description": "models.toml has no price."},
+        ],
+    }
 
-    bounds = _object({"min": _count(), "max": _count()})
+
+def _model_parameters(catalog: Catalog) -> Schema:
+    text, number = {"type": "string"}, {"type": "integer"}
+
+    def parameter(kind: str, own: dict[str, Schema], default: Schema, **more: Schema) -> Schema:
+        return _object({"type": {"const": kind}, **own, "description": text}, {"default": default, **more})
+
+    def values(**more: Schema) -> Schema:
+        return parameter("string", {"values": {"type": "array", "items": text}}, text, **more)
+
+    bounds = parameter("integer", {"min": _count(), "max": _count()}, number)
     free = _object(
         {name: _count() for name in ("multiple_of", "longest_edge", "least_pixels", "most_pixels", "widest_ratio")}
     )
-    of_rule = {Choice: values(), Whole: bounds, Text: _object({"max_characters": _count()})}
-    of_rule[Structured] = _object({"schema": {"type": "object", "description": "JSON Schema of the value."}})
+    longest = {"max_characters": _count()}
+    of_rule = {Choice: values(), Whole: bounds, Text: parameter("string", longest, text)}
+    a_schema = {"schema": {"type": "object", "description": "JSON Schema of the value."}}
+    of_rule[Structured] = parameter("json", a_schema, {})
     own = {field.name: type(field.rule) for model in catalog.models.values() for field in model.own_fields}
     return _object(
         {
-            "prompt": _object({"max_characters": _count()}),
+            "prompt": _object({"type": {"const": "string"}, **longest}),
             "n": bounds,
-            "size": values(free=free | {"description": "Bounds of any other WIDTHxHEIGHT that the model accepts."}),
-            "response_format": values(default={"type": "string", "enum": list(RESPONSE_FORMATS)}),
+            "response_format": values(),
         },
-        {name: of_rule[rule] for name, rule in own.items() if name not in ("size", *COMMON_TEXTS, "response_format")},
+        {
+            "size": values(free=free | {"description": "Bounds of any other WIDTHxHEIGHT that the model accepts."}),
+            **{
+                name: of_rule[rule]
+                for name, rule in own.items()
+                if name not in ("size", *COMMON_TEXTS, "response_format")
+            },
+        },
         description="The request fields that have an effect for the model, with their values or bounds.",
     )
 
