@@ -352,7 +352,7 @@ def handler(event, context):
         raise ValueError("caught")
     except ValueError:
         logger.exception("failed")
-    CloudWatchJournal("logs", "stack", {}).broke_off([], generation_id="gen_1")
+    CloudWatchJournal("logs", "stack").broke_off([], generation_id="gen_1")
     return StreamedResponse({}, iter(()), lambda _: None) if os.environ["STREAMING"] == "on" else {}
 """
 OF_ONE_RUN = re.compile(r'"(timestamp|Timestamp|function_request_id|xray_trace_id)": ?("[^"]+"|[0-9]+)')

@@ -131,9 +131,9 @@ def test_a_request_is_the_cheapest_and_no_square_where_that_costs_nothing(
 
 
 def test_an_upstream_of_one_protocol_has_variables_of_its_own(upstream: Upstream) -> None:
-    done = upstream.verified("openai", "dall-e-3")
+    done = upstream.verified("openai", "gpt-image-1-mini")
     assert done.returncode == 0, done.stdout
-    assert upstream.sent[-1] == "dall-e-3"
+    assert upstream.sent[-1] == "gpt-image-1-mini"
 
 
 def test_a_wrong_image_is_found(upstream: Upstream) -> None:
