@@ -4,6 +4,7 @@
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -35,7 +36,7 @@ _KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ALIAS = re.compile(r"[\x21-\x7e]{1,64}")
 _MOST_PRICE = 1_000  # USD
 _MOST_CONCURRENCY = 1_000
-_MOST_DEADLINE_SECONDS = 24 * 3600
+_MOST_DEADLINE_SECONDS = 9_000  # ten of the longest pauses: the record has room for the attempts of ten calls
 
 
 class ModelsFileError(Exception):
@@ -269,7 +270,10 @@ def _price(value: Any, model: ImageModel, path: tuple[str, ...]) -> Price:
             raise _WrongError(
                 f"a price by tokens has text_input, image_input, output and max; see {sorted(unknown)}", *path
             )
-        return TokenPrice(*(_micros(value[name], path) for name in ("text_input", "image_input", "output", "max")))
+        price = TokenPrice(*(_micros(value[name], path) for name in ("text_input", "image_input", "output", "max")))
+        if not price.most and price != TokenPrice(0, 0, 0, 0):
+            raise _WrongError("max is 0, so a quota in money would admit everything", *path)
+        return price
     return ImagePrice(*_price_table(value, model, model.priced_by, path))
 
 
@@ -310,6 +314,10 @@ def _micros(value: Any, path: tuple[str, ...]) -> int:
 
 def _defaults(given: Mapping[str, Any], model: ImageModel, path: tuple[str, ...]) -> Mapping[str, Any]:
     path = (*path, "defaults")
+    try:
+        json.dumps(given, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise _WrongError(f"a default is no JSON value: {error}", *path) from None
     read = ReadRequest(Catalog({model.id: model}, model.id, {}))
     try:
         options = read.fields({"model": model.id, "prompt": "a prompt", **given}).options

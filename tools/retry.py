@@ -46,7 +46,11 @@ def _retry(session: Session, stack: str, generation_id: str) -> int:
     table = resources["GenerationTable"]
     records = DynamoGenerations(lambda: session.client("dynamodb"), table, retention_seconds=0)
     counters = DynamoQuotaCounters(lambda: session.client("dynamodb"), table)
-    queue = SqsGenerations(lambda: session.client("sqs"), resources["GenerationQueue"])
+    queue = SqsGenerations(
+        lambda: session.client("sqs"),
+        resources["GenerationQueue"],
+        batch_queue_url=resources["BatchGenerationQueue"],
+    )
 
     retry = RetryGeneration(records, QuotaReturns(counters, records), queue, time.time)
     generation = retry.retry(generation_id)

@@ -45,7 +45,7 @@ class _Journal(FakeJournal):
 
 
 class _Queue(FakeGenerationQueue):
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
         pass
 
 

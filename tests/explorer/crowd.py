@@ -65,7 +65,7 @@ class _Queue:
         self._time = time
         self.deliver: Callable[[str, int], float | None] = lambda *_: None
 
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
         def receive() -> None:
             again = self.deliver(generation_id, poll)
             if again is not None:

@@ -126,7 +126,7 @@ class Mailbox:
         self.messages: list[Message] = []
         self.dead: list[Message] = []
 
-    def send(self, body: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
+    def send(self, body: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
         assert 0 <= delay <= MOST_DELAY_SECONDS
         self.messages.append(Message(body, self._world.now + delay, poll=poll))
 

@@ -7,7 +7,8 @@ class FakeGenerationQueue(Failing):
     """Passes the contract of `ports.GenerationQueue`.
 
     `sent` are generation ids with their delays, `hidden` are receipts with seconds, both in order. `polls` are the
-    rounds of polling of the messages. `callers` are the callers whose messages were sent.
+    rounds of the messages, `of_batches` whether they are of lines of batches. `callers` are the callers whose messages
+    were sent.
     """
 
     def __init__(self) -> None:
@@ -15,10 +16,12 @@ class FakeGenerationQueue(Failing):
         self.sent: list[tuple[str, float]] = []
         self.hidden: list[tuple[str, float]] = []
         self.polls: list[int] = []
+        self.of_batches: list[bool] = []
         self.callers: set[str] = set()
 
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
         with self._asked():
+            self.of_batches.append(of_batch)
             self.callers.add(caller)
             self.sent.append((generation_id, delay))
             self.polls.append(poll)

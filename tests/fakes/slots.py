@@ -41,6 +41,12 @@ class FakeUpstreamSlots:
         with self._lock:
             self.waiting[upstream].pop((since, generation_id), None)
 
+    def pass_on(self, upstream: str, generation_id: str) -> Sequence[Waiter]:
+        with self._lock:
+            if self._used(upstream).pop(f"kept#{generation_id}", None) is None:
+                return []
+            return self._hand_over(upstream)
+
     def free(self, slot: Slot) -> Sequence[Waiter]:
         with self._lock:
             if self.used[slot.upstream].get(slot.call) == slot.until:

@@ -51,7 +51,7 @@ def sqs(connect: Connect, aws_url: str) -> Sqs:
 
 def test_a_message_is_delivered_after_its_delay(sqs: Sqs) -> None:
     fake = FakeGenerationQueue()
-    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.url))
+    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.url, batch_queue_url=sqs.url))
     for queue in queues:
         queue.send("gen_a", "alice")
         queue.send("gen_b", "alice", delay=60.6)
@@ -62,7 +62,7 @@ def test_a_message_is_delivered_after_its_delay(sqs: Sqs) -> None:
 
 def test_a_message_has_its_version_and_poll(sqs: Sqs) -> None:
     fake = FakeGenerationQueue()
-    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.url))
+    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.url, batch_queue_url=sqs.url))
     for queue in queues:
         queue.send("gen_a", "alice")
         queue.send("gen_a", "alice", poll=3)
@@ -88,13 +88,14 @@ def test_a_batch_message_has_its_version(sqs: Sqs) -> None:
 
 @pytest.mark.parametrize(("queue", "caller"), [(SqsGenerations, "web"), (SqsBatches, f"oidc:{'0' * 32}")])
 def test_a_message_has_its_callers_group(sqs: Sqs, queue: type[SqsGenerations | SqsBatches], caller: str) -> None:
-    queue(sqs, sqs.url).send("gen_a", caller)
+    urls = {"batch_queue_url": sqs.url} if queue is SqsGenerations else {}
+    queue(sqs, sqs.url, **urls).send("gen_a", caller)
     (message,) = sqs.received(MessageSystemAttributeNames=["MessageGroupId"])
     assert message["Attributes"] == {"MessageGroupId": caller}
 
 
 def test_the_visibility_of_a_message_can_be_extended_and_ended(sqs: Sqs, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue, now = SqsGenerations(sqs, sqs.url), [time.time() * 1000]
+    queue, now = SqsGenerations(sqs, sqs.url, batch_queue_url=sqs.url), [time.time() * 1000]
     monkeypatch.setattr("moto.sqs.models.unix_time_millis", lambda: now[0])
     queue.send("gen_a", "alice")
     (message,) = sqs.received(VisibilityTimeout=5)
@@ -118,14 +119,19 @@ def test_an_unreachable_queue_is_unavailable(connect: Connect) -> None:
     url, fake = closed_url(), FakeGenerationQueue()
     fake.failures += ["before", "after"]
     unreachable = Sqs(connect("sqs", url), f"{url}/queue")
-    for queue in (SqsGenerations(unreachable, unreachable.url), SqsBatches(unreachable, unreachable.url), fake, fake):
+    for queue in (
+        SqsGenerations(unreachable, unreachable.url, batch_queue_url=unreachable.url),
+        SqsBatches(unreachable, unreachable.url),
+        fake,
+        fake,
+    ):
         with pytest.raises(RecordsUnavailableError):
             queue.send("gen_a", "alice")
     assert fake.sent == [("gen_a", 0)]
     with pytest.raises(RecordsUnavailableError):
         SqsDeadLetters(unreachable, unreachable.url).put("{}", "NotJson")
     fake.failures.append("before")
-    for queue in (SqsGenerations(unreachable, unreachable.url), fake):
+    for queue in (SqsGenerations(unreachable, unreachable.url, batch_queue_url=unreachable.url), fake):
         with pytest.raises(Exception, match=r"could not|Could not"):
             queue.extend_visibility("receipt", 5)
     assert fake.hidden == []

@@ -227,7 +227,7 @@ class TestNoSuccess:
             (refuses(400, message=f"{KEY} may not"), errors.UpstreamRefusedRequestError),
             (refuses(429, "insufficient_quota"), errors.UpstreamOutOfCreditError),
             (lambda _: Reply(204), errors.UpstreamFailedError),
-            (answers(302, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
+            (answers(308, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
             (answers(308, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
             (answers(408), errors.UpstreamFailedError),
             (answers(500, b"\0" * 1_000_000), errors.UpstreamFailedError),

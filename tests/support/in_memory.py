@@ -156,7 +156,7 @@ class InMemoryService:
     images: FakeImageStore = field(default_factory=FakeImageStore)
     provider: FakeProvider = field(default_factory=FakeProvider)
     other_providers: dict[str, FakeProvider] = field(default_factory=dict)
-    has_key: dict[str, bool] = field(default_factory=dict)
+    has_key: dict[str, bool | Exception] = field(default_factory=dict)
     concurrency: dict[str, int] = field(default_factory=dict)
     batches: FakeBatchStore = field(default_factory=FakeBatchStore)
     batch_queue: FakeBatchQueue = field(default_factory=FakeBatchQueue)
@@ -309,11 +309,15 @@ class InMemoryService:
             sleep=self.slept.append,
         )
 
+    def _has_key(self, upstream: str) -> bool:
+        found = self.has_key.get(upstream, True)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     def _access(self, upstream: str) -> UpstreamAccess:
         provider = self.other_providers.get(upstream, self.provider)
-        return UpstreamAccess(
-            {"openai": provider}, self.source, lambda: self.has_key.get(upstream, True), self.call_seconds
-        )
+        return UpstreamAccess({"openai": provider}, self.source, partial(self._has_key, upstream), self.call_seconds)
 
     @property
     def worker(self) -> GenerationWorker:

@@ -141,11 +141,6 @@ def test_the_details_of_an_image_narrow_its_price() -> None:
     assert cost_of(generation(answered, price=BY_SIZE_AND_QUALITY)) == Cost(22_000, "image")
 
 
-def test_amounts_that_are_equal_are_certain() -> None:
-    price = ImagePrice({"1K": 134_000, "2K": 134_000}, ("image_size",))
-    assert cost_of(generation(ONE, price=price)) == Cost(134_000, "image")
-
-
 @pytest.mark.parametrize(
     ("usage", "cost"),
     [

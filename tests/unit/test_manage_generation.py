@@ -258,7 +258,7 @@ def steps_of_a_retry(service: InMemoryService, failing: str | None = None) -> li
         if name == failing:
             raise NO_RECORDS
 
-    before(service.queue, "send", lambda *_, delay=0: step("safety net" if delay else "work message"))
+    before(service.queue, "send", lambda *_, delay=0, **__: step("safety net" if delay else "work message"))
     before(service.counters, "take", lambda name, *_, **__: step(f"quota of {name}"))
     before(service.records, "requeue", lambda *_, **__: step("requeue"))
     return steps

@@ -9,6 +9,8 @@ import pytest
 
 from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.domain.configuration import Configuration
+from imagegen.domain.errors import InvalidRequestError
+from imagegen.domain.generations import fingerprint, supply_of
 from imagegen.domain.money import ImagePrice, TokenPrice
 from imagegen.domain.upstreams import Route, Upstream
 from imagegen.providers.catalog import KNOWN_MODELS
@@ -106,21 +108,52 @@ def test_defaults_of_a_model_hold_unless_the_request_says_otherwise() -> None:
     ).catalog
 
     def options(**fields: Any) -> dict[str, Any]:
-        return dict(ReadRequest(catalog).fields({"model": "wide", "prompt": "a cat", **fields}).options)
+        request = ReadRequest(catalog).fields({"model": "wide", "prompt": "a cat", **fields})
+        return {**supply_of(catalog.models["wide"], request).defaults, **request.options}
 
     assert options() == {"rendering_speed": "TURBO", "aspect_ratio": "16x9"}
     assert options(rendering_speed="QUALITY") == {"rendering_speed": "QUALITY", "aspect_ratio": "16x9"}
     assert options(size="1024x1024") == {"rendering_speed": "TURBO", "size": "1024x1024"}  # excludes aspect_ratio
 
 
+def test_a_default_is_no_part_of_what_the_caller_asked_for() -> None:
+    """So a retry attaches although a deployment between has changed the default."""
+    body = {"model": "m", "prompt": "a cat"}
+    plain, turbo = (
+        added(f'[models.m]\nlike = "ideogram-v3"\nroutes = ["reseller"]\n{defaults}').catalog
+        for defaults in ("", 'defaults = { rendering_speed = "TURBO" }')
+    )
+    assert fingerprint(ReadRequest(plain).fields(body)) == fingerprint(ReadRequest(turbo).fields(body))
+
+
+def test_a_default_counts_in_what_cannot_be_combined() -> None:
+    catalog = added(
+        '[models.m]\nlike = "gpt-image-2"\nroutes = ["reseller"]\ndefaults = { output_format = "gif" }'
+    ).catalog
+    body = {"model": "m", "prompt": "a cat"}
+    assert ReadRequest(catalog).fields({**body, "frame_count": 4}).options == {"frame_count": 4}
+    with pytest.raises(InvalidRequestError, match="Transparent background"):
+        ReadRequest(catalog).fields({**body, "background": "transparent"})
+
+
 def test_a_passthrough_model_sends_what_it_is_given_within_bounds() -> None:
     read_fields = ReadRequest(added('[models.m]\npassthrough = true\nroutes = ["gpu-box"]').catalog).fields
     body = {"model": "m", "prompt": "a cat", "n": 2, "response_format": "b64_json", "stream": False}
-    sent = {"steps": 30, "loras": [{"name": "x"}], "size": "640x640", "quality": "ultra", "user": "u"}
+    sent = {
+        "output_compression": 50,
+        "steps": 30,
+        "loras": [{"name": "x"}],
+        "size": "640x640",
+        "quality": "ultra",
+        "user": "u",
+    }
     request = read_fields({**body, **sent, "absent": None})
     assert (request.n, request.response_format, request.options) == (2, "b64_json", sent)
-    for wrong in ({"stream": True}, {"steps": "x" * 33_000}, {"n": 11}):
-        with pytest.raises(Exception, match=r"not supported|over 32768 bytes|maximum value"):
+    nested: Any = 1
+    for _ in range(33):
+        nested = [nested]
+    for wrong in ({"stream": True}, {"steps": "x" * 33_000}, {"n": 11}, {"steps": nested}):
+        with pytest.raises(InvalidRequestError, match=r"not supported|over 32768 bytes|maximum value|levels deep"):
             read_fields({**body, **wrong})
 
 
@@ -165,6 +198,7 @@ def test_a_price_is_narrowed_to_what_is_known() -> None:
         ({"quality": "low"}, 250, False),
         ({"size": "1024x1024", "quality": "low"}, 11, True),
         ({"size": "auto", "quality": "low"}, 250, True),
+        ({"size": "1024x1024", "quality": "max"}, 167, False),  # it is not listed
         ({"size": "1x1"}, 250, False),
         ({"size": ["1024x1024"]}, 250, False),
     ):
@@ -207,6 +241,13 @@ WRONG_MODELS = [
     ('[models.flux]\nroutes = ["reseller"]\ndefaults = { n = 2 }', 2, "'n' cannot have a default"),
     ('[models.flux]\nroutes = ["reseller"]\ndeadline_seconds = 0', 0, "deadline_seconds"),
     ('[models.dall-e-3]\nroutes = ["reseller"]', 0, "dall-e-3"),  # declared twice
+    ('[models.m]\npassthrough = true\nroutes = ["reseller"]\ndefaults = { steps = nan }', 3, "no JSON value"),
+    ('[models.m]\npassthrough = true\nroutes = ["reseller"]\ndefaults = { x = 2026-11-30 }', 3, "no JSON value"),
+    (
+        '[models.gpt-image-2]\nroutes = ["reseller"]\nprice = { text_input = 5, image_input = 8, output = 3, max = 0 }',
+        2,
+        "max is 0",
+    ),
     ("[models.flux", 0, "Expected"),
 ]
 WRONG_UPSTREAMS = [

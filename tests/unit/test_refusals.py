@@ -131,7 +131,7 @@ CASES = [
     *mean(errors.UpstreamUnavailableError, (503, None), (503, HTML)),
     *mean(
         errors.UpstreamFailedError,
-        *((status, HTML) for status in (202, 204, 299, 408, 409, 425, 500, 501, 502, 504, 524)),
+        *((status, HTML) for status in (202, 204, 299, 302, 303, 408, 409, 424, 425, 499, 500, 501, 502, 504, 524)),
         *((500, {"code": 500}), (500, says("content policy")), (500, b'{"error":' * 50_000)),
     ),
 ]

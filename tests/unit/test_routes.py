@@ -1,15 +1,20 @@
 """The routes of a model: which upstream is called, what follows a refusal, and what waits in the queue."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from imagegen.domain import errors
 from imagegen.domain.errors import ImagegenError
-from imagegen.domain.generations import Generation, Status
-from imagegen.usecases.run_upstream_calls import TRIES
+from imagegen.domain.generations import Generation, Origin, Status
+from imagegen.domain.upstreams import Route
+from imagegen.usecases.run_upstream_calls import TRIES, available_upstreams
 from tests.fakes.provider import FakeProvider
-from tests.support.in_memory import InMemoryService
+from tests.support.hooks import before
+from tests.support.in_memory import InMemoryService, StillDeadline
 from tests.support.models import MODELS
+from tools.models_file import _MOST_DEADLINE_SECONDS
 
 TWO_ROUTES = "gpt-image-1.5"  # by OpenAI, then by the reseller
 DEADLINE_SECONDS = MODELS["dall-e-3"].deadline_seconds
@@ -270,7 +275,143 @@ def test_a_record_without_routes_is_of_the_default_upstream(service: InMemorySer
     assert delivered(service, generation).upstreams == ("reseller",)
 
 
+def test_a_key_that_cannot_be_read_now_takes_only_its_route_away(
+    service: InMemoryService, openai: FakeProvider
+) -> None:
+    service.has_key["openai"] = errors.SecretUnavailableError("no answer")
+    assert available_upstreams(MODELS[TWO_ROUTES], service.runner) == ["reseller"]
+    assert delivered(service, service.admitted(model=TWO_ROUTES)).upstreams == ("reseller",)
+    service.has_key["reseller"] = False
+    assert available_upstreams(MODELS[TWO_ROUTES], service.runner) == []
+    failure = delivered(service, service.admitted(model=TWO_ROUTES)).failure
+    assert failure
+    assert failure.code == errors.SecretUnavailableError.code
+
+
+def test_a_time_that_is_longer_than_a_message_can_wait_is_waited_for(service: InMemoryService) -> None:
+    limited = errors.UpstreamRateLimitedError("slow down")
+    limited.retry_after = 3600
+    service.provider.failures.append(limited)
+    generation = with_deadline(service, 7200)
+    for poll in range(5):
+        delivered(service, generation, poll)
+        service.now += service.queue.sent[-1][1]
+    assert [delay for _, delay in service.queue.sent] == [900] * 4
+    assert [call.n for call in service.provider.calls] == [1, 1]
+
+
+def with_deadline(service: InMemoryService, seconds: int, **fields: Any) -> Generation:
+    generation = service.admitted(model="dall-e-3", **fields)
+    routes = (Route("openai", "dall-e-3"), Route("reseller", "dall-e-3"))
+    supply = msgspec.structs.replace(generation.supply, routes=routes, deadline_seconds=seconds)
+    service.records._records[generation.id] = msgspec.structs.replace(generation, supply=supply)
+    return generation
+
+
+def test_a_record_has_room_for_all_attempts_until_the_longest_deadline(
+    service: InMemoryService, openai: FakeProvider
+) -> None:
+    generation = with_deadline(service, _MOST_DEADLINE_SECONDS, n=10)
+    for poll in range(100):
+        for provider in (openai, service.provider):
+            provider.failures.extend([LIMITED] * 10)
+        if (record := delivered(service, generation, poll)).ended:
+            break
+        service.now += service.queue.sent[-1][1]
+    assert record.ended
+    assert sum(len(msgspec.json.encode(call)) for call in record.calls) < 150_000  # of 400 KB
+
+
+def test_a_late_fallback_is_left_to_a_process_that_has_time_for_it(
+    service: InMemoryService, openai: FakeProvider
+) -> None:
+    service.call_seconds = 600
+    left = [885.0]
+
+    class Falling(StillDeadline):
+        def remaining(self) -> float:
+            return left[0]
+
+    openai.failures.append(UNAVAILABLE)
+    openai.during_call = lambda: left.__setitem__(0, 300.0)  # the refusal took long
+    generation = service.admitted(model=TWO_ROUTES)
+    service.worker.on_message(generation.id, 0, Falling(1), extend_visibility=lambda _: None)
+    assert service.provider.calls == []
+    assert service.queue.sent[-1][1] == 1
+    assert delivered(service, generation, 1).status is Status.COMPLETED
+
+
+def test_giving_up_a_generation_that_waits_for_its_rate_spent_nothing(service: InMemoryService) -> None:
+    service.provider.failures.append(LIMITED)
+    generation = service.admitted(model=TWO_ROUTES)
+    delivered(service, generation)
+    service.give_up(generation.id, 1)
+    failure = service.record(generation).failure
+    assert failure
+    assert (failure.code, failure.money_spent) == (LIMITED.code, False)
+
+
+def test_a_line_of_a_batch_keeps_its_own_workers(service: InMemoryService) -> None:
+    service.provider.failures.append(LIMITED)
+    generation = service.admitted(model=TWO_ROUTES)
+    of_batch = msgspec.structs.replace(generation, origin=Origin(batch_id="batch_1", line=1))
+    service.records._records[generation.id] = of_batch
+    delivered(service, generation)
+    assert service.queue.of_batches[-1] is True
+
+
 # An upstream with a limit of calls at once.
+
+
+def test_a_slot_is_held_until_the_answer_is_on_the_record(service: InMemoryService) -> None:
+    service.concurrency["reseller"] = 1
+    generation = service.admitted(model=TWO_ROUTES)
+    answers: list[object] = []
+    before(service.slots, "free", lambda _: answers.append(service.record(generation).calls[0].answer))
+    delivered(service, generation)
+    assert len(answers) == 1
+    assert answers[0] is not None
+
+
+@pytest.mark.parametrize("end", ["cancelled", "deleted"])
+def test_a_generation_that_has_ended_passes_its_slot_on(service: InMemoryService, end: str) -> None:
+    service.concurrency["reseller"] = 1
+    other = at_work(service)
+    first = service.admitted(model=TWO_ROUTES)
+    service.now += 1
+    second = service.admitted(model=TWO_ROUTES)
+    for generation in (first, second):
+        delivered(service, generation)
+    service.cancel(first.id)
+    if end == "deleted":
+        service.delete(first.id)
+    slot = service.slots.take("reseller", other.id, 0, seconds=600)
+    assert slot
+    service.runner.limits._bring(service.slots.free(slot))
+    assert service.queue.sent[-1] == (first.id, 0)
+    service.deliver(first.id, 1)
+    assert (second.id, 0) in service.queue.sent
+
+
+def test_one_that_was_served_elsewhere_leaves_the_waiting_list(service: InMemoryService, openai: FakeProvider) -> None:
+    service.concurrency["openai"] = 0
+    service.provider.failures.append(LIMITED)
+    generation = service.admitted(model=TWO_ROUTES)
+    delivered(service, generation)
+    assert service.slots.waiting["openai"]
+    assert delivered(service, generation, 1).status is Status.COMPLETED
+    assert not service.slots.waiting["openai"]
+
+
+def test_a_full_route_hides_no_rate_limit(service: InMemoryService, openai: FakeProvider) -> None:
+    service.concurrency["openai"] = 0
+    generation = service.admitted(model=TWO_ROUTES)
+    began = service.now
+    refused_until_it_ends(service, generation)
+    assert service.now - began <= DEADLINE_SECONDS
+    failure = service.record(generation).failure
+    assert failure
+    assert failure.code == LIMITED.code
 
 
 def at_work(service: InMemoryService) -> Generation:

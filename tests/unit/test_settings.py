@@ -40,18 +40,18 @@ def only(names: str) -> dict[str, str]:
     return {name: special.get(name, f"/{name.lower()}") for name in names.upper().split()}
 
 
-STORED = "aws_region durable_urls event_bus generation_queue_url generation_table lease_seconds record_days stack_name"
+STORED = """aws_region batch_generation_queue_url durable_urls event_bus generation_queue_url generation_table
+    lease_seconds record_days stack_name"""
 WORKER = only(
-    f"""{STORED} batch_generation_queue_url image_bucket intake_queue_url link_seconds max_image_bytes
+    f"""{STORED} image_bucket intake_queue_url link_seconds max_image_bytes
     repeat_unknown_calls streaming upstream_base_url upstream_keys_path upstream_timeout_seconds"""
 )
 LIMITS = "images_per_client_per_day images_per_day"
 API = WORKER | only(
     f"{LIMITS} api_is_first_worker caller_share_of_waiters cors_origin most_waiters public_base_url wait_seconds"
 )
-del API["BATCH_GENERATION_QUEUE_URL"]
 INTAKE = only(
-    f"""{STORED} {LIMITS} base_url batch_generation_queue_url clients_path inbox_bucket intake_dead_letters_url
+    f"""{STORED} {LIMITS} base_url clients_path inbox_bucket intake_dead_letters_url
     intake_queue_url"""
 )
 SITE = only("cors_origin image_origin public_base_url")

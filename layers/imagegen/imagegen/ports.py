@@ -276,11 +276,11 @@ class MessageQueue(Protocol):
 
 
 class GenerationQueue(MessageQueue, Protocol):
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
         """Sends a message that brings a worker to the generation after `delay` seconds.
 
-        `poll` is the round of polling that the message is for. Messages of a caller with many messages wait longer
-        than those of others. Raises RecordsUnavailableError.
+        `poll` is the round that the message is for. Lines of batches (`of_batch`) have workers of their own. Messages
+        of a caller with many messages wait longer than those of others. Raises RecordsUnavailableError.
         """
         ...
 
@@ -338,10 +338,11 @@ class UpstreamSlots(Protocol):
         ...
 
     def leave(self, upstream: str, generation_id: str, *, since: float) -> None:
-        """Removes a generation from the waiting list: it has ended, or has all of its slots.
+        """Removes a generation from the waiting list. Succeeds if it is not on the list."""
+        ...
 
-        Succeeds if it is not on the list.
-        """
+    def pass_on(self, upstream: str, generation_id: str) -> Sequence[Waiter]:
+        """Frees the slot that is kept for a generation. Returns the waiters that now have a slot."""
         ...
 
     def free(self, slot: Slot) -> Sequence[Waiter]:

@@ -35,11 +35,13 @@ class JournalSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """The places of records, messages and events. A record is kept for `record_days`.
+    """The places of records, messages and events. Lines of batches have a queue of their own.
 
-    With `durable_urls`, the `url` of an image is its durable link, otherwise a presigned URL.
+    A record is kept for `record_days`. With `durable_urls`, the `url` of an image is its durable link, otherwise a
+    presigned URL.
     """
 
+    batch_generation_queue_url: str
     durable_urls: bool
     event_bus: str
     generation_queue_url: str
@@ -139,7 +141,6 @@ class WorkerSettings:
     store: StoreSettings
     images: ImageSettings
     upstream: UpstreamSettings
-    batch_generation_queue_url: str
     streaming: bool
 
     @classmethod
@@ -152,7 +153,6 @@ class WorkerSettings:
                 store=_store(read),
                 images=_images(read),
                 upstream=_upstream(read),
-                batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
                 streaming=read("STREAMING", _on_or_off),
             )
         )
@@ -167,7 +167,6 @@ class IntakeSettings:
     store: StoreSettings
     quota: QuotaSettings
     base_url: str
-    batch_generation_queue_url: str
     clients_path: str
     disabled_models: frozenset[str]
     inbox_bucket: str
@@ -184,7 +183,6 @@ class IntakeSettings:
                 store=_store(read),
                 quota=_quota(read),
                 base_url=read("BASE_URL", _http_url),
-                batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
                 clients_path=read("CLIENTS_PATH", _path),
                 inbox_bucket=read("INBOX_BUCKET", _text),
                 intake_dead_letters_url=read("INTAKE_DEAD_LETTERS_URL", _text),
@@ -284,6 +282,7 @@ def _journal(read: _Reader) -> JournalSettings:
 
 def _store(read: _Reader) -> StoreSettings:
     return StoreSettings(
+        batch_generation_queue_url=read("BATCH_GENERATION_QUEUE_URL", _text),
         durable_urls=read("DURABLE_URLS", _flag),
         event_bus=read("EVENT_BUS", _text),
         generation_queue_url=read("GENERATION_QUEUE_URL", _text),

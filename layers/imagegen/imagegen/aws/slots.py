@@ -78,8 +78,17 @@ class DynamoUpstreamSlots:
         return []
 
     def leave(self, upstream: str, generation_id: str, *, since: float) -> None:
-        with suppress(Exception):  # it is brought in vain
-            self._client().delete_item(TableName=self._table, Key=_waiter_key(upstream, generation_id, since))
+        if upstream in self._limits:
+            with suppress(Exception):  # it is brought in vain
+                self._client().delete_item(TableName=self._table, Key=_waiter_key(upstream, generation_id, since))
+
+    def pass_on(self, upstream: str, generation_id: str) -> Sequence[Waiter]:
+        if upstream in self._limits:
+            with suppress(Exception):  # the slot is free when its time has passed
+                kept = _kept(generation_id)
+                if (until := self._read(upstream).get(kept)) is not None:
+                    return _until_failure(self._hand_over(upstream, {kept: until}))
+        return []
 
     def free(self, slot: Slot) -> Sequence[Waiter]:
         # If it fails, the slot is free when its time has passed.
@@ -142,9 +151,14 @@ class DynamoUpstreamSlots:
                 self._client(),
                 self._table,
                 place,
-                "SET poll = :poll, caller = :caller, expires_at = :until",
+                "SET poll = :poll, caller = :caller, of_batch = :of_batch, expires_at = :until",
                 names={},
-                values={":poll": number(waiter.poll), ":caller": {"S": waiter.caller}, ":until": number(until)},
+                values={
+                    ":poll": number(waiter.poll),
+                    ":caller": {"S": waiter.caller},
+                    ":of_batch": {"BOOL": waiter.of_batch},
+                    ":until": number(until),
+                },
             )
 
     def _first_waiters(self, upstream: str, count: int, slots: set[str]) -> list[Item]:
@@ -252,7 +266,8 @@ def _slots_of(item: Item | None) -> _Slots:
 
 
 def _waiter(item: Item) -> Waiter:
-    return Waiter(_generation_id(item), item["caller"]["S"], int(item["poll"]["N"]))
+    of_batch = bool(item["of_batch"]["BOOL"])
+    return Waiter(_generation_id(item), item["caller"]["S"], int(item["poll"]["N"]), of_batch)
 
 
 def _generation_id(item: Item) -> str:

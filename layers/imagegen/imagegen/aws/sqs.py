@@ -56,10 +56,18 @@ class _SqsQueue:
 
 
 class SqsGenerations(_SqsQueue):
-    """Implements `ports.GenerationQueue`. A message is `{"version", "generation_id", "poll"}`."""
+    """Implements `ports.GenerationQueue`. A message is `{"version", "generation_id", "poll"}`.
 
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0) -> None:
-        self._send({"generation_id": generation_id, "poll": poll}, caller, delay)
+    Messages are received from `queue_url`. Lines of batches have the queue `batch_queue_url`.
+    """
+
+    def __init__(self, client: Callable[[], SQSClient], queue_url: str, *, batch_queue_url: str) -> None:
+        super().__init__(client, queue_url)
+        self._of_batch = _SqsQueue(client, batch_queue_url)
+
+    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
+        queue = self._of_batch if of_batch else self
+        queue._send({"generation_id": generation_id, "poll": poll}, caller, delay)  # noqa: SLF001
 
 
 class SqsBatches(_SqsQueue):

@@ -74,7 +74,7 @@ def wired(settings: ApiSettings, configured: Configuration, records: Records, pl
         streaming=settings.streaming,
     )
     generations = GenerationRoutes(
-        submission=records.submission(models, settings.quota, settings.upstream.lease_seconds, records.queue),
+        submission=records.submission(models, settings.quota, settings.upstream.lease_seconds),
         worker=workers.worker,
         cancellation=CancelGeneration(records.generations, records.publisher, time.time),
         deletion=DeleteGeneration(

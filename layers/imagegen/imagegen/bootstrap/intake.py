@@ -14,7 +14,7 @@ from imagegen.aws.bucket import S3Bucket, bucket_url
 from imagegen.aws.cloudwatch import JournalledBatchBus
 from imagegen.aws.events import EventBridgeBatchBus
 from imagegen.aws.inbox import S3Inbox, S3Outbox
-from imagegen.aws.sqs import SqsDeadLetters, SqsGenerations
+from imagegen.aws.sqs import SqsDeadLetters
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.authorizer import CALLER_CACHE_SECONDS
@@ -62,13 +62,11 @@ def intake() -> Intake:
         callers=SsmParameters(sdk.ssm, cache_seconds=CALLER_CACHE_SECONDS),
         path=settings.clients_path,
     )
-    # A queue of their own, so that ten thousand lines delay no other caller.
-    line_queue = SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)
     reader = ReadBatch(
         batches=records.batches,
         lines=records.lines,
         progress=records.progress,
-        submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds, line_queue),
+        submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds),
         inbox=inbox,
         pool=pool,
         base_url=settings.base_url,
@@ -91,7 +89,7 @@ def intake() -> Intake:
         lease=settings.lease_seconds,
     )
     messages = IntakeMessages(
-        submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds, records.queue),
+        submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds),
         rejection=RejectEvent(SqsDeadLetters(sdk.sqs, settings.intake_dead_letters_url), records.bus),
         batches=records.batches,
         continuation=continuation,

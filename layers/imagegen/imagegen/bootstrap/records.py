@@ -76,7 +76,7 @@ class Records(msgspec.Struct, frozen=True, eq=False):
             slots=DynamoUpstreamSlots(
                 sdk.dynamodb, table, {name: each.concurrency for name, each in upstreams.items() if each.concurrency}
             ),
-            queue=SqsGenerations(sdk.sqs, store.generation_queue_url),
+            queue=SqsGenerations(sdk.sqs, store.generation_queue_url, batch_queue_url=store.batch_generation_queue_url),
             batch_queue=SqsBatches(sdk.sqs, store.intake_queue_url),
             bus=JournalledBus(bus, lines),
             journal=lines,
@@ -93,14 +93,12 @@ class Records(msgspec.Struct, frozen=True, eq=False):
         returns = QuotaReturns(self.counters, self.generations)
         return PublishGeneration(self.generations, returns, self.progress, self.bus)
 
-    def submission(
-        self, catalog: Catalog, quota: QuotaSettings, lease: float, queue: GenerationQueue
-    ) -> SubmitGeneration:
+    def submission(self, catalog: Catalog, quota: QuotaSettings, lease: float) -> SubmitGeneration:
         return SubmitGeneration(
             models=catalog.models,
             keys=self.keys,
             records=self.generations,
-            queue=queue,
+            queue=self.queue,
             quota=Quota(self.counters, quota.images_per_client_per_day, quota.images_per_day),
             journal=self.journal,
             now=time.time,

@@ -40,8 +40,9 @@ def worker() -> Worker:
     workers = generation_worker(
         records, settings.runtime, settings.images, settings.upstream, CONFIGURATION, streaming=settings.streaming
     )
-    batch_queue = SqsGenerations(sdk.sqs, settings.batch_generation_queue_url)
-    _, _, batch_queue_name = settings.batch_generation_queue_url.rpartition("/")
+    batch_queue_url = settings.store.batch_generation_queue_url
+    batch_queue = SqsGenerations(sdk.sqs, batch_queue_url, batch_queue_url=batch_queue_url)
+    _, _, batch_queue_name = batch_queue_url.rpartition("/")
 
     def queue(arn: str) -> GenerationQueue:
         return batch_queue if arn.endswith(f":{batch_queue_name}") else records.queue

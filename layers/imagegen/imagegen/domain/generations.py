@@ -188,15 +188,16 @@ class Supply(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where the images of a generation come from, as the models of the stack said when it began.
 
     `provider` names the provider of the upstream calls, and `like` the model of its package. `owned_by` is the model's
-    owner, "" if any upstream may have it. Upstreams are tried in the order of `routes`. `price` is narrowed to what the
-    request determines. While all upstreams refuse because of their rate limits, they are asked again until
-    `deadline_seconds` after the first call.
+    owner, "" if any upstream may have it. Upstreams are tried in the order of `routes`. `defaults` are the options that
+    the request does not set. `price` is narrowed to what the request determines. While all upstreams refuse because of
+    their rate limits, they are asked again until `deadline_seconds` after the first call.
     """
 
     provider: str
     like: str
     owned_by: str = ""
     routes: tuple[Route, ...] = ()
+    defaults: Mapping[str, Any] = {}
     price: Price | None = None
     deadline_seconds: int = DEADLINE_SECONDS
 
@@ -234,6 +235,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def image_ids(self) -> tuple[str, ...]:
         return tuple(image_id for call in self.calls for image_id in call.image_ids)
+
+    @property
+    def of_batch(self) -> bool:
+        return self.origin.batch_id is not None
 
     @property
     def ended(self) -> bool:
@@ -363,12 +368,19 @@ def reserving_money(generation: Generation) -> Generation:
 
 def supply_of(model: ImageModel, request: ImageRequest | None = None) -> Supply:
     """Where the images of the model come from. With a request, the price is narrowed to what it determines."""
-    price = model.price
+    price, defaults = model.price, model.defaults_for(request.options) if request else {}
     if request and isinstance(price, ImagePrice):
-        defaults = {field.name: field.default for field in model.own_fields if field.default is not None}
-        price = price.narrowed({**defaults, **request.options})
-    owned_by = model.owned_by if model.like else ""
-    return Supply(model.provider, model.like, owned_by, model.routes, price, model.deadline_seconds)
+        of_fields = {field.name: field.default for field in model.own_fields if field.default is not None}
+        price = price.narrowed({**of_fields, **defaults, **request.options})
+    return Supply(
+        provider=model.provider,
+        like=model.like,
+        owned_by=model.owned_by if model.like else "",
+        routes=model.routes,
+        defaults=defaults,
+        price=price,
+        deadline_seconds=model.deadline_seconds,
+    )
 
 
 def new_generation_id() -> str:

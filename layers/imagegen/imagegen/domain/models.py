@@ -180,6 +180,11 @@ class ImageModel:
         common = (each for each in COMMON_FIELDS if each.name in _OF_THIS_SERVICE or not self.open_fields)
         return _ordered((*common, *self.own_fields))
 
+    def defaults_for(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the defaults for a request with these options: none that an option replaces or excludes."""
+        excluded = {name for group in self.exclusive_fields if options.keys() & set(group) for name in group}
+        return {name: value for name, value in self.defaults.items() if name not in excluded | options.keys()}
+
     @property
     def sizes(self) -> tuple[str, ...]:
         return self.choice("size").values

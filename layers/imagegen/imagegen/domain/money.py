@@ -38,8 +38,8 @@ class ImagePrice(msgspec.Struct, frozen=True, tag="image"):
 
     @property
     def exact(self) -> bool:
-        """Whether there is only one amount."""
-        return len({*_amounts(self.table)}) == 1
+        """Whether all fields on which it depends are known. A size that is not listed may have another price."""
+        return not isinstance(self.table, dict)
 
 
 class TokenPrice(msgspec.Struct, frozen=True, tag="usage"):

@@ -14,8 +14,12 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Waiter(msgspec.Struct, frozen=True):
-    """A generation that waits for a slot. `poll` is the round of polling of the message that must bring a worker."""
+    """A generation that waits for a slot. `poll` is the round of the message that must bring a worker.
+
+    `of_batch` is whether it is a line of a batch.
+    """
 
     generation_id: str
     caller: str
     poll: int
+    of_batch: bool = False

@@ -21,5 +21,6 @@ _HOSTS: Mapping[str, FirstParty] = {
 
 
 def first_party(base_url: str) -> FirstParty | None:
-    """Returns the owner whose host has the address, `None` for any other host."""
-    return _HOSTS.get(urlsplit(base_url).hostname or "")
+    """Returns the owner whose host has the address, `None` for any other host. Regions are hosts below an owner's."""
+    host = (urlsplit(base_url).hostname or "").rstrip(".")
+    return next((party for name, party in _HOSTS.items() if host == name or host.endswith(f".{name}")), None)

@@ -43,6 +43,8 @@ _ACCOUNT_WORDS = re.compile(
 )
 # The words with which Google refuses a key, with status 400.
 _KEY_WORDS = re.compile(r"(?i)\bAPI key (?:not valid|not found|expired|invalid)")
+# The statuses with which a server says that it did not take the request (RFC 9110, "Status Codes").
+_NOT_THERE = frozenset({301, 307, 308, 404, 405, 406, 410, 411, 414, 417, 421, 426, 428, 431, 451})
 # The codes of one-api, new-api and OpenAI for an account without credit.
 _CREDIT_CODES = {
     "insufficient_quota",
@@ -112,10 +114,10 @@ def _by_status(status: int) -> ImagegenError | None:
             return UpstreamRateLimitedError("The image model is rate limited. Please try again later.")
         case 503:
             return UpstreamUnavailableError("The image model is unavailable. Please try again later.")
-        case _ if status in (408, 409, 425) or status >= 500 or status < 300:
-            return UpstreamFailedError(f"The image model's API failed (status {status}).")
-        case _:
+        case _ if status in _NOT_THERE:
             return UpstreamMisconfiguredError(f"There is no images API at the image model's address (status {status}).")
+        case _:  # also 303, which an API answers that goes on with its work, and 499, with which a proxy gave up
+            return UpstreamFailedError(f"The image model's API failed (status {status}).")
 
 
 def _blames_the_prompt(message: str) -> bool:

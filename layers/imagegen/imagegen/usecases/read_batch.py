@@ -36,7 +36,7 @@ WriteRefusal = Callable[[str, int, str | None, ImagegenError], EndedLine]
 
 
 class ReadBatch(msgspec.Struct, frozen=True, eq=False):
-    """`submission` submits to the queue of batches. `pool` has CHUNK_THREADS threads.
+    """`pool` has CHUNK_THREADS threads.
 
     `read_line` raises an InvalidRequestError. `caller_named` gives a caller with its own quota.
     """

@@ -4,7 +4,8 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from imagegen.domain.errors import (
     PartialGenerationError,
     RecordsUnavailableError,
     SecretMissingError,
+    SecretUnavailableError,
     TryLaterError,
     UpstreamMisconfiguredError,
     UpstreamRateLimitedError,
@@ -167,17 +169,24 @@ class UpstreamRunner(msgspec.Struct, frozen=True, eq=False):
         ]
         if not routes:
             raise UpstreamMisconfiguredError("No upstream of this service has the model; its operator must add one.")
-        with_key = [route for route in routes if self.upstreams[route.upstream].has_key()]
+        with_key: list[Route] = []
+        unknown: SecretUnavailableError | None = None
+        for route in routes:
+            try:
+                with_key += [route] if self.upstreams[route.upstream].has_key() else []
+            except SecretUnavailableError as error:
+                unknown = error
         if not with_key:
-            raise SecretMissingError("This service has no usable key for the image model; its operator must set one.")
+            missing = "This service has no usable key for the image model; its operator must set one."
+            raise unknown or SecretMissingError(missing)
         return with_key
 
 
 def available_upstreams(model: ImageModel, runner: UpstreamRunner) -> Sequence[str]:
-    """The upstreams that can be called for a model, in order. Raises SecretUnavailableError."""
+    """The upstreams that can be called for a model now, in order."""
     try:
         return [route.upstream for route in runner.routes(supply_of(model))]
-    except (SecretMissingError, UpstreamMisconfiguredError):
+    except NothingSpentError:
         return []
 
 
@@ -354,6 +363,10 @@ class _Run:
 
     def _new_answer(self, call: UpstreamCall) -> CallAnswer | Waiting:
         """The answer, noted on the record: its images are found in S3, or come from the upstream."""
+        with ExitStack() as until_noted:
+            return self._noted_answer(call, until_noted)
+
+    def _noted_answer(self, call: UpstreamCall, until_noted: ExitStack) -> CallAnswer | Waiting:
         images = dict.fromkeys(call.image_ids, AnsweredImage())
         answer, upstream = UpstreamImages(()), None
         missing = [image_id for image_id in call.image_ids if image_id not in self._stored]
@@ -361,7 +374,7 @@ class _Run:
             task = call.open_task
             # A task gives all images of its call. A new attempt asks for those that are missing.
             asked_for = list(call.image_ids) if task else missing
-            call, result = self._poll(call, task) if task else self._start(call, len(missing))
+            call, result = self._poll(call, task) if task else self._start(call, len(missing), until_noted)
             if isinstance(result, Waiting):
                 return result
             upstream = (task or call.attempts[-1]).upstream
@@ -402,6 +415,8 @@ class _Run:
         if call.failed > self._generation.retries:
             raise _AttemptFailedError(_failure_of_last_attempt(call))
         if not self._may_send:
+            if call.attempts and call.sent == call.refused:
+                raise _AttemptFailedError(_failure_of_last_attempt(call))
             raise AbandonedError("The image could not be made: every process that worked on it died.")
         repeats = self._runner.repeat_unknown and not call.extra
         most = (MOST_SENT if repeats else 1) + self._generation.retries
@@ -417,49 +432,63 @@ class _Run:
         self._runner.records.save_attempt(self._generation.id, self._owner, call.number, call.sent, attempt)
         return call
 
-    def _start(self, call: UpstreamCall, n: int) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask | Waiting]:
+    def _start(
+        self, call: UpstreamCall, n: int, until_noted: ExitStack
+    ) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask | Waiting]:
         """Sends new attempts until one is not refused. Returns the call with them, and what the upstream answered.
 
         After a refusal that bought nothing and that another upstream may not share, the next route follows at once. If
         all routes refuse, those that may soon be ready are tried a few times more. If one is at its rate limit, or has
-        no slot free, the generation waits in the queue instead.
+        no slot free, the generation waits in the queue instead. `until_noted` ends when the answer is on the record.
         """
         self._check_may_send(call)
         try:
             routes = self._runner.routes(self._generation.supply)
         except NothingSpentError as error:
             raise _AttemptFailedError(_outcome(call, failure_of(error))) from error
+        reason: NothingSpentError | None = None
         for number in range(1, TRIES + 1):
             refused: dict[Route, NothingSpentError] = {}
             full: set[str] = set()
             for route in routes:
+                if reason and self._deadline.remaining() < self._access(route.upstream).call_seconds:
+                    # It could be cut off after it is paid for. The next process has its whole time.
+                    return call, self._within_deadline(call, 1.0, failure_of(reason))
                 try:
-                    return self._send(call, route, n)
+                    return self._send(call, route, n, until_noted)
                 except _RefusedError as error:
-                    call, refused[route] = error.call, error.reason
+                    call, reason = error.call, error.reason
+                    refused[route] = reason
                 except NoSlotError:
                     full.add(route.upstream)
-            if full:
-                return call, Waiting(pause_for_slot(self._generation.polls), frozenset(full))
             limited = [error for error in refused.values() if isinstance(error, UpstreamRateLimitedError)]
             if limited:
-                return call, self._wait_for_rate(call, limited)
+                return call, self._wait_for_rate(call, limited, frozenset(full))
+            if full:
+                return call, Waiting(pause_for_slot(self._generation.polls), frozenset(full))
             soon = {route: error for route, error in refused.items() if isinstance(error, TryLaterError)}
             routes, pause = list(soon), _pause(soon.values(), number)
             if not routes or number == TRIES or pause > _LONGEST_PAUSE_SECONDS or pause >= self._deadline.remaining():
                 break
             self._runner.sleep(pause)
-        reason = next(iter((*soon.values(), *refused.values())))
-        raise _AttemptFailedError(_outcome(call, failure_of(reason)))
+        raise _AttemptFailedError(_outcome(call, failure_of(next(iter((*soon.values(), *refused.values()))))))
 
-    def _send(self, call: UpstreamCall, route: Route, n: int) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask]:
+    def _send(
+        self, call: UpstreamCall, route: Route, n: int, until_noted: ExitStack
+    ) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask]:
         """Sends one attempt. Raises _RefusedError if another one may follow, else _AttemptFailedError.
 
-        Raises NoSlotError if the upstream has no slot free, before anything is noted.
+        Raises NoSlotError if the upstream has no slot free, before anything is noted. The slot is free again when the
+        attempt has failed, or else when its answer is on the record: nothing may come before that.
         """
-        seconds = self._access(route.upstream).call_seconds
-        with self._runner.limits.slot(route.upstream, self._generation, call.number, seconds=seconds):
-            return self._send_in_slot(call, route, n)
+        if still := self._limited_since(call, route):
+            raise _RefusedError(call, still)
+        limits, seconds = self._runner.limits, self._access(route.upstream).call_seconds
+        with ExitStack() as slot:
+            slot.enter_context(limits.slot(route.upstream, self._generation, call.number, seconds=seconds))
+            sent = self._send_in_slot(call, route, n)
+            until_noted.push(slot.pop_all())
+            return sent
 
     def _send_in_slot(
         self, call: UpstreamCall, route: Route, n: int
@@ -488,19 +517,40 @@ class _Run:
             self._tried(save, (RecordsUnavailableError,))  # without the id the task is lost, and may be bought again
         return msgspec.structs.replace(call, attempts=(*call.attempts[:-1], attempt)), result
 
-    def _wait_for_rate(self, call: UpstreamCall, refused: Sequence[UpstreamRateLimitedError]) -> Waiting:
+    def _limited_since(self, call: UpstreamCall, route: Route) -> UpstreamRateLimitedError | None:
+        """The refusal that still holds, if the upstream named a longer time than a message can wait."""
+        of_route = [attempt for attempt in call.attempts if attempt.upstream == route.upstream]
+        last = of_route[-1] if of_route else None
+        if last is None or last.failure is None or last.failure.code != UpstreamRateLimitedError.code:
+            return None
+        left = last.sent_at + (last.failure.retry_after or 0) - self._runner.now()
+        if left < 1 or not self._generation.polls:
+            return None
+        error = UpstreamRateLimitedError(last.failure.message)
+        error.retry_after = left
+        return error
+
+    def _wait_for_rate(
+        self, call: UpstreamCall, refused: Sequence[UpstreamRateLimitedError], full: frozenset[str]
+    ) -> Waiting:
         """The pause until the upstreams are asked again. Raises _AttemptFailedError if the deadline is sooner."""
-        generation, now = self._generation, self._runner.now()
-        seconds = generation.supply.deadline_seconds
         code = UpstreamRateLimitedError.code
         rounds = sum(each.failure is not None and each.failure.code == code for each in call.attempts)
         growing = _FIRST_RATE_PAUSE_SECONDS * 2 ** min(rounds // len(refused) - 1, _MOST_DOUBLINGS)
-        pause = min(growing, seconds / _RATE_PAUSES_OF_DEADLINE) * random.uniform(0.75, 1)
+        longest = self._generation.supply.deadline_seconds / _RATE_PAUSES_OF_DEADLINE
+        pause = min(growing, longest) * random.uniform(0.75, 1)
         pause = max(pause, min(error.retry_after or 0 for error in refused))
-        first = max(generation.first_sent_at or now, generation.reserved_at or 0)
-        if now + pause > first + seconds:
-            failure = failure_of(refused[0])
-            raise _AttemptFailedError(_outcome(call, msgspec.structs.replace(failure, retry_after=pause)))
+        failure = msgspec.structs.replace(failure_of(refused[0]), retry_after=pause)
+        waiting = self._within_deadline(call, pause, failure)
+        return msgspec.structs.replace(waiting, upstreams=full)
+
+    def _within_deadline(self, call: UpstreamCall, pause: float, failure: Failure) -> Waiting:
+        """A wait of `pause` seconds. Raises _AttemptFailedError with the failure if the deadline is sooner."""
+        generation, now = self._generation, self._runner.now()
+        sent = [generation.first_sent_at or now, *(attempt.sent_at for attempt in call.attempts)]
+        first = max(min(sent), generation.reserved_at or 0)
+        if now + pause > first + generation.supply.deadline_seconds:
+            raise _AttemptFailedError(_outcome(call, failure))
         return Waiting(min(pause, LONGEST_MESSAGE_DELAY_SECONDS))
 
     def _poll(self, call: UpstreamCall, attempt: UpstreamAttempt) -> tuple[UpstreamCall, UpstreamImages | UpstreamTask]:
@@ -540,6 +590,7 @@ class _Run:
         names = {route.upstream: route.model for route in supply.routes}
         # Another task may begin only after a task has failed: an attempt may have begun one that is not known.
         reference = f"{self._generation.id}.{call.number}.{call.failed_tasks}"
+        request = replace(request, options={**supply.defaults, **request.options})
         return UpstreamRequest(request, names.get(upstream, request.model), supply.like, n, reference)
 
     def _find_stored(self, call: UpstreamCall) -> None:

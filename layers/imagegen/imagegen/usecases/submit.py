@@ -99,7 +99,7 @@ class SafetyNet(msgspec.Struct, frozen=True, eq=False):
         delay = self.lease * SAFETY_NET_LEASES
         while True:
             before = self.now()
-            self.queue.send(generation.id, generation.caller, delay=delay)
+            self.queue.send(generation.id, generation.caller, delay=delay, of_batch=generation.of_batch)
             if self.now() - before <= delay * _SAFETY_NET_MARGIN:
                 return
 
@@ -228,7 +228,7 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
                 return Submitted(existing, attached=True)
         if not submission.claim:
             with suppress(RecordsUnavailableError):  # the safety net brings a worker, but later
-                self.queue.send(generation.id, generation.caller)
+                self.queue.send(generation.id, generation.caller, of_batch=generation.of_batch)
         self.journal.begun(generation, quota_used=standing.quota_used)
         return Submitted(generation, generation.owner, standing=standing)
 

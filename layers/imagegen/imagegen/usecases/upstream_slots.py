@@ -43,14 +43,25 @@ class UpstreamLimits(msgspec.Struct, frozen=True, eq=False):
 
     def wait(self, generation: Generation, poll: int, upstreams: Iterable[str], *, now: float) -> None:
         """Puts a generation on the waiting lists. The process that frees a slot sends the message of round `poll`."""
-        waiter = Waiter(generation.id, generation.caller, poll)
+        waiter = Waiter(generation.id, generation.caller, poll, generation.of_batch)
         for upstream in upstreams:
             self._bring(self.slots.wait(upstream, waiter, since=generation.created_at, until=now + _LISTED_SECONDS))
 
+    def leave(self, generation: Generation) -> None:
+        """Removes a generation that has ended from the waiting lists. Others get the slots that are kept for it."""
+        for route in generation.supply.routes if generation.polls else ():
+            self.slots.leave(route.upstream, generation.id, since=generation.created_at)
+            self.pass_on(generation.id, [route.upstream])
+
+    def pass_on(self, generation_id: str, upstreams: Iterable[str]) -> None:
+        """Gives the slots that are kept for a generation to others."""
+        for upstream in upstreams:
+            self._bring(self.slots.pass_on(upstream, generation_id))
+
     def _bring(self, waiters: Sequence[Waiter]) -> None:
-        for waiter in waiters:
+        for each in waiters:
             with suppress(RecordsUnavailableError):  # it comes by itself, after its pause
-                self.queue.send(waiter.generation_id, waiter.caller, poll=waiter.poll)
+                self.queue.send(each.generation_id, each.caller, poll=each.poll, of_batch=each.of_batch)
 
 
 def pause_for_slot(rounds: int) -> float:

@@ -89,7 +89,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
             except LostClaimError:
                 ended = self._leave(generation, owner, deadline)
         if ended:
-            self.publisher.publish(ended)
+            self._finish(ended)
         return ended
 
     def give_up(self, generation_id: str, poll: int, deadline: Deadline) -> float | None:
@@ -118,8 +118,14 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
             except LostClaimError:
                 return 1.0
         if ended:
-            self.publisher.publish(ended)
+            self._finish(ended)
         return _until_nobody_stores(ended, self.now()) if ended and ended.ended else None
+
+    def _finish(self, generation: Generation) -> None:
+        """Publishes a generation that has ended, and lets others have the slots that it waited for."""
+        if generation.ended:
+            self.runner.limits.leave(generation)
+            self.publisher.publish(generation)
 
     def _run(
         self, generation: Generation, owner: str, deadline: Deadline, poll: int, *, may_send: bool
@@ -132,7 +138,10 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         outcome = self.runner.run(generation, owner, deadline, may_send=may_send and not cancelled)
         if isinstance(outcome, Waiting):
             # The message goes first: if this process dies in between, the message at hand polls again.
-            self.queue.send(generation.id, generation.caller, delay=max(1.0, outcome.seconds), poll=poll + 1)
+            seconds = max(1.0, outcome.seconds)
+            self.queue.send(
+                generation.id, generation.caller, delay=seconds, poll=poll + 1, of_batch=generation.of_batch
+            )
             self.records.await_poll(generation.id, owner, poll + 1)
             self.runner.limits.wait(generation, poll + 1, outcome.upstreams, now=self.now())
             return generation
@@ -175,13 +184,15 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         current = self.records.get(generation_id)
         if current is None:
             tombstone = self.records.tombstone(generation_id)
+            if poll:
+                self.runner.limits.pass_on(generation_id, self.runner.upstreams)
             # Without a tombstone, the writer of the message died before it wrote the record.
             if tombstone is not None:
                 self.deletion.sweep(tombstone, self.queue, self.now(), deadline)
             return None
         remaining = current.lease_until - self.now()
         if current.ended:
-            self.publisher.publish(current)  # the process that ended it may have died before
+            self._finish(current)  # the process that ended it may have died before
             # If the lease has ended since the claim was refused, this message must claim again and poll the open task.
             is_polled = current.polls <= poll and any(call.open_task for call in current.calls)
             if current.status is not Status.CANCELLED or (remaining <= 0 and not is_polled):

@@ -16,6 +16,7 @@ from imagegen.wire.json_text import decoded
 MAX_BODY_BYTES = 512 * 1024
 _LONGEST_NAME = 64  # only so many characters of an unknown model are compared with known names
 _MOST_OPEN_BYTES = 32 * 1024  # of JSON; the record has 400 KB (DynamoDB developer guide, "Quotas in Amazon DynamoDB")
+_MOST_NESTED = 32  # levels; processes with less stack must read them too
 _MOST_PARTIAL_IMAGES = 3  # the limit of OpenAI
 
 
@@ -56,8 +57,8 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
             request = replace(request, options=_open_fields(left))
         else:
             _check_no_unknown(left)
-        _check_output(request.options)
-        return replace(request, options=_with_defaults(request.options, model))
+            _check_output({**model.defaults_for(request.options), **request.options})
+        return request
 
     def _model(self, fields: dict[str, Any]) -> ImageModel:
         """Returns the named model. Without a name: the default, or the first with the size if the default lacks it."""
@@ -208,6 +209,13 @@ def _check_no_unknown(fields: dict[str, Any]) -> None:
 
 def _open_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the fields that this service does not know, for a model that gets them as they come."""
+    for name, value in fields.items():
+        if _is_nested(value, _MOST_NESTED):
+            raise InvalidRequestError(
+                f"Invalid '{_shown(name)}': nested more than {_MOST_NESTED} levels deep.",
+                param=_shown(name),
+                code="invalid_value",
+            )
     if len(msgspec.json.encode(fields)) > _MOST_OPEN_BYTES:
         raise InvalidRequestError(
             f"Invalid body: the fields other than the prompt are over {_MOST_OPEN_BYTES} bytes.", code="invalid_value"
@@ -215,10 +223,19 @@ def _open_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields
 
 
-def _with_defaults(options: Mapping[str, Any], model: ImageModel) -> Mapping[str, Any]:
-    """Returns the options with the model's defaults, except those that a given option excludes."""
-    excluded = {name for group in model.exclusive_fields if options.keys() & set(group) for name in group}
-    return {name: value for name, value in model.defaults.items() if name not in excluded} | dict(options)
+def _is_nested(value: Any, levels: int) -> bool:
+    """Returns whether a JSON value has more than this many levels of lists and objects."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            below
+            for each in level
+            if isinstance(each, list | dict)
+            for below in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _check_exclusive(options: Mapping[str, Any], model: ImageModel) -> None:
