@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from imagegen.domain.models import ImageModel
     from imagegen.domain.upstreams import Upstream
-    from imagegen.usecases.run_upstream_calls import UpstreamAccess
+    from imagegen.usecases.upstream_routes import UpstreamAccess
 
 _PROMPT = "A red circle on white paper"
 _WRONG_KEY = "sk-this-key-is-wrong"

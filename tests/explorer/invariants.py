@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from imagegen.domain.batches import Counts
 from imagegen.domain.generations import Generation, Status, UpstreamCall
 from imagegen.domain.models import MAX_IMAGES
-from imagegen.usecases.run_upstream_calls import MOST_SENT
+from imagegen.usecases.send_upstream_call import MOST_SENT
 from imagegen.wire.batches import batch_answer
 from tests.explorer.world import BatchWorld, World
 

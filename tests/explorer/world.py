@@ -41,8 +41,10 @@ from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration, RetryGeneration
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
-from imagegen.usecases.run_upstream_calls import UnfinishedError, UpstreamAccess, UpstreamRunner
+from imagegen.usecases.run_upstream_calls import UpstreamRunner
+from imagegen.usecases.send_upstream_call import CallParts, UnfinishedError
 from imagegen.usecases.submit import Submission, SubmitGeneration
+from imagegen.usecases.upstream_routes import UpstreamAccess, UpstreamRoutes
 from imagegen.usecases.upstream_slots import UpstreamLimits
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.batches import outcome_line
@@ -97,7 +99,7 @@ def patched(patch: pytest.MonkeyPatch, world: "Callable[[], World | None]") -> N
 
     patch.setattr("imagegen.usecases.continue_batch.heartbeat", heartbeat)
     patch.setattr("imagegen.usecases.read_batch.CHUNK_LINES", 2)  # five lines are three chunks
-    patch.setattr("imagegen.usecases.run_upstream_calls._FIRST_PAUSE_SECONDS", 0)  # a pause's length is random
+    patch.setattr("imagegen.usecases.tried._FIRST_PAUSE_SECONDS", 0)  # a pause's length is random
 
 
 @dataclass(frozen=True)
@@ -436,19 +438,17 @@ class World:
         return self.now
 
     def _worker(self, pool: SameThread, *, large: bool) -> GenerationWorker:
-        runner = UpstreamRunner(
-            upstreams={"reseller": UpstreamAccess({"openai": self.upstream}, self._source(), lambda: True, 0)},
-            default_upstream="reseller",
+        access = UpstreamAccess({"openai": self.upstream}, self._source(), lambda: True, 0)
+        calling = CallParts(
+            routes=UpstreamRoutes({"reseller": access}, "reseller"),
             limits=UpstreamLimits(FakeUpstreamSlots({}, self.clock), self.queue),
-            images=self.faulty_images,
             records=self.records,
             journal=self.journal,
-            pool=pool,
             repeat_unknown=True,
             now=self.clock,
-            executor=lambda _: pool,
             sleep=self._sleep,
         )
+        runner = UpstreamRunner(calling, self.faulty_images, pool, executor=lambda _: pool)
         return GenerationWorker(
             records=self.records,
             queue=self.queue,

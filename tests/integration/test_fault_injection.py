@@ -25,7 +25,7 @@ from imagegen.domain.errors import (
 from imagegen.domain.generations import Generation, Status
 from imagegen.domain.images import ImageRequest, ResponseFormat
 from imagegen.domain.retry_identity import RetryIdentity
-from imagegen.usecases.run_upstream_calls import UnfinishedError
+from imagegen.usecases.send_upstream_call import UnfinishedError
 from tests.support.in_memory import LEASE, InMemoryService
 
 AT_MOST_SECONDS = 30

@@ -40,7 +40,7 @@ from imagegen.ports import GenerationStore as Store
 from imagegen.ports import IdempotencyKeys as Keys
 from imagegen.providers.openai.answers import read_answer
 from imagegen.usecases.manage_generation import MOST_RETRIES
-from imagegen.usecases.run_upstream_calls import MOST_MESSAGE, MOST_SENT
+from imagegen.usecases.send_upstream_call import MOST_MESSAGE, MOST_SENT
 from imagegen.wire.request_events import MOST_CUSTOM_ID
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.idempotency_keys import FakeIdempotencyKeys

@@ -21,7 +21,8 @@ import pytest
 
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.usecases.run_upstream_calls import KEEP_TRIES, TRIES
+from imagegen.usecases.send_upstream_call import TRIES
+from imagegen.usecases.tried import KEEP_TRIES
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script
 from tests.conftest import UPSTREAM_KEY
@@ -78,7 +79,7 @@ def over() -> Iterator[threading.Event]:
 
 def opened(handlers: InProcess, url: str) -> bytes:
     """The content that the api function stores."""
-    source = handlers.function("ApiFunction").wired.worker.runner.upstreams["reseller"].source
+    source = handlers.function("ApiFunction").wired.worker.runner.calling.routes.upstreams["reseller"].source
     with source.open(url, Deadline.after(10)) as body:
         return b"".join(body.blocks)
 

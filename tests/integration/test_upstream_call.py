@@ -228,7 +228,6 @@ class TestNoSuccess:
             (refuses(429, "insufficient_quota"), errors.UpstreamOutOfCreditError),
             (lambda _: Reply(204), errors.UpstreamFailedError),
             (answers(308, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
-            (answers(308, Location="/v1/images/generations"), errors.UpstreamMisconfiguredError),
             (answers(408), errors.UpstreamFailedError),
             (answers(500, b"\0" * 1_000_000), errors.UpstreamFailedError),
             (lambda _: Reply(504, b"{", declared_length=9), errors.UpstreamFailedError),

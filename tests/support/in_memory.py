@@ -41,8 +41,10 @@ from imagegen.usecases.manage_generation import (
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
 from imagegen.usecases.read_batch import ReadBatch
-from imagegen.usecases.run_upstream_calls import UpstreamAccess, UpstreamRunner
+from imagegen.usecases.run_upstream_calls import UpstreamRunner
+from imagegen.usecases.send_upstream_call import CallParts
 from imagegen.usecases.submit import Submission, SubmitGeneration, Submitted
+from imagegen.usecases.upstream_routes import UpstreamAccess, UpstreamRoutes
 from imagegen.usecases.upstream_slots import UpstreamLimits
 from imagegen.usecases.work_on_generation import GenerationWorker, LargeAnswer
 from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
@@ -296,18 +298,17 @@ class InMemoryService:
 
     @property
     def runner(self) -> UpstreamRunner:
-        return UpstreamRunner(
-            upstreams={name: self._access(name) for name in ("reseller", *self.other_providers)},
-            default_upstream="reseller",
+        upstreams = {name: self._access(name) for name in ("reseller", *self.other_providers)}
+        calling = CallParts(
+            routes=UpstreamRoutes(upstreams, "reseller"),
             limits=UpstreamLimits(self.slots, self.queue),
-            images=self.images,
             records=self.records,
             journal=self.journal,
-            pool=self.pool,
             repeat_unknown=self.repeat_unknown,
             now=self.clock,
             sleep=self.slept.append,
         )
+        return UpstreamRunner(calling, self.images, self.pool)
 
     def _has_key(self, upstream: str) -> bool:
         found = self.has_key.get(upstream, True)

@@ -46,7 +46,7 @@ PARAMETERS = {"WaitSeconds": "20", "UpstreamTimeoutSeconds": "20"}
 AWS_SECRETS = {name: f"canary{uuid4().hex}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 _BOOTSTRAP = {"api": api, "authorizer": authorizer, "intake": intake, "site": site, "worker": worker}
 _CLIENTS = ("dynamodb", "events", "sqs", "ssm")
-_PAUSES = ("_FIRST_PAUSE_SECONDS", "_FIRST_REFUSAL_PAUSE_SECONDS")
+_PAUSES = ("tried._FIRST_PAUSE_SECONDS", "send_upstream_call._FIRST_REFUSAL_PAUSE_SECONDS")
 _STAND_INS = ("moto", "werkzeug", "PIL")  # they log in this process too
 
 
@@ -259,7 +259,7 @@ class InProcess(World):
     def listening(self) -> Iterator[None]:
         """`logs()` has all that is logged at any level and all that functions print. Retries have no pauses."""
         self.forget()
-        pauses = [patch(f"imagegen.usecases.run_upstream_calls.{name}", 0.001) for name in _PAUSES]
+        pauses = [patch(f"imagegen.usecases.{name}", 0.001) for name in _PAUSES]
         root, handler, streams = logging.getLogger(), logging.StreamHandler(self._written), {}
         quiet = {logging.getLogger(name): logging.WARNING for name in _STAND_INS}
         levels = {logger: logger.level for logger in (root, *quiet)}

@@ -9,7 +9,7 @@ from imagegen.domain import errors
 from imagegen.domain.errors import ImagegenError
 from imagegen.domain.generations import Generation, Origin, Status
 from imagegen.domain.upstreams import Route
-from imagegen.usecases.run_upstream_calls import TRIES, available_upstreams
+from imagegen.usecases.send_upstream_call import TRIES
 from tests.fakes.provider import FakeProvider
 from tests.support.hooks import before
 from tests.support.in_memory import InMemoryService, StillDeadline
@@ -279,10 +279,10 @@ def test_a_key_that_cannot_be_read_now_takes_only_its_route_away(
     service: InMemoryService, openai: FakeProvider
 ) -> None:
     service.has_key["openai"] = errors.SecretUnavailableError("no answer")
-    assert available_upstreams(MODELS[TWO_ROUTES], service.runner) == ["reseller"]
+    assert service.runner.calling.routes.available(MODELS[TWO_ROUTES]) == ["reseller"]
     assert delivered(service, service.admitted(model=TWO_ROUTES)).upstreams == ("reseller",)
     service.has_key["reseller"] = False
-    assert available_upstreams(MODELS[TWO_ROUTES], service.runner) == []
+    assert service.runner.calling.routes.available(MODELS[TWO_ROUTES]) == []
     failure = delivered(service, service.admitted(model=TWO_ROUTES)).failure
     assert failure
     assert failure.code == errors.SecretUnavailableError.code
@@ -387,7 +387,7 @@ def test_a_generation_that_has_ended_passes_its_slot_on(service: InMemoryService
         service.delete(first.id)
     slot = service.slots.take("reseller", other.id, 0, seconds=600)
     assert slot
-    service.runner.limits._bring(service.slots.free(slot))
+    service.runner.calling.limits._bring(service.slots.free(slot))
     assert service.queue.sent[-1] == (first.id, 0)
     service.deliver(first.id, 1)
     assert (second.id, 0) in service.queue.sent
@@ -430,7 +430,7 @@ def test_a_generation_without_a_slot_waits_in_the_queue_and_costs_no_attempt(ser
     assert service.queue.sent[-1] == (generation.id, 30)
 
     (slot,) = [slot] if (slot := service.slots.take("reseller", other.id, 0, seconds=600)) else []
-    service.runner.limits._bring(service.slots.free(slot))
+    service.runner.calling.limits._bring(service.slots.free(slot))
     assert (service.queue.sent[-1], service.queue.polls[-1]) == ((generation.id, 0), 1)  # it is brought at once
     newcomer = service.admitted(model=TWO_ROUTES)
     assert delivered(service, newcomer).polls == 1  # the slot is kept

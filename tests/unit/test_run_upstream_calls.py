@@ -24,7 +24,8 @@ from imagegen.domain.generations import (
     UpstreamCall,
 )
 from imagegen.domain.images import ResponseFormat, UpstreamImage, UpstreamImages
-from imagegen.usecases.run_upstream_calls import KEEP_TRIES, UnfinishedError
+from imagegen.usecases.send_upstream_call import UnfinishedError
+from imagegen.usecases.tried import KEEP_TRIES
 from tests.fakes.provider import png
 from tests.support.hooks import after, before, changed, raising
 from tests.support.in_memory import GenerationFailed, InMemoryService, StillDeadline, attempts

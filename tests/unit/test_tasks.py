@@ -7,7 +7,7 @@ import pytest
 from imagegen.domain import errors
 from imagegen.domain.generations import Status
 from imagegen.usecases.delete_images import LONGEST_WRITER_SECONDS
-from imagegen.usecases.run_upstream_calls import KEEP_TRIES
+from imagegen.usecases.tried import KEEP_TRIES
 from tests.support.hooks import after, before, raising
 from tests.support.in_memory import LEASE, InMemoryService
 from tests.support.waiting import SECONDS

@@ -15,8 +15,9 @@ from imagegen.domain.generations import Generation, LostClaimError, Status, Upst
 from imagegen.domain.images import ResponseFormat
 from imagegen.usecases.delete_images import LONGEST_WRITER_SECONDS
 from imagegen.usecases.heartbeat import heartbeat
-from imagegen.usecases.run_upstream_calls import KEEP_TRIES, MOST_SENT, UnfinishedError
+from imagegen.usecases.send_upstream_call import MOST_SENT, UnfinishedError
 from imagegen.usecases.submit import SAFETY_NET_LEASES
+from imagegen.usecases.tried import KEEP_TRIES
 from tests.fakes.provider import png
 from tests.support.hooks import after, before, raising
 from tests.support.in_memory import LEASE, NOW, InMemoryService, attempts

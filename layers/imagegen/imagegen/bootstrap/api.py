@@ -4,7 +4,7 @@ import os
 import time
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -30,7 +30,6 @@ from imagegen.settings import ApiSettings, SettingsError
 from imagegen.streaming_runtime import StreamedResponse
 from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration
-from imagegen.usecases.run_upstream_calls import available_upstreams
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.requests import ReadRequest
 
@@ -97,7 +96,7 @@ def wired(settings: ApiSettings, configured: Configuration, records: Records, pl
         router=Router(),
     )
     batches = BatchRoutes(records.batches, records.lines, records.batch_queue, time.time, Router())
-    listed = ModelRoutes(models, partial(available_upstreams, runner=workers.worker.runner), Router())
+    listed = ModelRoutes(models, workers.routes.available, Router())
     routers = [each.register() for each in (generations, batches, ImageRoutes(workers.images, Router()), listed)]
     middleware = ApiMiddleware(logger, cors_origin=settings.cors_origin, public_base_url=settings.public_base_url)
     return Api(settings, http_handler(routers, middleware.chain), records.journal, workers.worker, workers.pool)

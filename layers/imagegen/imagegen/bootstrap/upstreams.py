@@ -36,7 +36,9 @@ from imagegen.settings import (
     UpstreamSettings,
 )
 from imagegen.usecases.delete_images import DeleteImages
-from imagegen.usecases.run_upstream_calls import UpstreamAccess, UpstreamRunner
+from imagegen.usecases.run_upstream_calls import UpstreamRunner
+from imagegen.usecases.send_upstream_call import CallParts
+from imagegen.usecases.upstream_routes import UpstreamAccess, UpstreamRoutes
 from imagegen.usecases.upstream_slots import UpstreamLimits
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.answers import MAX_ANSWER_BYTES, base64_answer, base64_bytes
@@ -107,9 +109,10 @@ def _image_store(http: HttpPool, runtime: RuntimeSettings, images: ImageSettings
 
 
 class Workers(msgspec.Struct, frozen=True, eq=False):
-    """A worker, and the pool of threads that it uses."""
+    """A worker with the upstreams that it calls, and the pool of threads that it uses."""
 
     worker: GenerationWorker
+    routes: UpstreamRoutes
     images: S3ImageStore
     pool: Executor
 
@@ -141,14 +144,12 @@ def generation_worker(
         name: _access(each, upstream, http, secrets)
         for name, each in configured_upstreams(configuration, upstream).items()
     }
-    runner = UpstreamRunner(
-        upstreams=upstreams,
-        default_upstream=configuration.default_upstream,
+    routes = UpstreamRoutes(upstreams, configuration.default_upstream)
+    calling = CallParts(
+        routes=routes,
         limits=UpstreamLimits(records.slots, records.queue),
-        images=images,
         records=records.generations,
         journal=records.journal,
-        pool=pool,
         repeat_unknown=upstream.repeat_unknown_calls,
         now=time.time,
     )
@@ -156,7 +157,7 @@ def generation_worker(
         records=records.generations,
         queue=records.queue,
         images=images,
-        runner=runner,
+        runner=UpstreamRunner(calling, images, pool),
         publisher=records.publisher,
         deletion=DeleteImages(images),
         large_answer=large_answer,
@@ -164,4 +165,4 @@ def generation_worker(
         now=time.time,
         lease=upstream.lease_seconds,
     )
-    return Workers(worker, images, pool)
+    return Workers(worker, routes, images, pool)

@@ -21,7 +21,9 @@ from imagegen.ports import GenerationQueue, GenerationStore, ImageStore, Journal
 from imagegen.usecases.delete_images import LONGEST_WRITER_SECONDS, DeleteImages
 from imagegen.usecases.heartbeat import heartbeat
 from imagegen.usecases.publish import PublishGeneration
-from imagegen.usecases.run_upstream_calls import UpstreamRunner, Waiting, tried
+from imagegen.usecases.run_upstream_calls import UpstreamRunner
+from imagegen.usecases.send_upstream_call import Waiting
+from imagegen.usecases.tried import tried
 
 # The JSON of an answer that is too large for Lambda: its length in bytes, and its blocks. `None` for any other.
 LargeAnswer = Callable[[Generation], AbstractContextManager[tuple[int, Iterator[bytes]] | None]]
@@ -124,7 +126,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
     def _finish(self, generation: Generation) -> None:
         """Publishes a generation that has ended, and lets others have the slots that it waited for."""
         if generation.ended:
-            self.runner.limits.leave(generation)
+            self.runner.calling.limits.leave(generation)
             self.publisher.publish(generation)
 
     def _run(
@@ -143,7 +145,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
                 generation.id, generation.caller, delay=seconds, poll=poll + 1, of_batch=generation.of_batch
             )
             self.records.await_poll(generation.id, owner, poll + 1)
-            self.runner.limits.wait(generation, poll + 1, outcome.upstreams, now=self.now())
+            self.runner.calling.limits.wait(generation, poll + 1, outcome.upstreams, now=self.now())
             return generation
         if cancelled:
             return self._leave(generation, owner, deadline)
@@ -163,7 +165,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
                     self.images.save_answer(generation_id, *large, deadline)
 
         try:
-            tried(save, deadline, sleep=self.runner.sleep)
+            tried(save, deadline, sleep=self.runner.calling.sleep)
         except RecordsUnavailableError:
             raise
         except ImagegenError as error:
@@ -185,7 +187,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         if current is None:
             tombstone = self.records.tombstone(generation_id)
             if poll:
-                self.runner.limits.pass_on(generation_id, self.runner.upstreams)
+                self.runner.calling.limits.pass_on(generation_id, self.runner.calling.routes.upstreams)
             # Without a tombstone, the writer of the message died before it wrote the record.
             if tombstone is not None:
                 self.deletion.sweep(tombstone, self.queue, self.now(), deadline)
@@ -210,7 +212,9 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         for call in generation.calls:
             for image_id in call.image_ids if call.charged else ():
                 if image_id not in generation.stored:
-                    found = tried(partial(self.images.find, image_id, deadline), deadline, sleep=self.runner.sleep)
+                    found = tried(
+                        partial(self.images.find, image_id, deadline), deadline, sleep=self.runner.calling.sleep
+                    )
                     if found is not None:
                         with suppress(LostClaimError):  # it was deleted in the meantime
                             self.records.save_image(generation.id, image_id, found)
