@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from imagegen.domain import errors
 from imagegen.domain.failures import Failure
-from imagegen.domain.generations import Generation, LostClaimError, Status, UpstreamCall
+from imagegen.domain.failures import failure_of as failure_of_error
+from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, LostClaimError, Status, UpstreamCall
 from imagegen.domain.images import ResponseFormat
 from imagegen.usecases.delete_images import LONGEST_WRITER_SECONDS
 from imagegen.usecases.heartbeat import heartbeat
@@ -116,6 +117,26 @@ def test_unlisted_images_of_an_ended_generation_are_listed(service: InMemoryServ
     assert by(service, generation.id) is None
     assert service.record(generation).stored_ids == (first,)
     assert service.images.looked_for == [first, second]  # the third was never requested
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "stored later"])
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+def test_an_image_that_only_the_answer_of_another_process_has_is_listed(
+    service: InMemoryService, status: Status, *, stored: bool
+) -> None:
+    """The answer on the record lacks the second image. The call was sent twice, and the other answer had it."""
+    generation = service.admitted(n=2, model="dall-e-2")
+    missing = AnsweredImage(failure=failure_of_error(errors.UpstreamTooFewImagesError("1 of 2")))
+    call = UpstreamCall((), attempts(MOST_SENT), CallAnswer((AnsweredImage(), missing)))
+    first, second = generation.image_ids
+    service.left_behind(generation, call, stored=[first], listed=[first])
+    service.ended(generation, status)
+    if not stored:
+        assert service.deliver(generation.id) == LONGEST_WRITER_SECONDS
+    service.store(second)  # its process dies before it lists the image
+    service.deliver(generation.id)
+    assert service.record(generation).stored_ids == (first, second)
+    assert service.deliver(generation.id) is None
 
 
 def test_a_message_for_an_ended_generation_is_received_again_if_s3_fails(service: InMemoryService) -> None:

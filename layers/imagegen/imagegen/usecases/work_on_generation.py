@@ -210,7 +210,8 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         Raises ImageStorageError, RecordsUnavailableError.
         """
         for call in generation.calls:
-            for image_id in call.image_ids if call.charged else ():
+            # Another answer to the call before an extra one may have brought its image.
+            for image_id in call.image_ids if call.charged or call.extra else ():
                 if image_id not in generation.stored:
                     found = tried(
                         partial(self.images.find, image_id, deadline), deadline, sleep=self.runner.calling.sleep
@@ -239,6 +240,9 @@ def _may_be_stored_later(call: UpstreamCall, ended: Generation) -> bool:
         by_another = reason in (OutcomeUnknownError.code, AbandonedError.code)
         timed_out = ended.status is Status.FAILED and call.open_task is not None
         return timed_out or call.sent - call.refused > (0 if by_another else 1)
+    extra = {image_id for other in ended.calls if other.extra for image_id in other.image_ids}
+    if call.sent - call.refused > 1 and not extra <= ended.stored.keys():
+        return True  # another answer may have an image that this one lacks
     has_task = any(attempt.task_id for attempt in call.attempts)
     images = zip(call.image_ids, call.answer.images, strict=True)
     unlisted = [image.failure for image_id, image in images if image_id not in ended.stored]
