@@ -5,17 +5,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from imagegen.domain.batches import Counts
-from imagegen.domain.generations import Generation, Status, UpstreamCall
-from imagegen.domain.models import MAX_IMAGES
+from imagegen.domain.generations import Generation, Status
 from imagegen.usecases.send_upstream_call import MOST_SENT
 from imagegen.wire.batches import batch_answer
-from tests.explorer.world import BatchWorld, World
+from tests.explorer.upstream_invariants import MONEY, UPSTREAM_CHECKS
+from tests.explorer.world import BatchWorld, World, images_wanted
 
 
 def broken(world: World) -> list[str]:
     if not world.quiet:
-        return ["it never becomes quiet"]
-    checks = (_crashes, _ends, _money, _one_generation, _images, _tasks, _polling, _quota)
+        return ["it never becomes quiet", *_crashes(world)]
+    checks = (_crashes, _ends, _money, _one_generation, _images, _tasks, _polling, _quota, *UPSTREAM_CHECKS)
     return [wrong for check in checks for wrong in check(world)]
 
 
@@ -40,11 +40,11 @@ def _ends(world: World) -> Iterator[str]:
 def _money(world: World) -> Iterator[str]:
     """Each upstream call is on its record: none is sent, and none paid twice, without an attempt on the record."""
     asked = defaultdict(list)
-    for each in world.upstream.asked:
+    for each in world.asked:
         asked[each.generation_id, each.index].append(each)
     for record in (*_live(world), *world.buried.values()):
         for call in record.calls:
-            wanted = _wanted(record, call)
+            wanted = images_wanted(record, call)
             sent = asked.pop((record.id, call.number), [])
             paid = [each for each in sent if each.paid]
             if len(sent) > call.sent:
@@ -61,19 +61,13 @@ def _money(world: World) -> Iterator[str]:
         yield f"{generation_id} has no record, but was sent"
 
 
-def _wanted(record: Generation, call: UpstreamCall) -> int:
-    """The images of a call, including those of its extra calls."""
-    later = [each for each in record.calls if each.extra and each.number // MAX_IMAGES == call.number + 1]
-    return len(call.image_ids) + (0 if call.extra else len(later))
-
-
 def _one_generation(world: World) -> Iterator[str]:
     """A request and its retries are paid in one generation.
 
     Exceptions: it was deleted, or an operator retried it. Two clients with the same request may share one.
     """
     excepted = world.buried.keys() | world.retried
-    paid = {each.generation_id for each in world.upstream.asked if each.paid} - excepted
+    paid = {each.generation_id for each in world.asked if each.paid} - excepted
     caller = {record.id: record.caller for record in _live(world)}
     by_caller = Counter(caller[generation_id] for generation_id in paid if generation_id in caller)
     requests = Counter(client.caller for client in world.clients if client.actor)
@@ -110,19 +104,19 @@ def _images(world: World) -> Iterator[str]:
 
 
 def _tasks(world: World) -> Iterator[str]:
-    """No call has a second task, unless the first failed and an operator retried it.
+    """No call has a second task at an upstream, unless the first failed and an operator retried it.
 
     A task is on its record, unless the upstream's answer was lost, or its process died or could not write.
     """
     records = {record.id: record for record in (*world.buried.values(), *_live(world))}
-    begun = Counter((task.generation_id, task.index) for task in world.upstream.tasks.values())
-    for (generation_id, _), tasks in begun.items():
+    begun = Counter((task.generation_id, task.index, task.upstream) for task in world.tasks.values())
+    for (generation_id, _, _), tasks in begun.items():
         if tasks > 1 + records[generation_id].retries:
             yield f"{generation_id}: {tasks} tasks for one call"
-    for task in world.upstream.tasks.values():
+    for task in world.tasks.values():
         if task.again:
             yield f"{task.id} is begun, though the call has the task {task.again}"
-    for each in world.upstream.asked:
+    for each in world.asked:
         record = world.store._records.get(each.generation_id)
         if each.task and each.outcome == "answered" and record and record.id not in world.concerned:
             known = {attempt.task_id for call in record.calls for attempt in call.attempts}
@@ -137,10 +131,10 @@ def _polling(world: World) -> Iterator[str]:
     its claim recorded the task.
     """
     for record in _live(world):
-        calls = record.calls if world.upstream.tasks else ()
+        calls = record.calls if world.tasks else ()
         for call in calls:
             if attempt := call.open_task:
-                task = world.upstream.tasks[attempt.task_id or ""]
+                task = world.tasks[attempt.task_id or ""]
                 is_over = task.pending_at - attempt.sent_at >= task.task_seconds
                 is_left = _reason(record) == "abandoned" or (task.disowned and record.status is Status.FAILED)
                 if not is_over and not is_left:
@@ -174,8 +168,8 @@ def _quota(world: World) -> Iterator[str]:
             if call.extra:  # paid with the call before
                 continue
             of_this = (record.id, call.number)
-            sent = [each for each in world.upstream.asked if (each.generation_id, each.index) == of_this]
-            n = _wanted(record, call)
+            sent = [each for each in world.asked if (each.generation_id, each.index) == of_this]
+            n = images_wanted(record, call)
             if any(each.paid for each in sent):
                 charged[record.caller] += n
             elif record.id in world.buried and any(each.refused_at >= deleted_at for each in sent):
@@ -183,7 +177,8 @@ def _quota(world: World) -> Iterator[str]:
     slack = sum(_size(world, generation_id) for generation_id in world.concerned)
     used: Counter[str] = Counter()
     for (name, _), images in world.counters.used.items():
-        used[name] += images
+        if not name.startswith(MONEY):
+            used[name] += images
     for name in {*charged, *possibly, *used} - {"*"}:
         yield from _taken(name, used[name], charged[name], possibly[name] + slack)
     yield from _taken("all", used["*"], charged.total(), possibly.total() + slack)

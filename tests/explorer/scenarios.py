@@ -22,8 +22,13 @@ class Scenario:
 
     These apply to each upstream call. `refused`: it costs nothing. `failed`: it is paid and returns no image.
     `unexpected`: it raises an error that no provider may raise. `broken`: one of its images is not usable. `short`: of
-    several images some are missing. `kill` applies to each round, and at most `kills` actors die. `jump` is the longest
-    step of the clock, in seconds.
+    several images some are missing. `refusals` and `failures` are the kinds of the first two, of which each call has
+    one. `kill` applies to each round, and at most `kills` actors die. `jump` is the longest step of the clock, in
+    seconds.
+
+    `routes` are the upstreams of the model. `slots` are their limits of calls at once, 0 for none. `keyless` applies to
+    each round: an upstream has no key for a while. `price` is by images or by tokens, and `usd` each caller's quota in
+    millionths of a dollar. `seeds` is the number of runs of the short form.
 
     With `tasks` the upstream answers each call with a task that has one of these ends: "images"; "refunded" or
     "charged" if it fails; "late", after the longest wait for it; "never". `blind` applies to each poll: it does not see
@@ -62,6 +67,19 @@ class Scenario:
     blind: float = 0.1
     until: float = 1e6  # the seconds of one turn of the intake
     rounds: tuple[int, ...] = (40, 80, 160)
+    refusals: tuple[str, ...] = ("key",)
+    failures: tuple[str, ...] = ("failed",)
+    routes: tuple[str, ...] = ("reseller",)
+    slots: tuple[int, ...] = ()
+    keyless: float = 0.0
+    price: str = ""
+    usd: int | None = None
+    seeds: int = 150
+
+    @property
+    def certain(self) -> bool:
+        """Whether no process dies or runs out of time, and no store fails."""
+        return not (self.kill or self.before or self.after or self.repeat or self.hurry or self.early_dead_letter)
 
 
 _CALM = Scenario()
@@ -148,4 +166,86 @@ BATCHES = {
     "short turns": but(_BATCH, until=0, kill=0.05, duplicate=True),
     "tasks": but(_BATCH_KILLS, tasks=_ANY_END, before=0.01, after=0.01, cancel=True, delete=True),
     "lost answers": but(_BATCH, before=0.04, after=0.06, cancel=True, delete=True, duplicate=True),
+}
+
+# Most of the kinds let another route follow. After a rate limit, the generation waits in the queue.
+_REFUSALS = (
+    *("key", "no key", "credit", "model", "unreachable", "busy", "busy", "rate", "rate", "rate"),
+    *("prompt", "keys do not answer"),
+)
+_FAILURES = ("failed", "too late", "lost", "filtered")
+_ROUTES = Scenario(
+    refused=0.45,
+    failed=0.08,
+    refusals=_REFUSALS,
+    failures=_FAILURES,
+    routes=("first", "second"),
+    keyless=0.05,
+    meddling=0.05,
+    rounds=(80, 160, 240),
+    seeds=25,
+)
+_ROUTE_TROUBLE = but(_ROUTES, before=0.02, after=0.03, kill=0.08, kills=3, jump=45, duplicate=True)
+_RATES = but(_ROUTES, refused=0.8, refusals=("rate",), keyless=0)
+_CROWD = ("alice", "bob", "carol", "dave", "erin")
+_SLOTS = but(
+    _ROUTES, refused=0.1, failed=0.05, unexpected=0.02, keyless=0, routes=("reseller",), slots=(1,), clients=_CROWD
+)
+_SLOT_TROUBLE = but(_SLOTS, before=0.02, after=0.03, kill=0.1, kills=4, jump=90, tries=2)
+_MONEY = but(_ROUTES, refused=0.2, failed=0.1, price="image", usd=10_000_000, duplicate=True, clients=("alice", "bob"))
+_MONEY_TROUBLE = but(_MONEY, before=0.02, after=0.03, kill=0.08, kills=3, jump=45)
+
+REQUESTS |= {
+    "two routes": but(_ROUTES, duplicate=True, n=2, cancel=True, operator=True),
+    "two routes, trouble": _ROUTE_TROUBLE,
+    "two routes, deaths": but(_ROUTES, kill=0.3, kills=8, jump=70, tries=1, keyless=0.02),
+    "two routes, all else": but(
+        _ROUTE_TROUBLE,
+        cancel=True,
+        delete=True,
+        operator=True,
+        early_dead_letter=True,
+        n=3,
+        model="dall-e-2",
+        short=0.5,
+    ),
+    "two routes of tasks": but(
+        _ROUTE_TROUBLE, tasks=_ANY_END, refused=0.3, cancel=True, operator=True, price="image", usd=10_000_000
+    ),
+    "rate limits": but(_RATES, n=2, cancel=True, operator=True),
+    "rate limits that last": but(_RATES, refused=1, n=2, duplicate=True, seeds=10),
+    "rate limits, trouble": but(_RATES, kill=0.08, kills=3, jump=90, before=0.02, after=0.03, delete=True),
+    "slots": but(_SLOTS, n=2, duplicate=True, cancel=True, operator=True),
+    "slots, trouble": _SLOT_TROUBLE,
+    "slots, lost wake-ups": but(_SLOTS, after=0.2, before=0.05, faulty=frozenset({"slots", "queue"}), n=2),
+    "slots, no heartbeat": but(_SLOTS, beats=False, jump=90, slots=(2,)),
+    "slots of two routes": but(
+        _SLOT_TROUBLE, routes=("first", "second"), slots=(1, 2), refused=0.3, keyless=0.02, cancel=True, delete=True
+    ),
+    "money": but(_MONEY, n=2, cancel=True, operator=True),
+    "money, trouble": but(_MONEY_TROUBLE, cancel=True, delete=True, operator=True),
+    "money by tokens": but(
+        _MONEY, price="tokens", n=3, model="dall-e-2", cancel=True, delete=True, operator=True, short=0.3
+    ),
+    "money by tokens, trouble": but(_MONEY_TROUBLE, price="tokens", cancel=True, operator=True),
+    "little money": but(_MONEY_TROUBLE, usd=100_000, clients=("alice",) * 4, tries=2),
+    "routes, slots and money": but(
+        _MONEY_TROUBLE, slots=(1, 1), clients=_CROWD, refused=0.3, cancel=True, delete=True, operator=True, hurry=0.1
+    ),
+}
+
+BATCHES |= {
+    "routes, slots and money": but(
+        _BATCH_KILLS,
+        kill=0.04,
+        refused=0.2,
+        refusals=_REFUSALS,
+        failures=_FAILURES,
+        routes=("first", "second"),
+        slots=(1, 1),
+        price="image",
+        usd=150_000,
+        cancel=True,
+        seeds=25,
+    ),
 }

@@ -20,7 +20,9 @@ class Actor:
     """One process. With `doomed` it dies at its next point and at every later one: `finally` blocks have no effect.
 
     `touched` are the generations that its calls named. `beat` is its heartbeat, and `beaten_at` the time of the last
-    beat. `stored_before` are the images that were stored when it began. It takes its next step by `next_by`.
+    beat. `stored_before` are the images that were stored when it began. It takes its next step by `next_by`, and each
+    step by `by`. `sending` is the call whose attempt it recorded last, `attempt` the number of that, and `counted`
+    whether its slot is counted. It claimed a generation at `claimed_at`, with the open tasks `known_tasks`.
     """
 
     def __init__(self, name: str, kind: str) -> None:
@@ -31,8 +33,13 @@ class Actor:
         self.next_by = math.inf
         self.beat: Callable[[], None] | None = None
         self.beaten_at = 0.0
+        self.by = math.inf
         self.owner: str | None = None  # the token of its claim
-        self.sending: tuple[str, int] = ("", 0)  # the call whose attempt it recorded last
+        self.claimed_at = 0.0
+        self.known_tasks: frozenset[str] = frozenset()
+        self.sending: tuple[str, int] = ("", 0)
+        self.attempt = 0
+        self.counted = False
 
 
 class Schedule:

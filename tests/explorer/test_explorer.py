@@ -13,7 +13,7 @@ from tests.explorer.invariants import broken, broken_in_batch
 from tests.explorer.scenarios import BATCHES, REQUESTS, Scenario
 from tests.explorer.world import BatchWorld, World, patched
 
-SHORT, LONG = 150, 20_000
+LONG = 20_000
 
 
 class Playing:
@@ -56,12 +56,12 @@ def report(world: World, test: str, wrong: list[str]) -> str:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_keep_the_invariants(name: str, playing: Playing) -> None:
-    explore(playing, "requests", name, REQUESTS[name], SHORT)
+    explore(playing, "requests", name, REQUESTS[name], REQUESTS[name].seeds)
 
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_batches_keep_the_invariants(name: str, playing: Playing) -> None:
-    explore(playing, "batches", name, BATCHES[name], SHORT)
+    explore(playing, "batches", name, BATCHES[name], BATCHES[name].seeds)
 
 
 @pytest.mark.soak

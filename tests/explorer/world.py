@@ -3,10 +3,11 @@
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,23 +20,15 @@ from imagegen.domain.errors import (
     ImageDownloadInterruptedError,
     ImagegenError,
     ImageStorageInterruptedError,
-    NotAnImageError,
     RecordsUnavailableError,
-    UpstreamFailedError,
-    UpstreamKeyRefusedError,
-    UpstreamTooFewImagesError,
-    UpstreamUnavailableError,
+    SecretUnavailableError,
 )
-from imagegen.domain.generations import Generation, LostClaimError, Status
-from imagegen.domain.images import (
-    ImageRequest,
-    ResponseFormat,
-    UpstreamImage,
-    UpstreamImages,
-    UpstreamRequest,
-    UpstreamTask,
-)
+from imagegen.domain.failures import Failure
+from imagegen.domain.generations import Generation, LostClaimError, Status, UpstreamCall
+from imagegen.domain.images import ImageRequest, ResponseFormat
+from imagegen.domain.models import MAX_IMAGES, ImageModel
 from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.domain.upstreams import Route
 from imagegen.usecases.continue_batch import begin_batch, cancel_batch
 from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration, RetryGeneration
@@ -50,6 +43,8 @@ from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.batches import outcome_line
 from tests.explorer.scenarios import REPEATED_BY_TOKEN, Scenario
 from tests.explorer.schedule import Actor, SameThread, Schedule
+from tests.explorer.slots import OpenSlots
+from tests.explorer.upstreams import CALL_SECONDS, PRICES, Asked, PaintingUpstream, Task, UnexpectedError
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchStore, FakeFiles
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_store import FakeGenerationStore
@@ -57,7 +52,6 @@ from tests.fakes.idempotency_keys import FakeIdempotencyKeys
 from tests.fakes.image_source import FakeImageSource
 from tests.fakes.image_store import FakeImageStore
 from tests.fakes.journal import FakeJournal
-from tests.fakes.provider import png
 from tests.fakes.quota_counters import FakeQuotaCounters
 from tests.fakes.slots import FakeUpstreamSlots
 from tests.support.in_memory import batch_continuation
@@ -78,7 +72,10 @@ LONGEST_CALL_SECONDS = 40.0
 ID_LENGTH = 26
 # A failure of these may leave quota taken without a charge: a counter, or a record of what was charged.
 LEAKY = frozenset(
-    {"take", "give_back", "note_returned", "void", "requeue", "save_attempt", "save_task", "save_failure"}
+    {
+        *("take", "give_back", "note_returned", "note_spending", "void", "requeue"),
+        *("save_attempt", "save_task", "save_failure"),
+    }
 )
 # These are tried again a few times, and then a paid image is lost.
 STORING = frozenset({"open", "save", "find"})
@@ -100,6 +97,14 @@ def patched(patch: pytest.MonkeyPatch, world: "Callable[[], World | None]") -> N
     patch.setattr("imagegen.usecases.continue_batch.heartbeat", heartbeat)
     patch.setattr("imagegen.usecases.read_batch.CHUNK_LINES", 2)  # five lines are three chunks
     patch.setattr("imagegen.usecases.tried._FIRST_PAUSE_SECONDS", 0)  # a pause's length is random
+
+    def uniform(least: float, most: float) -> float:
+        current = world()
+        assert current is not None
+        return current.pauses.uniform(least, most)
+
+    for module in ("tried", "send_upstream_call"):
+        patch.setattr(f"imagegen.usecases.{module}.random", SimpleNamespace(uniform=uniform))
 
 
 @dataclass(frozen=True)
@@ -147,58 +152,6 @@ class Mailbox:
         self.dead.append(message)
 
 
-class UnexpectedError(Exception):
-    """A poll of a task raises what no provider may raise."""
-
-
-@dataclass
-class Task:
-    """A task at the upstream, which ends at `ends_at`: with images, or as `fate` says.
-
-    `pending_at` is the last poll that found it running, and `reported` whether a poll returned its end. `again` is the
-    task that the record of the call already had: then this one must not have begun. `disowned` is whether only
-    processes that had lost their claim recorded it.
-    """
-
-    id: str
-    generation_id: str
-    index: int
-    fate: str
-    ends_at: float
-    poll_seconds: float
-    task_seconds: float
-    images: UpstreamImages
-    pending_at: float = 0.0
-    reported: bool = False
-    again: str = ""
-    disowned: bool = True
-
-
-@dataclass
-class Asked:
-    """One call to the upstream. `outcome` is "" while it runs, and for ever if its actor died meanwhile.
-
-    `task` is the task in its answer. `refused_at` is when its refusal was recorded: before, no other process can know
-    that it cost nothing. `stored_before` is how many of its images were stored when the actor that sends it began.
-    """
-
-    generation_id: str
-    index: int
-    n: int
-    number: int
-    outcome: str = ""
-    refused_at: float = math.inf
-    stored_before: int = 0
-    task: Task | None = None
-
-    @property
-    def paid(self) -> bool:
-        """Or possibly paid. A refunded task is paid until a poll reports it, or if its call was not answered."""
-        if self.task and self.outcome == "answered":
-            return not (self.task.fate == "refunded" and self.task.reported)
-        return self.outcome != "refused"
-
-
 @dataclass
 class Client:
     """One request and its retries. `actor` sends the last try. `marked` is whether a try has written its marker."""
@@ -244,124 +197,13 @@ class Faulty:
         return result
 
 
-class PaintingUpstream:
-    """An upstream that writes the generation's id into each image. It answers by URL or with bytes, at random.
-
-    With `Scenario.tasks` it answers with a task. A repeated call with the same reference has the same task.
-    """
-
-    def __init__(self, world: "World") -> None:
-        self._world = world
-        self.asked: list[Asked] = []
-        self.tasks: dict[str, Task] = {}  # by the reference of the call, which is also the id
-
-    def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
-        world, n = self._world, call.n
-        actor = world.step("upstream call", (), {})
-        asked = Asked(*actor.sending, n, len(self.asked))
-        assert call.reference.startswith(f"{asked.generation_id}.{asked.index}.")
-        asked.stored_before = world.stored_before(actor)
-        self.asked.append(asked)
-        chance = world.rng.random()
-        if world.scenario.tasks:
-            return self._start_task(call, asked, chance)
-        for _ in range(world.rng.choice((0, 1, 3))):
-            world.step("upstream still at it", (), {})
-        asked.outcome = self._outcome(chance)
-        self._raise(asked.outcome)
-        return self._images(asked)
-
-    def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
-        world, scenario, task = self._world, self._world.scenario, self.tasks[task_id]
-        world.step("upstream poll", (), {})
-        running = world.now < task.ends_at
-        cannot_look = world.wild and world.rng.random() < scenario.blind
-        unexpected = world.wild and world.rng.random() < scenario.unexpected
-        if unexpected:
-            world.log("poll raises")
-            raise UnexpectedError
-        if running or cannot_look or not deadline.remaining():
-            task.pending_at = world.now
-            world.log("poll: still running")
-            return UpstreamTask(task.id, task.poll_seconds, task.task_seconds)
-        task.reported = True
-        world.log(f"poll: {task.fate}")
-        if task.fate == "refunded":
-            raise UpstreamUnavailableError("The task failed, and nothing was charged.")
-        if task.fate == "charged":
-            raise UpstreamFailedError("The task failed.")
-        return task.images
-
-    def _start_task(self, call: UpstreamRequest, asked: Asked, chance: float) -> UpstreamTask:
-        world = self._world
-        outcome = self._outcome(chance)
-        asked.task = self.tasks.get(call.reference)
-        if asked.task is None and outcome in ("answered", "unexpected"):
-            asked.task = self.tasks[call.reference] = self._new_task(call.reference, asked)
-        asked.outcome = "answered" if asked.task and outcome != "unexpected" else outcome
-        for _ in range(world.rng.choice((0, 0, 1, 3))):
-            world.step("upstream still at it", (), {})
-        self._raise(asked.outcome)
-        assert asked.task
-        return UpstreamTask(asked.task.id, asked.task.poll_seconds, asked.task.task_seconds)
-
-    def _new_task(self, reference: str, asked: Asked) -> Task:
-        world, choice = self._world, self._world.rng.choice
-        fate, poll_seconds, task_seconds = choice(world.scenario.tasks), choice((2, 10)), choice((60, 200))
-        runs = {"never": math.inf, "late": task_seconds + choice((1, 50, 200))}.get(fate, choice((1, 8, 20, 45)))
-        world.log(f"task begun: {fate} after {runs} s")
-        task = Task(
-            reference,
-            asked.generation_id,
-            asked.index,
-            fate,
-            world.now + runs,
-            poll_seconds,
-            task_seconds,
-            self._images(asked),
-        )
-        record = world.store._records.get(asked.generation_id)
-        for call in record.calls if record else ():
-            if call.number == asked.index and call.open_task:
-                task.again = call.open_task.task_id or ""
-        return task
-
-    def _outcome(self, chance: float) -> str:
-        for name in ("refused", "failed", "unexpected"):
-            chance -= getattr(self._world.scenario, name)
-            if chance < 0:
-                return name
-        return "answered"
-
-    def _raise(self, outcome: str) -> None:
-        self._world.log(f"upstream {outcome}")
-        if outcome == "refused":
-            raise UpstreamKeyRefusedError("No.")
-        if outcome == "failed":
-            raise UpstreamFailedError("500")
-        if outcome == "unexpected":
-            raise RuntimeError("unexpected")
-
-    def _images(self, asked: Asked) -> UpstreamImages:
-        world, scenario, n = self._world, self._world.scenario, asked.n
-        broken = world.rng.randrange(n) if world.rng.random() < scenario.broken else -1
-        by_url = world.rng.random() < 0.5
-        images = [self._image(asked, at, by_url=by_url, broken=at == broken) for at in range(n)]
-        if n > 1 and broken < 0 and world.rng.random() < scenario.short:
-            came = world.rng.randrange(1, n)
-            world.log(f"upstream gives {came} of {n}")
-            images[came:] = [UpstreamImage(failure=UpstreamTooFewImagesError("Too few."))] * (n - came)
-        return UpstreamImages(tuple(images))
-
-    def _image(self, asked: Asked, at: int, *, by_url: bool, broken: bool) -> UpstreamImage:
-        if broken:
-            return UpstreamImage(failure=NotAnImageError("No image."))
-        content = png(f"{asked.generation_id}/{asked.number}-{at}")
-        if not by_url:
-            return UpstreamImage(content)
-        url = f"https://images.example/{asked.number}-{at}.png"
-        self._world.files[url] = content
-        return UpstreamImage(url)
+@cache
+def _models(routes: tuple[str, ...], price: str) -> Mapping[str, ImageModel]:
+    """The models of models.toml with these routes and this price."""
+    return {
+        name: replace(model, routes=tuple(Route(upstream, name) for upstream in routes), price=PRICES.get(price))
+        for name, model in MODELS.items()
+    }
 
 
 class World:
@@ -372,6 +214,7 @@ class World:
     def __init__(self, scenario: Scenario, seed: int) -> None:
         self.scenario, self.seed = scenario, seed
         self.rng = rng = random.Random(seed)
+        self.pauses = random.Random(seed)
         self.now = START
         self.lines: list[tuple[float, str, str]] = []
         self.rounds = 0
@@ -386,7 +229,12 @@ class World:
         self.store, self.images, self.bus = FakeGenerationStore(), FakeImageStore(), FakeEventBus()
         self.counters, self.journal = FakeQuotaCounters(), FakeJournal()
         self.mailbox = Mailbox(self)
-        self.upstream = PaintingUpstream(self)
+        self.asked: list[Asked] = []
+        self.tasks: dict[str, Task] = {}
+        self.limits = {name: most for name, most in zip(scenario.routes, scenario.slots, strict=False) if most}
+        self.slots = FakeUpstreamSlots(self.limits, self.clock)
+        self.no_key_until: dict[str, float] = {}
+        self.wrong_slots: list[str] = []
         self.records = self.faulty(self.store, "records")
         self.queue = self.faulty(self.mailbox, "queue")
         self.faulty_counters = self.faulty(self.counters, "counters")
@@ -417,7 +265,7 @@ class World:
             outcome_line,
         )
         self.submission = SubmitGeneration(
-            models=MODELS,
+            models=_models(scenario.routes, scenario.price),
             keys=self.faulty(FakeIdempotencyKeys(), "records"),
             records=self.records,
             queue=self.queue,
@@ -437,11 +285,25 @@ class World:
     def clock(self) -> float:
         return self.now
 
+    def _access(self, upstream: str) -> UpstreamAccess:
+        seconds = CALL_SECONDS if self.limits else 0.0
+        provider = PaintingUpstream(self, upstream)
+        return UpstreamAccess({"openai": provider}, self._source(), partial(self._has_key, upstream), seconds)
+
+    def _has_key(self, upstream: str) -> bool:
+        if not self.scenario.keyless:
+            return True
+        self.step(f"the key of {upstream}", (), {})
+        if self.fault("keys", "has_key"):
+            self.log("the keys do NOT ANSWER")
+            raise SecretUnavailableError("No.")
+        return not self.wild or self.no_key_until.get(upstream, 0) <= self.now
+
     def _worker(self, pool: SameThread, *, large: bool) -> GenerationWorker:
-        access = UpstreamAccess({"openai": self.upstream}, self._source(), lambda: True, 0)
+        routes = {name: self._access(name) for name in self.scenario.routes}
         calling = CallParts(
-            routes=UpstreamRoutes({"reseller": access}, "reseller"),
-            limits=UpstreamLimits(FakeUpstreamSlots({}, self.clock), self.queue),
+            routes=UpstreamRoutes(routes, self.scenario.routes[-1]),
+            limits=UpstreamLimits(OpenSlots(self, self.slots), self.queue),
             records=self.records,
             journal=self.journal,
             repeat_unknown=True,
@@ -488,7 +350,7 @@ class World:
         if beat is not None and (self.scenario.beats or not self.wild) and self.now - actor.beaten_at >= BEAT_SECONDS:
             self._beat(actor, beat)
         self.lines.append((self.now - START, actor.name, name))
-        actor.next_by = self.now + LONGEST_CALL_SECONDS if name == "send" else math.inf
+        actor.next_by = min(actor.by, self.now + LONGEST_CALL_SECONDS if name == "send" else math.inf)
         return actor
 
     def _beat(self, actor: Actor, beat: Callable[[], None]) -> None:
@@ -559,19 +421,64 @@ class World:
         if name in ("end", "cancel") and isinstance(result, Generation):
             self.ends.add((result.id, result.completed_at))
         elif name == "save_attempt":
-            actor.sending = (args[0], args[2])
-        elif name == "claim" and result:
-            actor.owner = result.owner
+            actor.sending, actor.attempt = (args[0], args[2]), args[3]
+        elif name == "claim" and isinstance(result, Generation):
+            actor.owner, actor.claimed_at = result.owner, self.now
+            open_tasks = (call.open_task for call in result.calls)
+            actor.known_tasks = frozenset(task.task_id for task in open_tasks if task and task.task_id)
         elif name == "create":
             actor.owner = args[0].owner
         elif name == "save_task" and (record := self.store._records[args[0]]):
-            self.upstream.tasks[args[3]].disowned &= record.owner != actor.owner
-        elif name == "save_failure" and not args[3].money_spent:
-            last = next(each for each in reversed(self.upstream.asked) if (each.generation_id, each.index) == args[:2])
-            last.refused_at = min(last.refused_at, self.now)
+            self.tasks[args[3]].disowned &= record.owner != actor.owner
+        elif name == "save_failure":
+            self._note_end_of_attempt(*args)
         elif name in ("hold", "mark") or (name == "attach" and result):
             for client in self.clients:
                 client.marked |= client.actor is actor
+
+    def _note_end_of_attempt(self, generation_id: str, index: int, attempt: int, failure: Failure) -> None:
+        of_call = [each for each in self.asked if each.call == (generation_id, index)]
+        tasks = {each.task.id for each in of_call if each.attempt == attempt and each.task}
+        for each in of_call:
+            if each.attempt == attempt or (each.task and each.task.id in tasks):
+                if failure.money_spent:
+                    each.failed_at = min(each.failed_at, self.now)
+                else:
+                    each.refused_at = min(each.refused_at, self.now)
+
+    def known_failures(self, actor: Actor) -> int:
+        """How many attempts at the actor's call may be paid and have failed, as far as the actor knows."""
+        known = {
+            each.task.id if each.task else each.number
+            for each in self.asked
+            if each.call == actor.sending
+            and (
+                each.failed_at <= actor.claimed_at
+                or (each.actor == actor.name and each.outcome in ("failed", "unexpected"))
+            )
+        }
+        return len(known)
+
+    def is_known(self, task_id: str | None) -> bool:
+        """Whether the running actor knew of the open task when it claimed the generation."""
+        actor = self.schedule.running
+        return actor is not None and task_id in actor.known_tasks
+
+    def check_slots(self, upstream: str) -> None:
+        """At most as many calls as it has slots are at work at the upstream.
+
+        Not counted is a call without a counted slot, and one whose slot another process has taken for the same call.
+        """
+        at_work = sum(each.upstream == upstream and each.counted and each.ends_at > self.now for each in self.asked)
+        if at_work > self.limits[upstream]:
+            self.wrong_slots.append(f"{at_work} calls are at work at {upstream} at {self.now - START:.3f} s")
+
+    def _check_idle_slots(self) -> None:
+        """While no process runs, no call has a slot. Slots of dead processes are free after their time."""
+        for upstream, used in self.slots.used.items() if self.scenario.certain else ():
+            for name, until in used.items():
+                if until >= self.now and not name.startswith("kept#"):
+                    self.wrong_slots.append(f"{name} has a slot of {upstream} at {self.now - START:.3f} s, and is over")
 
     def _died(self, actor: Actor) -> None:
         self.lines.append((self.now - START, actor.name, "DIES"))
@@ -606,6 +513,8 @@ class World:
     def _time_passes(self) -> bool:
         """Moves the clock. Returns `False` if no actor is alive and no message is left."""
         waiting, live = self.waiting(), self.schedule.live
+        if not live:
+            self._check_idle_slots()
         by = min((actor.next_by for actor in live), default=math.inf)
         later = [message.at for message in waiting if message.at > self.now]
         if not waiting and not live:
@@ -646,6 +555,8 @@ class World:
             moves.append(partial(self._to_the_dead_letters, self.rng.choice(messages)))
         if messages and scenario.duplicate and chance() < 0.05:
             moves.append(partial(self._duplicate, self.rng.choice(messages)))
+        if scenario.keyless and chance() < scenario.keyless:
+            moves.append(partial(self._lose_key, self.rng.choice(scenario.routes)))
         if scenario.operator and chance() < 0.2 and len(self.retried) < 3:
             failed = [each.id for each in self.store._records.values() if each and each.status is Status.FAILED]
             moves += [partial(self._operate, self.rng.choice(failed))] * 3 if failed else []
@@ -730,11 +641,17 @@ class World:
 
         return self.spawn("operator", lambda: self.answered(retry))
 
+    def _lose_key(self, upstream: str) -> None:
+        self.no_key_until[upstream] = self.now + self.rng.choice((2, 20, 200))
+
     def _to_the_dead_letters(self, message: Message) -> None:
         self.mailbox.bury(message)
 
     def _duplicate(self, message: Message) -> None:
         self.mailbox.messages.append(Message(message.body, self.now, poll=message.poll))
+
+    def _caller_named(self, name: str) -> Caller:
+        return Caller(name, None, self.scenario.usd)
 
     def _caller(self, generation_id: str) -> str:
         record = self.store._records.get(generation_id)
@@ -746,7 +663,8 @@ class World:
     def _api(self, client: Client, identity: RetryIdentity) -> None:
         scenario = self.scenario
         request = ImageRequest("a cat", scenario.model, self.response_format, scenario.n)
-        submission = Submission(request, Caller(client.caller), BASE_URL, identity=identity, claim=self.work_here)
+        caller = self._caller_named(client.caller)
+        submission = Submission(request, caller, BASE_URL, identity=identity, claim=self.work_here)
         try:
             submitted = self.submission.submit(submission)
         except ImagegenError as error:
@@ -803,6 +721,12 @@ class World:
             self.log(f"interrupted: {type(error).__name__}")
 
 
+def images_wanted(record: Generation, call: UpstreamCall) -> int:
+    """The images of a call, including those of its extra calls."""
+    later = [each for each in record.calls if each.extra and each.number // MAX_IMAGES == call.number + 1]
+    return len(call.image_ids) + (0 if call.extra else len(later))
+
+
 def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
     """The generations that a call names by their id, their record or a token."""
     for value in args:
@@ -828,7 +752,13 @@ class BatchWorld(World):
         box: Any = Faulty(self, self.box, "images", ImageStorageInterruptedError)
         bus = self.faulty(self.batch_bus, "bus")
         self.continuation = batch_continuation(
-            self.progress, self.submission, self.cancellation, box, bus, SameThread()
+            self.progress,
+            self.submission,
+            self.cancellation,
+            box,
+            bus,
+            SameThread(),
+            caller_named=self._caller_named,
         )
         self.size = self.rng.choice((1, 3, 5))
         wrong = self.rng.randrange(self.size) if self.rng.random() < 0.4 else -1

@@ -44,7 +44,7 @@ class UpstreamLimits(msgspec.Struct, frozen=True, eq=False):
     def wait(self, generation: Generation, poll: int, upstreams: Iterable[str], *, now: float) -> None:
         """Puts a generation on the waiting lists. The process that frees a slot sends the message of round `poll`."""
         waiter = Waiter(generation.id, generation.caller, poll, generation.of_batch)
-        for upstream in upstreams:
+        for upstream in sorted(upstreams):
             self._bring(self.slots.wait(upstream, waiter, since=generation.created_at, until=now + _LISTED_SECONDS))
 
     def leave(self, generation: Generation) -> None:
