@@ -28,7 +28,8 @@ class Scenario:
 
     `routes` are the upstreams of the model. `slots` are their limits of calls at once, 0 for none. `keyless` applies to
     each round: an upstream has no key for a while. `price` is by images or by tokens, and `usd` each caller's quota in
-    millionths of a dollar. `seeds` is the number of runs of the short form.
+    millionths of a dollar. With `prompt`, a step takes at most a fifth of a second, so a worker comes while a slot is
+    kept. `seeds` is the number of runs of the short form.
 
     With `tasks` the upstream answers each call with a task that has one of these ends: "images"; "refunded" or
     "charged" if it fails; "late", after the longest wait for it; "never". `blind` applies to each poll: it does not see
@@ -74,6 +75,7 @@ class Scenario:
     keyless: float = 0.0
     price: str = ""
     usd: int | None = None
+    prompt: bool = False
     seeds: int = 150
 
     @property
@@ -221,6 +223,9 @@ REQUESTS |= {
     "slots, no heartbeat": but(_SLOTS, beats=False, jump=90, slots=(2,)),
     "slots of two routes": but(
         _SLOT_TROUBLE, routes=("first", "second"), slots=(1, 2), refused=0.3, keyless=0.02, cancel=True, delete=True
+    ),
+    "slots, prompt workers": but(
+        _SLOTS, routes=("first", "second"), slots=(1, 1), refused=0.4, cancel=True, prompt=True, rounds=(160,), seeds=15
     ),
     "money": but(_MONEY, n=2, cancel=True, operator=True),
     "money, trouble": but(_MONEY_TROUBLE, cancel=True, delete=True, operator=True),

@@ -66,13 +66,11 @@ class OpenSlots:
             f"wait for a slot of {upstream}", lambda: self._slots.wait(upstream, waiter, since=since, until=until)
         )
 
-    def leave(self, upstream: str, generation_id: str, *, since: float) -> None:
-        def leave() -> Sequence[Waiter]:
-            self._slots.leave(upstream, generation_id, since=since)
+    def leave(self, upstream: str, generation_id: str, *, since: float) -> Sequence[Waiter]:
+        if upstream not in self._world.limits:
             return []
-
-        if upstream in self._world.limits:
-            self._brings(f"leave the list of {upstream}", leave)
+        name = f"leave the list of {upstream}"
+        return self._brings(name, lambda: self._slots.leave(upstream, generation_id, since=since))
 
     def free(self, slot: Slot) -> Sequence[Waiter]:
         world = self._world

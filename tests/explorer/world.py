@@ -28,6 +28,7 @@ from imagegen.domain.generations import Generation, LostClaimError, Status, Upst
 from imagegen.domain.images import ImageRequest, ResponseFormat
 from imagegen.domain.models import MAX_IMAGES, ImageModel
 from imagegen.domain.retry_identity import RetryIdentity
+from imagegen.domain.slots import KEPT_SECONDS
 from imagegen.domain.upstreams import Route
 from imagegen.usecases.continue_batch import begin_batch, cancel_batch
 from imagegen.usecases.delete_images import DeleteImages
@@ -480,6 +481,18 @@ class World:
                 if until >= self.now and not name.startswith("kept#"):
                     self.wrong_slots.append(f"{name} has a slot of {upstream} at {self.now - START:.3f} s, and is over")
 
+    def _check_idle_waiters(self) -> None:
+        """While no process runs, none is due, and a slot is free, no generation waits for long."""
+        next_at = min((message.at for message in self.waiting()), default=0)
+        if next_at <= self.now + KEPT_SECONDS:
+            return
+        for upstream, most in self.limits.items():
+            in_use = [name for name, until in self.slots.used[upstream].items() if until >= self.now]
+            for waiter, until in self.slots.waiting[upstream].values() if len(in_use) < most else ():
+                record = self.store._records.get(waiter.generation_id)
+                if until >= self.now and record and not record.ended:
+                    self.wrong_slots.append(f"{record.id} waits for {upstream} from {self.now - START:.3f} s in vain")
+
     def _died(self, actor: Actor) -> None:
         self.lines.append((self.now - START, actor.name, "DIES"))
         self.concerned |= actor.touched
@@ -515,6 +528,8 @@ class World:
         waiting, live = self.waiting(), self.schedule.live
         if not live:
             self._check_idle_slots()
+            if self.scenario.prompt:
+                self._check_idle_waiters()
         by = min((actor.next_by for actor in live), default=math.inf)
         later = [message.at for message in waiting if message.at > self.now]
         if not waiting and not live:
@@ -522,7 +537,8 @@ class World:
         if later and not live:
             self.now = max(self.now + 0.1, min(later))
         else:
-            self.now = min(self.now + self.rng.choice((0.5, 1, 5, self.scenario.jump)), by)
+            steps = (0.1, 0.2) if self.scenario.prompt else (0.5, 1, 5, self.scenario.jump)
+            self.now = min(self.now + self.rng.choice(steps), by)
         return bool(waiting or live)
 
     def moves(self) -> list[Actor | Move]:

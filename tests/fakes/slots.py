@@ -37,15 +37,11 @@ class FakeUpstreamSlots:
                 self.waiting[upstream][since, waiter.generation_id] = waiter, until
             return self._hand_over(upstream)
 
-    def leave(self, upstream: str, generation_id: str, *, since: float) -> None:
+    def leave(self, upstream: str, generation_id: str, *, since: float) -> Sequence[Waiter]:
         with self._lock:
             self.waiting[upstream].pop((since, generation_id), None)
-
-    def pass_on(self, upstream: str, generation_id: str) -> Sequence[Waiter]:
-        with self._lock:
-            if self._used(upstream).pop(f"kept#{generation_id}", None) is None:
-                return []
-            return self._hand_over(upstream)
+            kept = self.used[upstream].pop(f"kept#{generation_id}", None)
+            return self._hand_over(upstream) if kept is not None else []
 
     def free(self, slot: Slot) -> Sequence[Waiter]:
         with self._lock:

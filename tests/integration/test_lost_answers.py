@@ -359,6 +359,7 @@ WRITES: Sequence[tuple[Callable[..., object], Sequence[str], str]] = (
     (S.wait, ("take slot", "wait for slot"), "wait for slot, earlier round"),
     (S.wait, ("take slot", "free slot"), "wait for slot"),
     (S.leave, ("take slot", "wait for slot"), "leave waiting list"),
+    (S.leave, SLOT_KEPT, "leave waiting list"),
     (S.free, ("take slot",), "free slot"),
     (S.free, ("take slot", "wait for slot"), "free slot"),
 )

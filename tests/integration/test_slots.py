@@ -224,6 +224,19 @@ def test_a_generation_that_has_left_or_whose_time_has_passed_is_not_brought(make
     assert free(slots, slot) == []
 
 
+def test_one_that_leaves_gives_its_kept_slot_to_the_next(make: Make) -> None:
+    slots = make(1)
+    (slot,) = taken(slots, "gen_1")
+    for number in (2, 3):
+        waits(slots, f"gen_{number}", NOW + number)
+    assert free(slots, slot) == [("gen_2", 1)]
+    assert brought(slots.leave("a", "gen_2", since=NOW + 2)) == [("gen_3", 1)]
+    assert brought(slots.leave("a", "gen_2", since=NOW + 2)) == []
+    assert take(slots, "gen_2") is None
+    taken(slots, "gen_3")
+    assert brought(slots.leave("b", "gen_3", since=NOW)) == []
+
+
 def test_a_lowered_limit_gives_no_slot_until_fewer_are_in_use(make: Make) -> None:
     found = taken(make(4), *(f"gen_{number}" for number in range(4)))
     waits(make(4), "gen_9")
@@ -423,7 +436,7 @@ def test_every_call_has_a_slot_if_they_cannot_be_counted(connect: Connect) -> No
     slots = Table(connect("dynamodb", closed_url()), "table").slots({"a": 1})
     first, _ = taken(slots, "gen_1", "gen_2")
     assert (waits(slots, "gen_3"), free(slots, first)) == ([], [])
-    slots.leave("a", "gen_3", since=NOW)
+    assert slots.leave("a", "gen_3", since=NOW) == []
 
 
 @pytest.mark.parametrize("table", ["moto"], indirect=True)

@@ -8,6 +8,7 @@ import pytest
 from imagegen.domain import errors
 from imagegen.domain.errors import ImagegenError
 from imagegen.domain.generations import Generation, Origin, Status
+from imagegen.domain.slots import Slot
 from imagegen.domain.upstreams import Route
 from imagegen.usecases.send_upstream_call import TRIES
 from tests.fakes.provider import FakeProvider
@@ -481,3 +482,61 @@ def test_a_successor_takes_the_slot_of_a_process_that_died(service: InMemoryServ
     service.provider.during_call = lambda: None
     service.now += 2 * service.lease
     assert delivered(service, generation).status is Status.COMPLETED
+
+
+# A generation that waits for several upstreams takes the slot of one. The others are for those behind it.
+
+
+def waiting(service: InMemoryService, count: int) -> list[Generation]:
+    """Generations that wait for both upstreams of their model, which each work on the call of another generation."""
+    service.concurrency.update(openai=1, reseller=1)
+    for upstream in ("openai", "reseller"):
+        assert service.slots.take(upstream, f"at {upstream}", 0, seconds=600)
+    generations = []
+    for _ in range(count):
+        service.now += 1  # the first one is the first on the lists
+        generations.append(service.admitted(model=TWO_ROUTES))
+        delivered(service, generations[-1])
+    return generations
+
+
+def freed(service: InMemoryService, *upstreams: str) -> None:
+    for upstream in upstreams:
+        slot = Slot(upstream, f"at {upstream}#0", service.now + 600)
+        service.slots.used[upstream][slot.call] = slot.until
+        service.runner.calling.limits._bring(service.slots.free(slot))
+
+
+def last_brought(service: InMemoryService) -> tuple[str, float]:
+    return service.queue.sent[-1]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["both slots are kept for the first", "the other is freed later"])
+def test_one_that_has_a_slot_leaves_the_lists_of_all_its_upstreams(
+    service: InMemoryService, openai: FakeProvider, *, kept: bool
+) -> None:
+    first, second = waiting(service, 2)
+    freed(service, "openai", *(["reseller"] if kept else []))
+    assert last_brought(service) == (first.id, 0)
+
+    def meanwhile() -> None:
+        if not kept:
+            freed(service, "reseller")
+        assert last_brought(service) == (second.id, 0)
+        assert delivered(service, second, 1).upstreams == ("reseller",)
+
+    openai.during_call = meanwhile
+    assert delivered(service, first, 1).upstreams == ("openai",)
+    assert service.record(second).status is Status.COMPLETED
+
+
+def test_one_that_was_cancelled_is_brought_once_and_the_next_follows(
+    service: InMemoryService, openai: FakeProvider
+) -> None:
+    first, second = waiting(service, 2)
+    service.cancel(first.id)
+    freed(service, "openai")
+    assert last_brought(service) == (first.id, 0)
+    delivered(service, first, 1)
+    assert last_brought(service) == (second.id, 0)
+    assert delivered(service, second, 1).upstreams == ("openai",)

@@ -337,12 +337,12 @@ class UpstreamSlots(Protocol):
         """
         ...
 
-    def leave(self, upstream: str, generation_id: str, *, since: float) -> None:
-        """Removes a generation from the waiting list. Succeeds if it is not on the list."""
-        ...
+    def leave(self, upstream: str, generation_id: str, *, since: float) -> Sequence[Waiter]:
+        """Removes a generation from the waiting list: it has ended, or has a slot of this or another upstream.
 
-    def pass_on(self, upstream: str, generation_id: str) -> Sequence[Waiter]:
-        """Frees the slot that is kept for a generation. Returns the waiters that now have a slot."""
+        A slot that is kept for it is kept for the first waiter instead. Returns the waiters that now have a slot.
+        Succeeds if it is not on the list.
+        """
         ...
 
     def free(self, slot: Slot) -> Sequence[Waiter]:

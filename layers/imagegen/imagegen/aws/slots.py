@@ -77,17 +77,14 @@ class DynamoUpstreamSlots:
             return _until_failure(self._hand_over(upstream, {}))
         return []
 
-    def leave(self, upstream: str, generation_id: str, *, since: float) -> None:
-        if upstream in self._limits:
-            with suppress(Exception):  # it is brought in vain
-                self._client().delete_item(TableName=self._table, Key=_waiter_key(upstream, generation_id, since))
-
-    def pass_on(self, upstream: str, generation_id: str) -> Sequence[Waiter]:
-        if upstream in self._limits:
-            with suppress(Exception):  # the slot is free when its time has passed
-                kept = _kept(generation_id)
-                if (until := self._read(upstream).get(kept)) is not None:
-                    return _until_failure(self._hand_over(upstream, {kept: until}))
+    def leave(self, upstream: str, generation_id: str, *, since: float) -> Sequence[Waiter]:
+        if upstream not in self._limits:
+            return []
+        with suppress(Exception):  # it is brought in vain
+            self._client().delete_item(TableName=self._table, Key=_waiter_key(upstream, generation_id, since))
+            slots, kept = self._read(upstream), _kept(generation_id)
+            if kept in slots:
+                return _until_failure(self._hand_over(upstream, {kept: slots[kept]}))
         return []
 
     def free(self, slot: Slot) -> Sequence[Waiter]:

@@ -32,8 +32,7 @@ class UpstreamLimits(msgspec.Struct, frozen=True, eq=False):
         slot = self.slots.take(upstream, generation.id, call, seconds=seconds + _MARGIN_SECONDS)
         if slot is None:
             raise NoSlotError
-        if generation.polls:
-            self.slots.leave(upstream, generation.id, since=generation.created_at)
+        self.leave(generation)
         try:
             yield
         except Exception:
@@ -41,22 +40,25 @@ class UpstreamLimits(msgspec.Struct, frozen=True, eq=False):
             raise
         self._bring(self.slots.free(slot))
 
+    def leave(self, generation: Generation) -> None:
+        """Removes a generation from the waiting lists of its routes: it has a slot of one of them, or has ended.
+
+        Otherwise its message would be sent in vain later, and bring nobody else to the slot that is kept for it.
+        """
+        if generation.polls:
+            for route in generation.supply.routes:
+                self._bring(self.slots.leave(route.upstream, generation.id, since=generation.created_at))
+
     def wait(self, generation: Generation, poll: int, upstreams: Iterable[str], *, now: float) -> None:
         """Puts a generation on the waiting lists. The process that frees a slot sends the message of round `poll`."""
         waiter = Waiter(generation.id, generation.caller, poll, generation.of_batch)
         for upstream in sorted(upstreams):
             self._bring(self.slots.wait(upstream, waiter, since=generation.created_at, until=now + _LISTED_SECONDS))
 
-    def leave(self, generation: Generation) -> None:
-        """Removes a generation that has ended from the waiting lists. Others get the slots that are kept for it."""
-        for route in generation.supply.routes if generation.polls else ():
-            self.slots.leave(route.upstream, generation.id, since=generation.created_at)
-            self.pass_on(generation.id, [route.upstream])
-
-    def pass_on(self, generation_id: str, upstreams: Iterable[str]) -> None:
-        """Gives the slots that are kept for a generation to others."""
+    def hand_over(self, generation_id: str, upstreams: Iterable[str]) -> None:
+        """Lets others have the slots that are kept for a generation that was deleted."""
         for upstream in upstreams:
-            self._bring(self.slots.pass_on(upstream, generation_id))
+            self._bring(self.slots.leave(upstream, generation_id, since=0))
 
     def _bring(self, waiters: Sequence[Waiter]) -> None:
         for each in waiters:

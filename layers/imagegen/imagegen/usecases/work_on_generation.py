@@ -187,7 +187,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         if current is None:
             tombstone = self.records.tombstone(generation_id)
             if poll:
-                self.runner.calling.limits.pass_on(generation_id, self.runner.calling.routes.upstreams)
+                self.runner.calling.limits.hand_over(generation_id, self.runner.calling.routes.upstreams)
             # Without a tombstone, the writer of the message died before it wrote the record.
             if tombstone is not None:
                 self.deletion.sweep(tombstone, self.queue, self.now(), deadline)
