@@ -83,7 +83,8 @@ def by_event(world: World, caller: Client) -> None:
 
 def by_file(world: World, caller: Client) -> None:
     """A file that is made, and one that is cancelled before its image is made."""
-    batch = caller.until_batch_ended(world.drop(batch_line("made", "by file"), caller.name))
+    prompt = world.will("by file", lambda _: Reply(429))  # its next message goes to the queue of lines
+    batch = caller.until_batch_ended(world.drop(batch_line("made", prompt), caller.name))
     (output,) = world.lines(batch["output_file_id"])
     (image,) = output["response"]["body"]["data"]
     assert image["url"] == image["permalink"]
