@@ -139,6 +139,20 @@ def test_an_image_that_only_the_answer_of_another_process_has_is_listed(
     assert service.deliver(generation.id) is None
 
 
+def test_an_image_of_a_cancelled_generation_is_listed_if_only_its_writer_had_the_answer(
+    service: InMemoryService,
+) -> None:
+    """The writer had lost its claim. The owner met the cancellation before it sent the call again."""
+    generation = service.admitted()
+    service.left_behind(generation, UpstreamCall((), attempts(1), CallAnswer((AnsweredImage("https://x.example"),))))
+    service.cancel(generation.id)
+    assert service.deliver(generation.id) == LONGEST_WRITER_SECONDS
+    service.store(*generation.image_ids)  # its writer cannot list the image
+    service.now += LONGEST_WRITER_SECONDS
+    assert service.deliver(generation.id) is None
+    assert service.record(generation).stored_ids == generation.image_ids
+
+
 def test_a_message_for_an_ended_generation_is_received_again_if_s3_fails(service: InMemoryService) -> None:
     generation = service.admitted()
     service.left_behind(generation, UpstreamCall((), attempts(1)), stored=generation.image_ids)

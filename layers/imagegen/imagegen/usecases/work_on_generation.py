@@ -246,6 +246,8 @@ def _may_be_stored_later(call: UpstreamCall, ended: Generation) -> bool:
     has_task = any(attempt.task_id for attempt in call.attempts)
     images = zip(call.image_ids, call.answer.images, strict=True)
     unlisted = [image.failure for image_id, image in images if image_id not in ended.stored]
+    by_another = has_task or ended.status is Status.CANCELLED  # then its owner may not have fetched the images
     return any(
-        failure.interrupted and failure.code == ImageStorageError.code if failure else has_task for failure in unlisted
+        failure.interrupted and failure.code == ImageStorageError.code if failure else by_another
+        for failure in unlisted
     )
