@@ -249,7 +249,7 @@ BATCHES |= {
         routes=("first", "second"),
         slots=(1, 1),
         price="image",
-        usd=150_000,
+        usd=10_000_000,
         cancel=True,
         seeds=25,
     ),
