@@ -18,7 +18,7 @@ import msgspec
 
 from imagegen.domain.configuration import Configuration
 from imagegen.domain.errors import InvalidRequestError
-from imagegen.domain.models import DEADLINE_SECONDS, LONGEST_PROMPT, Catalog, ImageModel
+from imagegen.domain.models import DEADLINE_SECONDS, LONGEST_DEADLINE_SECONDS, LONGEST_PROMPT, Catalog, ImageModel
 from imagegen.domain.money import MICROS, ImagePrice, Price, TokenPrice
 from imagegen.domain.upstreams import MOST_UPSTREAM_SECONDS, Route, Upstream
 from imagegen.outbound.web_address import read_web_address
@@ -36,7 +36,6 @@ _KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ALIAS = re.compile(r"[\x21-\x7e]{1,64}")
 _MOST_PRICE = 1_000  # USD
 _MOST_CONCURRENCY = 1_000
-_MOST_DEADLINE_SECONDS = 9_000  # ten of the longest pauses: the record has room for the attempts of ten calls
 
 
 class ModelsFileError(Exception):
@@ -64,7 +63,7 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     like: str | None = None
     passthrough: bool = False
     defaults: dict[str, Any] = {}
-    deadline_seconds: Annotated[int, msgspec.Meta(ge=1, le=_MOST_DEADLINE_SECONDS)] = DEADLINE_SECONDS
+    deadline_seconds: Annotated[int, msgspec.Meta(ge=1, le=LONGEST_DEADLINE_SECONDS)] = DEADLINE_SECONDS
     prompt_max_characters: Annotated[int, msgspec.Meta(ge=1, le=LONGEST_PROMPT)] | None = None
 
 

@@ -8,14 +8,15 @@ import pytest
 from imagegen.domain import errors
 from imagegen.domain.errors import ImagegenError
 from imagegen.domain.generations import Generation, Origin, Status
+from imagegen.domain.images import ImageRequest
+from imagegen.domain.models import LONGEST_DEADLINE_SECONDS
 from imagegen.domain.slots import Slot
 from imagegen.domain.upstreams import Route
 from imagegen.usecases.send_upstream_call import TRIES
 from tests.fakes.provider import FakeProvider
 from tests.support.hooks import before
 from tests.support.in_memory import InMemoryService, StillDeadline
-from tests.support.models import MODELS
-from tools.models_file import _MOST_DEADLINE_SECONDS
+from tests.support.models import MODELS, admitted
 
 TWO_ROUTES = "gpt-image-1.5"  # by OpenAI, then by the reseller
 DEADLINE_SECONDS = MODELS["dall-e-3"].deadline_seconds
@@ -312,7 +313,7 @@ def with_deadline(service: InMemoryService, seconds: int, **fields: Any) -> Gene
 def test_a_record_has_room_for_all_attempts_until_the_longest_deadline(
     service: InMemoryService, openai: FakeProvider
 ) -> None:
-    generation = with_deadline(service, _MOST_DEADLINE_SECONDS, n=10)
+    generation = with_deadline(service, LONGEST_DEADLINE_SECONDS, n=10)
     for poll in range(100):
         for provider in (openai, service.provider):
             provider.failures.extend([LIMITED] * 10)
@@ -359,6 +360,15 @@ def test_a_line_of_a_batch_keeps_its_own_workers(service: InMemoryService) -> No
     service.records._records[generation.id] = of_batch
     delivered(service, generation)
     assert service.queue.of_batches[-1] is True
+
+
+def test_nobody_waits_for_a_line_of_a_batch_so_it_has_the_longest_deadline() -> None:
+    of_http, of_batch = (
+        admitted(ImageRequest("a cat", TWO_ROUTES, "url"), caller="alice", base_url="", now=0, origin=origin)
+        for origin in (Origin(), Origin(batch_id="batch_1", line=1))
+    )
+    assert of_http.supply.deadline_seconds == DEADLINE_SECONDS
+    assert of_batch.supply.deadline_seconds == LONGEST_DEADLINE_SECONDS
 
 
 # An upstream with a limit of calls at once.

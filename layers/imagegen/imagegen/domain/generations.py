@@ -13,7 +13,7 @@ import msgspec
 from imagegen.domain.errors import ModelHasNoPriceError, UpstreamTooFewImagesError
 from imagegen.domain.failures import Failure
 from imagegen.domain.images import ImageRequest, new_image_id
-from imagegen.domain.models import DEADLINE_SECONDS, MAX_IMAGES, ImageModel
+from imagegen.domain.models import DEADLINE_SECONDS, LONGEST_DEADLINE_SECONDS, MAX_IMAGES, ImageModel
 from imagegen.domain.money import ImagePrice, Price, Spending
 from imagegen.domain.upstreams import Route
 
@@ -334,14 +334,20 @@ def admit(
     origin: Origin = _BY_HTTP,
     generation_id: str | None = None,
 ) -> Generation:
-    """Returns a new generation. All ids are fixed before anything is spent."""
+    """Returns a new generation. All ids are fixed before anything is spent.
+
+    Nobody waits for a line of a batch, and its file may be at the rate limit for hours, so it has the longest deadline.
+    """
+    supply = supply_of(model, request)
+    if origin.batch_id is not None:
+        supply = msgspec.structs.replace(supply, deadline_seconds=LONGEST_DEADLINE_SECONDS)
     return Generation(
         id=generation_id or new_generation_id(),
         caller=caller,
         request=request,
         created_at=now,
         base_url=base_url,
-        supply=supply_of(model, request),
+        supply=supply,
         calls=tuple(
             UpstreamCall(tuple(new_image_id() for _ in range(n)), number=number)
             for number, n in enumerate(model.calls(request.n))

@@ -18,6 +18,7 @@ RESPONSE_FORMATS: tuple[ResponseFormat, ...] = ("url", "b64_json")
 MOST_COMPRESSION = 100  # per cent
 LONGEST_PROMPT = 32_000  # characters, of any model; that of GPT image
 DEADLINE_SECONDS = 600  # as OpenAI's clients wait
+LONGEST_DEADLINE_SECONDS = 9_000  # ten of the longest pauses: a record has room for the attempts of ten calls
 LONGEST_USER = 512  # characters; OpenAI names no limit, but the size of a record is limited
 
 
