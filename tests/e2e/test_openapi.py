@@ -81,6 +81,8 @@ def test_each_answer_of_a_whole_life_is_described(staged_world: World, document:
         while not made.get("data"):  # a redirect has none yet
             made = ask("POST", create, body=body, Idempotency_Key=model, **INLINE)
     whole = ask("POST", create, body={**SMALL, "prompt": "whole", "response_format": "b64_json"}, **INLINE)
+    while not whole.get("data"):
+        whole = ask("GET", f"{create}/{whole['id']}/result", f"{one}/result")
     assert whole["data"][0]["b64_json"]
     gate = staged_world.hold(run)
     begun = ask("POST", create, body={"prompt": run}, **QUEUED)
@@ -91,7 +93,9 @@ def test_each_answer_of_a_whole_life_is_described(staged_world: World, document:
     gate.open()
     ask("POST", create, body={"prompt": "another", "model": "dall-e-3"}, Idempotency_Key="dall-e-3")
     for script in (refusing(code="content_policy_violation"), refusing(500, code="broken")):
-        ask("POST", create, body={"prompt": staged_world.will(f"{uuid4()}", script)}, **INLINE)
+        answer = ask("POST", create, body={"prompt": staged_world.will(f"{uuid4()}", script)}, **INLINE)
+        while "id" in answer:
+            answer = ask("GET", f"{create}/{answer['id']}/result", f"{one}/result")
     ask("POST", create, body={"prompt": ""})
     ask("POST", create, body={"prompt": "x"}, Content_Type="text/plain")
     ask("POST", create, body={"prompt": "x"}, Authorization="Bearer ig_local_wrong")

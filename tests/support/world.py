@@ -36,7 +36,6 @@ PARAMETERS = {
     "UpstreamTimeoutSeconds": "20",
     "ImagesPerDay": "1000000",  # a single image is still a visible percentage
     "ImagesPerClientPerDay": "100000",
-    "ImagePrices": "dall-e-2:0.04,dall-e-3:0.5",
 }
 MOST_PROCESSES = 8  # of a function: a hundred concurrent clients would start 64
 # No event may contain these. The last one is part of each revised prompt.
