@@ -4,16 +4,17 @@ import base64
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
 
-from local.serving import Request
+from local.serving import Reply, Request
 from local.stack import STACK_NAME
 from local.upstream import Script
 from tests.support.client import INLINE, SMALL, Client, fetched
 from tests.support.programs import Done, called, operator, sample
-from tests.support.waiting import until
+from tests.support.waiting import SECONDS, until
 from tests.support.world import World, answering, refusing
 from tools import retry
 
@@ -82,8 +83,17 @@ def test_another_worker_takes_over_from_a_killed_one_and_repeats_only_a_call_of_
 
 def test_the_worker_takes_over_from_a_killed_api_function(world: World, caller: Client, prompt: str) -> None:
     body = small(prompt)
-    world.upstream.downloads_by_prompt[prompt].append(world.killing("ApiFunction"))
+    kill, killed = world.killing("ApiFunction"), Event()
+
+    def killing(request: Request) -> Reply | None:
+        try:
+            return kill(request)
+        finally:
+            killed.set()
+
+    world.upstream.downloads_by_prompt[prompt].append(killing)
     assert caller.post(body, Idempotency_Key="first-worker", **INLINE).status in (303, 424)  # it may work on and die
+    assert killed.wait(SECONDS)  # the next request must not die with it
     assert caller.make(body, Idempotency_Key="first-worker").status == 200
     assert len(world.calls(prompt)) == 1
 
