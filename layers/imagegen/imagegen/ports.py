@@ -264,6 +264,7 @@ class QuotaCounters(Protocol):
         ...
 
 
+LONGEST_MESSAGE_DELAY_SECONDS = 900  # SQS developer guide, "Amazon SQS message quotas"
 MESSAGE_VERSION = 1  # every message carries it; a process leaves messages of a later version to a later process
 
 

@@ -61,8 +61,7 @@ def _to_log(line: str) -> None:
 class CloudWatchJournal:
     """Implements `ports.Journal`. `service` is the function's name in its log, `stack` the stack's name.
 
-    `write` receives a line. The log level suppresses no line, because
-    alarms depend on them.
+    `write` receives a line. The log level suppresses no line, because alarms depend on them.
     """
 
     def __init__(

@@ -205,10 +205,10 @@ class Supply(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are in Unix seconds. `base_url` is the address that the caller used, for absolute links.
 
-    `owner` is the token of the process that works on the
-    generation, valid until `lease_until`. `polls` counts the rounds of polling for tasks. `published` is whether the
-    end was published. `retries` counts the retries that an operator asked for. Of the images that were reserved from
-    the quota at `reserved_at`, `returned` were given back. `spending` is `None` if the caller has no quota in money.
+    `owner` is the token of the process that works on the generation, valid until `lease_until`. `polls` counts the
+    rounds in which it has waited: for a task, a rate or a slot. `published` is whether the end was published. `retries`
+    counts the retries that an operator asked for. Of the images that were reserved from the quota at `reserved_at`,
+    `returned` were given back. `spending` is `None` if the caller has no quota in money.
     """
 
     id: str

@@ -26,7 +26,7 @@ from imagegen.domain.failures import Failure, failure_of
 from imagegen.domain.generations import Generation, UpstreamAttempt, UpstreamCall
 from imagegen.domain.images import UpstreamImages, UpstreamRequest, UpstreamTask
 from imagegen.domain.upstreams import Route
-from imagegen.ports import GenerationStore, ImageProvider, Journal
+from imagegen.ports import LONGEST_MESSAGE_DELAY_SECONDS, GenerationStore, ImageProvider, Journal
 from imagegen.usecases.tried import tried
 from imagegen.usecases.upstream_routes import UpstreamRoutes
 from imagegen.usecases.upstream_slots import NoSlotError, UpstreamLimits, pause_for_slot
@@ -39,7 +39,6 @@ _LONGEST_PAUSE_SECONDS = 8.0  # a caller is waiting, so a longer time is reporte
 _FIRST_RATE_PAUSE_SECONDS = 2.0
 _RATE_PAUSES_OF_DEADLINE = 10  # the longest pause is this part of the deadline, so a record has few attempts
 _MOST_DOUBLINGS = 20
-LONGEST_MESSAGE_DELAY_SECONDS = 900  # SQS developer guide, "Amazon SQS message quotas"
 
 
 class UnfinishedError(Exception):

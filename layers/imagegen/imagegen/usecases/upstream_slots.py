@@ -8,12 +8,11 @@ import msgspec
 from imagegen.domain.errors import RecordsUnavailableError
 from imagegen.domain.generations import Generation
 from imagegen.domain.slots import Waiter
-from imagegen.ports import GenerationQueue, UpstreamSlots
+from imagegen.ports import LONGEST_MESSAGE_DELAY_SECONDS, GenerationQueue, UpstreamSlots
 
 _MARGIN_SECONDS = 60.0  # for the record before a call and after it
 _LISTED_SECONDS = 1_000.0  # longer than the longest pause, after which the generation puts itself on the list again
 _FIRST_PAUSE_SECONDS = 30.0
-_LONGEST_PAUSE_SECONDS = 900.0  # of a message (SQS developer guide, "Amazon SQS message quotas")
 
 
 class NoSlotError(Exception):
@@ -68,4 +67,4 @@ class UpstreamLimits(msgspec.Struct, frozen=True, eq=False):
 
 def pause_for_slot(rounds: int) -> float:
     """Seconds after which a generation comes by itself if it has waited for `rounds` rounds and nobody brought it."""
-    return min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(rounds, 10))
+    return min(LONGEST_MESSAGE_DELAY_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(rounds, 10))
