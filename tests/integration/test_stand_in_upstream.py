@@ -16,6 +16,8 @@ from PIL import Image
 
 from local import upstream_gemini_chat as gemini_chat
 from local import upstream_ideogram as ideogram
+from local import upstream_kling as kling
+from local import upstream_midjourney as midjourney
 from local.serving import Reply, serving
 from local.upstream import Script, StandInUpstream
 from tests.support.client import Answer
@@ -23,6 +25,7 @@ from tests.support.client import Answer
 KEY = "sk-test"
 FLASH_2, FLASH, PRO = "gemini-2.0-flash-exp-image-generation", "gemini-2.5-flash-image", "gemini-3-pro-image"
 CHAT, IDEOGRAM = "/v1/chat/completions", "/ideogram/v1/ideogram-v3/generate"
+KLING = "/kling/v1/images/generations"
 Fields = dict[str, Any] | list[tuple[str, Any]]
 
 
@@ -30,6 +33,7 @@ Fields = dict[str, Any] | list[tuple[str, Any]]
 class Upstream:
     stand_in: StandInUpstream
     origin: str
+    seconds: float = 1_700_000_000.0
 
     def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         sent = {"Authorization": f"Bearer {KEY}", "User-Agent": "test/1"} | {
@@ -45,6 +49,28 @@ class Upstream:
     def ideogram(self, fields: Fields, **headers: str) -> Answer:
         body, content_type = urllib3.encode_multipart_formdata(fields)
         return self.send("POST", IDEOGRAM, body, **{"Content_Type": content_type} | headers)
+
+    def kling(self, prompt: str = "a cat", **fields: Any) -> Answer:
+        body = {"prompt": prompt, **fields}
+        return self.send("POST", KLING, json.dumps(body).encode(), Content_Type="application/json")
+
+    def kling_task(self, task_id: str) -> dict[str, Any]:
+        answer = self.send("GET", f"{KLING}/{task_id}")
+        assert (answer.status, answer.json["code"]) == (200, 0), answer.content
+        return dict(answer.json["data"])
+
+    def imagine(self, prompt: str = "a cat", path: str = "/mj", **fields: Any) -> Answer:
+        body = {"botType": "MID_JOURNEY", "prompt": prompt, **fields}
+        return self.send("POST", f"{path}/submit/imagine", json.dumps(body).encode(), Content_Type="application/json")
+
+    def mj_task(self, task_id: str, path: str = "/mj") -> dict[str, Any]:
+        answer = self.send("GET", f"{path}/task/{task_id}/fetch")
+        assert answer.status == 200, answer.content
+        return dict(answer.json)
+
+    def pass_by(self, seconds: float) -> None:
+        """Moves the clock of the tasks."""
+        self.seconds += seconds
 
     def will(self, script: Script) -> None:
         self.stand_in.script.append(script)
@@ -63,7 +89,9 @@ class Upstream:
 def upstream() -> Iterator[Upstream]:
     stand_in = StandInUpstream(KEY)
     with serving(stand_in.respond) as port:
-        yield Upstream(stand_in, f"http://127.0.0.1:{port}")
+        upstream = Upstream(stand_in, f"http://127.0.0.1:{port}")
+        stand_in.now, stand_in.task_seconds = lambda: upstream.seconds, 10.0
+        yield upstream
 
 
 def image_config(**fields: str) -> dict[str, Any]:
@@ -381,3 +409,72 @@ def test_downloads_are_scripted_by_prompt(upstream: Upstream) -> None:
     ]
     paths = [url.removeprefix(upstream.origin) for url in urls]
     assert [upstream.send("GET", path).status for path in (*paths, paths[1])] == [200, 503, 200]
+
+
+def test_a_task_of_kling_becomes_images(upstream: Upstream) -> None:
+    submitted = upstream.kling(n=2, aspect_ratio="3:2", external_task_id="mine").json["data"]
+    statuses = []
+    for _ in range(3):
+        statuses.append(upstream.kling_task(submitted["task_id"])["task_status"])
+        upstream.pass_by(5)
+    ended = upstream.kling_task("mine")
+
+    start = 1_700_000_000_000
+    assert (submitted["task_status"], statuses) == ("submitted", ["submitted", "processing", "succeed"])
+    assert ended["task_id"] == submitted["task_id"]
+    assert ended["task_info"] == submitted["task_info"] == {"external_task_id": "mine"}
+    assert (ended["created_at"], ended["updated_at"], ended["final_unit_deduction"]) == (start, start + 10_000, "2")
+    images = ended["task_result"]["images"]
+    assert [image["index"] for image in images] == [0, 1]
+    pictures = [upstream.image(image["url"]) for image in images]
+    assert {picture.width / picture.height for picture in pictures} == {1.5}
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_a_task_of_midjourney_becomes_a_grid(upstream: Upstream) -> None:
+    submitted = upstream.imagine("a cat --ar 16:9", state="mine").json
+    seen = []
+    for _ in range(5):
+        task = upstream.mj_task(submitted["result"])
+        seen.append((task["status"], task["progress"], task["startTime"], task["finishTime"]))
+        upstream.pass_by(2.5)
+
+    start = 1_700_000_000_000
+    assert submitted["code"] == 1
+    assert submitted["result"].isdecimal()
+    assert seen == [
+        ("SUBMITTED", "0%", start, 0),
+        ("IN_PROGRESS", "25%", start, 0),
+        ("IN_PROGRESS", "50%", start, 0),
+        ("IN_PROGRESS", "75%", start, 0),
+        ("SUCCESS", "100%", start, start + 10_000),
+    ]
+    assert (task["action"], task["state"], task["failReason"]) == ("IMAGINE", "mine", "")
+    assert task["prompt"] == task["promptEn"] == task["properties"]["finalPrompt"] == "a cat --ar 16:9"
+    grid = upstream.image(task["imageUrl"])
+    assert grid.width * 9 == grid.height * 16
+    quarters = {
+        grid.crop((x, y, x + grid.width // 2, y + grid.height // 2)).tobytes()
+        for x in (0, grid.width // 2)
+        for y in (0, grid.height // 2)
+    }
+    assert len(quarters) == 4
+
+
+def test_kling_and_midjourney_note_what_was_sent(upstream: Upstream) -> None:
+    assert (kling.PROTOCOL, midjourney.PROTOCOL) == ("kling", "midjourney")
+    upstream.kling(n=3, model_name="kling-v2-1")
+    upstream.imagine(" a cat --seed 4", path="/mj-fast/mj")
+
+    assert upstream.stand_in.calls == [
+        {"prompt": "a cat", "n": 3, "model_name": "kling-v2-1", "model": "kling-v2-1", "protocol": "kling"},
+        {
+            "botType": "MID_JOURNEY",
+            "prompt": "a cat",
+            "full_prompt": " a cat --seed 4",
+            "mode": "fast",
+            "model": "mj_imagine",
+            "n": 1,
+            "protocol": "midjourney",
+        },
+    ]
