@@ -7,12 +7,13 @@ import uuid
 from base64 import b64decode
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from msgspec import Meta, Struct, ValidationError, convert
 
 from local.serving import Reply, Request, Responder
 from local.upstream_replies import json_reply
-from local.upstream_tasks import Charge, Fate, Studio, Task, Tasks, json_object, milliseconds
+from local.upstream_tasks import Charge, Fate, Studio, Task, Tasks, failing, json_object, milliseconds
 
 PATH = "/kling/v1/images/generations"
 PROTOCOL = "kling"
@@ -118,7 +119,7 @@ class Kling:
 
     def find(self, request: Request) -> Task[Any] | None:
         """The task that a poll asks for, by its id or its external_task_id."""
-        wanted = request.target.removeprefix(f"{PATH}/")
+        wanted = unquote(request.target.removeprefix(f"{PATH}/"))
         with self._tasks.lock:
             now = self._studio.now()
             return self._tasks.find(wanted, now) or self._of(wanted, now)
@@ -191,7 +192,7 @@ def another_task(url: str = "https://images.example/1.png") -> Responder:
 
 def risk_control() -> Fate:
     """The task fails because its content is refused."""
-    return Fate("failed", "Failure to pass the risk control system")
+    return failing("Failure to pass the risk control system")
 
 
 # Other envelopes of resellers, for `StandInUpstream.changed`

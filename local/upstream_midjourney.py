@@ -1,5 +1,6 @@
 """Midjourney by the protocol of midjourney-proxy, as a new-api reseller serves it: submits, polls and their answers."""
 
+import json
 import math
 import re
 import uuid
@@ -21,16 +22,19 @@ _FETCH = re.compile(rf"{_MODES}/task/([^/?]+)/fetch")
 _INSTANCE = "1118138338562560102"
 # The parts of the work after which a task is IN_PROGRESS, and after which it has a preview.
 _IN_PROGRESS, _PREVIEW = 0.1, 0.5
-# Midjourney's parameter list (docs.midjourney.com): other names, and what the values look like.
+# Midjourney's parameters and their values: evolink's prompt guides for V7 and V8.1, and those of earlier versions.
 _ALIASES = {"aspect": "ar", "version": "v", "s": "stylize", "c": "chaos", "q": "quality", "w": "weird", "p": "profile"}
 _FLAGS = {
     "ar": r"[1-9]\d{0,3}:[1-9]\d{0,3}",
     "chaos": r"\d\d?|100",
     "cref": r"\S.*",
     "cw": r"\d\d?|100",
-    "iw": r"[0-2]?(\.\d+)?|3",
-    "niji": r"\d*",
+    "exp": r"\d\d?|100",
+    "iw": r"[0-2](\.\d+)?|\.\d+|3",
+    "niji": r"\d",
     "no": r"\S.*",
+    "oref": r"\S.*",
+    "ow": r"\d{1,3}|1000",
     "profile": r".*",
     "quality": r"0?\.25|0?\.5|1|2|4",
     "seed": r"\d{1,10}",
@@ -38,6 +42,7 @@ _FLAGS = {
     "stop": r"[1-9]\d|100",
     "style": r"\w+",
     "stylize": r"\d{1,3}|1000",
+    "sv": r"\d",
     "sw": r"\d{1,3}|1000",
     "v": r"\d(\.\d)?",
     "weird": r"[0-2]?\d{1,3}|3000",
@@ -45,13 +50,13 @@ _FLAGS = {
 }
 
 
-class _Body(Struct, frozen=True, forbid_unknown_fields=True):
-    botType: Literal["MID_JOURNEY", "NIJI_JOURNEY"]  # noqa: N815 - the protocol's name
+class _Body(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    bot_type: Literal["MID_JOURNEY", "NIJI_JOURNEY"]
     prompt: str = ""
-    base64Array: list[Annotated[str, Meta(pattern="^data:image/[a-z]+;base64,.")]] = []  # noqa: N815
-    notifyHook: Annotated[str, Meta(max_length=2000)] = ""  # noqa: N815
+    base64_array: list[Annotated[str, Meta(pattern="^data:image/[a-z]+;base64,.")]] = []
+    notify_hook: Annotated[str, Meta(max_length=2000)] = ""
     state: Annotated[str, Meta(max_length=255)] = ""
-    accountFilter: dict[str, Any] = {}  # noqa: N815
+    account_filter: dict[str, Any] = {}
 
 
 class Midjourney:
@@ -121,7 +126,7 @@ class Midjourney:
             return gateway_error("prompt_is_required"), False
         with self._tasks.lock:
             now = self._studio.now()
-            if same := self._same(prompt, body.botType, now):
+            if same := self._same(prompt, body.bot_type, now):
                 self._tasks.charge(same, 1)
                 shown = self._shown(same, now, request)
                 said = {name: shown[name] for name in ("status", "imageUrl") if shown[name]}
@@ -133,18 +138,17 @@ class Midjourney:
                 submitted=now,
                 seconds=self._studio.task_seconds,
             )
-            ahead = self._tasks.add(task, now)
-            if ahead is None:
+            waiting = self._tasks.add(task, now)
+            if waiting is None:
                 return queue_full()(request), False
             if "seed" not in dict(_flags(prompt)):
                 task.indexes = (self._studio.next_index(task.prompt),)
             wrong = _wrong_flag(prompt)
-            task.fate = failing(f"Invalid parameter: {wrong}") if wrong else self._studio.fate(task.prompt)
+            task.fate = failing(f"Invalid parameter, {wrong}") if wrong else self._studio.fate(task.prompt)
             self._tasks.charge(task, 1)
-            if ahead < 0:
+            if not waiting:
                 return self._submitted(1, "Submit success", task.id), True
-            description = f"In queue, there are {ahead} tasks ahead"
-            return self._submitted(22, description, task.id, numberOfQueues=ahead), True
+            return self._submitted(22, f"In queue: {waiting}", task.id, numberOfQueues=waiting), True
 
     def find(self, request: Request) -> Task[Any] | None:
         """The task that a poll asks for."""
@@ -169,7 +173,7 @@ class Midjourney:
         """A task with this prompt that has not failed."""
         for task in self._tasks.known(now):
             has_failed = task.has_ended(now) and task.fate.status in ("failed", "cancelled")
-            if (task.asked.prompt, task.asked.botType) == (prompt, bot_type) and not has_failed:
+            if (task.asked.prompt, task.asked.bot_type) == (prompt, bot_type) and not has_failed:
                 return task
         return None
 
@@ -263,21 +267,42 @@ def another_task(url: str = "https://images.example/1.png") -> Responder:
     return lambda _: json_reply(200, {**other, "imageUrl": url, "failReason": ""})
 
 
-def banned_prompt(word: str = "blood") -> Fate:
-    """The task fails because its content is refused."""
-    return Fate("failed", f"Banned prompt detected: {word}")
+def banned_prompt() -> Fate:
+    """The task fails because its text is refused. trueai's proxy joins Midjourney's title and its text so."""
+    return failing(
+        "Banned prompt detected, Sorry! Our AI moderator thinks this prompt is against our community standards."
+    )
+
+
+def image_denied() -> Fate:
+    """The task fails because its picture is refused."""
+    return failing("Image denied, Request cancelled due to image filters")
 
 
 CANCELLED = Fate("cancelled")
 
 
+# Other answers of resellers, for `StandInUpstream.changed`
+
+
+def numeric_result(reply: Reply) -> Reply:
+    """The id in the answer to a submit is a number."""
+    submitted = json.loads(reply.body)
+    return json_reply(reply.status, submitted | {"result": int(submitted["result"])})
+
+
+def without_status(reply: Reply) -> Reply:
+    """A poll is answered as before new-api's first look at the proxy, which follows within 15 seconds."""
+    return json_reply(reply.status, json.loads(reply.body) | {"status": "", "progress": "0%"})
+
+
 def _new_id() -> str:
-    return f"{uuid.uuid4().int % 10**16:016}"
+    return str(10**15 + uuid.uuid4().int % 10**15)
 
 
 def _parts(prompt: str) -> list[str]:
-    """The text, then each flag with its value. Midjourney takes an em dash for two hyphens."""
-    return re.split(r"(?:^|\s)(?:--|—)", prompt)
+    """The text, then each flag with its value. Midjourney takes an em dash before a name for two hyphens."""
+    return re.split(r"(?:^|\s)(?:--|—(?=\w))", prompt)
 
 
 def _flags(prompt: str) -> list[tuple[str, str]]:
@@ -293,13 +318,11 @@ def _wrong_flag(prompt: str) -> str | None:
     seen: set[str] = set()
     for name, value in _flags(prompt):
         if name not in _FLAGS:
-            return f"unrecognized --{name}"
+            return f"Unrecognized parameter(s): --{name}"
         if name in seen:
-            return f"repeated --{name}"
-        if not re.fullmatch(_FLAGS[name], value):
-            return f"--{name} {value}"
-        if name == "seed" and int(value) > 4294967295:
-            return f"--{name} {value}"
+            return f"Duplicate parameter: --{name}"
+        if not re.fullmatch(_FLAGS[name], value) or (name == "seed" and int(value) > 4294967295):
+            return f"Invalid value for --{name}: {value}"
         seen.add(name)
     return None
 

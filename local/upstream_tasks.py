@@ -110,18 +110,15 @@ class Tasks(Generic[Asked]):
         self._waiting: deque[Task[Asked]] = deque()
 
     def add(self, task: Task[Asked], now: float) -> int | None:
-        """How many tasks wait before it: -1 if it begins now. None if there is no room."""
+        """How many tasks wait with this one: 0 if it begins now. None if there is no room."""
         self.settle(now)
-        ahead = len(self._waiting)
-        if not ahead and self._has_room(task):
-            ahead = -1
-        elif ahead >= self.queued:
+        if not self._has_room(task) and len(self._waiting) >= self.queued:
             self.refused += 1
             return None
         self.all[task.id] = task
         self._waiting.append(task)
         self._begin(now)
-        return ahead
+        return len(self._waiting)
 
     def known(self, now: float) -> list[Task[Asked]]:
         """The tasks that polls find."""
