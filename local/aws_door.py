@@ -186,6 +186,8 @@ class AwsDoor:
 
     def _passed_on(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Serializes DynamoDB's requests, because moto has no locks and DynamoDB's writes are atomic."""
+        if environ.get("HTTP_X_AMZ_TARGET") == "AmazonSQS.SendMessage":
+            _keep_trace(environ)
         if environ.get("HTTP_X_AMZ_TARGET") == "AWSEvents.PutEvents":
             return self._put_events(environ, start_response)
         if not environ.get("HTTP_X_AMZ_TARGET", "").startswith("DynamoDB"):
@@ -351,6 +353,19 @@ def _body(environ: Environ) -> bytes:
     body: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     environ["wsgi.input"] = io.BytesIO(body)
     return body
+
+
+def _keep_trace(environ: Environ) -> None:
+    """SQS keeps a trace header as an attribute of the message, which moto does not.
+
+    An attribute that the sender has set overrides the header (X-Ray developer guide, "Amazon SQS and AWS X-Ray").
+    """
+    if header := environ.get("HTTP_X_AMZN_TRACE_ID"):
+        arguments = json.loads(_body(environ))
+        kept = {"AWSTraceHeader": {"DataType": "String", "StringValue": header}}
+        arguments["MessageSystemAttributes"] = kept | arguments.get("MessageSystemAttributes", {})
+        body = json.dumps(arguments).encode()
+        environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
 
 
 def _allowed(statements: Iterable[Mapping[str, Any]], call: AwsCall) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from local.lambda_host import FunctionError, FunctionHost, ThrottledError
+from local.lambda_host import FunctionError, FunctionHost, RecursiveInvocationError, ThrottledError
 
 _LONG_POLL_SECONDS = 2
 _PAUSE_SECONDS = 0.1
@@ -70,10 +70,11 @@ def _receive(source: EventSource, sqs: Any) -> list[dict[str, Any]]:
 def _invoke(source: EventSource, sqs: Any, messages: list[dict[str, Any]], free: threading.Semaphore) -> None:
     try:
         event = {"Records": [sqs_record(message, source.queue_arn) for message in messages]}
+        traces = [trace for message in messages if (trace := message["Attributes"].get("AWSTraceHeader"))]
         try:
-            answer = json.loads(_invoked(source.function, event))
+            answer = json.loads(_invoked(source.function, event, traces))
             again = {failure["itemIdentifier"] for failure in (answer or {}).get("batchItemFailures", [])}
-        except (FunctionError, AttributeError, KeyError, TypeError, ValueError):
+        except (FunctionError, RecursiveInvocationError, AttributeError, KeyError, TypeError, ValueError):
             return  # the messages become visible again after their visibility time-out
         for message in messages:
             if message["MessageId"] not in again:
@@ -84,11 +85,11 @@ def _invoke(source: EventSource, sqs: Any, messages: list[dict[str, Any]], free:
         free.release()
 
 
-def _invoked(function: FunctionHost, event: object) -> bytes:
+def _invoked(function: FunctionHost, event: object, traces: list[str]) -> bytes:
     """The function's answer. Tries again while the account is at its limit of concurrent executions, as Lambda does."""
     while True:
         try:
-            return function.invoke(event).result()
+            return function.invoke(event, traces).result()
         except ThrottledError:
             time.sleep(_PAUSE_SECONDS)
 

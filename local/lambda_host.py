@@ -4,12 +4,14 @@ import base64
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,9 +29,12 @@ MOST_ANSWER_BYTES = 6_291_556
 MOST_STREAM_BYTES = 200 * 1024 * 1024
 FREE_STREAM_BYTES = 6 * 1024 * 1024
 STREAM_BYTES_PER_SECOND = 2 * 1024 * 1024
+# Lambda developer guide, "Use Lambda recursive loop detection to prevent infinite loops": "approximately 16 times".
+MOST_INVOCATIONS_IN_CHAIN = 16
 MOST_PROCESSES = 64  # default for a function; further events wait for a free process
 _FINISHING_SECONDS = 0.2  # an environment that has answered usually asks for its next event within this time
 _INIT_SECONDS = 30.0  # Lambda's limit is 10 s; starting all functions at once on a loaded machine takes longer
+_LINK = re.compile(r"([\w-]+):([0-9]+)")
 _PREFIX = "/2018-06-01/runtime"
 
 
@@ -43,6 +48,10 @@ class PayloadTooLargeError(Exception):
 
 class ThrottledError(Exception):
     """The account is at its limit of concurrent executions. The function was not called."""
+
+
+class RecursiveInvocationError(Exception):
+    """The chain of requests has invoked the function too often. The function was not called."""
 
 
 class Account:
@@ -67,7 +76,10 @@ class Account:
 
 @dataclass(frozen=True)
 class Function:
-    """The configuration of a function. `layers` are added to the import path."""
+    """The configuration of a function. `layers` are added to the import path.
+
+    With `allows_loops`, a chain of requests may invoke it any number of times.
+    """
 
     name: str
     handler: str
@@ -77,6 +89,7 @@ class Function:
     memory: int
     environment: Mapping[str, str] = field(repr=False)
     python: str = sys.executable
+    allows_loops: bool = False
 
 
 def paced(
@@ -137,7 +150,7 @@ class _Process:
 
     def __init__(self, function: Function, log: Path) -> None:
         self._function = function
-        self._events: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[str, bytes, str] | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # `None`, or why the process ended
         self._stream = ResponseStream()
         self._deadline_ms = 0
@@ -179,10 +192,10 @@ class _Process:
         """The process has just responded, and has probably nothing left to do."""
         return time.monotonic() - self._responded < _FINISHING_SECONDS
 
-    def run(self, event: bytes, stream: ResponseStream) -> None:
+    def run(self, event: bytes, trace: str, stream: ResponseStream) -> None:
         """Handles one event. Returns when the process asks for the next event: it may work on after its response.
 
-        Kills the process at the function's time-out.
+        Kills the process at the function's time-out. `trace` is the event's trace header.
         """
         try:
             self.wait_until_polling()
@@ -191,7 +204,7 @@ class _Process:
             return
         self._deadline_ms = int((time.time() + self._function.timeout) * 1000)
         self._request_id, self._stream = str(uuid.uuid4()), stream
-        self._events.put((self._request_id, event))
+        self._events.put((self._request_id, event, trace))
         try:
             why = self._ended.get(timeout=self._function.timeout)
         except queue.Empty:
@@ -257,7 +270,7 @@ class _Process:
                 "Lambda-Runtime-Aws-Request-Id": event[0],
                 "Lambda-Runtime-Deadline-Ms": str(self._deadline_ms),
                 "Lambda-Runtime-Invoked-Function-Arn": _arn(self._function),
-                "Lambda-Runtime-Trace-Id": f"Root=1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]};Sampled=0",
+                "Lambda-Runtime-Trace-Id": event[2],
             },
         )
 
@@ -316,9 +329,9 @@ class FunctionHost:
         with self._changed:
             self._idle.append(process)
 
-    def invoke(self, event: object) -> "Future[bytes]":
-        """A future of the answer or of a FunctionError. Itself raises PayloadTooLargeError and ThrottledError."""
-        stream = self.invoke_streaming(event)
+    def invoke(self, event: object, traces: Iterable[str] = ()) -> "Future[bytes]":
+        """A future of the answer or of a FunctionError. Itself raises what `invoke_streaming` raises."""
+        stream = self.invoke_streaming(event, traces)
         future: Future[bytes] = Future()
 
         def collect() -> None:
@@ -330,14 +343,18 @@ class FunctionHost:
         threading.Thread(target=collect, daemon=True).start()
         return future
 
-    def invoke_streaming(self, event: object) -> ResponseStream:
-        """The response as it comes. Raises PayloadTooLargeError and ThrottledError."""
+    def invoke_streaming(self, event: object, traces: Iterable[str] = ()) -> ResponseStream:
+        """The response as it comes. `traces` are the trace headers of the requests that caused the event.
+
+        Raises PayloadTooLargeError, RecursiveInvocationError and ThrottledError.
+        """
         payload = json.dumps(event).encode()
         if len(payload) > MOST_EVENT_BYTES:
             raise PayloadTooLargeError
+        trace = _trace(self.function, traces)
         self._account.begin()
         stream = ResponseStream()
-        threading.Thread(target=self._run, args=(payload, stream), daemon=True).start()
+        threading.Thread(target=self._run, args=(payload, trace, stream), daemon=True).start()
         return stream
 
     def pids(self) -> list[int]:
@@ -359,13 +376,13 @@ class FunctionHost:
         for closer in closers:
             closer.join()
 
-    def _run(self, payload: bytes, stream: ResponseStream) -> None:
+    def _run(self, payload: bytes, trace: str, stream: ResponseStream) -> None:
         process = self._take()
         try:
             if process is None:
                 stream.end(FunctionError("the stack is closing"))
                 return
-            process.run(payload, stream)
+            process.run(payload, trace, stream)
             self._give_back(process)
         finally:
             self._account.end()
@@ -399,6 +416,22 @@ class FunctionHost:
             self._changed.notify()
         if not process.alive:
             process.close()
+
+
+def _trace(function: Function, traces: Iterable[str]) -> str:
+    """The trace header of the invocation that continues the chains of requests with these trace headers.
+
+    AWS keeps the count in the header's field `Lineage`, in a format that it does not document. Here it has the number
+    of invocations of each function in the chain. Raises RecursiveInvocationError.
+    """
+    lineage = Counter[str]()
+    for each in traces:
+        lineage |= Counter({name: int(count) for name, count in _LINK.findall(each.partition("Lineage=")[2])})
+    if lineage[function.name] >= MOST_INVOCATIONS_IN_CHAIN and not function.allows_loops:
+        raise RecursiveInvocationError
+    lineage[function.name] += 1
+    links = ",".join(f"{name}:{count}" for name, count in lineage.items())
+    return f"Root=1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]};Sampled=0;Lineage={links}"
 
 
 def _wrapper(function: Function) -> list[str]:

@@ -221,6 +221,8 @@ def deployed_function(
             **options.environment,
         },
         python=str(RUNTIME_PYTHON) if options.built else sys.executable,
+        # moto does not keep RecursiveLoop
+        allows_loops=template.of_type("AWS::Lambda::Function")[name].get("RecursiveLoop") == "Allow",
     )
 
 

@@ -4,6 +4,7 @@ All failures of an upstream are in tests/integration/test_hostile_upstream.py.
 """
 
 import json
+from uuid import uuid4
 
 import openai
 import pytest
@@ -65,3 +66,20 @@ def test_the_answer_of_a_killed_function_asks_for_a_retry_that_attaches(world: W
     assert (answer.headers["x-should-retry"], answer.headers["retry-after"]) == ("true", "2")
     assert len(world.calls(prompt)) == 1
     until(lambda: caller.newest()[0]["status"] in ("completed", "failed"), what="the end of what was begun")
+
+
+@pytest.mark.parametrize(
+    ("function", "queue", "done"),
+    [
+        ("WorkerFunction", "GenerationQueue", "looked at"),
+        ("DeadLetterFunction", "GenerationDeadLetters", "gave up"),
+    ],
+)
+def test_a_function_that_allows_loops_takes_a_message_however_often_its_chain_came_back(
+    world: World, function: str, queue: str, done: str
+) -> None:
+    """Lambda stops others after 16 invocations in a chain."""
+    generation_id = f"gen_{uuid4().hex}"
+    trace = f"Root=1-a;Lineage={world.stack.functions[function].function.name}:16"
+    world.send(queue, {"version": 1, "generation_id": generation_id, "poll": 0}, trace)
+    until(lambda: world.journal(message=done, generation_id=generation_id))

@@ -343,6 +343,26 @@ def test_an_attribute_can_have_the_name_of_an_argument(client: Client) -> None:
     assert client("dynamodb").get_item(TableName="records", Key={"pk": {"S": "named"}})["Item"] == item
 
 
+# Trace headers.
+
+
+def test_sqs_keeps_the_header_of_a_function_with_its_message(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    sqs = client("sqs")
+    url = sqs.create_queue(QueueName="traced")["QueueUrl"]
+    sqs.send_message(QueueUrl=url, MessageBody="by an operator")
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "Function")
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-a;Lineage=Function:1")
+    sqs.send_message(QueueUrl=url, MessageBody="ü")
+    own = {"AWSTraceHeader": {"DataType": "String", "StringValue": "Root=1-b"}}
+    sqs.send_message(QueueUrl=url, MessageBody="with its own", MessageSystemAttributes=own)
+    found = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, MessageSystemAttributeNames=["AWSTraceHeader"])
+    assert {message["Body"]: message.get("Attributes", {}).get("AWSTraceHeader") for message in found["Messages"]} == {
+        "by an operator": None,
+        "ü": "Root=1-a;Lineage=Function:1",
+        "with its own": "Root=1-b",
+    }
+
+
 # Delays.
 
 

@@ -5,16 +5,34 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import boto3
 import pytest
 
+from local import lambda_host
+from local.aws_door import REGION
 from local.event_source import EventSource, polling
 from local.lambda_host import FunctionError, FunctionHost
+from tests.support.stores import ACCESS_KEY, SECRET, Connect
 from tests.support.waiting import until
 
+SENDS_ITSELF_THE_NEXT_NUMBER = """
+import boto3, os
+
+sqs = boto3.client("sqs")
+
+def handler(event, context):
+    (record,) = event["Records"]
+    number = int(record["body"])
+    if number == 30:
+        raise ValueError("enough")
+    with open(os.environ["NUMBERS"], "a") as numbers:
+        numbers.write(f"{number} ")
+    sqs.send_message(QueueUrl=os.environ["QUEUE_URL"], MessageBody=str(number + 1))
+"""
 Answer = Callable[[dict[str, Any]], Any]
 
 
@@ -25,7 +43,7 @@ class Function:
         self.events: list[dict[str, Any]] = []
         self._answer, self._pool = answer, pool
 
-    def invoke(self, event: dict[str, Any]) -> Future[bytes]:
+    def invoke(self, event: dict[str, Any], _: list[str]) -> Future[bytes]:
         self.events.append(event)
         return self._pool.submit(lambda: json.dumps(self._answer(event)).encode())
 
@@ -51,6 +69,11 @@ class Queue:
         """The number of messages in the queue, visible or not."""
         found = self._attributes()
         return sum(int(found[f"ApproximateNumberOfMessages{kind}"]) for kind in ("", "NotVisible"))
+
+    def bodies(self) -> list[str]:
+        """Of up to ten messages, which stay visible."""
+        found = self.sqs.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10, VisibilityTimeout=0)
+        return [message["Body"] for message in found.get("Messages", [])]
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +160,25 @@ def test_the_mapping_limits_the_number_of_concurrent_batches(sqs: Any, poll: Pol
         until(lambda: queue.left() == 0)
     assert most == 2
     assert sorted(function.bodies()) == list("abcdef")
+
+
+@pytest.mark.parametrize(("allows_loops", "rounds"), [(False, 16), (True, 30)])
+def test_a_function_that_feeds_its_own_queue_is_stopped_after_16_rounds_unless_it_allows_loops(
+    connect: Connect, moto_url: str, tmp_path: Path, allows_loops: bool, rounds: int
+) -> None:
+    sqs = connect("sqs", moto_url, region=REGION)
+    dead = Queue(sqs)
+    policy = json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": 1})
+    queue, numbers = Queue(sqs, VisibilityTimeout="1", RedrivePolicy=policy), tmp_path / "numbers"
+    (tmp_path / "app.py").write_text(SENDS_ITSELF_THE_NEXT_NUMBER)
+    aws = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": REGION}
+    environment = {**aws, "AWS_ENDPOINT_URL": moto_url, "NUMBERS": str(numbers), "QUEUE_URL": queue.url}
+    function = lambda_host.Function(
+        "feeds", "app.handler", tmp_path, (), 60, 128, environment, allows_loops=allows_loops
+    )
+    with closing(FunctionHost(function, tmp_path / "log")) as host:
+        host.warm_up()
+        queue.send("0")
+        with polling(EventSource(queue.url, queue.arn, host, batch_size=1, concurrency=1), sqs):
+            until(lambda: str(rounds) in dead.bodies())
+    assert numbers.read_text().split() == [str(number) for number in range(rounds)]

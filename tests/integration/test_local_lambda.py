@@ -16,7 +16,7 @@ import pytest
 from local import lambda_host
 from local.aws_door import TokenBucket
 from local.gateway import MOST_BODY_BYTES, Gateway
-from local.lambda_host import MOST_ANSWER_BYTES, MOST_EVENT_BYTES, FunctionError, FunctionHost
+from local.lambda_host import MOST_ANSWER_BYTES, MOST_EVENT_BYTES, FunctionError, FunctionHost, RecursiveInvocationError
 from local.serving import Reply, Request
 from tests.support.waiting import until
 
@@ -24,7 +24,8 @@ HANDLERS = """
 import json, os, time
 
 def echo(event, context):
-    return {"pid": os.getpid(), "event": event, "left": context.get_remaining_time_in_millis()}
+    trace = os.environ["_X_AMZN_TRACE_ID"]
+    return {"pid": os.getpid(), "event": event, "left": context.get_remaining_time_in_millis(), "trace": trace}
 
 def does(event, context):
     if event.get("stop"):
@@ -92,8 +93,8 @@ def does(start: Start) -> FunctionHost:
     return start("does")
 
 
-def result(host: FunctionHost, event: object) -> Any:
-    return json.loads(host.invoke(event).result(timeout=60))
+def result(host: FunctionHost, event: object, *traces: str) -> Any:
+    return json.loads(host.invoke(event, traces).result(timeout=60))
 
 
 def test_a_process_gets_events_with_deadlines_one_after_another(start: Start) -> None:
@@ -132,6 +133,19 @@ def test_a_failing_or_dying_process_fails_its_event_and_a_dead_one_is_replaced(d
         with pytest.raises(FunctionError, match=words):
             does.invoke(wanted).result(timeout=60)
     assert result(does, {})["AWS_LAMBDA_RUNTIME_API"] != before
+
+
+def test_a_chain_of_requests_invokes_each_function_16_times(start: Start, does: FunctionHost) -> None:
+    echo, first = start("echo"), result(does, {})["_X_AMZN_TRACE_ID"]
+    trace = first
+    for _ in range(15):
+        trace = result(does, {}, result(echo, {}, trace)["trace"])["_X_AMZN_TRACE_ID"]
+    assert result(echo, {}, trace)  # its 16th invocation
+    for traces in ([trace, first], [first, trace]):
+        with pytest.raises(RecursiveInvocationError):
+            does.invoke({}, traces)
+    for traces in ([first] * 16, []):  # short chains, and a new one
+        assert result(does, {}, *traces)
 
 
 def test_an_event_over_6_mb_is_refused_and_an_answer_over_6_mb_fails(does: FunctionHost) -> None:

@@ -178,10 +178,11 @@ class World:
         (url,) = [url for url in self.aws("sqs").list_queues()["QueueUrls"] if f"/{STACK_NAME}-{name}-" in url]
         return str(url)
 
-    def send(self, queue: str, body: str | Mapping[str, object]) -> None:
-        """Sends a message to a queue of the template. `queue` is its logical name."""
+    def send(self, queue: str, body: str | Mapping[str, object], trace: str | None = None) -> None:
+        """Sends a message to a queue of the template. `queue` is its logical name, `trace` the trace header."""
         text = body if isinstance(body, str) else json.dumps(body)
-        self.aws("sqs").send_message(QueueUrl=self.queue_url(queue), MessageBody=text)
+        kept = {"AWSTraceHeader": {"DataType": "String", "StringValue": trace}} if trace else {}
+        self.aws("sqs").send_message(QueueUrl=self.queue_url(queue), MessageBody=text, MessageSystemAttributes=kept)
 
     @cached_property
     def bus(self) -> Subscriber:
