@@ -56,8 +56,8 @@ class _Lines(FakeBatchLines):
         super().__init__(batches)
         self._count = count
 
-    def begin(self, batch_id: str, line: int, custom_id: str) -> None:
-        pass
+    def begin(self, batch_id: str, line: int, custom_id: str) -> bool:
+        return True
 
     def ended(self, batch_id: str) -> Iterator[EndedLine]:
         return repeat(EndedLine(completed=True, text="x" * (len(LINE) - 1)), self._count)

@@ -8,7 +8,7 @@ REPEATED_IN_FULL = frozenset(
     {
         *("hold", "claim", "renew", "release", "await_poll", "save_attempt", "save_task", "save_failure"),
         *("save_answer", "save_image", "end", "mark_published", "cancel", "void", "bury"),
-        *("take", "give_back", "delete", "delete_answer"),
+        *("take", "give_back", "delete", "delete_answer", "begin", "refuse"),
     }
 )
 # The real stores recognise a repetition of these by a token, which the fakes do not have: here the first answer is
@@ -27,9 +27,10 @@ class Scenario:
     seconds.
 
     `routes` are the upstreams of the model. `slots` are their limits of calls at once, 0 for none. `keyless` applies to
-    each round: an upstream has no key for a while. `price` is by images or by tokens, and `usd` each caller's quota in
-    millionths of a dollar. With `prompt`, a step takes at most a fifth of a second, so a worker comes while a slot is
-    kept. `seeds` is the number of runs of the short form.
+    each round: an upstream has no key for a while. `quota` is each caller's quota in images, and `stack` that of all.
+    `price` is by images or by tokens, and `usd` each caller's quota in millionths of a dollar. With `prompt`, a step
+    takes at most a fifth of a second, so a worker comes while a slot is kept. `seeds` is how many runs the short form
+    has.
 
     With `tasks` the upstream answers each call with a task that has one of these ends: "images"; "refunded" or
     "charged" if it fails; "late", after the longest wait for it; "never". `blind` applies to each poll: it does not see
@@ -57,6 +58,7 @@ class Scenario:
     key: bool | None = None  # None: the seed decides
     clients: tuple[str, ...] = ("alice",)
     quota: int = 100
+    stack: int = 100
     meddling: float = 0.2  # the rate at which a round may cancel or delete
     cancel: bool = False
     delete: bool = False
@@ -239,6 +241,9 @@ REQUESTS |= {
     ),
 }
 
+# Leases are lost, and images that cost nothing are returned to the quota: of two processes, only one may find enough.
+_SMALL_QUOTA = but(_BATCH_KILLS, kill=0.05, beats=False, refused=0.3, seeds=60)
+
 BATCHES |= {
     "routes, slots and money": but(
         _BATCH_KILLS,
@@ -252,5 +257,20 @@ BATCHES |= {
         usd=10_000_000,
         cancel=True,
         seeds=25,
+    ),
+    "small quota": but(_SMALL_QUOTA, quota=2),
+    "small quota of the stack": but(_SMALL_QUOTA, stack=2),
+    "little money": but(_SMALL_QUOTA, price="image", usd=100_000),
+    "small quotas, trouble": but(
+        _SMALL_QUOTA,
+        quota=3,
+        stack=3,
+        price="image",
+        usd=100_000,
+        before=0.01,
+        after=0.01,
+        repeat=0.02,
+        cancel=True,
+        delete=True,
     ),
 }

@@ -270,7 +270,7 @@ class World:
             keys=self.faulty(FakeIdempotencyKeys(), "records"),
             records=self.records,
             queue=self.queue,
-            quota=Quota(self.faulty_counters, each_caller=scenario.quota, whole_stack=100),
+            quota=Quota(self.faulty_counters, each_caller=scenario.quota, whole_stack=scenario.stack),
             journal=self.journal,
             now=self.clock,
             lease=LEASE,

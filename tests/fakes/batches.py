@@ -111,9 +111,12 @@ class FakeBatchLines(Failing):
         self._pending: dict[tuple[str, int], str] = {}
         self._ended: dict[tuple[str, int], EndedLine] = {}
 
-    def begin(self, batch_id: str, line: int, custom_id: str) -> None:
+    def begin(self, batch_id: str, line: int, custom_id: str) -> bool:
         with self._asked():
+            if (batch_id, line) in self._ended:
+                return False
             self._pending[batch_id, line] = custom_id
+            return True
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
         with self._asked():
@@ -121,8 +124,9 @@ class FakeBatchLines(Failing):
                 self._ended[batch_id, line] = ended
             self._pending.pop((batch_id, line), None)
 
-    def forget_pending(self, batch_id: str, line: int) -> None:
+    def refuse(self, batch_id: str, line: int, ended: EndedLine) -> None:
         with self._asked():
+            self._ended.setdefault((batch_id, line), ended)
             self._pending.pop((batch_id, line), None)
 
     def pending(self, batch_id: str) -> Iterator[tuple[int, str]]:
@@ -133,10 +137,6 @@ class FakeBatchLines(Failing):
     def any_pending(self, batch_id: str) -> bool:
         with self._asked():
             return any(each == batch_id for each, _ in self._pending)
-
-    def ended_among(self, batch_id: str, first: int, last: int) -> frozenset[int]:
-        with self._asked():
-            return frozenset(line for each, line in self._ended if each == batch_id and first <= line <= last)
 
     def ended(self, batch_id: str) -> Iterator[EndedLine]:
         with self._asked():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NOW = 1_760_000_000.5
 FAILED = EndedLine(completed=False, text="{}")
+REFUSED = EndedLine(completed=False, text='{"line": 1}')
 LINE = EndedLine(completed=True, text='{"custom_id": "ü"}')
 
 
@@ -154,21 +155,21 @@ def test_a_record_of_a_later_version_is_refused_and_unchanged(table: Table) -> N
 
 def test_a_line_is_pending_until_it_ends_and_counted_once(batches: BatchStore, lines: BatchLines) -> None:
     batch = claimed(batches).id
-    for number in (2, 11, 1):
-        lines.begin(batch, number, f"c{number}")
-    lines.begin("batch_b", 1, "other")
+    for number in (2, 11, 1, 1):
+        assert lines.begin(batch, number, f"c{number}")
+    assert lines.begin("batch_b", 1, "other")
     assert list(lines.pending(batch)) == [(1, "c1"), (2, "c2"), (11, "c11")]
     for ended in (FAILED, LINE, LINE):
         lines.end(batch, 11, ended)
     lines.end(batch, 2, FAILED)
+    assert list(lines.pending(batch)) == [(1, "c1")]
     assert lines.any_pending(batch)
-    lines.forget_pending(batch, 1)
-    lines.forget_pending(batch, 1)
+    for number in (2, 11, 1):
+        lines.refuse(batch, number, REFUSED)
+        assert not lines.begin(batch, number, f"c{number}")
     assert not lines.any_pending(batch)
-    assert list(lines.ended(batch)) == [FAILED, LINE]
-    assert lines.counts(batch) == Counts(1, 1)
-    assert lines.ended_among(batch, 1, 10) == {2}
-    assert lines.ended_among(batch, 3, 11) == {11}
+    assert list(lines.ended(batch)) == [REFUSED, FAILED, LINE]
+    assert lines.counts(batch) == Counts(1, 2)
     assert lines.counts("batch_b") == Counts(0, 0)
 
 
@@ -182,7 +183,7 @@ def test_the_result_of_a_line_can_change_until_the_batch_is_finalizing(batches: 
     batches.begin_finalizing(batch, "me", now=NOW)
     for _ in range(2):
         for number, late in ((1, FAILED), (2, LINE)):
-            lines.begin(batch, number, "c")
+            assert not lines.begin(batch, number, "c")
             lines.end(batch, number, late)
         assert not lines.any_pending(batch)
         assert list(lines.ended(batch)) == [LINE, FAILED]
@@ -207,7 +208,7 @@ def test_an_unreachable_store_is_unavailable(connect: Connect) -> None:
         lambda: batches.claim("batch_a", "me", now=NOW, lease_until=NOW),
         lambda: lines.begin("batch_a", 1, "c"),
         lambda: lines.end("batch_a", 1, LINE),
-        lambda: lines.forget_pending("batch_a", 1),
+        lambda: lines.refuse("batch_a", 1, REFUSED),
         lambda: list(lines.pending("batch_a")),
         lambda: lines.any_pending("batch_a"),
     )

@@ -108,7 +108,7 @@ def batch_continuation(
     reader = ReadBatch(
         batches=progress.batches,
         lines=progress.lines,
-        progress=progress,
+        generations=submission.records,
         submission=submission,
         inbox=files,
         pool=pool,
@@ -116,6 +116,7 @@ def batch_continuation(
         read_line=partial(read_batch_line, read_fields=read_request().fields),
         refusal=refused_line,
         caller_named=caller_named,
+        now=submission.now,
     )
     return ContinueBatch(
         batches=progress.batches,

@@ -12,15 +12,17 @@ from jsonschema import Draft202012Validator
 
 from imagegen.domain import errors, file_lines
 from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, batch_id_of, line_generation_id
+from imagegen.domain.credentials import Caller
 from imagegen.domain.file_lines import Line, lines_of
-from imagegen.domain.generations import Generation
+from imagegen.domain.generations import Generation, Origin
 from imagegen.usecases.continue_batch import cancel_batch, get_batch
 from imagegen.usecases.read_batch import CHUNK_LINES
+from imagegen.usecases.submit import Submission
 from imagegen.wire.batches import batch_answer, batch_event
 from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message
 from tests.conftest import ROOT
-from tests.support.hooks import before
-from tests.support.in_memory import LEASE, NOW, InMemoryService, batch_line, in_memory_service
+from tests.support.hooks import after, before, raising
+from tests.support.in_memory import LEASE, NOW, REQUEST, InMemoryService, batch_line, in_memory_service
 
 PORTS = ("records", "queue", "counters", "batches", "lines", "batch_queue", "batch_bus", "files")
 BLOCK, MOST = 32, 16  # bytes; the product has a megabyte and half of it
@@ -274,6 +276,132 @@ def test_a_fault_at_any_one_call_leaves_each_line_made_and_answered_once(port: s
     assert at > 1
 
 
+# A process that lost its lease.
+
+
+@pytest.mark.parametrize(
+    ("port", "call"),
+    [
+        ("lines", "begin"),
+        ("records", "get"),
+        ("counters", "take"),
+        ("queue", "send"),
+        ("records", "create"),
+    ],
+)
+def test_a_late_process_begins_no_line_that_its_successor_refused(
+    service: InMemoryService, port: str, call: str
+) -> None:
+    """It stopped before the call for longer than its lease. When it continues, the quota suffices."""
+    batch = service.drop(batch_line("a"))
+
+    def refused_meanwhile(*_: Any, **__: Any) -> None:
+        service.now += LEASE + 1
+        service.own_images_per_day = 0
+        service.continue_batch(batch)
+
+    before(getattr(service, port), call, refused_meanwhile, once=True)
+    assert service.continue_batch(batch) == LEASE
+    assert service.records.get(line_generation_id(batch.id, 1)) is None
+    assert service.used <= {0}
+    assert not service.lines.any_pending(batch.id)
+    assert (service.batch(batch).status, service.batch(batch).counts) == (BatchStatus.COMPLETED, Counts(0, 1))
+
+
+def test_a_refused_line_keeps_its_reason_when_a_late_process_refuses_it_too(service: InMemoryService) -> None:
+    batch = service.drop(batch_line("a"), batch_line("b"))
+    pending, origin = line_generation_id(batch.id, 2), Origin("b", batch.id, 2)
+    service.submission.submit(Submission(REQUEST, Caller("alice"), "", origin=origin, generation_id=pending))
+
+    def refused_meanwhile(*_: Any) -> None:
+        service.now += LEASE + 1
+        service.own_images_per_day = 0
+        service.continue_batch(batch)
+
+    before(service.records, "create", refused_meanwhile, once=True)
+    assert service.continue_batch(batch) == LEASE
+    service.make(pending)
+    service.continue_all()
+    output, (error,) = service.written()
+    assert (custom_ids(output), error["custom_id"]) == (["b"], "a")
+    assert error_of(error)["code"] == "insufficient_quota"
+
+
+def test_a_refused_line_that_is_read_again_is_not_submitted_again(service: InMemoryService) -> None:
+    service.own_images_per_day = 0
+    batch = service.drop(batch_line("a"))
+    before(service.batches, "save_checkpoint", raising(errors.RecordsUnavailableError("no")))
+    with pytest.raises(errors.RecordsUnavailableError):
+        service.continue_batch(batch)
+    service.own_images_per_day = None
+    service.continue_batch(batch)
+    assert service.queue.sent == []
+    assert (service.batch(batch).status, service.batch(batch).counts) == (BatchStatus.COMPLETED, Counts(0, 1))
+
+
+def test_a_late_process_that_dies_leaves_no_line_pending_that_its_successor_refused(service: InMemoryService) -> None:
+    service.own_images_per_day = CHUNK_LINES
+    batch, begin = service.drop(*requests(CHUNK_LINES + 1)), service.lines.begin
+
+    def begins(batch_id: str, number: int, custom_id: str) -> bool:
+        if number > CHUNK_LINES:
+            service.lines.begin = begin  # type: ignore[method-assign]
+            service.now += LEASE + 1
+            service.continue_batch(batch)
+            begin(batch_id, number, custom_id)
+            raise errors.RecordsUnavailableError("It dies.")
+        return begin(batch_id, number, custom_id)
+
+    service.lines.begin = begins  # type: ignore[assignment, method-assign]
+    with pytest.raises(errors.RecordsUnavailableError):
+        service.continue_batch(batch)
+    service.make_all()
+    service.continue_all()
+    ended = service.batch(batch)
+    assert (ended.status, ended.counts) == (BatchStatus.COMPLETED, Counts(CHUNK_LINES, 1))
+
+
+def test_a_late_process_undoes_no_reservation_and_refuses_no_line_of_its_successor(service: InMemoryService) -> None:
+    """It stopped between the quotas of the caller and of the stack, and finds that the second does not suffice."""
+    service.whole_stack = 0
+    batch = service.drop(batch_line("a"))
+
+    def begun_meanwhile(*_: Any, **__: Any) -> None:
+        service.now += LEASE + 1
+        service.whole_stack = 1
+        service.continue_batch(batch)
+
+    def stop_at_the_second(*_: Any, **__: Any) -> None:
+        before(service.counters, "take", begun_meanwhile, once=True)
+
+    before(service.counters, "take", stop_at_the_second, once=True)
+    assert service.continue_batch(batch) == LEASE
+    assert service.used == {1}
+    service.make_all()
+    service.continue_all()
+    assert service.batch(batch).counts == Counts(1, 0)
+    assert custom_ids(service.written()[0]) == ["a"]
+
+
+def test_a_late_process_that_finds_a_line_invalid_leaves_it_to_its_successor(service: InMemoryService) -> None:
+    """Between the two an operator replaced the caller's quota in money, for which each model needs a price."""
+    service.own_usd_per_day = 1
+    batch = service.drop(batch_line("a"))
+
+    def begun_meanwhile(*_: Any) -> None:
+        if service.own_usd_per_day:
+            service.own_usd_per_day = None
+            service.now += LEASE + 1
+            service.continue_batch(batch)
+
+    after(service.records, "get", begun_meanwhile)
+    assert service.continue_batch(batch) == LEASE
+    service.continue_batch(batch)
+    service.make_all()
+    service.continue_all()
+    assert service.batch(batch).counts == Counts(1, 0)
+
+
 # Cancelling.
 
 
@@ -303,20 +431,18 @@ def test_a_late_process_begins_no_line_of_a_cancelled_batch(service: InMemorySer
     """The process stopped for longer than its lease, near the write that notes the line as pending."""
     noted, batch = service.lines.begin, service.drop(batch_line("a"))
 
-    def begins(batch_id: str, number: int, custom_id: str) -> None:
-        if noted_pending != "after it":
-            noted(batch_id, number, custom_id)
+    def begins(batch_id: str, number: int, custom_id: str) -> bool:
+        is_open = noted_pending != "after it" and noted(batch_id, number, custom_id)
         service.now += LEASE + 1
         cancel(service, batch)
         service.continue_all()
         assert service.batch(batch).status is BatchStatus.CANCELLED
-        if noted_pending != "before the cancellation":
-            noted(batch_id, number, custom_id)
+        return is_open if noted_pending == "before the cancellation" else noted(batch_id, number, custom_id)
 
     service.lines.begin = begins  # type: ignore[assignment, method-assign]
     assert service.continue_batch(batch) == LEASE
     assert service.records.get(line_generation_id(batch.id, 1)) is None
-    assert service.used == {0}
+    assert service.used <= {0}
     assert not service.lines.any_pending(batch.id)
     assert custom_ids(service.written()[1]) == ([] if noted_pending == "after it" else ["a"])
     assert service.lines.counts(batch.id) == Counts(0, 1)

@@ -12,7 +12,7 @@ import pytest
 from imagegen.domain import errors
 from imagegen.domain.credentials import Caller
 from imagegen.domain.failures import failure_of
-from imagegen.domain.generations import IdTakenError, Status, fingerprint, is_generation_id
+from imagegen.domain.generations import IdTakenError, Origin, Status, fingerprint, is_generation_id
 from imagegen.domain.images import ImageRequest
 from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.routes.results import MOST_HOPS
@@ -26,6 +26,7 @@ OTHER = replace(REQUEST, prompt="a dog")
 KEYED, PLAIN = RetryIdentity("k"), RetryIdentity()
 FIRST, SECOND, THIRD = (RetryIdentity(retry=retry) for retry in range(3))
 GIVEN = "gen_" + "A" * 22
+LINE = Origin("c", "batch_" + "A" * 22, 1)
 
 # A caller repeats a request with its key, or counts its retries.
 REPEATED = pytest.mark.parametrize("identities", [[KEYED] * 3, [FIRST, SECOND, THIRD]], ids=["key", "count"])
@@ -456,12 +457,50 @@ def test_the_next_try_creates_or_finds_an_id_that_could_not_be_written(service: 
 
 
 @pytest.mark.parametrize("deleted", [True, False])
-def test_a_void_id_is_reported_as_cancelled_and_takes_no_quota(service: InMemoryService, deleted: bool) -> None:
+def test_a_void_id_of_a_line_is_reported_as_cancelled_and_takes_no_quota(
+    service: InMemoryService, deleted: bool
+) -> None:
+    line = Submission(REQUEST, service.caller("alice"), BASE_URL, origin=LINE, generation_id=GIVEN)
     if deleted:
-        service.buried(service.submit(generation_id=GIVEN).generation)
+        service.buried(service.submission.submit(line).generation)
     else:
         service.records.void(GIVEN, now=NOW)
     used = service.used
     with pytest.raises(errors.GenerationCancelledError):
-        service.submit(generation_id=GIVEN)
+        service.submission.submit(line)
     assert service.used == (used or {0})
+
+
+def test_a_refused_request_undoes_no_reservation_of_its_duplicate(service: InMemoryService) -> None:
+    """One file, whose message is delivered twice at once. The stack's quota suffices only for one delivery."""
+    service.whole_stack = 0
+
+    def begun_meanwhile(*_: Any, **__: Any) -> None:
+        service.whole_stack = 1
+        service.submit(generation_id=GIVEN)
+
+    def stop_at_the_second(*_: Any, **__: Any) -> None:
+        before(service.counters, "take", begun_meanwhile, once=True)
+
+    before(service.counters, "take", stop_at_the_second, once=True)
+    with pytest.raises(errors.QuotaExceededError):
+        service.submit(generation_id=GIVEN)
+    assert service.submit(generation_id=GIVEN).attached
+    assert service.used == {1}
+
+
+def test_a_refused_file_begins_one_generation_once_the_quota_suffices(service: InMemoryService) -> None:
+    service.whole_stack = 0
+    for _ in range(2):
+        with pytest.raises(errors.QuotaExceededError):
+            service.submit(generation_id=GIVEN)
+        assert service.used == {0}
+    service.whole_stack = 2
+    begun = service.submit(generation_id=GIVEN)
+    assert not begun.attached
+    again = service.submit(generation_id=GIVEN)
+    assert (again.attached, again.generation.id) == (True, begun.generation.id)
+    assert service.used == {1}
+    service.buried(begun.generation)
+    with pytest.raises(errors.GenerationCancelledError):
+        service.submit(generation_id=GIVEN)

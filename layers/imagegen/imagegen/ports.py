@@ -402,19 +402,19 @@ class BatchStore(Protocol):
 class BatchLines(Protocol):
     """The lines of batches. A line is pending or has ended. Raises RecordsUnavailableError."""
 
-    def begin(self, batch_id: str, line: int, custom_id: str) -> None:
-        """Notes that a line is pending."""
+    def begin(self, batch_id: str, line: int, custom_id: str) -> bool:
+        """Notes that a line is pending. Returns `False` if it has ended: it is then not pending again."""
         ...
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
-        """Notes how a line ended. It is no longer pending.
+        """Notes how the generation of a line ended. The line is no longer pending.
 
         The outcome of an ended line changes only until the batch is finalizing.
         """
         ...
 
-    def forget_pending(self, batch_id: str, line: int) -> None:
-        """Notes that a line that has ended is no longer pending."""
+    def refuse(self, batch_id: str, line: int, ended: EndedLine) -> None:
+        """Notes how a line ended that has no generation. It is no longer pending. An outcome that it has stays."""
         ...
 
     def pending(self, batch_id: str) -> Iterator[tuple[int, str]]:
@@ -422,10 +422,6 @@ class BatchLines(Protocol):
         ...
 
     def any_pending(self, batch_id: str) -> bool: ...
-
-    def ended_among(self, batch_id: str, first: int, last: int) -> frozenset[int]:
-        """The lines from `first` to `last` that have ended."""
-        ...
 
     def ended(self, batch_id: str) -> Iterator[EndedLine]:
         """All lines that have ended, in the order of the file."""

@@ -7,7 +7,8 @@
 | `<batch id>#ended` | `<line>` | whether an ended line is completed |
 | `<batch id>#outcomes` | `<line>` | the same, and its line of an output file |
 
-No item holds a counter, because hundreds of lines may end at once. Counting is a query of small items, some ten
+A line is never in both of the first two: one transaction moves it, and one that has ended does not become pending. No
+item holds a counter, because hundreds of lines may end at once. Counting is a query of small items, some ten
 thousand in a page of 1 MB (DynamoDB developer guide, "Paginating table query results"). An ended line has the same key
 whatever its outcome, so no line is counted twice. The outcome changes if its generation is deleted or tried again,
 until the batch is finalizing. From then on, every process that writes the files reads the same lines.
@@ -35,6 +36,7 @@ _RECORD = "batch"
 _VERSION = 1  # of the record; a process refuses records of a later version
 _WORKED_ON = "#owner = :owner AND #status IN (:in_progress, :cancelling, :finalizing)"
 _TIMES = ("cancelling_at", "finalizing_at", "ended_at")
+_IF_NEW: Item = {"ConditionExpression": "attribute_not_exists(pk)"}
 
 
 class DynamoBatches:
@@ -186,23 +188,33 @@ class DynamoBatchLines:
         self._table = table
         self._retention_seconds = retention_seconds
 
-    def begin(self, batch_id: str, line: int, custom_id: str) -> None:
-        item = self._item(_pending(batch_id), line, {"custom_id": {"S": custom_id}})
+    def begin(self, batch_id: str, line: int, custom_id: str) -> bool:
+        pending = self._put(self._item(_pending(batch_id), line, {"custom_id": {"S": custom_id}}))
+        # It deletes nothing: unlike a condition check, it needs no further IAM permission.
+        not_ended = self._delete(_ended(batch_id), line)
         with asking():
-            self._client().put_item(TableName=self._table, Item=item)
+            return self._written(pending, {"Delete": not_ended["Delete"] | _IF_NEW})
 
     def end(self, batch_id: str, line: int, ended: EndedLine) -> None:
-        completed: Item = {"completed": {"BOOL": ended.completed}}
-        outcome = self._put(self._item(_outcomes(batch_id), line, {**completed, "text": {"S": ended.text}}))
-        counted = self._put(self._item(_ended(batch_id), line, completed))
-        first = {"Put": counted["Put"] | {"ConditionExpression": "attribute_not_exists(pk)"}}
-        pending: Item = {"Delete": {"TableName": self._table, "Key": key(_pending(batch_id), _sort_key(line))}}
         with asking():
-            if self._written(outcome, first, pending):
-                return
-            # Only a change of an outcome checks the record: hundreds of lines that end at once would conflict over it.
-            if not self._written(outcome, counted, pending, self._not_finalizing(batch_id)):
-                self._client().delete_item(**pending["Delete"])
+            if not self._ended_first(batch_id, line, ended):
+                # Only a change of an outcome checks the record: hundreds of lines that end at once would conflict over
+                # it.
+                self._written(*self._outcome(batch_id, line, ended), self._not_finalizing(batch_id))
+
+    def refuse(self, batch_id: str, line: int, ended: EndedLine) -> None:
+        with asking():
+            self._ended_first(batch_id, line, ended)
+
+    def _ended_first(self, batch_id: str, line: int, ended: EndedLine) -> bool:
+        """Returns `False` if the line has ended before. Then it is not pending either."""
+        outcome, counted = self._outcome(batch_id, line, ended)
+        return self._written(outcome, {"Put": counted["Put"] | _IF_NEW}, self._delete(_pending(batch_id), line))
+
+    def _outcome(self, batch_id: str, line: int, ended: EndedLine) -> tuple[Item, Item]:
+        completed: Item = {"completed": {"BOOL": ended.completed}}
+        outcome = self._item(_outcomes(batch_id), line, {**completed, "text": {"S": ended.text}})
+        return self._put(outcome), self._put(self._item(_ended(batch_id), line, completed))
 
     def _written(self, *writes: Any) -> bool:
         """Makes all of the writes or none. Returns `False` if a condition does not hold."""
@@ -217,7 +229,7 @@ class DynamoBatchLines:
         return True
 
     def _not_finalizing(self, batch_id: str) -> Item:
-        """Returns a write that changes nothing: unlike a condition check, it needs no further IAM permission."""
+        """Returns a write that changes nothing, for the same reason."""
         return {
             "Update": {
                 "TableName": self._table,
@@ -235,9 +247,8 @@ class DynamoBatchLines:
     def _put(self, item: Item) -> Item:
         return {"Put": {"TableName": self._table, "Item": item}}
 
-    def forget_pending(self, batch_id: str, line: int) -> None:
-        with asking():
-            self._client().delete_item(TableName=self._table, Key=key(_pending(batch_id), _sort_key(line)))
+    def _delete(self, pk: str, line: int) -> Item:
+        return {"Delete": {"TableName": self._table, "Key": key(pk, _sort_key(line))}}
 
     def pending(self, batch_id: str) -> Iterator[tuple[int, str]]:
         for item in self._all(_pending(batch_id)):
@@ -253,11 +264,6 @@ class DynamoBatchLines:
                 Limit=1,
             )
         return bool(page["Items"])
-
-    def ended_among(self, batch_id: str, first: int, last: int) -> frozenset[int]:
-        return frozenset(
-            int(item["sk"]["S"]) for item in self._all(_ended(batch_id), (_sort_key(first), _sort_key(last)))
-        )
 
     def ended(self, batch_id: str) -> Iterator[EndedLine]:
         for item in self._all(_outcomes(batch_id)):
@@ -276,19 +282,15 @@ class DynamoBatchLines:
         expires_at = number(int(time.time()) + self._retention_seconds)
         return {**key(pk, _sort_key(line)), **attributes, "expires_at": expires_at}
 
-    def _all(self, pk: str, between: tuple[str, str] | None = None, *, attributes: str | None = None) -> Iterator[Item]:
+    def _all(self, pk: str, *, attributes: str | None = None) -> Iterator[Item]:
         """Yields the lines of a partition in order, page by page."""
         query: dict[str, Any] = {} if attributes is None else {"ProjectionExpression": attributes}
-        condition, values = "pk = :pk", {":pk": {"S": pk}}
-        if between is not None:
-            condition += " AND sk BETWEEN :first AND :last"
-            values |= {":first": {"S": between[0]}, ":last": {"S": between[1]}}
         while True:
             with asking():
                 page = self._client().query(
                     TableName=self._table,
-                    KeyConditionExpression=condition,
-                    ExpressionAttributeValues=values,
+                    KeyConditionExpression="pk = :pk",
+                    ExpressionAttributeValues={":pk": {"S": pk}},
                     ConsistentRead=True,
                     **query,
                 )

@@ -65,7 +65,7 @@ def intake() -> Intake:
     reader = ReadBatch(
         batches=records.batches,
         lines=records.lines,
-        progress=records.progress,
+        generations=records.generations,
         submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds),
         inbox=inbox,
         pool=pool,
@@ -73,6 +73,7 @@ def intake() -> Intake:
         read_line=partial(read_batch_line, read_fields=read_request.fields),
         refusal=refused_line,
         caller_named=caller,
+        now=time.time,
     )
     batch_bus = EventBridgeBatchBus(sdk.events, settings.store.event_bus, ended=batch_event)
     continuation = ContinueBatch(

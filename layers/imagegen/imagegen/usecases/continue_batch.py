@@ -9,7 +9,7 @@ import msgspec
 from imagegen.domain.batches import Batch, BatchStatus, InboxFile, batch_id_of, is_batch_id, line_generation_id
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import BatchEndedError, GenerationCancelledError, RecordsUnavailableError, UnknownBatchError
-from imagegen.domain.generations import Generation, IdTakenError, LostClaimError, new_owner
+from imagegen.domain.generations import IdTakenError, LostClaimError, new_owner
 from imagegen.ports import BatchBus, BatchLines, BatchQueue, BatchStore, GenerationStore, Outbox
 from imagegen.usecases.heartbeat import heartbeat
 from imagegen.usecases.manage_generation import CancelGeneration
@@ -124,14 +124,11 @@ class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
         each_of(range(first, first + CHUNK_LINES), void, self.reader.pool)
 
     def _cancel_line(self, line: int, custom_id: str, batch: Batch) -> None:
-        # A reader that lost its claim may still be about to begin it.
-        generation: Generation | None = None
-        with suppress(IdTakenError):  # it was deleted
-            generation = self.generations.void(line_generation_id(batch.id, line), now=self.now())
+        error = GenerationCancelledError("The batch was cancelled.")
+        generation = self.reader.refuse(batch.id, line, custom_id, error)
         if generation is None:
-            error = GenerationCancelledError("The batch was cancelled.")
-            self.lines.end(batch.id, line, self.reader.refusal(batch.id, line, custom_id, error))
-        elif generation.ended:
+            return
+        if generation.ended:
             self.progress.line_ended(generation)
         else:
             self.cancellation.stop(generation)

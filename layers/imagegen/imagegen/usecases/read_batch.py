@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
+from contextlib import suppress
 from itertools import islice
 from typing import TypeVar
 
@@ -19,10 +20,9 @@ from imagegen.domain.errors import (
     SecretUnavailableError,
 )
 from imagegen.domain.file_lines import MAX_LINE_BYTES, Line, lines_of
-from imagegen.domain.generations import Origin
+from imagegen.domain.generations import Generation, IdTakenError, Origin
 from imagegen.domain.images import ImageRequest
-from imagegen.ports import BatchLines, BatchStore, Inbox
-from imagegen.usecases.publish import BatchProgress
+from imagegen.ports import BatchLines, BatchStore, GenerationStore, Inbox
 from imagegen.usecases.submit import Submission, SubmitGeneration
 
 T = TypeVar("T")
@@ -36,14 +36,14 @@ WriteRefusal = Callable[[str, int, str | None, ImagegenError], EndedLine]
 
 
 class ReadBatch(msgspec.Struct, frozen=True, eq=False):
-    """`pool` has CHUNK_THREADS threads.
+    """`pool` has CHUNK_THREADS threads. `now` gives Unix seconds.
 
     `read_line` raises an InvalidRequestError. `caller_named` gives a caller with its own quota.
     """
 
     batches: BatchStore
     lines: BatchLines
-    progress: BatchProgress
+    generations: GenerationStore
     submission: SubmitGeneration
     inbox: Inbox
     pool: Executor
@@ -51,6 +51,7 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
     read_line: Callable[[bytes], AskedLine]
     refusal: WriteRefusal
     caller_named: Callable[[str], Caller]
+    now: Callable[[], float]
 
     def read(self, batch: Batch, owner: str, until: Deadline) -> Batch:
         """Reads from the checkpoint until the file ends, the batch is cancelled, or the time is over.
@@ -64,22 +65,27 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
         def block(at: int, length: int) -> bytes:
             return self.inbox.read(batch.file, at, length, Deadline.after(READ_SECONDS))
 
-        # Only the lines directly behind a checkpoint can have been read before.
-        first = batch.checkpoint.line + 1
-        ended = self.lines.ended_among(batch.id, first, first + CHUNK_LINES - 1)
         for chunk in in_chunks(lines_of(block, batch.file.size, batch.checkpoint)):
-            each_of(chunk, lambda line: self._take(line, batch, caller, ended), self.pool)  # noqa: B023  # used up here
+            each_of(chunk, lambda line: self._take(line, batch, caller), self.pool)  # noqa: B023  # used up here
             batch = self.batches.save_checkpoint(batch.id, owner, chunk[-1].after)
-            ended = frozenset()
             if batch.status is not BatchStatus.IN_PROGRESS or not until.remaining():
                 return batch
         return self.batches.save_total(batch.id, owner, batch.checkpoint.line)
 
-    def _take(self, line: Line, batch: Batch, caller: Caller, ended: frozenset[int]) -> None:
+    def refuse(self, batch_id: str, line: int, custom_id: str | None, error: ImagegenError) -> Generation | None:
+        """Ends a line without a generation. Returns the generation if it has one: the line ends when that ends.
+
+        The id of its generation is made void first: another process may have begun it, or be about to.
+        """
+        with suppress(IdTakenError):  # it was deleted
+            generation = self.generations.void(line_generation_id(batch_id, line), now=self.now())
+            if generation is not None:
+                return generation
+        self.lines.refuse(batch_id, line, self.refusal(batch_id, line, custom_id, error))
+        return None
+
+    def _take(self, line: Line, batch: Batch, caller: Caller) -> None:
         if line.text == b"":
-            return
-        if line.number in ended:
-            self.lines.forget_pending(batch.id, line.number)  # the process that noted it pending may have died since
             return
         custom_id: str | None = None
         try:
@@ -91,11 +97,12 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
         except (RecordsUnavailableError, SecretUnavailableError):
             raise
         except (NothingSpentError, GenerationCancelledError) as error:
-            self.lines.end(batch.id, line.number, self.refusal(batch.id, line.number, custom_id, error))
+            self.refuse(batch.id, line.number, custom_id, error)
 
     def _begin(self, number: int, custom_id: str, request: ImageRequest, batch: Batch, caller: Caller) -> None:
         """Notes the line as pending first: its generation may end before this call returns."""
-        self.lines.begin(batch.id, number, custom_id)
+        if not self.lines.begin(batch.id, number, custom_id):
+            return
         submission = Submission(
             request,
             caller,
@@ -103,9 +110,7 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
             origin=Origin(custom_id, batch.id, number),
             generation_id=line_generation_id(batch.id, number),
         )
-        submitted = self.submission.submit(submission)
-        if submitted.attached and submitted.generation.ended:
-            self.progress.line_ended(submitted.generation)  # it ended before the line was noted as pending again
+        self.submission.submit(submission)
 
 
 def in_chunks(each: Iterator[T]) -> Iterator[list[T]]:

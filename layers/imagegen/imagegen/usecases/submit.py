@@ -55,8 +55,9 @@ _MOST_REASON = 1000  # characters of the reason for a rejection
 class Submission(msgspec.Struct, frozen=True):
     """A request as it came in.
 
-    `generation_id` is the id that its generation must have; if that exists, the request attaches to it. With `claim` a
-    new generation is claimed for the process that submits it.
+    `generation_id` is the id of its generation; if that exists, the request attaches to it. If that was refused before,
+    a line of a batch stays refused, and another request begins the id that follows. With `claim` a new generation is
+    claimed for the process that submits it.
     """
 
     request: ImageRequest
@@ -121,8 +122,8 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
         """The generation of a request: the one that it repeats, or a new one with a message behind it.
 
         Raises IdempotencyKeyReusedError, ModelHasNoPriceError, QuotaExceededError, RecordsUnavailableError,
-        SubmissionUncertainError, and GenerationCancelledError if the generation with the given id was deleted, or
-        cancelled before it began.
+        SubmissionUncertainError, and GenerationCancelledError if the generation with the given id was deleted, or is
+        that of a line and was cancelled or refused before it began.
         """
         body, given = fingerprint(submission.request), submission.generation_id
         place = _Place(given, new=False) if given else self._place(submission, body)
@@ -151,8 +152,8 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
             except IdTakenError as taken:
                 if taken.void and not taken.deleted:
                     self.quota.undo(generation)
-                if taken.void and given:
-                    raise GenerationCancelledError("The generation was deleted or cancelled.") from None
+                if (taken.deleted and given) or (taken.void and generation.of_batch):
+                    raise GenerationCancelledError("The generation was deleted, cancelled or refused.") from None
                 place = _Place(place.generation_id, new=False)
                 if taken.void:
                     place = self._successor(place, submission, body)
@@ -203,12 +204,12 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
         return holder.generation_id
 
     def _begin(self, generation: Generation, submission: Submission) -> Submitted:
-        # A request for a given id is repeated until its generation exists, so that id is never made void.
+        # A request for a given id is repeated until it is accepted or refused. No failure of a store makes its id void.
         is_repeated = submission.generation_id is not None
         standing = self.quota.reserve(
             generation,
             submission.caller,
-            may_undo=lambda: is_repeated or self.records.void(generation.id, now=generation.created_at) is None,
+            may_undo=lambda: self.records.void(generation.id, now=generation.created_at) is None,
             is_repeated=is_repeated,
         )
         creating = False
