@@ -18,7 +18,7 @@ import msgspec
 
 from imagegen.domain.configuration import Configuration
 from imagegen.domain.errors import InvalidRequestError
-from imagegen.domain.models import DEADLINE_SECONDS, LONGEST_DEADLINE_SECONDS, LONGEST_PROMPT, Catalog, ImageModel
+from imagegen.domain.models import LONGEST_DEADLINE_SECONDS, LONGEST_PROMPT, Catalog, ImageModel
 from imagegen.domain.money import MICROS, ImagePrice, Price, TokenPrice
 from imagegen.domain.upstreams import MOST_UPSTREAM_SECONDS, Route, Upstream
 from imagegen.outbound.web_address import read_web_address
@@ -50,9 +50,12 @@ class _WrongError(Exception):
         self.path = path
 
 
+_Slots = Annotated[int, msgspec.Meta(ge=1, le=_MOST_CONCURRENCY)]
+
+
 class _Upstream(Upstream, frozen=True, forbid_unknown_fields=True):
     timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=MOST_UPSTREAM_SECONDS)] | None = None
-    concurrency: Annotated[int, msgspec.Meta(ge=1, le=_MOST_CONCURRENCY)] | None = None
+    concurrency: _Slots | dict[str, _Slots] | None = None
 
 
 class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +66,8 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     like: str | None = None
     passthrough: bool = False
     defaults: dict[str, Any] = {}
-    deadline_seconds: Annotated[int, msgspec.Meta(ge=1, le=LONGEST_DEADLINE_SECONDS)] = DEADLINE_SECONDS
+    deadline_seconds: Annotated[int, msgspec.Meta(ge=1, le=LONGEST_DEADLINE_SECONDS)] | None = None
+    mode: str = ""
     prompt_max_characters: Annotated[int, msgspec.Meta(ge=1, le=LONGEST_PROMPT)] | None = None
 
 
@@ -135,7 +139,7 @@ def _imported(module: str, names: Sequence[str], text: str) -> str:
 def _compiled_model(model: ImageModel) -> str:
     known = f"KNOWN_MODELS[{model.like!r}]" if model.like else "PASSTHROUGH"
     origin = KNOWN_MODELS[model.like] if model.like else PASSTHROUGH
-    fields = ("id", "prompt_limit", "routes", "defaults", "price", "quick", "deadline_seconds")
+    fields = ("id", "prompt_limit", "routes", "defaults", "price", "quick", "deadline_seconds", "mode")
     given = [(name, getattr(model, name)) for name in fields if getattr(model, name) != getattr(origin, name)]
     values = ", ".join(f"{name}={value!r}" for name, value in given)
     return f"    {model.id!r}: replace({known}, {values}),\n"
@@ -193,6 +197,9 @@ def _upstream(name: str, table: Mapping[str, Any], file: _File) -> Upstream:
         raise _WrongError(f"{upstream.key!r} is not the name of an SSM parameter", *path, "key")
     if upstream.base_url is None and name != file.default_upstream:
         raise _WrongError("base_url is missing; only default_upstream gets its own by deployment", *path)
+    for protocol in upstream.concurrency if isinstance(upstream.concurrency, dict) else ():
+        if protocol not in upstream.protocols:
+            raise _WrongError(f"the upstream does not speak {protocol!r}", *path, "concurrency")
     try:
         read_web_address(upstream.base_url or "https://example.com")
     except ValueError as error:
@@ -209,6 +216,9 @@ def _model(name: str, table: Mapping[str, Any], file: _File, upstreams: Mapping[
         if not _ALIAS.fullmatch(alias):
             raise _WrongError(f"{alias!r} is not a name: use 1 to 64 printable characters", *path, "aliases")
     known = _known(name, entry, path)
+    if entry.mode and entry.mode not in known.modes:
+        modes = f"known are {', '.join(known.modes)}" if known.modes else "the model has none"
+        raise _WrongError(f"there is no mode {entry.mode!r}; {modes}", *path, "mode")
     model = replace(
         known,
         id=name,
@@ -216,7 +226,8 @@ def _model(name: str, table: Mapping[str, Any], file: _File, upstreams: Mapping[
         routes=_routes(name, entry, known, upstreams, path),
         price=None if entry.price is None else _price(entry.price, known, path),
         quick=entry.quick,
-        deadline_seconds=entry.deadline_seconds,
+        deadline_seconds=entry.deadline_seconds or known.deadline_seconds,
+        mode=entry.mode,
     )
     return replace(model, defaults=_defaults(entry.defaults, model, path))
 

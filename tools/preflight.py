@@ -231,10 +231,10 @@ def of_executions(session: Session, template: Mapping[str, Any], values: Mapping
     if limit < needed:
         yield Missing(
             f"Lambda runs at most {limit} executions at once in this region; MostWaiters, WorkerConcurrency,"
-            f" BatchConcurrency and the intake can need {needed}",
+            f" BatchConcurrency, PollConcurrency and IntakeConcurrency can need {needed}",
             f"aws service-quotas request-service-quota-increase --service-code lambda"
             f" --quota-code {_CONCURRENT_EXECUTIONS} --desired-value {max(_DEFAULT_EXECUTIONS, needed)}"
-            f"\n    or lower MostWaiters, WorkerConcurrency and BatchConcurrency in samconfig.toml;"
+            f"\n    or lower these parameters in samconfig.toml;"
             f" with WaitSeconds=0 no request waits",
         )
 

@@ -70,18 +70,17 @@ def fields_table(models: Catalog) -> str:
 
 def _values(variants: list[RequestField]) -> str:
     rules = [field.rule for field in variants]
-    if all(isinstance(rule, Choice) for rule in rules):
-        choices = [rule for rule in rules if isinstance(rule, Choice)]
-        if len({choice.accepted for choice in choices}) > 1:
-            return "depends on the model"
-        return _listed(choices[0].accepted)
-    bounds = [rule for rule in rules if isinstance(rule, Whole)]
-    if bounds:
-        return f"{min(rule.least for rule in bounds)} to {max(rule.most for rule in bounds)}"
-    texts = [rule for rule in rules if isinstance(rule, Text)]
-    if texts:
-        return f"text, up to {max(rule.longest for rule in texts)} characters"
-    return next(rule.summary for rule in rules if isinstance(rule, Structured))
+    if len({rule.accepted if isinstance(rule, Choice) else repr(rule) for rule in rules}) > 1:
+        return "depends on the model"
+    match rules[0]:
+        case Choice():
+            return _listed(rules[0].accepted)
+        case Whole():
+            return f"{rules[0].least} to {rules[0].most}"
+        case Text():
+            return f"text, up to {rules[0].longest} characters"
+        case Structured():
+            return rules[0].summary
 
 
 def _models(name: str, models: Catalog) -> str:

@@ -48,8 +48,7 @@ def _retry(session: Session, stack: str, generation_id: str) -> int:
     counters = DynamoQuotaCounters(lambda: session.client("dynamodb"), table)
     queue = SqsGenerations(
         lambda: session.client("sqs"),
-        resources["GenerationQueue"],
-        batch_queue_url=resources["BatchGenerationQueue"],
+        {"requests": resources["GenerationQueue"], "lines": resources["BatchGenerationQueue"]},
     )
 
     retry = RetryGeneration(records, QuotaReturns(counters, records), queue, time.time)

@@ -10,10 +10,12 @@ import io
 import json
 import os
 import re
+import secrets
 import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from time import sleep
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,10 +26,11 @@ from imagegen.bootstrap.upstreams import upstream_access
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImagegenError, NothingSpentError, UpstreamKeyRefusedError
 from imagegen.domain.generations import supply_of
-from imagegen.domain.images import ImageRequest, UpstreamImages, UpstreamRequest
+from imagegen.domain.images import ImageRequest, UpstreamRequest, UpstreamTask
 from imagegen.domain.money import ImagePrice
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.web_address import read_web_address
+from imagegen.providers.midjourney.models import PROVIDER as MIDJOURNEY
 from imagegen.wire.requests import ReadRequest
 from tools.prices import amounts, dollars
 from tools.stacks import refuse
@@ -168,23 +171,26 @@ def _in_all(trials: Sequence[Trial]) -> str:
 
 
 def _verified(upstream: str, access: UpstreamAccess, wrong: UpstreamAccess, trials: Sequence[Trial]) -> int:
-    calls = [(trial.model.provider, _call(upstream, trial)) for trial in trials]
+    calls = [(trial.model, _call(upstream, trial)) for trial in trials]
     firsts: dict[str, UpstreamRequest] = {}
-    for protocol, call in calls:
-        firsts.setdefault(protocol, call)
+    for model, call in calls:
+        firsts.setdefault(model.provider, call)
     failed = 0
     for protocol, call in firsts.items():
         unknown = replace(call, model=_UNKNOWN_MODEL)
         failed += _line(f"{protocol}: a wrong key", partial(_wrong_key, wrong, protocol, call))
-        failed += _line(f"{protocol}: an unknown model", partial(_unknown_model, access, protocol, unknown))
-    for protocol, call in calls:
-        failed += _line(call.request.model, partial(_image, access, protocol, call))
+        if protocol != MIDJOURNEY:  # its calls name no model
+            failed += _line(f"{protocol}: an unknown model", partial(_unknown_model, access, protocol, unknown))
+    for model, call in calls:
+        failed += _line(model.id, partial(_image, access, model, call))
     return 1 if failed else 0
 
 
 def _call(upstream: str, trial: Trial) -> UpstreamRequest:
     name = next(route.model for route in trial.model.routes if route.upstream == upstream)
-    return UpstreamRequest(trial.request, name, trial.model.like, 1, "verify-upstream")
+    # Kling accepts a reference only once, and equal calls to Midjourney give one task.
+    reference = f"verify-{secrets.token_urlsafe(12)}"
+    return UpstreamRequest(trial.request, name, trial.model.like, 1, reference, mode=trial.model.mode)
 
 
 def _line(what: str, check: Callable[[], str]) -> bool:
@@ -225,12 +231,18 @@ def _refusal(access: UpstreamAccess, protocol: str, call: UpstreamRequest) -> No
     raise _FailedError("it was not refused, and an image may have been bought")
 
 
-def _image(access: UpstreamAccess, protocol: str, call: UpstreamRequest) -> str:
+def _image(access: UpstreamAccess, model: ImageModel, call: UpstreamRequest) -> str:
     """Makes an image. Returns what is to be said of it. Raises _FailedError, ImagegenError."""
-    deadline = Deadline.after(access.call_seconds)
-    answer = access.providers[protocol].start(call, deadline)
-    if not isinstance(answer, UpstreamImages):
-        raise _FailedError("it answered with a task, which this command does not poll")
+    deadline = Deadline.after(model.deadline_seconds if model.by_task else access.call_seconds)
+    provider = access.providers[model.provider]
+    answer = provider.start(call, deadline)
+    pause = 0.0
+    while isinstance(answer, UpstreamTask):
+        if not deadline.remaining():
+            raise _FailedError(f"the task {answer.id} has not ended after {model.deadline_seconds} s")
+        pause = min(pause + answer.first_pause, answer.longest_pause)
+        sleep(pause)
+        answer = provider.poll(answer.id, call, deadline)
     (image,) = answer.images
     if image.failure or image.source is None:
         raise image.failure or _FailedError("the answer has no image")

@@ -357,6 +357,7 @@ function imageItem(image, name) {
 function tick({element, generation}) {
   const until = generation.completed_at ?? Date.now() / 1000;
   const parts = [`${generation.data.length} of ${generation.n}`, duration(until - generation.created_at)];
+  if (generation.progress !== undefined && !ENDED.has(generation.status)) parts.push(`${generation.progress} %`);
   element.querySelector(".elapsed").textContent = parts.join(" · ");
 }
 

@@ -5,11 +5,12 @@ Each figure compares the medians of its two sides. docs/architecture.md lists th
 
 import sys
 
-from tests.bench import cold_start, memory, waiting, warm_handler
+from tests.bench import cold_start, memory, polling, waiting, warm_handler
 
 
 def main() -> int:
-    rows = [*cold_start.measure(), *warm_handler.measure(), *memory.measure(), *waiting.measure()]
+    parts = (cold_start, warm_handler, memory, waiting, polling)
+    rows = [row for part in parts for row in part.measure()]
     width = max(len(row.name) for row in rows)
     for row in rows:
         budget = "" if row.budget is None else f"(budget {row.budget:.2f} x)"

@@ -8,6 +8,7 @@ from itertools import repeat
 from imagegen.domain.batches import EndedLine, InboxFile
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import Generation
+from imagegen.domain.queues import WorkQueue
 from imagegen.usecases.continue_batch import begin_batch
 from imagegen.usecases.manage_generation import CancelGeneration
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
@@ -45,7 +46,9 @@ class _Journal(FakeJournal):
 
 
 class _Queue(FakeGenerationQueue):
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
+    def send(
+        self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, to: WorkQueue = "requests"
+    ) -> None:
         pass
 
 

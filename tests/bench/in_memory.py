@@ -104,6 +104,7 @@ def _set_up(port: int) -> None:
         "GENERATION_TABLE": "bench",
         "IMAGE_BUCKET": "bench",
         "INTAKE_QUEUE_URL": f"http://127.0.0.1:{port}/bench",
+        "POLL_QUEUE_URL": f"http://127.0.0.1:{port}/bench",
         "LEASE_SECONDS": "60",
         "LINK_SECONDS": "3600",
         "MAX_IMAGE_BYTES": "26214400",

@@ -7,6 +7,18 @@ import schemathesis
 
 from tests.support.models import MODELS
 
+# Models whose requests differ from those of another one in the values of a field only.
+_SIMILAR = ({"kling-v1"}, {"kling-v1-5"}, {"niji"})
+
+
+@schemathesis.hook
+def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
+    """Leaves kinds of requests out: Schemathesis works with some 440 properties of all kinds together."""
+    request = raw_schema["components"]["schemas"]["CreateImagesRequest"]
+    kinds = request["anyOf"]
+    request["anyOf"] = [kind for kind in kinds if set(kind["properties"]["model"].get("enum", ())) not in _SIMILAR]
+    assert len(request["anyOf"]) == len(kinds) - 2 * len(_SIMILAR)
+
 
 @schemathesis.hook
 def filter_body(context: Any, body: Any) -> bool:

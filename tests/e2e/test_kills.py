@@ -1,13 +1,15 @@
 """Processes die at any moment: every generation ends, and no image that was answered or stored is bought again."""
 
 import random
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Timer
 
 import pytest
 
-from local.serving import Request
+from local.serving import HungUpError, Reply, Request
+from local.upstream import Script
 from tests.support.client import QUEUED, SMALL
 from tests.support.world import PARAMETERS, World, running_world
 
@@ -60,3 +62,36 @@ def test_kills_leave_every_generation_completed_and_paid_for_as_the_record_shows
             assert (generation["status"], len(generation["data"])) == ("completed", 1)
             # A call is paid for again only if its outcome was unknown, and then the record says so.
             assert len(world.calls(each)) <= 1 + generation["repeated_calls"] <= 2
+
+
+def dying(world: World, *, bought: bool) -> Script:
+    """A script of the upstream: the worker dies during its call. The task has begun if it is `bought`."""
+
+    def die(_: Reply) -> Reply:
+        world.kill()
+        raise HungUpError
+
+    return world.upstream.changed(die) if bought else world.killing()
+
+
+@pytest.mark.parametrize(
+    ("model", "step"),
+    [
+        ("kling-v1", "after the submit"),
+        ("mj_imagine", "after the submit"),
+        ("kling-v1", "download"),
+        *(
+            pytest.param(model, step, marks=pytest.mark.soak)
+            for model, step in [("kling-v1", "submit"), ("kling-v1", "poll"), ("mj_imagine", "download")]
+        ),
+    ],
+)
+def test_a_task_is_bought_once_wherever_its_worker_dies(world: World, prompt: str, model: str, step: str) -> None:
+    upstream, caller = world.upstream, world.caller()
+    scripts = {"poll": upstream.polls_by_prompt, "download": upstream.downloads_by_prompt}.get(step, upstream.by_prompt)
+    scripts[prompt].append(dying(world, bought=step == "after the submit"))
+    generation = caller.until_ended(caller.begin(model=model, prompt=prompt))
+    assert (generation["status"], len(generation["data"])) == ("completed", 1)
+    assert scripts[prompt] == deque()
+    assert len({charge.task_id for charge in upstream.charged if charge.prompt == prompt}) == 1
+    assert generation["repeated_calls"] == ("submit" in step)

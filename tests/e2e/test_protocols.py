@@ -1,19 +1,29 @@
 """Each protocol of the upstream, by OpenAI's client with the model's own options in `extra_body`."""
 
+import dataclasses
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from imagegen.providers.openai.models import PROVIDER as OPENAI
+from local import upstream_kling as kling
+from local import upstream_midjourney as midjourney
+from local.serving import Reply
 from local.upstream import Script
 from local.upstream_gemini_chat import content_filter, text_without_image
 from local.upstream_ideogram import images_at, insufficient_funds, unsafe_prompt
+from local.upstream_tasks import Fate, failing
 from tests.support.client import Client, fetched
 from tests.support.models import MODELS
 from tests.support.waiting import until
-from tests.support.world import World, batch_line
+from tests.support.world import PARAMETERS, World, batch_line, running_world
 
 Sent = dict[str, Any]
 CASES: list[tuple[str, dict[str, Any], Sent, float]] = [
@@ -49,6 +59,21 @@ CASES: list[tuple[str, dict[str, Any], Sent, float]] = [
         },
         3 / 2,
     ),
+    ("kling-v1", {}, {"model_name": "kling-v1", "aspect_ratio": "16:9"}, 16 / 9),
+    ("kling-v1-5", {"size": "1024x1536"}, {"aspect_ratio": "2:3"}, 2 / 3),
+    (
+        "kling-v2-1",
+        {"n": 10, "extra_body": {"aspect_ratio": "21:9", "resolution": "2k", "negative_prompt": "text"}},
+        {"aspect_ratio": "21:9", "resolution": "2k", "negative_prompt": "text"},
+        21 / 9,
+    ),
+    ("midjourney", {"size": "1792x1024"}, {"botType": "MID_JOURNEY"}, 16 / 9),
+    (
+        "niji",
+        {"n": 2, "style": "cute", "extra_body": {"aspect_ratio": "2:3", "seed": 7, "negative_prompt": "text"}},
+        {"botType": "NIJI_JOURNEY"},
+        2 / 3,
+    ),
 ]
 
 
@@ -81,12 +106,57 @@ def test_an_image_has_what_the_upstream_says_about_it(world: World, caller: Clie
     assert caller.see(answer.generation_id).json["data"][0].items() >= said.items()
 
 
+def halfway(reply: Reply) -> Reply:
+    shown = {**json.loads(reply.body), "status": "IN_PROGRESS", "progress": "50%"}
+    return dataclasses.replace(reply, body=json.dumps(shown).encode())
+
+
+def test_a_grid_has_its_progress_its_seed_and_what_midjourney_can_do_with_it(
+    world: World, caller: Client, prompt: str
+) -> None:
+    world.upstream.polls_by_prompt[prompt].extend([world.upstream.changed(halfway)] * 2)
+    generation_id = caller.begin(model="mj_imagine", prompt=f"{prompt} --ar 3:2", n=2, seed=2**32 - 1)
+    until(lambda: caller.see(generation_id).json.get("progress") == 50, what="the progress")
+    generation = caller.until_ended(generation_id)
+    assert [generation[name] for name in ("status", "progress", "upstream")] == ["completed", 100, "reseller"]
+    assert [image["seed"] for image in generation["data"]] == [2**32 - 1, 0]
+    numbered = [f"{kind}_{index}" for kind in ("upscale", "variation") for index in range(1, 5)]
+    for image in generation["data"]:
+        assert [action["name"] for action in image["actions"]] == [*numbered, "reroll"]
+        assert image["actions"][0]["label"] == "U1"
+    for call in world.record(generation_id).calls:
+        assert call.answer
+        assert (call.answer.upstream, bool(call.answer.task_id), bool(call.answer.account)) == ("reseller", True, True)
+
+
+def test_a_task_that_fails_is_openais_error_after_one_purchase(world: World, caller: Client, prompt: str) -> None:
+    ends: list[tuple[str, Fate, tuple[int, str]]] = [
+        ("kling-v1", kling.risk_control(), (400, "content_policy_violation")),
+        ("kling-v1", failing("The pool of machines is down"), (424, "upstream_task_failed")),
+        ("mj_imagine", midjourney.banned_prompt(), (400, "content_policy_violation")),
+        ("mj_imagine", midjourney.CANCELLED, (424, "upstream_task_failed")),
+    ]
+    begun = []
+    for number, (model, fate, _) in enumerate(ends):
+        world.upstream.fates[f"{prompt} {number}"].append(fate)
+        begun.append(caller.begin(model=model, prompt=f"{prompt} {number}"))
+    for number, (generation_id, (_, _, failed)) in enumerate(zip(begun, ends, strict=True)):
+        caller.until_ended(generation_id)
+        assert caller.result(generation_id).failed == failed
+        assert [charge.prompt for charge in world.upstream.charged].count(f"{prompt} {number}") == 1
+
+
 FAULTS: list[tuple[str, Script, tuple[int, str]]] = [
-    ("gemini-2.5-flash-image", content_filter(), (424, "content_policy_violation")),
+    ("gemini-2.5-flash-image", content_filter(), (400, "content_policy_violation")),
     ("gemini-3-pro-image", text_without_image("I cannot draw that."), (424, "upstream_no_image")),
     ("ideogram-v3", unsafe_prompt(), (400, "content_policy_violation")),
-    ("ideogram-v3", images_at(""), (424, "content_policy_violation")),
+    ("ideogram-v3", images_at(""), (400, "content_policy_violation")),
     ("ideogram-v3", insufficient_funds(), (502, "upstream_out_of_credit")),
+    ("kling-v1", kling.refusing(1101), (502, "upstream_out_of_credit")),
+    ("kling-v1", kling.refusing(1301), (400, "content_policy_violation")),
+    ("mj_imagine", midjourney.banned_word(), (400, "content_policy_violation")),
+    ("mj_imagine", midjourney.refusing_in_gateway("quota_not_enough"), (502, "upstream_out_of_credit")),
+    ("mj_imagine", midjourney.system_error(), (424, "upstream_failed")),
 ]
 
 
@@ -99,10 +169,27 @@ def test_a_refusal_is_openais_error_after_one_call(
     assert len(world.calls(prompt)) == 1
 
 
-@pytest.mark.parametrize("model", [model.id for model in MODELS.values() if model.provider != OPENAI])
+OF_EACH_PROTOCOL = {model.provider: model.id for model in MODELS.values() if model.provider != OPENAI}
+
+
+@pytest.mark.parametrize("model", OF_EACH_PROTOCOL.values())
 def test_a_model_works_by_event_and_in_a_batch(world: World, caller: Client, prompt: str, model: str) -> None:
+    world.publish(model=model, prompt=f"{prompt}, by event", client=caller.name)
     batch = caller.until_batch_ended(world.drop(batch_line("a", prompt, model=model, size="1024x1024"), caller.name))
     assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
-    world.publish(model=model, prompt=f"{prompt}, by event", client=caller.name)
-    until(lambda: world.calls(f"{prompt}, by event"), what="the call")
     until(lambda: [each["status"] for each in caller.newest()] == ["completed"] * 2, what="both images")
+
+
+@pytest.mark.soak
+def test_fifty_midjourney_tasks_run_at_the_pace_of_the_upstream(tmp_path: Path, prompt: str) -> None:
+    """The short form is in simulated time: tests/integration/test_task_pace.py."""
+    seconds, at_once, tasks = 20, 3, 50
+    with running_world(tmp_path, {**PARAMETERS, "LeaseSeconds": "60"}) as world, ThreadPoolExecutor(10) as pool:
+        world.upstream.task_seconds = seconds
+        caller, began = world.caller(), time.monotonic()
+        begun = list(
+            pool.map(lambda number: caller.begin(model="mj_imagine", prompt=f"{prompt} {number}"), range(tasks))
+        )
+        assert {caller.until_ended(each, seconds=600)["status"] for each in begun} == {"completed"}
+        assert time.monotonic() - began <= 1.2 * seconds * ceil(tasks / at_once)
+        assert (world.upstream.midjourney.refused, len(world.upstream.charged)) == (0, tasks)

@@ -21,6 +21,7 @@ from samtranslator.yaml_helper import yaml_parse
 from imagegen.aws.places import DynamoPlaces
 from imagegen.bootstrap.api import logger
 from imagegen.domain.deadline import Deadline
+from imagegen.domain.queues import WorkQueue
 from imagegen.routes.generations import GenerationRoutes
 from imagegen.routes.middleware import ApiMiddleware
 from imagegen.routes.results import Results
@@ -65,7 +66,9 @@ class _Queue:
         self._time = time
         self.deliver: Callable[[str, int], float | None] = lambda *_: None
 
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
+    def send(
+        self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, to: WorkQueue = "requests"
+    ) -> None:
         def receive() -> None:
             again = self.deliver(generation_id, poll)
             if again is not None:

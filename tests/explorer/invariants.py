@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from imagegen.domain.batches import Counts
+from imagegen.domain.errors import OutcomeUnknownError, UpstreamTaskUnfinishedError
 from imagegen.domain.generations import Generation, Status
 from imagegen.usecases.send_upstream_call import MOST_SENT
 from imagegen.wire.batches import batch_answer
@@ -14,8 +15,19 @@ from tests.explorer.world import BatchWorld, World, images_wanted
 
 def broken(world: World) -> list[str]:
     if not world.quiet:
-        return ["it never becomes quiet", *_crashes(world)]
-    checks = (_crashes, _ends, _money, _one_generation, _images, _tasks, _polling, _quota, *UPSTREAM_CHECKS)
+        return ["it never becomes quiet", *_crashes(world), *world.wrong]
+    checks = (
+        _crashes,
+        _on_the_way,
+        _ends,
+        _money,
+        _one_generation,
+        _images,
+        _tasks,
+        _polling,
+        _quota,
+        *UPSTREAM_CHECKS,
+    )
     return [wrong for check in checks for wrong in check(world)]
 
 
@@ -23,6 +35,11 @@ def _crashes(world: World) -> Iterator[str]:
     """No actor raises an error that its handler does not know."""
     for crash in world.schedule.crashes:
         yield f"an actor crashed: {crash}"
+
+
+def _on_the_way(world: World) -> Iterator[str]:
+    """No upstream works on more calls than it has slots, and each round of polling is counted once."""
+    yield from world.wrong
 
 
 def _ends(world: World) -> Iterator[str]:
@@ -104,15 +121,21 @@ def _images(world: World) -> Iterator[str]:
 
 
 def _tasks(world: World) -> Iterator[str]:
-    """No call has a second task at an upstream, unless the first failed and an operator retried it.
+    """No call has a second task, unless the first is known to have failed or the upstream recognises no repetition.
 
-    A task is on its record, unless the upstream's answer was lost, or its process died or could not write.
+    A task is on its record, unless the upstream's answer was lost, or its process died or could not write. It has
+    failed there only if a poll found that.
     """
     records = {record.id: record for record in (*world.buried.values(), *_live(world))}
-    begun = Counter((task.generation_id, task.index, task.upstream) for task in world.tasks.values())
-    for (generation_id, _, _), tasks in begun.items():
-        if tasks > 1 + records[generation_id].retries:
+    begun = Counter((task.generation_id, task.index) for task in world.tasks.values())
+    failed = {(record.id, call.number): call.failed_tasks for record in records.values() for call in record.calls}
+    for (generation_id, index), tasks in begun.items():
+        if tasks > 1 + failed[generation_id, index] and world.scenario.recognises:
             yield f"{generation_id}: {tasks} tasks for one call"
+    attempts = (attempt for record in records.values() for call in record.calls for attempt in call.attempts)
+    for attempt in attempts:
+        if attempt.task_id and attempt.failure and not world.tasks[attempt.task_id].reported:
+            yield f"{attempt.task_id} has failed on the record, and not at the upstream"
     for task in world.tasks.values():
         if task.again:
             yield f"{task.id} is begun, though the call has the task {task.again}"
@@ -128,20 +151,25 @@ def _polling(world: World) -> Iterator[str]:
     """A task that is on a record is polled until it ends or its time is over, and then its images are stored.
 
     Exceptions, which an operator's retry polls: the generation was given up, or failed before a process that had lost
-    its claim recorded the task.
+    its claim recorded the task, or its upstream was not configured.
     """
     for record in _live(world):
         calls = record.calls if world.tasks else ()
         for call in calls:
             if attempt := call.open_task:
                 task = world.tasks[attempt.task_id or ""]
-                is_over = task.pending_at - attempt.sent_at >= task.task_seconds
-                is_left = _reason(record) == "abandoned" or (task.disowned and record.status is Status.FAILED)
+                since = max(attempt.sent_at, record.reserved_at or 0)
+                is_over = task.pending_at - since >= record.supply.task_seconds
+                is_removed = world.scenario.removed and (
+                    _reason(record) == OutcomeUnknownError.code or record.status is Status.CANCELLED
+                )
+                is_disowned = task.disowned and record.status is Status.FAILED
+                is_left = _reason(record) == "abandoned" or is_disowned or is_removed
                 if not is_over and not is_left:
                     yield f"{task.id} is no longer polled ({record.status}), and its time is not over"
                 if record.status is Status.COMPLETED:
                     yield f"{task.id} may still run, but its generation is completed"
-                is_other = len(calls) > 1 or is_left or _reason(record) == "upstream_timeout"
+                is_other = len(calls) > 1 or is_left or _reason(record) == UpstreamTaskUnfinishedError.code
                 if record.status is Status.FAILED and not is_other:
                     yield f"{record.id} failed with {_reason(record)}, but its task did not end in time"
             elif call.answer and record.id not in world.unfetched:

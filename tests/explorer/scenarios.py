@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from dataclasses import replace as but
 
+from imagegen.domain.models import DEADLINE_SECONDS
+
 # The SDK repeats a call without an answer. The fakes recognise a repetition of these, as the real stores do.
 REPEATED_IN_FULL = frozenset(
     {
@@ -32,9 +34,12 @@ class Scenario:
     takes at most a fifth of a second, so a worker comes while a slot is kept. `seeds` is how many runs the short form
     has.
 
-    With `tasks` the upstream answers each call with a task that has one of these ends: "images"; "refunded" or
-    "charged" if it fails; "late", after the longest wait for it; "never". `blind` applies to each poll: it does not see
-    that the task has ended.
+    With `tasks` the upstream answers each call with a task that has one of these ends: "images"; a kind of `TASK_ENDS`
+    if it fails; "late", after the longest wait for it; "never". The longest wait is one of `deadlines`, in seconds.
+    `blind` applies to each poll: it does not see that the task has ended, or does not know a new task yet. The upstream
+    `recognises` a repetition by its reference, or begins another task for it. In every second run, one that recognises
+    it also finds its task. With `slot_per_image` a call takes as many slots as it has images. `removed` applies to each
+    round: for a while, new processes do not have the first upstream in their configuration.
     """
 
     refused: float = 0.15
@@ -67,7 +72,11 @@ class Scenario:
     operator: bool = False
     hurry: float = 0.0  # the rate of processes with little time
     tasks: tuple[str, ...] = ()
+    deadlines: tuple[int, ...] = (DEADLINE_SECONDS,)
     blind: float = 0.1
+    recognises: bool = True
+    slot_per_image: bool = False
+    removed: float = 0.0
     until: float = 1e6  # the seconds of one turn of the intake
     rounds: tuple[int, ...] = (40, 80, 160)
     refusals: tuple[str, ...] = ("key",)
@@ -129,9 +138,12 @@ REQUESTS = {
     "lost answers": but(_LOST, before=0.05, after=0.08, cancel=True, delete=True, operator=True, n=2, model="dall-e-2"),
 }
 
-_TASK = Scenario(refused=0.05, failed=0.05, tasks=("images",), meddling=0.03, rounds=(80, 160, 240))
+_TASK = Scenario(
+    refused=0.05, failed=0.05, tasks=("images",), deadlines=(60, 200), meddling=0.03, rounds=(80, 160, 240)
+)
+_TASK_FAILS = ("refunded", "rejected", "charged", "filtered", "forgotten")
 _TASK_TROUBLE = but(_TASK, before=0.02, after=0.03, kill=0.08, kills=3, jump=45, duplicate=True)
-_ANY_END = ("images", "images", "refunded", "charged", "late", "never")
+_ANY_END = (*("images",) * 4, *_TASK_FAILS, "late", "never")
 
 REQUESTS |= {
     "one task": _TASK_TROUBLE,
@@ -140,10 +152,11 @@ REQUESTS |= {
     "one task, no heartbeat": but(_TASK, tasks=_ANY_END, beats=False, jump=45),
     "a task is cancelled": but(_TASK_TROUBLE, tasks=_ANY_END, cancel=True),
     "a task is deleted": but(_TASK_TROUBLE, tasks=_ANY_END, delete=True),
-    "a task fails": but(_TASK_TROUBLE, tasks=("refunded", "refunded", "charged"), operator=True),
+    "a task fails": but(_TASK_TROUBLE, tasks=_TASK_FAILS, operator=True),
     "a task never ends": but(_TASK_TROUBLE, tasks=("late", "never"), operator=True),
     "a task, dead letters": but(_TASK_TROUBLE, tasks=_ANY_END, early_dead_letter=True, cancel=True),
     "a task, little time": but(_TASK_TROUBLE, tasks=_ANY_END, hurry=0.4, cancel=True),
+    "a task is bought again": but(_TASK_TROUBLE, tasks=_ANY_END, recognises=False, cancel=True, operator=True),
     "two tasks": but(_TASK_TROUBLE, tasks=("images", "refunded", "charged"), n=2, cancel=True),
     "a task for three images": but(_TASK_TROUBLE, n=3, model="dall-e-2", short=0.4, cancel=True),
     "tasks and all else": but(
@@ -168,7 +181,7 @@ BATCHES = {
     "delete and faults": but(_BATCH, delete=True, before=0.02, after=0.02, duplicate=True),
     "little time": but(_BATCH, hurry=0.3, before=0.01, after=0.01, cancel=True),
     "short turns": but(_BATCH, until=0, kill=0.05, duplicate=True),
-    "tasks": but(_BATCH_KILLS, tasks=_ANY_END, before=0.01, after=0.01, cancel=True, delete=True),
+    "tasks": but(_BATCH_KILLS, tasks=_ANY_END, slots=(2,), before=0.01, after=0.01, cancel=True, delete=True),
     "lost answers": but(_BATCH, before=0.04, after=0.06, cancel=True, delete=True, duplicate=True),
 }
 
@@ -196,6 +209,21 @@ _SLOTS = but(
     _ROUTES, refused=0.1, failed=0.05, unexpected=0.02, keyless=0, routes=("reseller",), slots=(1,), clients=_CROWD
 )
 _SLOT_TROUBLE = but(_SLOTS, before=0.02, after=0.03, kill=0.1, kills=4, jump=90, tries=2)
+_TASK_SLOTS = but(_SLOTS, tasks=_ANY_END, deadlines=(60, 200, 600))
+_TASK_SLOT_TROUBLE = but(
+    _TASK_SLOTS,
+    before=0.02,
+    after=0.03,
+    kill=0.1,
+    kills=4,
+    jump=45,
+    tries=2,
+    duplicate=True,
+    cancel=True,
+    delete=True,
+    operator=True,
+    early_dead_letter=True,
+)
 _MONEY = but(_ROUTES, refused=0.2, failed=0.1, price="image", usd=10_000_000, duplicate=True, clients=("alice", "bob"))
 _MONEY_TROUBLE = but(_MONEY, before=0.02, after=0.03, kill=0.08, kills=3, jump=45)
 
@@ -214,7 +242,14 @@ REQUESTS |= {
         short=0.5,
     ),
     "two routes of tasks": but(
-        _ROUTE_TROUBLE, tasks=_ANY_END, refused=0.3, cancel=True, operator=True, price="image", usd=10_000_000
+        _ROUTE_TROUBLE,
+        tasks=_ANY_END,
+        deadlines=(60, 200),
+        refused=0.3,
+        cancel=True,
+        operator=True,
+        price="image",
+        usd=10_000_000,
     ),
     "rate limits": but(_RATES, n=2, cancel=True, operator=True),
     "rate limits that last": but(_RATES, refused=1, n=2, duplicate=True, seeds=10),
@@ -228,6 +263,22 @@ REQUESTS |= {
     ),
     "slots, prompt workers": but(
         _SLOTS, routes=("first", "second"), slots=(1, 1), refused=0.4, cancel=True, prompt=True, rounds=(160,), seeds=15
+    ),
+    "tasks in slots": but(_TASK_SLOTS, duplicate=True, cancel=True, operator=True),
+    "tasks in slots, trouble": _TASK_SLOT_TROUBLE,
+    "tasks in slots, deaths": but(_TASK_SLOTS, kill=0.3, kills=8, jump=70, tries=1, cancel=True, delete=True),
+    "tasks in slots, lost wake-ups": but(_TASK_SLOTS, after=0.2, before=0.05, faulty=frozenset({"slots", "queue"})),
+    "tasks in slots, prompt workers": but(
+        _TASK_SLOTS, tasks=("images", *_TASK_FAILS), cancel=True, prompt=True, rounds=(160,), seeds=15
+    ),
+    "tasks in slots of two routes": but(
+        _TASK_SLOT_TROUBLE, routes=("first", "second"), slots=(1, 1), refused=0.3, keyless=0.05
+    ),
+    "a slot for each image of a task": but(
+        _TASK_SLOT_TROUBLE, slot_per_image=True, slots=(4,), n=3, model="dall-e-2", short=0.3
+    ),
+    "an upstream of tasks is removed": but(
+        _TASK_SLOT_TROUBLE, routes=("first", "second"), slots=(1, 1), refused=0.2, removed=0.1, delete=False
     ),
     "money": but(_MONEY, n=2, cancel=True, operator=True),
     "money, trouble": but(_MONEY_TROUBLE, cancel=True, delete=True, operator=True),

@@ -21,8 +21,11 @@ class Actor:
 
     `touched` are the generations that its calls named. `beat` is its heartbeat, and `beaten_at` the time of the last
     beat. `stored_before` are the images that were stored when it began. It takes its next step by `next_by`, and each
-    step by `by`. `sending` is the call whose attempt it recorded last, `attempt` the number of that, and `counted`
-    whether its slot is counted. It claimed a generation at `claimed_at`, with the open tasks `known_tasks`.
+    step by `by`. `sending` is the call whose attempt it recorded last, `attempt` the number of that and `sent_at` its
+    time. `counted` is whether its slots for that are counted, until `counted_until`. It claimed a generation at
+    `claimed_at`, with the open tasks `known_tasks`. It could not claim one for the round `refused_round` of its
+    message, and it knows that the generation `stale` is in a later round. In the record it `sees` the owner, unless its
+    lease has ended, and the open tasks.
     """
 
     def __init__(self, name: str, kind: str) -> None:
@@ -39,7 +42,12 @@ class Actor:
         self.known_tasks: frozenset[str] = frozenset()
         self.sending: tuple[str, int] = ("", 0)
         self.attempt = 0
+        self.sent_at = 0.0
         self.counted = False
+        self.counted_until = 0.0
+        self.refused_round: int | None = None
+        self.stale = ""
+        self.sees: tuple[str | None, frozenset[str]] = None, frozenset()
 
 
 class Schedule:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from imagegen.domain.cost import cost_of
 from imagegen.domain.errors import AbandonedError
 from imagegen.domain.generations import Generation
-from tests.explorer.upstreams import MOST, Asked
+from tests.explorer.upstreams import MOST, TASK_ENDS, Asked
 from tests.explorer.world import World, images_wanted
 
 MONEY = "usd:"  # of the names of counters
@@ -40,9 +40,20 @@ def _routes(world: World) -> Iterator[str]:
                 yield f"{record.id}: {call.answer.upstream} did not answer"
 
 
+def _repetitions(world: World) -> Iterator[str]:
+    """A call with a task that may be paid for is not repeated at another upstream."""
+    for asked in _by_call(world).values() if world.scenario.tasks else ():
+        for number, each in enumerate(asked):
+            for before in asked[:number]:
+                ended_at = (
+                    min(before.failed_at, before.refused_at) if before.task and before.task.reported else math.inf
+                )
+                if before.upstream != each.upstream and before.outcome != "refused" and ended_at > each.at:
+                    yield f"{each.generation_id}: sent to {before.upstream}, and repeated at {each.upstream}"
+
+
 def _slots(world: World) -> Iterator[str]:
-    """No upstream works on more calls than it has slots, and nothing is given up because it waits."""
-    yield from world.wrong_slots
+    """Nothing is given up because it waits."""
     for record in _records(world) if world.scenario.certain else ():
         if record.failure and record.failure.reason.code == AbandonedError.code:
             yield f"{record.id} was given up, though no process died"
@@ -126,7 +137,7 @@ def _charged(record: Generation, sent: dict[tuple[str, int], list[Asked]]) -> tu
         known: set[str] = set()
         for each in asked:
             charge = each.task.charge if each.task else each.charge
-            is_known = each.outcome == "answered" and not (each.task and each.task.fate == "charged")
+            is_known = each.outcome == "answered" and not (each.task and each.task.fate in TASK_ENDS)
             if not each.paid:
                 # Of an attempt whose task was not noted, nobody knows that it was the same task.
                 is_noted = each.refused_at < math.inf and (
@@ -153,4 +164,4 @@ def _records(world: World) -> Sequence[Generation]:
     return [*(record for record in world.store._records.values() if record), *world.buried.values()]
 
 
-UPSTREAM_CHECKS = (_routes, _slots, _refused, _spending, _counters)
+UPSTREAM_CHECKS = (_routes, _repetitions, _slots, _refused, _spending, _counters)

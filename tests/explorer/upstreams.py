@@ -9,12 +9,15 @@ from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.images import UpstreamImage, UpstreamImages, UpstreamRequest, UpstreamTask
 from imagegen.domain.money import ImagePrice, Price, TokenPrice
+from imagegen.domain.slots import slots_name
 from tests.fakes.provider import png
 
 if TYPE_CHECKING:
     from tests.explorer.world import World
 
+PROTOCOL = "openai"
 CALL_SECONDS = 100.0  # the longest call of an upstream with slots
+SEEN_WITHIN_SECONDS = 60.0  # after its sending, each server of an upstream knows a task
 RETRY_AFTER = (None, 0.0, 1.0, 20.0, 90.0, 700.0)
 # By the names that a scenario uses. A refusal buys nothing; after a failure that is not known.
 REFUSALS: Mapping[str, type[errors.NothingSpentError]] = {
@@ -34,6 +37,14 @@ FAILURES: Mapping[str, type[errors.MoneySpentError]] = {
     "lost": errors.UpstreamConnectionLostError,
     "filtered": errors.ImageFilteredError,
 }
+# How a task may fail. It costs nothing if the error says so.
+TASK_ENDS: Mapping[str, type[errors.NothingSpentError | errors.MoneySpentError]] = {
+    "refunded": errors.UpstreamTaskRefundedError,
+    "rejected": errors.PromptRejectedError,
+    "charged": errors.UpstreamTaskFailedError,
+    "filtered": errors.ImageFilteredError,
+    "forgotten": errors.UpstreamTaskUnknownError,
+}
 
 MOST = 40_000  # millionths of a dollar: the highest price of an image, and what one is reserved at
 LEVELS = {"low": 10_000, "high": MOST}
@@ -52,9 +63,10 @@ class UnexpectedError(Exception):
 class Task:
     """A task at an upstream, which ends at `ends_at`: with images, or as `fate` says. It costs `charge`.
 
-    `pending_at` is the last poll that found it running, and `reported` whether a poll returned its end. `again` is the
-    task that the process knew, or that the record has for the same upstream: then this one must not have begun.
-    `disowned` is whether only processes that had lost their claim recorded it.
+    `pending_at` is the last poll that found it running, and `reported` whether a poll returned its end. The upstream
+    may not know it before `seen_by`. `again` is the task that the process knew, or that the record has for the same
+    upstream: then this one must not have begun. `disowned` is whether only processes that had lost their claim
+    recorded it.
     """
 
     id: str
@@ -63,26 +75,33 @@ class Task:
     index: int
     fate: str
     ends_at: float
-    poll_seconds: float
-    task_seconds: float
+    first_pause: float
+    longest_pause: float
     images: UpstreamImages
     charge: int
+    seen_by: float
     pending_at: float = 0.0
     reported: bool = False
     again: str = ""
     disowned: bool = True
+
+    @property
+    def refunded(self) -> bool:
+        """Or rather that it will be, as soon as it has ended."""
+        return self.fate in TASK_ENDS and not TASK_ENDS[self.fate].money_spent
 
 
 @dataclass
 class Asked:
     """One call to an upstream. `outcome` is "" while it runs, and for ever if its actor died meanwhile.
 
-    `actor` is the name of its process, and `attempt` the number of the attempt on the record. `task` is the task in its
-    answer. `refused_at` is when its refusal was recorded: before, no other process can know that it cost nothing.
-    `failed_at` is when another failure was recorded. `known_failures` are the attempts of the call whose failure, not a
-    refusal, was on the record when it was sent, and `retries` the operator's retries. `stored_before` is how many of
-    its images were stored when the actor that sends it began. `charge` is what its images cost, in millionths of a
-    dollar. `ends_at` is when the upstream ends its work, at the latest.
+    `actor` is the name of its process, which sent it `at` a time. `attempt` is the number of the attempt on the record,
+    and `task` the task in its answer. `refused_at` is when its refusal was recorded: before, no other process can know
+    that it cost nothing. `failed_at` is when another failure was recorded. `known_failures` are the attempts of the
+    call whose failure, not a refusal, was on the record when it was sent, and `retries` the operator's retries.
+    `stored_before` is how many of its images were stored when the actor that sends it began. `charge` is what its
+    images cost, in millionths of a dollar. `ends_at` is when the upstream ends its answer, at the latest. `counted` is
+    whether its slots are counted, until `counted_until`.
     """
 
     generation_id: str
@@ -101,14 +120,25 @@ class Asked:
     task: Task | None = None
     charge: int = 0
     ends_at: float = math.inf
+    at: float = 0.0
     counted: bool = False
+    counted_until: float = 0.0
+
+    @property
+    def slots(self) -> str:
+        return slots_name(self.upstream, PROTOCOL)
 
     @property
     def paid(self) -> bool:
         """Or possibly paid. A refunded task is paid until a poll reports it, or if its call was not answered."""
         if self.task and self.outcome == "answered":
-            return not (self.task.fate == "refunded" and self.task.reported)
+            return not (self.task.refunded and self.task.reported)
         return self.outcome != "refused"
+
+    def is_at_work(self, now: float) -> bool:
+        """Whether the upstream works on the call or its task, and its slots are for so long."""
+        ends_at = self.task.ends_at if self.task and self.outcome == "answered" else self.ends_at
+        return max(ends_at, self.ends_at) > now and self.counted_until >= now
 
     @property
     def call(self) -> tuple[str, int]:
@@ -118,7 +148,7 @@ class Asked:
 class PaintingUpstream:
     """An upstream that writes the generation's id into each image. It answers by URL or with bytes, at random.
 
-    With `Scenario.tasks` it answers with a task. A repeated call with the same reference has the same task.
+    With `Scenario.tasks` it answers with a task. If it `recognises` it, a repeated call has the same task.
     """
 
     def __init__(self, world: "World", name: str) -> None:
@@ -128,16 +158,20 @@ class PaintingUpstream:
     def start(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
         world, n = self._world, call.n
         actor = world.step(f"call to {self.name}", (), {})
-        asked = Asked(*actor.sending, n, len(world.asked), self.name, actor.name, actor.attempt, counted=actor.counted)
+        asked = Asked(*actor.sending, n, len(world.asked), self.name, actor.name, actor.attempt)
+        asked.counted, asked.counted_until = actor.counted, actor.counted_until
         assert call.reference.startswith(f"{asked.generation_id}.{asked.index}.")
         asked.stored_before = world.stored_before(actor)
-        if record := world.store._records.get(asked.generation_id):
+        if record := world.store._records.get(asked.generation_id) or world.buried.get(asked.generation_id):
             asked.retries = record.retries
         asked.known_failures = world.known_failures(actor)
+        asked.at = world.now
         world.asked.append(asked)
-        if self.name in world.limits:
+        if asked.slots in world.limits:
             asked.ends_at = actor.by = actor.next_by = world.now + CALL_SECONDS
-            world.check_slots(self.name)
+            if asked.counted and asked.counted_until < asked.ends_at and not world.scenario.tasks:
+                world.wrong.append(f"{actor.name} has a slot that ends before its call")
+            world.check_slots(asked.slots)
         try:
             answer = self._answer(call, asked)
         except Exception:
@@ -157,47 +191,80 @@ class PaintingUpstream:
         self._raise(asked.outcome)
         return self._images(asked)
 
+    def find(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamTask | None:
+        world = self._world
+        if not world.finds:
+            return None
+        world.step("upstream find", (), {})
+        if world.wild and world.rng.random() < world.scenario.blind:
+            world.log("find: no answer")
+            raise errors.UpstreamUnavailableError("No answer.")
+        task = world.tasks.get(self._task_id(call))
+        began = [each for each in world.asked if task and each.task is task]
+        # A slow process that still sends the call would note its failure on the attempt that has the task by then.
+        if task is None or {each.actor for each in began} & {actor.name for actor in world.schedule.live}:
+            world.log("find: no task")
+            return None
+        world.log(f"find: {task.id}")
+        for each in began:
+            each.outcome = "answered"
+        return self._pending(task)
+
+    def _task_id(self, call: UpstreamRequest) -> str:
+        again = "" if self._world.scenario.recognises else f" {len(self._world.tasks)}"
+        return f"{call.reference}@{self.name}{again}"
+
     def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
         world, scenario, task = self._world, self._world.scenario, self._world.tasks[task_id]
         assert task.upstream == self.name
         world.step("upstream poll", (), {})
         running = world.now < task.ends_at
         cannot_look = world.wild and world.rng.random() < scenario.blind
+        unseen = world.wild and world.now < task.seen_by and world.rng.random() < scenario.blind
         unexpected = world.wild and world.rng.random() < scenario.unexpected
         if unexpected:
             world.log("poll raises")
             raise UnexpectedError
+        if unseen:
+            world.log("poll: the task is not known yet")
+            raise errors.UpstreamTaskUnknownError("There is no such task.")
         if running or cannot_look or not deadline.remaining():
             task.pending_at = world.now
             world.log("poll: still running")
-            return UpstreamTask(task.id, task.poll_seconds, task.task_seconds)
+            return self._pending(task)
         task.reported = True
         world.log(f"poll: {task.fate}")
-        if task.fate == "refunded":
-            raise errors.UpstreamUnavailableError("The task failed, and nothing was charged.")
-        if task.fate == "charged":
-            raise errors.UpstreamFailedError("The task failed.")
+        if task.fate in TASK_ENDS:
+            raise TASK_ENDS[task.fate]("The task failed.")
         return task.images
 
     def _start_task(self, call: UpstreamRequest, asked: Asked, chance: float) -> UpstreamTask:
         world = self._world
-        task_id = f"{call.reference}@{self.name}"
+        task_id = self._task_id(call)
         outcome = self._outcome(chance)
+        actor = world.schedule.running
+        assert actor
         asked.task = world.tasks.get(task_id)
         if asked.task is None and outcome in ("answered", "unexpected"):
-            asked.task = world.tasks[task_id] = self._new_task(task_id, asked)
+            asked.task = world.tasks[task_id] = self._new_task(task_id, asked, actor.sent_at)
         outcome = "answered" if asked.task and outcome != "unexpected" else outcome
         asked.outcome = outcome
         for _ in range(world.rng.choice((0, 0, 1, 3))):
             world.step("upstream still at it", (), {})
         self._raise(asked.outcome)
         assert asked.task
-        return UpstreamTask(asked.task.id, asked.task.poll_seconds, asked.task.task_seconds)
+        return self._pending(asked.task)
 
-    def _new_task(self, task_id: str, asked: Asked) -> Task:
+    def _pending(self, task: Task) -> UpstreamTask:
+        progress = self._world.rng.choice((None, 0, 50, 99, 100))
+        return UpstreamTask(task.id, task.first_pause, task.longest_pause, progress)
+
+    def _new_task(self, task_id: str, asked: Asked, sent_at: float) -> Task:
         world, choice = self._world, self._world.rng.choice
-        fate, poll_seconds, task_seconds = choice(world.scenario.tasks), choice((2, 10)), choice((60, 200))
-        runs = {"never": math.inf, "late": task_seconds + choice((1, 50, 200))}.get(fate, choice((1, 8, 20, 45)))
+        record = world.store._records.get(asked.generation_id)
+        deadline = record.supply.task_seconds if record else 0
+        fate = choice(world.scenario.tasks)
+        runs = {"never": math.inf, "late": deadline + choice((1, 50, 200))}.get(fate, choice((1, 8, 20, 45)))
         world.log(f"task begun: {fate} after {runs} s")
         images = self._images(asked)
         task = Task(
@@ -206,15 +273,16 @@ class PaintingUpstream:
             *asked.call,
             fate,
             world.now + runs,
-            poll_seconds,
-            task_seconds,
+            choice((2, 10)),
+            choice((10, deadline / 15)),
             images,
             asked.charge,
+            sent_at + SEEN_WITHIN_SECONDS,
         )
-        record = world.store._records.get(asked.generation_id)
         for call in record.calls if record else ():
             known = call.open_task if call.number == asked.index else None
-            if known and (known.upstream == self.name or world.is_known(known.task_id)):
+            is_same = known and known.upstream == self.name and world.scenario.recognises
+            if known and (is_same or world.is_known(known.task_id)):
                 task.again = known.task_id or ""
         return task
 

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -27,8 +27,9 @@ from imagegen.domain.failures import Failure
 from imagegen.domain.generations import Generation, LostClaimError, Status, UpstreamCall
 from imagegen.domain.images import ImageRequest, ResponseFormat
 from imagegen.domain.models import MAX_IMAGES, ImageModel
+from imagegen.domain.queues import WorkQueue
 from imagegen.domain.retry_identity import RetryIdentity
-from imagegen.domain.slots import KEPT_SECONDS
+from imagegen.domain.slots import slots_name
 from imagegen.domain.upstreams import Route
 from imagegen.usecases.continue_batch import begin_batch, cancel_batch
 from imagegen.usecases.delete_images import DeleteImages
@@ -45,7 +46,7 @@ from imagegen.wire.batches import outcome_line
 from tests.explorer.scenarios import REPEATED_BY_TOKEN, Scenario
 from tests.explorer.schedule import Actor, SameThread, Schedule
 from tests.explorer.slots import OpenSlots
-from tests.explorer.upstreams import CALL_SECONDS, PRICES, Asked, PaintingUpstream, Task, UnexpectedError
+from tests.explorer.upstreams import CALL_SECONDS, PRICES, PROTOCOL, Asked, PaintingUpstream, Task, UnexpectedError
 from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchStore, FakeFiles
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_store import FakeGenerationStore
@@ -63,6 +64,8 @@ LEASE = 60.0
 BEAT_SECONDS = 20.0
 DEAD_LETTER_SECONDS = 180.0
 MOST_RECEIPTS = 20
+IDLE_SECONDS = 1.0
+SOON_SECONDS = 600.0  # a message of a deletion comes again after 900 s
 MOST_DELAY_SECONDS = 900  # the longest of SQS
 GIVES_UP_SECONDS = 600  # a client retries for so long
 MOST_ROUNDS = 8000  # enough for all work to end
@@ -134,8 +137,11 @@ class Mailbox:
         self.messages: list[Message] = []
         self.dead: list[Message] = []
 
-    def send(self, body: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
+    def send(self, body: str, caller: str, *, delay: float = 0, poll: int = 0, to: WorkQueue = "requests") -> None:
         assert 0 <= delay <= MOST_DELAY_SECONDS
+        actor = self._world.schedule.running
+        if actor and actor.stale == body:
+            self._world.wrong.append(f"{actor.name} sends a message to {body}, and its own is of an earlier round")
         self.messages.append(Message(body, self._world.now + delay, poll=poll))
 
     def done(self, message: Message, again: float | None) -> None:
@@ -191,7 +197,7 @@ class Faulty:
             world.schedule.point()
             if name not in REPEATED_BY_TOKEN:
                 result = world.watched(name, method, args, kwargs)
-        world.seen(actor, name, args, result)
+        world.seen(actor, name, args, kwargs, result)
         if fault == "after":
             world.note_failure(f"{name} is done, but its answer is LOST", name, args, kwargs)
             raise self._error("The answer was lost.")
@@ -199,10 +205,16 @@ class Faulty:
 
 
 @cache
-def _models(routes: tuple[str, ...], price: str) -> Mapping[str, ImageModel]:
-    """The models of models.toml with these routes and this price."""
+def _models(scenario: Scenario, deadline: int) -> Mapping[str, ImageModel]:
+    """The models of models.toml as the scenario says, with this deadline in seconds."""
+    of_all: dict[str, Any] = {
+        "price": PRICES.get(scenario.price),
+        "deadline_seconds": deadline,
+        "by_task": bool(scenario.tasks),
+        "slot_per_image": scenario.slot_per_image,
+    }
     return {
-        name: replace(model, routes=tuple(Route(upstream, name) for upstream in routes), price=PRICES.get(price))
+        name: replace(model, routes=tuple(Route(upstream, name) for upstream in scenario.routes), **of_all)
         for name, model in MODELS.items()
     }
 
@@ -232,10 +244,17 @@ class World:
         self.mailbox = Mailbox(self)
         self.asked: list[Asked] = []
         self.tasks: dict[str, Task] = {}
-        self.limits = {name: most for name, most in zip(scenario.routes, scenario.slots, strict=False) if most}
+        self.finds = scenario.recognises and seed % 2 == 1  # whether upstreams find a task by its reference
+        limits = zip(scenario.routes, scenario.slots, strict=False)
+        self.limits = {slots_name(name, PROTOCOL): most for name, most in limits if most}
         self.slots = FakeUpstreamSlots(self.limits, self.clock)
+        self.open_slots = OpenSlots(self, self.slots)
         self.no_key_until: dict[str, float] = {}
-        self.wrong_slots: list[str] = []
+        self.removed_until = 0.0  # the first upstream from the configuration
+        self.wrong: list[str] = []  # what broke an invariant on the way
+        self.idle_since: dict[str, float] = {}  # by slots: since when one is free and a generation waits for it
+        # The last round of polling since the operator's last retry, and who counted it.
+        self.rounds_of: dict[tuple[str, float | None], tuple[int, str | None]] = {}
         self.records = self.faulty(self.store, "records")
         self.queue = self.faulty(self.mailbox, "queue")
         self.faulty_counters = self.faulty(self.counters, "counters")
@@ -266,7 +285,7 @@ class World:
             outcome_line,
         )
         self.submission = SubmitGeneration(
-            models=_models(scenario.routes, scenario.price),
+            models=_models(scenario, rng.choice(scenario.deadlines)),
             keys=self.faulty(FakeIdempotencyKeys(), "records"),
             records=self.records,
             queue=self.queue,
@@ -279,7 +298,8 @@ class World:
         self.returns = QuotaReturns(self.faulty_counters, self.records)
         self.publisher = PublishGeneration(self.records, self.returns, self.progress, self.faulty_bus)
         self.cancellation = CancelGeneration(self.records, self.publisher, self.clock)
-        self.worker = self._worker(pool, large=large)
+        self.worker = self._worker(scenario.routes, pool, large=large)
+        self.worker_without = self._worker(scenario.routes[1:], pool, large=large) if scenario.removed else self.worker
         key = (rng.random() < 0.4) if scenario.key is None else scenario.key
         self.clients = [Client(caller, "key" if key else None) for caller in scenario.clients]
 
@@ -289,7 +309,7 @@ class World:
     def _access(self, upstream: str) -> UpstreamAccess:
         seconds = CALL_SECONDS if self.limits else 0.0
         provider = PaintingUpstream(self, upstream)
-        return UpstreamAccess({"openai": provider}, self._source(), partial(self._has_key, upstream), seconds)
+        return UpstreamAccess({PROTOCOL: provider}, self._source(), partial(self._has_key, upstream), seconds)
 
     def _has_key(self, upstream: str) -> bool:
         if not self.scenario.keyless:
@@ -300,11 +320,11 @@ class World:
             raise SecretUnavailableError("No.")
         return not self.wild or self.no_key_until.get(upstream, 0) <= self.now
 
-    def _worker(self, pool: SameThread, *, large: bool) -> GenerationWorker:
-        routes = {name: self._access(name) for name in self.scenario.routes}
+    def _worker(self, configured: Sequence[str], pool: SameThread, *, large: bool) -> GenerationWorker:
+        routes = {name: self._access(name) for name in configured}
         calling = CallParts(
-            routes=UpstreamRoutes(routes, self.scenario.routes[-1]),
-            limits=UpstreamLimits(OpenSlots(self, self.slots), self.queue),
+            routes=UpstreamRoutes(routes, configured[-1]),
+            limits=UpstreamLimits(self.open_slots, self.queue),
             records=self.records,
             journal=self.journal,
             repeat_unknown=True,
@@ -418,17 +438,17 @@ class World:
             self.buried[there.id] = there
         return result
 
-    def seen(self, actor: Actor, name: str, args: tuple[Any, ...], result: Any) -> None:
+    def seen(self, actor: Actor, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if name in ("end", "cancel") and isinstance(result, Generation):
             self.ends.add((result.id, result.completed_at))
         elif name == "save_attempt":
-            actor.sending, actor.attempt = (args[0], args[2]), args[3]
-        elif name == "claim" and isinstance(result, Generation):
-            actor.owner, actor.claimed_at = result.owner, self.now
-            open_tasks = (call.open_task for call in result.calls)
-            actor.known_tasks = frozenset(task.task_id for task in open_tasks if task and task.task_id)
+            actor.sending, actor.attempt, actor.sent_at = (args[0], args[2]), args[3], args[4].sent_at
+        elif name in ("claim", "get") and args[0] in self.store._records:
+            self._note_claim(actor, kwargs.get("poll"), result)
         elif name == "create":
             actor.owner = args[0].owner
+        elif name == "await_poll":
+            self._note_round(*args)
         elif name == "save_task" and (record := self.store._records[args[0]]):
             self.tasks[args[3]].disowned &= record.owner != actor.owner
         elif name == "save_failure":
@@ -436,6 +456,31 @@ class World:
         elif name in ("hold", "mark") or (name == "attach" and result):
             for client in self.clients:
                 client.marked |= client.actor is actor
+
+    def _note_claim(self, actor: Actor, poll: int | None, record: Generation | None) -> None:
+        """Notes a claim for the round `poll` of a message, or what a process finds that could not claim."""
+        if poll is None:
+            refused = actor.refused_round
+            is_stale = refused is not None and record and not record.ended and record.polls > refused
+            actor.stale = record.id if record and is_stale else ""
+            owner = record.owner if record and record.lease_until > self.now else None
+            actor.sees = owner, _open_tasks(record)
+            return
+        actor.refused_round = None if record else poll
+        if record:
+            actor.owner, actor.claimed_at = record.owner, self.now
+            actor.known_tasks = _open_tasks(record)
+
+    def _note_round(self, generation_id: str, owner: str, poll: int, progress: int | None) -> None:
+        """Each round of polling is counted once, and says a progress from 0 to 100."""
+        record = self.store._records[generation_id]
+        since = record.reserved_at if record else None
+        before, by = self.rounds_of.get((generation_id, since), (0, None))
+        if poll <= before and owner != by:
+            self.wrong.append(f"{generation_id}: round {poll} of polling is counted after round {before}")
+        if progress is not None and not 0 <= progress <= 100:
+            self.wrong.append(f"{generation_id}: its progress is {progress} %")
+        self.rounds_of[generation_id, since] = poll, owner
 
     def _note_end_of_attempt(self, generation_id: str, index: int, attempt: int, failure: Failure) -> None:
         of_call = [each for each in self.asked if each.call == (generation_id, index)]
@@ -465,33 +510,56 @@ class World:
         actor = self.schedule.running
         return actor is not None and task_id in actor.known_tasks
 
-    def check_slots(self, upstream: str) -> None:
-        """At most as many calls as it has slots are at work at the upstream.
+    def check_slots(self, at: str) -> None:
+        """The calls and tasks at work at the upstream have at most as many slots as there are.
 
-        Not counted is a call without a counted slot, and one whose slot another process has taken for the same call.
+        Not counted is a call without a counted slot, one whose slot another process has taken for the same call, and a
+        task of a generation that was deleted.
         """
-        at_work = sum(each.upstream == upstream and each.counted and each.ends_at > self.now for each in self.asked)
-        if at_work > self.limits[upstream]:
-            self.wrong_slots.append(f"{at_work} calls are at work at {upstream} at {self.now - START:.3f} s")
+        most = self.limits[at]
+        at_work = sum(
+            min(each.n, most) if self.scenario.slot_per_image else 1
+            for each in self.asked
+            if each.slots == at and each.counted and each.is_at_work(self.now)
+            if each.outcome != "answered" or self.store._records.get(each.generation_id)
+        )
+        if at_work > most:
+            self.wrong.append(f"calls that need {at_work} slots are at work at {at} at {self.now - START:.3f} s")
 
     def _check_idle_slots(self) -> None:
-        """While no process runs, no call has a slot. Slots of dead processes are free after their time."""
-        for upstream, used in self.slots.used.items() if self.scenario.certain else ():
-            for name, until in used.items():
-                if until >= self.now and not name.startswith("kept#"):
-                    self.wrong_slots.append(f"{name} has a slot of {upstream} at {self.now - START:.3f} s, and is over")
+        """While no process runs, only tasks have slots, and what a message will free.
 
-    def _check_idle_waiters(self) -> None:
-        """While no process runs, none is due, and a slot is free, no generation waits for long."""
-        next_at = min((message.at for message in self.waiting()), default=0)
-        if next_at <= self.now + KEPT_SECONDS:
+        Without deaths and faults, such a message is that of a deleted generation. Without tasks, the slot of a process
+        that died is free after its time.
+        """
+        if not self.scenario.tasks and not self.scenario.certain:
             return
-        for upstream, most in self.limits.items():
-            in_use = [name for name, until in self.slots.used[upstream].items() if until >= self.now]
-            for waiter, until in self.slots.waiting[upstream].values() if len(in_use) < most else ():
-                record = self.store._records.get(waiter.generation_id)
-                if until >= self.now and record and not record.ended:
-                    self.wrong_slots.append(f"{record.id} waits for {upstream} from {self.now - START:.3f} s in vain")
+        expected = {message.body for message in self.waiting() if message.at < self.now + SOON_SECONDS}
+        for at, used in self.slots.used.items():
+            for name, (until, _) in used.items():
+                if until < self.now or name.startswith("kept#") or (at, name) in self.open_slots.left:
+                    continue
+                generation_id = name.partition("#")[0]
+                record = self.store._records.get(generation_id)
+                has_task = (
+                    record and record.status is not Status.FAILED and any(call.open_task for call in record.calls)
+                )
+                may_free = generation_id in expected and (record is None or not self.scenario.certain)
+                if not has_task and not may_free:
+                    self.wrong.append(f"{name} has a slot of {at} at {self.now - START:.3f} s, and is over")
+
+    def _check_waiters(self) -> None:
+        """While a slot is free, no generation waits for it."""
+        for at, most in self.limits.items():
+            in_use = sum(count for until, count in self.slots.used[at].values() if until >= self.now)
+            places = sorted(self.slots.waiting[at].items())
+            first = next((waiter for _, (waiter, until) in places if until >= self.now), None)
+            if first is None or in_use + min(first.count, most) > most:
+                self.idle_since.pop(at, None)
+            elif self.now - self.idle_since.setdefault(at, self.now) > IDLE_SECONDS:
+                self.wrong.append(
+                    f"{first.generation_id} waits for {at} from {self.idle_since[at] - START:.3f} s in vain"
+                )
 
     def _died(self, actor: Actor) -> None:
         self.lines.append((self.now - START, actor.name, "DIES"))
@@ -528,13 +596,14 @@ class World:
         waiting, live = self.waiting(), self.schedule.live
         if not live:
             self._check_idle_slots()
-            if self.scenario.prompt:
-                self._check_idle_waiters()
+        if self.scenario.prompt:
+            self._check_waiters()
         by = min((actor.next_by for actor in live), default=math.inf)
         later = [message.at for message in waiting if message.at > self.now]
         if not waiting and not live:
             self.rounds += 4  # time passes with fewer rounds
-        if later and not live:
+        is_due = self.scenario.prompt and len(later) < len(waiting)
+        if later and not live and not is_due:
             self.now = max(self.now + 0.1, min(later))
         else:
             steps = (0.1, 0.2) if self.scenario.prompt else (0.5, 1, 5, self.scenario.jump)
@@ -571,6 +640,8 @@ class World:
             moves.append(partial(self._to_the_dead_letters, self.rng.choice(messages)))
         if messages and scenario.duplicate and chance() < 0.05:
             moves.append(partial(self._duplicate, self.rng.choice(messages)))
+        if scenario.removed and chance() < scenario.removed:
+            moves.append(self._remove_upstream)
         if scenario.keyless and chance() < scenario.keyless:
             moves.append(partial(self._lose_key, self.rng.choice(scenario.routes)))
         if scenario.operator and chance() < 0.2 and len(self.retried) < 3:
@@ -625,11 +696,16 @@ class World:
 
     def _deliver(self, message: Message) -> Actor:
         message.at = self.now + LEASE
-        return self.spawn("worker", lambda: self.receive(self.mailbox, message, self._work))
+        worker = self._configured_worker()
+        return self.spawn("worker", lambda: self.receive(self.mailbox, message, partial(self._work, worker)))
 
     def _give_up(self, message: Message) -> Actor:
         message.at = self.now + DEAD_LETTER_SECONDS
-        return self.spawn("dead letters", lambda: self._dead_letter(message))
+        worker = self._configured_worker()
+        return self.spawn("dead letters", lambda: self._dead_letter(worker, message))
+
+    def _configured_worker(self) -> GenerationWorker:
+        return self.worker_without if self.wild and self.now < self.removed_until else self.worker
 
     def _cancel(self, generation_id: str) -> Actor:
         self.cancelled.add(generation_id)
@@ -659,6 +735,9 @@ class World:
 
     def _lose_key(self, upstream: str) -> None:
         self.no_key_until[upstream] = self.now + self.rng.choice((2, 20, 200))
+
+    def _remove_upstream(self) -> None:
+        self.removed_until = self.now + self.rng.choice((20, 200))
 
     def _to_the_dead_letters(self, message: Message) -> None:
         self.mailbox.bury(message)
@@ -710,12 +789,15 @@ class World:
         if message.receipts == mine:
             mailbox.done(message, again[-1])
 
-    def _work(self, message: Message, extend: Callable[[float], None]) -> float | None:
-        return self.worker.on_message(message.body, message.poll, self.deadline(), extend_visibility=extend)
+    def _work(self, worker: GenerationWorker, message: Message, extend: Callable[[float], None]) -> float | None:
+        again = worker.on_message(message.body, message.poll, self.deadline(), extend_visibility=extend)
+        if again and (actor := self.schedule.running) and actor.stale == message.body:
+            self.wrong.append(f"{actor.name} does not acknowledge a message of an earlier round")
+        return again
 
-    def _dead_letter(self, message: Message) -> None:
+    def _dead_letter(self, worker: GenerationWorker, message: Message) -> None:
         again: list[float | None] = [1.0]
-        self.unless_interrupted(lambda: again.append(self.worker.give_up(message.body, message.poll, self.deadline())))
+        self.unless_interrupted(lambda: again.append(worker.give_up(message.body, message.poll, self.deadline())))
         if again[-1] is None:
             if message in self.mailbox.dead:
                 self.mailbox.dead.remove(message)
@@ -735,6 +817,11 @@ class World:
             call()
         except (ImagegenError, UnfinishedError, UnexpectedError) as error:
             self.log(f"interrupted: {type(error).__name__}")
+
+
+def _open_tasks(record: Generation | None) -> frozenset[str]:
+    tasks = (call.open_task for call in record.calls) if record else ()
+    return frozenset(task.task_id for task in tasks if task and task.task_id)
 
 
 def images_wanted(record: Generation, call: UpstreamCall) -> int:

@@ -1,5 +1,6 @@
 """A queue in memory. It delivers no message by itself."""
 
+from imagegen.domain.queues import WorkQueue
 from tests.fakes.failing import Failing
 
 
@@ -7,8 +8,7 @@ class FakeGenerationQueue(Failing):
     """Passes the contract of `ports.GenerationQueue`.
 
     `sent` are generation ids with their delays, `hidden` are receipts with seconds, both in order. `polls` are the
-    rounds of the messages, `of_batches` whether they are of lines of batches. `callers` are the callers whose messages
-    were sent.
+    rounds of the messages, `queues` the names of their queues. `callers` are the callers whose messages were sent.
     """
 
     def __init__(self) -> None:
@@ -16,12 +16,14 @@ class FakeGenerationQueue(Failing):
         self.sent: list[tuple[str, float]] = []
         self.hidden: list[tuple[str, float]] = []
         self.polls: list[int] = []
-        self.of_batches: list[bool] = []
+        self.queues: list[WorkQueue] = []
         self.callers: set[str] = set()
 
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
+    def send(
+        self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, to: WorkQueue = "requests"
+    ) -> None:
         with self._asked():
-            self.of_batches.append(of_batch)
+            self.queues.append(to)
             self.callers.add(caller)
             self.sent.append((generation_id, delay))
             self.polls.append(poll)

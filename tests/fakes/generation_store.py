@@ -95,12 +95,13 @@ class FakeGenerationStore(Failing):
             if record is not None and record.owner == owner:
                 self._put(record, lease_until=0.0)
 
-    def await_poll(self, generation_id: str, owner: str, poll: int) -> None:
+    def await_poll(self, generation_id: str, owner: str, poll: int, progress: int | None = None) -> None:
         with self._noted("await_poll"):
             record = self._live(generation_id)
             if record.owner != owner or record.status not in (Status.IN_PROGRESS, Status.CANCELLED):
                 raise LostClaimError
-            self._put(record, lease_until=0.0, polls=poll)
+            progress = record.progress if progress is None else progress
+            self._put(record, lease_until=0.0, polls=poll, progress=progress)
 
     def save_attempt(self, generation_id: str, owner: str, call: int, number: int, attempt: UpstreamAttempt) -> None:
         with self._noted("save_attempt"):

@@ -21,6 +21,7 @@ class Call:
     n: int
     deadline: Deadline
     reference: str
+    repeats: bool = False
 
 
 class FakeProvider:
@@ -28,11 +29,11 @@ class FakeProvider:
 
     `calls` are those that reached the upstream. `files` are the images that were answered by URL, for a
     FakeImageSource. `failures` are raised in turn, one a call; `None` lets a call through. `during_call` runs inside
-    each call. With `polls` a call is answered with a task, which ends at that poll, or fails then with `fails`. A
-    repeated call with the same reference is answered with the same task.
+    each call. With `polls` a call is answered with a task, which ends at that poll, or fails then with `fails`. Until
+    then it has the `progress`. A repeated call with the same reference is answered with the same task.
     """
 
-    poll_seconds, task_seconds = 5.0, 600.0
+    poll_seconds = longest_pause = 5.0
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -42,7 +43,9 @@ class FakeProvider:
         self.details: dict[str, str] = {}
         self.usage: dict[str, Any] | None = None
         self.polls = 0
+        self.finds = False
         self.fails: Exception | None = None
+        self.progress: int | None = None
         self.polled: list[str] = []
         self._lock = threading.Lock()
 
@@ -55,7 +58,7 @@ class FakeProvider:
             raise UpstreamUnreachableError("There was no time left to ask.")
         request, n = call.request, call.n
         with self._lock:
-            self.calls.append(Call(request, n, deadline, call.reference))
+            self.calls.append(Call(request, n, deadline, call.reference, call.repeats))
             number = len(self.calls)
             failure = self.failures.popleft() if self.failures else None
         self.during_call()
@@ -64,6 +67,11 @@ class FakeProvider:
         if self.polls:
             return self._task(f"task of {call.reference}")
         return self._images(request, n, str(number))
+
+    def find(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamTask | None:
+        """The task of an earlier call with the same reference, with `finds`."""
+        task = f"task of {call.reference}"
+        return self._task(task) if self.finds and task in self.tasks and deadline.remaining() else None
 
     def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages | UpstreamTask:
         assert task_id in self.tasks
@@ -78,7 +86,7 @@ class FakeProvider:
         return self._images(call.request, call.n, task_id)
 
     def _task(self, task_id: str) -> UpstreamTask:
-        return UpstreamTask(task_id, self.poll_seconds, self.task_seconds)
+        return UpstreamTask(task_id, self.poll_seconds, self.longest_pause, self.progress)
 
     def _images(self, request: ImageRequest, n: int, name: str) -> UpstreamImages:
         images = tuple(self._image(request, f"{name}-{index}") for index in range(1, n + 1))

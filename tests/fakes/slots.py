@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from imagegen.domain.slots import KEPT_SECONDS, Slot, Waiter
+from imagegen.domain.slots import KEPT_SECONDS, SAVED_SECONDS, Slot, Waiter, call_name
 
 
 class FakeUpstreamSlots:
@@ -13,58 +13,75 @@ class FakeUpstreamSlots:
 
     def __init__(self, limits: Mapping[str, int], now: Callable[[], float] = time.time) -> None:
         self.limits, self.now = limits, now
-        self.used: dict[str, dict[str, float]] = defaultdict(dict)  # by upstream and name: when it is free
+        # By the slots' name and the call's: until when, and how many.
+        self.used: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
         self.waiting: dict[str, dict[tuple[float, str], tuple[Waiter, float]]] = defaultdict(dict)
         self._lock = threading.Lock()
 
-    def take(self, upstream: str, generation_id: str, call: int, *, seconds: float) -> Slot | None:
-        slot, kept = Slot(upstream, f"{generation_id}#{call}", self.now() + seconds), f"kept#{generation_id}"
-        if upstream not in self.limits:
+    def take(self, at: str, generation_id: str, call: int, *, until: float, count: int = 1) -> Slot | None:
+        slot, kept = Slot(at, call_name(generation_id, call), until, count), f"kept#{generation_id}"
+        if at not in self.limits:
             return slot
+        slot = Slot(at, slot.call, until, max(1, min(count, self.limits[at])))
         with self._lock:
-            used = self._used(upstream)
+            used = self._used(at)
             if slot.call not in used:
-                if len(used) - (kept in used) >= self.limits[upstream]:
+                others = sum(many for name, (_, many) in used.items() if name != kept)
+                if others + slot.count > self.limits[at]:
                     return None
                 used.pop(kept, None)
-            used[slot.call] = slot.until
+            used[slot.call] = slot.until, slot.count
         return slot
 
-    def wait(self, upstream: str, waiter: Waiter, *, since: float, until: float) -> Sequence[Waiter]:
+    def wait(self, at: str, waiter: Waiter, *, since: float, until: float) -> Sequence[Waiter]:
         with self._lock:
-            before, _ = self.waiting[upstream].get((since, waiter.generation_id), (waiter, until))
+            before, _ = self.waiting[at].get((since, waiter.generation_id), (waiter, until))
             if waiter.poll >= before.poll:
-                self.waiting[upstream][since, waiter.generation_id] = waiter, until
-            return self._hand_over(upstream)
+                self.waiting[at][since, waiter.generation_id] = waiter, until
+            _, kept = self._used(at).get(f"kept#{waiter.generation_id}", (0.0, 0))
+            again = [waiter] if kept >= max(1, min(waiter.count, self.limits.get(at, 0))) else []
+            return [*again, *self._hand_over(at)]
 
-    def leave(self, upstream: str, generation_id: str, *, since: float) -> Sequence[Waiter]:
+    def leave(self, at: str, generation_id: str, *, since: float, held: bool = False) -> Sequence[Waiter]:
         with self._lock:
-            self.waiting[upstream].pop((since, generation_id), None)
-            kept = self.used[upstream].pop(f"kept#{generation_id}", None)
-            return self._hand_over(upstream) if kept is not None else []
+            self.waiting[at].pop((since, generation_id), None)
+            gone = [
+                name
+                for name in self.used[at]
+                if name == f"kept#{generation_id}" or (held and name.startswith(f"{generation_id}#"))
+            ]
+            for name in gone:
+                del self.used[at][name]
+            return self._hand_over(at) if gone else []
 
     def free(self, slot: Slot) -> Sequence[Waiter]:
         with self._lock:
-            if self.used[slot.upstream].get(slot.call) == slot.until:
-                del self.used[slot.upstream][slot.call]
-            return self._hand_over(slot.upstream)
+            until, _ = self.used[slot.at].get(slot.call, (None, 0))
+            if until == slot.until:
+                del self.used[slot.at][slot.call]
+            return self._hand_over(slot.at)
 
-    def _hand_over(self, upstream: str) -> list[Waiter]:
-        used, waiting = self._used(upstream), self.waiting[upstream]
+    def _hand_over(self, at: str) -> list[Waiter]:
+        used, waiting, limit = self._used(at), self.waiting[at], self.limits.get(at, 0)
         brought: list[Waiter] = []
-        for at, (waiter, until) in sorted(waiting.items(), key=lambda each: each[0]):
-            kept = f"kept#{waiter.generation_id}"
-            if len(used) >= self.limits.get(upstream, 0):
+        for place, (waiter, until) in sorted(waiting.items(), key=lambda each: each[0]):
+            kept, count = f"kept#{waiter.generation_id}", max(1, min(waiter.count, limit))
+            left, alive = limit - sum(many for _, many in used.values()), until >= self.now()
+            _, saved = used.get(kept, (0.0, 0))
+            if left <= 0:
                 break
-            if until >= self.now() and kept in used:
+            if alive and saved >= count:
                 continue
-            del waiting[at]
-            if until >= self.now():
-                used[kept] = self.now() + KEPT_SECONDS
+            if alive and left < count - saved:
+                used[kept] = self.now() + SAVED_SECONDS, saved + left
+                break
+            del waiting[place]
+            if alive:
+                used[kept] = self.now() + KEPT_SECONDS, count
                 brought.append(waiter)
         return brought
 
-    def _used(self, upstream: str) -> dict[str, float]:
+    def _used(self, at: str) -> dict[str, tuple[float, int]]:
         now = self.now()
-        self.used[upstream] = {name: until for name, until in self.used[upstream].items() if until >= now}
-        return self.used[upstream]
+        self.used[at] = {name: (until, many) for name, (until, many) in self.used[at].items() if until >= now}
+        return self.used[at]

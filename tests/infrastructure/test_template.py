@@ -335,7 +335,7 @@ def test_every_queue_has_a_dead_letter_queue_and_a_consumer(template: Template) 
     assert consumed == set(found) - {"IntakeDeadLetters", UNDELIVERED}
     assert all(queue["SqsManagedSseEnabled"] for queue in found.values())
     # The pauses between receipts are made for this number of them.
-    assert [each["maxReceiveCount"] for each in redrive] == [MOST_RECEIPTS] * 3
+    assert [each["maxReceiveCount"] for each in redrive] == [MOST_RECEIPTS] * 4
     # A record exists longer than every message about it.
     longest = max(queue.get("MessageRetentionPeriod", 0) for queue in found.values())
     assert template.document["Parameters"]["RecordDays"]["MinValue"] * 86_400 > longest

@@ -4,7 +4,7 @@ The contracts of the stores are in test_*_store.py, test_counters.py and test_qu
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -14,15 +14,11 @@ import pytest
 from imagegen.aws.ssm import SsmParameters
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.images import ImageRequest, UpstreamImages
+from imagegen.domain.images import ImageRequest, UpstreamImages, UpstreamTask
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.ports import ImageProvider, ImageSource, Parameters
-from imagegen.providers.gemini_chat.provider import GeminiChatProvider
-from imagegen.providers.ideogram.provider import IdeogramProvider
-from imagegen.providers.openai.provider import OpenAIProvider
-from imagegen.providers.upstream_api import UpstreamApi
 from local.serving import Reply, serving
 from local.upstream import StandInUpstream
 from tests.fakes.image_source import FakeImageSource
@@ -30,15 +26,19 @@ from tests.fakes.parameters import FakeParameters
 from tests.fakes.provider import FakeProvider, png
 from tests.support.models import upstream_request
 from tests.support.stores import Connect, closed_url
+from tests.support.upstream_host import KEY, UpstreamHost
 
 Cause = Literal["policy", "broken", "busy"]
-# By protocol: the provider, a model, and the answer of an upstream that rejects the prompt.
+# By protocol: a model, and the answer of an upstream that rejects the prompt.
 POLICY_ERROR = Reply(400, b'{"error": {"code": "content_policy_violation"}}')
-REAL: dict[str, tuple[Callable[[UpstreamApi], ImageProvider], str, Reply]] = {
-    "openai": (OpenAIProvider, "dall-e-3", POLICY_ERROR),
-    "gemini-chat": (GeminiChatProvider, "gemini-2.5-flash-image", POLICY_ERROR),
-    "ideogram": (IdeogramProvider, "ideogram-v3", Reply(422, b'{"error": "The prompt failed the safety check."}')),
+REAL = {
+    "openai": ("dall-e-3", POLICY_ERROR),
+    "gemini-chat": ("gemini-2.5-flash-image", POLICY_ERROR),
+    "ideogram": ("ideogram-v3", Reply(422, b'{"error": "The prompt failed the safety check."}')),
+    "kling": ("kling-v1", Reply(400, b'{"code": 1301, "message": "The prompt violates our policy."}')),
+    "midjourney": ("mj_imagine", Reply(200, b'{"code": 24, "description": "May contain sensitive words"}')),
 }
+WITH_TASKS = ("fake with tasks", "kling", "midjourney")
 
 
 def soon() -> Deadline:
@@ -62,15 +62,20 @@ class ProviderTwin:
         return ImageRequest("a cat", self.model, "url")
 
     def images(self, request: ImageRequest, n: int = 1, deadline: Deadline | None = None) -> UpstreamImages:
-        result = self.provider.start(upstream_request(request, n), deadline or soon())
+        """The images of a call, or of the task with which it was answered."""
+        call = upstream_request(request, n)
+        result = self.provider.start(call, deadline or soon())
+        if isinstance(result, UpstreamTask):
+            result = self.provider.poll(result.id, call, soon())
         assert isinstance(result, UpstreamImages)
         return result
 
 
-@pytest.fixture(params=["fake", *REAL])
-def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProviderTwin]:
-    if request.param == "fake":
+@pytest.fixture(params=["fake", "fake with tasks", *REAL])
+def upstream(request: pytest.FixtureRequest) -> Iterator[ProviderTwin]:
+    if request.param.startswith("fake"):
         fake = FakeProvider()
+        fake.polls = int(request.param in WITH_TASKS)
         failures: dict[Cause, Exception] = {
             "policy": errors.PromptRejectedError("no"),
             "broken": errors.UpstreamFailedError("no"),
@@ -78,20 +83,17 @@ def upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         }
         yield ProviderTwin(fake, lambda cause: fake.failures.append(failures[cause]), lambda: len(fake.calls))
         return
-    stand_in, pool = StandInUpstream("sk-test"), HttpPool()
-    provider, model, rejection = REAL[request.param]
+    stand_in = StandInUpstream(KEY)
+    stand_in.task_seconds = 0
+    model, rejection = REAL[request.param]
     refusals: dict[Cause, Reply] = {
         "policy": rejection,
         "broken": Reply(500),
         "busy": Reply(429, headers={"Retry-After": "60"}),
     }
     with serving(stand_in.respond) as port:
-        url = f"http://127.0.0.1:{port}/v1"
-        api = UpstreamApi(
-            pool, base_url=url, is_reseller=True, key=lambda _: "sk-test", timeout=60, max_image_bytes=10_000_000
-        )
         yield ProviderTwin(
-            provider(api),
+            UpstreamHost(port, stand_in).provider(model),
             lambda cause: stand_in.script.append(lambda _: refusals[cause]),
             lambda: len(stand_in.calls),
             model,
@@ -113,6 +115,9 @@ FLUX = ImageRequest("a cat", "flux", "url", n=3, options={"size": "768x512"})
         ("gemini-chat", ImageRequest("a cat", "gemini-3-pro-image", "b64_json"), 1, bytes),
         ("ideogram", ImageRequest("a cat", "ideogram-v3", "url", n=10), 3, str),
         ("ideogram", ImageRequest("a cat", "ideogram-v3", "b64_json", n=10), 2, str),
+        ("fake with tasks", SMALL, 3, str),
+        ("kling", ImageRequest("a cat", "kling-v1", "url", n=10), 9, str),
+        ("midjourney", ImageRequest("a cat", "mj_imagine", "b64_json", n=10), 1, str),
     ],
     indirect=["upstream"],
 )
@@ -134,6 +139,18 @@ def test_a_failure_says_if_money_was_spent(
     with pytest.raises(kind):
         upstream.images(upstream.request)
     assert upstream.calls() == 1
+
+
+@pytest.mark.parametrize("upstream", WITH_TASKS, indirect=True)
+def test_a_repeated_call_is_answered_with_the_same_task(upstream: ProviderTwin) -> None:
+    call = upstream_request(upstream.request)
+    first = upstream.provider.start(call, soon())
+    assert isinstance(first, UpstreamTask)
+    again = upstream.provider.start(replace(call, repeats=True), soon())
+    other = upstream.provider.start(replace(call, reference="another"), soon())
+    assert isinstance(again, UpstreamTask)
+    assert isinstance(other, UpstreamTask)
+    assert again.id == first.id != other.id
 
 
 def test_without_time_left_no_call_is_made(upstream: ProviderTwin) -> None:

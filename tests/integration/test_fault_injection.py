@@ -108,7 +108,6 @@ class World:
         self.service = InMemoryService(pool, repeat_unknown=repeat_unknown, large_answer=self._large_answer)
         self.records, self.counters, self.bus = self.service.records, self.service.counters, self.service.bus
         self.images, self.provider, self.queue = self.service.images, self.service.provider, self.service.queue
-        self.provider.task_seconds = 1e9
         for name in ("records", "keys", "queue", "counters", "bus", "images"):
             error = ImageStorageInterruptedError if name == "images" else RecordsUnavailableError
             setattr(self.service, name, Faulty(name, getattr(self.service, name), self.faults, error))

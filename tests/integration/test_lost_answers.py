@@ -169,19 +169,22 @@ def used(t: Table) -> int:
 
 
 def upstream_slots(t: Table) -> DynamoUpstreamSlots:
-    return t.slots({"a": 1}, lambda: NOW)
+    return t.slots({"a": 2}, lambda: NOW)
 
 
 def take_slot(t: Table, generation_id: str = ID, *, seconds: float = 60) -> Slot | None:
-    return upstream_slots(t).take("a", generation_id, 0, seconds=seconds)
+    return upstream_slots(t).take("a", generation_id, 0, until=NOW + seconds, count=2)
 
 
 def wait_for_slot(t: Table, poll: int = 1) -> Sequence[Waiter]:
-    return upstream_slots(t).wait("a", Waiter(OTHER.id, "alice", poll), since=NOW - 1, until=NOW + 99)
+    return upstream_slots(t).wait("a", Waiter(OTHER.id, "alice", poll, count=2), since=NOW - 1, until=NOW + 99)
+
+
+SLOT = Slot("a", f"{ID}#0", NOW + 60, 2)
 
 
 def free_slot(t: Table) -> Sequence[Waiter]:
-    return upstream_slots(t).free(Slot("a", f"{ID}#0", NOW + 60))
+    return upstream_slots(t).free(SLOT)
 
 
 # The steps by name. They change one generation, one batch, its line 1, the counter of one day, and the slots of one
@@ -245,7 +248,9 @@ STEPS: dict[str, Step] = {
     "take slot": take_slot,
     "take slot again": partial(take_slot, seconds=90),
     "take slot for another": lambda t: take_slot(t, OTHER.id),
-    "take slot that is free again": lambda t: t.slots({"a": 1}, lambda: NOW + 61).take("a", OTHER.id, 0, seconds=60),
+    "take slot that is free again": lambda t: t.slots({"a": 2}, lambda: NOW + 61).take(
+        "a", OTHER.id, 0, until=NOW + 121
+    ),
     "wait for slot": wait_for_slot,
     "wait for slot, earlier round": partial(wait_for_slot, poll=0),
     "leave waiting list": lambda t: upstream_slots(t).leave("a", OTHER.id, since=NOW - 1),
@@ -486,7 +491,7 @@ MEETINGS: Sequence[tuple[Sequence[str], str, str, Callable[[Table, Any], object]
     ((), "take", "take more", lambda t, r: (r, used(t)), ((True, 8), 8)),
     ((), "take", "take the last", lambda t, r: (r, used(t)), ((True, 10), 10)),
     (("take", "take more"), "give back", "give more back", lambda t, r: (r, used(t)), (None, 0)),
-    (("take slot", "free slot"), "take slot", "take slot for another", lambda _, r: r, Slot("a", f"{ID}#0", NOW + 60)),
+    (("take slot", "free slot"), "take slot", "take slot for another", lambda _, r: r, SLOT),
     (("take slot",), "free slot", "take slot again", lambda t, r: (r, take_slot(t, OTHER.id)), ([], None)),
 )
 

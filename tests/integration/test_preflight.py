@@ -211,11 +211,11 @@ def test_a_stack_in_a_broken_state_has_its_fix(ready: Account, status: str, fix:
 @pytest.mark.parametrize(
     ("overrides", "quota", "enough"),
     [
-        ([], 221, True),
-        ([], 220, False),
-        (["ApiIsFirstWorker=false"], 121, True),
-        (["ApiIsFirstWorker=false"], 120, False),
-        (["WaitSeconds=0", "WorkerConcurrency=2", "BatchConcurrency='2'"], 10, True),
+        ([], 231, True),
+        ([], 230, False),
+        (["ApiIsFirstWorker=false"], 131, True),
+        (["ApiIsFirstWorker=false"], 130, False),
+        (["WaitSeconds=0", *(f"{part}Concurrency='2'" for part in ("Worker", "Batch", "Poll", "Intake"))], 10, True),
     ],
 )
 def test_lambdas_quota_must_cover_the_parameters(
@@ -292,5 +292,6 @@ def test_every_consumer_of_a_queue_is_counted() -> None:
     bounded = [each["ScalingConfig"]["MaximumConcurrency"] for each in mappings if "ScalingConfig" in each]
 
     consumers = sum(40 if isinstance(most, dict) else int(most) for most in bounded)
-    values = {"WorkerConcurrency": 40, "BatchConcurrency": 40, "MostWaiters": 7, "WaitSeconds": 1}
+    queues = ("WorkerConcurrency", "BatchConcurrency", "PollConcurrency", "IntakeConcurrency")
+    values = {**dict.fromkeys(queues, 40), "MostWaiters": 7, "WaitSeconds": 1}
     assert executions_needed(template.document, {**values, "ApiIsFirstWorker": "true"}) == consumers + 2 * 7 + 2

@@ -1,82 +1,56 @@
-"""Gemini's chat and Ideogram over HTTP: what is sent, what comes of each answer, and how many calls are made.
+"""The protocols of resellers over HTTP: what is sent, what comes of each answer, and how many calls are made.
 
-test_upstream_call.py tests what all protocols share.
+test_upstream_call.py tests what all protocols share, test_task_protocols.py what those with tasks have in addition.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from imagegen.domain import errors
-from imagegen.domain.deadline import Deadline
-from imagegen.domain.images import ImageRequest, UpstreamImages
-from imagegen.outbound.pool import HttpPool
-from imagegen.ports import ImageProvider
-from imagegen.providers.gemini_chat.provider import GeminiChatProvider
-from imagegen.providers.ideogram.provider import IdeogramProvider
-from imagegen.providers.upstream_api import UpstreamApi
+from imagegen.domain.images import UpstreamImages
 from local import upstream_gemini_chat as gemini_chat
 from local import upstream_ideogram as ideogram
-from local.serving import HungUpError, Reply, Request
-from local.upstream import Script, StandInUpstream
+from local.serving import Reply
+from local.upstream import Script
 from local.upstream_replies import one_api_error
 from tests.support import odd_hosts
-from tests.support.models import MODELS, read_request, upstream_request
 from tests.support.odd_hosts import CHUNKED, chunk
+from tests.support.upstream_host import (
+    KEY,
+    URL,
+    Error,
+    UpstreamHost,
+    answers,
+    cut_off,
+    failure_of,
+    hangs_up,
+    upstream_on,
+)
 
-KEY = "sk-Q7vXw2LmN8dRtYp4"
 FLASH_2, FLASH, PRO = "gemini-2.0-flash-exp-image-generation", "gemini-2.5-flash-image", "gemini-3-pro-image"
-IDEOGRAM = "ideogram-v3"
-PROVIDERS: dict[str, Callable[[UpstreamApi], ImageProvider]] = {
-    "gemini-chat": GeminiChatProvider,
-    "ideogram": IdeogramProvider,
+IDEOGRAM, KLING, MIDJOURNEY = "ideogram-v3", "kling-v2-1", "mj_imagine"
+# An answer that bought something, which no test waits to be painted. Tasks have the id "1".
+GOOD = {
+    FLASH: gemini_chat.hosted_image(URL),
+    IDEOGRAM: ideogram.images_at(URL),
+    KLING: answers(200, {"code": 0, "data": {"task_id": "1", "task_status": "submitted"}}),
+    MIDJOURNEY: answers(200, {"code": 1, "description": "Submit success", "result": "1"}),
 }
-EACH_PROTOCOL = pytest.mark.parametrize("model", [FLASH, IDEOGRAM])
+EACH_PROTOCOL = pytest.mark.parametrize("model", GOOD)
 PROMPT = 'quotes " and \\, a line\r\nbreak, --boundary, 한국어 🐈, \u2028, </script>'
-URL = "https://images.example/1.png"
-
-Error = type[errors.ImagegenError]
 
 
-@dataclass
-class Upstream:
-    """The stand-in on a port. `requests` holds every request, paid or not."""
-
-    port: int
-    stand_in: StandInUpstream
-    requests: list[Request]
-    base: str = "/v1"
-    slow: odd_hosts.SlowHost = field(default_factory=odd_hosts.SlowHost)
-    pool: HttpPool = field(default_factory=HttpPool)
-
-    def will(self, *scripts: Script) -> None:
-        self.stand_in.script.extend(scripts)
-
-    def call(self, model: str, n: int = 1, *, timeout: float = 30, **fields: Any) -> UpstreamImages:
-        """Reads a request as a caller sends it, and makes a call for `n` of its images."""
-        request: ImageRequest = read_request().fields({"prompt": "a cat", "model": model, **fields})
-        base_url = f"http://127.0.0.1:{self.port}{self.base}"
-        api = UpstreamApi(
-            self.pool,
-            base_url=base_url,
-            is_reseller=True,
-            key=lambda _: KEY,
-            timeout=timeout,
-            max_image_bytes=16 * 1024 * 1024,
-        )
-        provider = PROVIDERS[MODELS[model].provider](api)
-        images = provider.start(upstream_request(request, n), Deadline.after(60))
+class Upstream(UpstreamHost):
+    def call(self, model: str, n: int = 1, **fields: Any) -> UpstreamImages:
+        images = self.start(model, n, **fields)
         assert isinstance(images, UpstreamImages)
         return images
 
-    def failure(self, model: str, n: int = 1, *, timeout: float = 30) -> errors.ImagegenError:
-        with pytest.raises(errors.ImagegenError) as caught:
-            self.call(model, n, timeout=timeout)
-        assert KEY not in caught.value.message
-        return caught.value
+    def failure(self, model: str, *, timeout: float = 30) -> errors.ImagegenError:
+        return failure_of(lambda: self.start(model, timeout=timeout))
 
     def sent(self) -> dict[str, Any]:
         """The fields of the only call, without those that the stand-in adds."""
@@ -93,34 +67,12 @@ def host() -> Iterator[odd_hosts.ReusableHost]:
 
 @pytest.fixture
 def upstream(host: odd_hosts.ReusableHost) -> Iterator[Upstream]:
-    upstream = Upstream(host.port, StandInUpstream(KEY), [])
-
-    def respond(request: Request) -> Reply:
-        upstream.requests.append(request)
-        return upstream.stand_in.respond(request)
-
-    host.respond = respond
-    yield upstream
-    upstream.slow.over.set()
-
-
-def good(model: str) -> Script:
-    """An answer with an image, which no test waits to be painted."""
-    return ideogram.images_at(URL) if model == IDEOGRAM else gemini_chat.hosted_image(URL)
-
-
-def answers(status: int, body: object = b"", **headers: str) -> Script:
-    """Answers with a body: JSON if it is not bytes. `Retry_After` becomes Retry-After."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return lambda _: Reply(status, content, {name.replace("_", "-"): value for name, value in headers.items()})
+    with upstream_on(host, Upstream) as upstream:
+        yield upstream
 
 
 def says(status: int, code: str | None = None, message: str = "No.") -> Script:
     return lambda _: one_api_error(status, message, code=code)
-
-
-def hangs_up(_: Request) -> Reply:
-    raise HungUpError
 
 
 # What is sent
@@ -209,24 +161,24 @@ def test_a_palette_is_sent_as_json(upstream: Upstream, palette: dict[str, Any]) 
 @pytest.mark.parametrize("base", ["/v1", "/v1/", ""])
 def test_ideogram_is_beside_the_version_and_the_chat_below_it(upstream: Upstream, base: str) -> None:
     upstream.base = base
-    upstream.will(good(IDEOGRAM))
+    upstream.will(GOOD[IDEOGRAM])
     upstream.call(IDEOGRAM)
     (request,) = upstream.requests
     assert (request.method, request.target) == ("POST", ideogram.PATH)
     assert (request.header("Content-Type") or "").startswith("multipart/form-data; boundary=")
     assert request.header("Authorization") == f"Bearer {KEY}"
     if base:
-        upstream.will(good(FLASH))
+        upstream.will(GOOD[FLASH])
         upstream.call(FLASH)
         chat = upstream.requests[-1]
         assert (chat.method, chat.target) == ("POST", gemini_chat.PATH)
         assert (chat.header("Content-Type"), chat.header("Authorization")) == ("application/json", f"Bearer {KEY}")
 
 
-@EACH_PROTOCOL
+@pytest.mark.parametrize("model", [FLASH, IDEOGRAM, KLING])
 def test_the_prompt_is_sent_unchanged(upstream: Upstream, model: str) -> None:
-    upstream.will(good(model))
-    upstream.call(model, prompt=PROMPT)
+    upstream.will(GOOD[model])
+    upstream.start(model, prompt=PROMPT)
     assert upstream.stand_in.calls[0]["prompt"] == PROMPT
 
 
@@ -330,7 +282,7 @@ OF_IDEOGRAM: list[tuple[Script, Error]] = [
 @pytest.mark.parametrize(
     ("model", "script", "error"),
     [
-        *((model, script, error) for model in (FLASH, IDEOGRAM) for script, error in OF_A_RESELLER),
+        *((model, script, error) for model in GOOD for script, error in OF_A_RESELLER),
         *((FLASH, script, error) for script, error in OF_GEMINI),
         *((IDEOGRAM, script, error) for script, error in OF_IDEOGRAM),
     ],
@@ -338,9 +290,9 @@ OF_IDEOGRAM: list[tuple[Script, Error]] = [
 def test_a_failure_has_its_meaning_and_is_not_repeated(
     upstream: Upstream, model: str, script: Script, error: Error
 ) -> None:
-    upstream.will(script, good(model))  # a second call would succeed
+    upstream.will(script, GOOD[model])  # a second call would succeed
     assert type(upstream.failure(model)) is error
-    assert len(upstream.requests) == 1
+    assert len(upstream.submits) == 1
 
 
 def test_a_reason_of_ideogram_and_a_text_of_gemini_are_told(upstream: Upstream) -> None:
@@ -362,7 +314,7 @@ BUSY = [
     (FLASH, says(429), errors.UpstreamRateLimitedError),
     (FLASH, answers(429, {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}), errors.UpstreamRateLimitedError),
     (IDEOGRAM, ideogram.inflight_limit(), errors.UpstreamRateLimitedError),
-    *((model, says(503, "model_not_found"), errors.UpstreamUnavailableError) for model in (FLASH, IDEOGRAM)),
+    *((model, says(503, "model_not_found"), errors.UpstreamUnavailableError) for model in GOOD),
 ]
 
 
@@ -370,7 +322,7 @@ BUSY = [
 def test_a_busy_upstream_bought_nothing(upstream: Upstream, model: str, script: Script, error: Error) -> None:
     upstream.will(script)
     assert type(upstream.failure(model)) is error
-    assert len(upstream.requests) == 1
+    assert len(upstream.submits) == 1
 
 
 @EACH_PROTOCOL
@@ -386,10 +338,10 @@ def test_the_time_that_a_busy_upstream_names_is_known(upstream: Upstream, model:
 def test_nothing_is_repeated_after_an_outcome_that_is_unknown(
     upstream: Upstream, model: str, script: Script, error: Error
 ) -> None:
-    upstream.will(script, good(model))
+    upstream.will(script, GOOD[model])
     assert type(upstream.failure(model)) is error
     assert error.money_spent
-    assert len(upstream.requests) == 1
+    assert len(upstream.submits) == 1
 
 
 @EACH_PROTOCOL
@@ -397,7 +349,7 @@ def test_the_refusal_of_an_unknown_model_names_the_field(upstream: Upstream, mod
     upstream.will(says(404, "model_not_found"))
     failure = upstream.failure(model)
     assert (type(failure), failure.param) == (errors.UpstreamLacksModelError, "model")
-    assert len(upstream.requests) == 1
+    assert len(upstream.submits) == 1
 
 
 # Answers that come late or in part
@@ -418,7 +370,7 @@ class TestTooSlow:
         upstream.will(*[upstream.slow.drips(head, drop)] * 9)
         error = upstream.slow.cuts(
             lambda seconds: type(upstream.failure(model, timeout=seconds)),
-            upstream.requests,
+            upstream.submits,
             too_soon=lambda failure: failure is errors.UpstreamUnreachableError,
         )
         assert error is errors.UpstreamTimeoutError
@@ -426,12 +378,11 @@ class TestTooSlow:
 
 
 @EACH_PROTOCOL
-def test_a_whole_answer_of_a_broken_connection_gives_its_image(upstream: Upstream, model: str) -> None:
-    def cut(request: Request) -> Reply:
-        reply = good(model)(request)
-        assert reply is not None
-        return Reply(200, reply.body, reply.headers, declared_length=len(reply.body) + 1)
-
-    upstream.will(cut, good(model))
-    assert upstream.call(model).images[0].source == URL
+def test_a_whole_answer_of_a_broken_connection_counts(upstream: Upstream, model: str) -> None:
+    upstream.will(cut_off(GOOD[model]), GOOD[model])
+    bought = upstream.start(model)
+    if isinstance(bought, UpstreamImages):
+        assert bought.images[0].source == URL
+    else:
+        assert bought.id == "1"
     assert len(upstream.requests) == 1

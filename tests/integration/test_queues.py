@@ -11,6 +11,7 @@ import pytest
 
 from imagegen.aws.sqs import SqsBatches, SqsDeadLetters, SqsGenerations
 from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.queues import WorkQueue
 from imagegen.wire.inbox_messages import read_inbox_message
 from imagegen.wire.queue_messages import read_generation_message
 from tests.fakes.generation_queue import FakeGenerationQueue
@@ -30,6 +31,10 @@ class Sqs:
     def __call__(self) -> Any:
         """The queues call this to get their client."""
         return self.client
+
+    @property
+    def urls(self) -> dict[WorkQueue, str]:
+        return {"requests": self.url, "lines": self.url, "polls": self.url}
 
     def received(self, **arguments: Any) -> list[Any]:
         found = self.client.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10, **arguments)
@@ -51,7 +56,7 @@ def sqs(connect: Connect, aws_url: str) -> Sqs:
 
 def test_a_message_is_delivered_after_its_delay(sqs: Sqs) -> None:
     fake = FakeGenerationQueue()
-    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.url, batch_queue_url=sqs.url))
+    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.urls))
     for queue in queues:
         queue.send("gen_a", "alice")
         queue.send("gen_b", "alice", delay=60.6)
@@ -62,7 +67,7 @@ def test_a_message_is_delivered_after_its_delay(sqs: Sqs) -> None:
 
 def test_a_message_has_its_version_and_poll(sqs: Sqs) -> None:
     fake = FakeGenerationQueue()
-    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.url, batch_queue_url=sqs.url))
+    queues: tuple[GenerationQueue, ...] = (fake, SqsGenerations(sqs, sqs.urls))
     for queue in queues:
         queue.send("gen_a", "alice")
         queue.send("gen_a", "alice", poll=3)
@@ -74,6 +79,21 @@ def test_a_message_has_its_version_and_poll(sqs: Sqs) -> None:
     assert [read_generation_message(body) for body in bodies] == [("gen_a", 0), ("gen_a", 3)]
     with pytest.raises(msgspec.ValidationError):
         read_generation_message(bodies[0].replace('"version": 1', '"version": 2'))
+
+
+@pytest.mark.parametrize("to", ["requests", "lines", "polls"])
+def test_a_message_goes_to_its_queue(connect: Connect, aws_url: str, to: WorkQueue) -> None:
+    client = connect("sqs", aws_url)
+    names: tuple[WorkQueue, ...] = ("requests", "lines", "polls")
+    queues = {name: Sqs(client, client.create_queue(QueueName=uuid4().hex)["QueueUrl"]) for name in names}
+    fake = FakeGenerationQueue()
+    urls: dict[WorkQueue, str] = {name: queue.url for name, queue in queues.items()}
+    for queue in (SqsGenerations(lambda: client, urls, "lines"), fake):
+        queue.send("gen_a", "alice", to=to)
+    assert {name: queue.ids() for name, queue in queues.items()} == {
+        name: ["gen_a"] if name == to else [] for name in names
+    }
+    assert fake.queues == [to]
 
 
 def test_a_batch_message_has_its_version(sqs: Sqs) -> None:
@@ -88,14 +108,13 @@ def test_a_batch_message_has_its_version(sqs: Sqs) -> None:
 
 @pytest.mark.parametrize(("queue", "caller"), [(SqsGenerations, "web"), (SqsBatches, f"oidc:{'0' * 32}")])
 def test_a_message_has_its_callers_group(sqs: Sqs, queue: type[SqsGenerations | SqsBatches], caller: str) -> None:
-    urls = {"batch_queue_url": sqs.url} if queue is SqsGenerations else {}
-    queue(sqs, sqs.url, **urls).send("gen_a", caller)
+    (SqsGenerations(sqs, sqs.urls) if queue is SqsGenerations else SqsBatches(sqs, sqs.url)).send("gen_a", caller)
     (message,) = sqs.received(MessageSystemAttributeNames=["MessageGroupId"])
     assert message["Attributes"] == {"MessageGroupId": caller}
 
 
 def test_the_visibility_of_a_message_can_be_extended_and_ended(sqs: Sqs, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue, now = SqsGenerations(sqs, sqs.url, batch_queue_url=sqs.url), [time.time() * 1000]
+    queue, now = SqsGenerations(sqs, sqs.urls), [time.time() * 1000]
     monkeypatch.setattr("moto.sqs.models.unix_time_millis", lambda: now[0])
     queue.send("gen_a", "alice")
     (message,) = sqs.received(VisibilityTimeout=5)
@@ -120,7 +139,7 @@ def test_an_unreachable_queue_is_unavailable(connect: Connect) -> None:
     fake.failures += ["before", "after"]
     unreachable = Sqs(connect("sqs", url), f"{url}/queue")
     for queue in (
-        SqsGenerations(unreachable, unreachable.url, batch_queue_url=unreachable.url),
+        SqsGenerations(unreachable, unreachable.urls),
         SqsBatches(unreachable, unreachable.url),
         fake,
         fake,
@@ -131,7 +150,7 @@ def test_an_unreachable_queue_is_unavailable(connect: Connect) -> None:
     with pytest.raises(RecordsUnavailableError):
         SqsDeadLetters(unreachable, unreachable.url).put("{}", "NotJson")
     fake.failures.append("before")
-    for queue in (SqsGenerations(unreachable, unreachable.url, batch_queue_url=unreachable.url), fake):
+    for queue in (SqsGenerations(unreachable, unreachable.urls), fake):
         with pytest.raises(Exception, match=r"could not|Could not"):
             queue.extend_visibility("receipt", 5)
     assert fake.hidden == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imagegen.domain.slots import KEPT_SECONDS, Slot, Waiter
+from imagegen.domain.slots import KEPT_SECONDS, SAVED_SECONDS, Slot, Waiter
 from imagegen.ports import UpstreamSlots
 from tests.fakes.slots import FakeUpstreamSlots
 from tests.support.stores import NOW, Connect, Table, closed_url
@@ -38,8 +38,17 @@ def make(judged: Table | None, clock: list[float]) -> Make:
     return with_limit
 
 
-def take(slots: UpstreamSlots, generation: str, call: int = 0, upstream: str = "a") -> Slot | None:
-    return slots.take(upstream, generation, call, seconds=CALL_SECONDS)
+def take(
+    slots: UpstreamSlots,
+    generation: str,
+    call: int = 0,
+    upstream: str = "a",
+    *,
+    seconds: float = CALL_SECONDS,
+    n: int = 1,
+) -> Slot | None:
+    clock: Callable[[], float] = slots.now if isinstance(slots, FakeUpstreamSlots) else slots._now  # type: ignore[attr-defined]
+    return slots.take(upstream, generation, call, until=clock() + seconds, count=n)
 
 
 def taken(slots: UpstreamSlots, *generations: str) -> list[Slot]:
@@ -49,12 +58,15 @@ def taken(slots: UpstreamSlots, *generations: str) -> list[Slot]:
     return [slot for slot in found if slot]
 
 
-def waits(slots: UpstreamSlots, generation: str, since: float = NOW, *, poll: int = 1) -> list[tuple[str, int]]:
-    return brought(slots.wait("a", Waiter(generation, "alice", poll), since=since, until=NOW + LIST_SECONDS))
+def waits(
+    slots: UpstreamSlots, generation: str, since: float = NOW, *, poll: int = 1, n: int = 1
+) -> list[tuple[str, int]]:
+    waiter = Waiter(generation, "alice", poll, "polls", n)
+    return brought(slots.wait("a", waiter, since=since, until=NOW + LIST_SECONDS))
 
 
 def brought(waiters: Sequence[Waiter]) -> list[tuple[str, int]]:
-    assert all(waiter.caller == "alice" for waiter in waiters)
+    assert all((waiter.caller, waiter.queue) == ("alice", "polls") for waiter in waiters)
     return [(waiter.generation_id, waiter.poll) for waiter in waiters]
 
 
@@ -183,7 +195,7 @@ def test_a_generation_that_waits_again_gets_one_kept_slot(make: Make) -> None:
     first, second = taken(slots, "gen_1", "gen_2")
     waits(slots, "gen_3")
     free(slots, first)
-    assert waits(slots, "gen_3", poll=2) == []
+    assert waits(slots, "gen_3", poll=2) == [("gen_3", 2)]  # a message of round 1 may bring nobody
     waits(slots, "gen_4", NOW + 1)
     assert free(slots, second) == [("gen_4", 1)]
 
@@ -214,7 +226,7 @@ def test_a_generation_that_has_left_or_whose_time_has_passed_is_not_brought(make
     slots = make(1)
     (slot,) = taken(slots, "gen_1")
     for number in range(2, 5):
-        slots.wait("a", Waiter(f"gen_{number}", "alice", 1), since=NOW + number, until=clock[0] + 10 * number)
+        slots.wait("a", Waiter(f"gen_{number}", "alice", 1, "polls"), since=NOW + number, until=clock[0] + 10 * number)
     for _ in range(2):
         slots.leave("a", "gen_3", since=NOW + 3)
     clock[0] += 30
@@ -235,6 +247,113 @@ def test_one_that_leaves_gives_its_kept_slot_to_the_next(make: Make) -> None:
     assert take(slots, "gen_2") is None
     taken(slots, "gen_3")
     assert brought(slots.leave("b", "gen_3", since=NOW)) == []
+
+
+def test_a_call_takes_all_of_its_slots_or_none(make: Make) -> None:
+    slots = make(10)
+    eight, one = take(slots, "gen_1", n=8), take(slots, "gen_2", n=1)
+    assert eight
+    assert one
+    assert [take(slots, "gen_3", n=2), take(slots, "gen_1", 1, n=2)] == [None, None]
+    free(slots, eight)
+    assert take(slots, "gen_1", 1, n=9)
+    assert take(slots, "gen_4") is None
+
+
+def test_a_call_that_needs_more_slots_than_there_are_takes_all(make: Make) -> None:
+    slots = make(3)
+    slot = take(slots, "gen_1", n=8)
+    assert slot
+    assert take(slots, "gen_2") is None
+    waits(slots, "gen_2", n=9)
+    assert free(slots, slot) == [("gen_2", 1)]
+    slot = take(slots, "gen_2", n=9)
+    assert slot
+    assert free(slots, slot) == []
+    taken(slots, "gen_3", "gen_4", "gen_5")
+
+
+def test_a_waiter_is_brought_once_all_slots_that_it_needs_are_free(make: Make) -> None:
+    slots = make(4)
+    first, second, third, _ = taken(slots, "gen_1", "gen_2", "gen_3", "gen_4")
+    waits(slots, "gen_5", NOW, n=3)
+    waits(slots, "gen_6", NOW + 1)  # it needs fewer, and may not overtake
+    assert [free(slots, slot) for slot in (first, second, third)] == [[], [], [("gen_5", 1)]]
+    assert take(slots, "gen_7") is None
+    slot = take(slots, "gen_5", n=2)  # the slot that it does not need is free
+    assert slot
+    taken(slots, "gen_6")
+
+
+def test_calls_that_need_fewer_slots_do_not_overtake_a_waiter(make: Make, clock: list[float]) -> None:
+    slots = make(3)
+    held = [take(slots, f"gen_{number}", seconds=3 * SAVED_SECONDS) for number in range(3)]
+    waits(slots, "gen_3", NOW, n=3)
+    for slot in held[:2]:
+        assert slot
+        assert free(slots, slot) == []
+        clock[0] += SAVED_SECONDS - 1
+        assert take(slots, "gen_4") is None
+    last = held[2]
+    assert last
+    assert free(slots, last) == [("gen_3", 1)]
+    clock[0] += KEPT_SECONDS + 1
+    taken(slots, "gen_4", "gen_5", "gen_6")
+
+
+def test_slots_that_are_saved_for_long_are_free_again(make: Make, clock: list[float]) -> None:
+    slots = make(2)
+    first = take(slots, "gen_1", seconds=3 * SAVED_SECONDS)
+    assert first
+    assert take(slots, "gen_2", seconds=3 * SAVED_SECONDS)
+    waits(slots, "gen_3", NOW, n=2)
+    assert free(slots, first) == []
+    clock[0] += SAVED_SECONDS + 1
+    taken(slots, "gen_4")
+
+
+def test_one_that_leaves_gives_the_slots_that_are_saved_for_it_to_the_next(make: Make) -> None:
+    slots = make(2)
+    slot, _ = taken(slots, "gen_1", "gen_2")
+    waits(slots, "gen_3", NOW, n=2)
+    waits(slots, "gen_4", NOW + 1)
+    assert free(slots, slot) == []
+    assert waits(slots, "gen_3", NOW, poll=2, n=2) == []  # only one of two is saved
+    assert brought(slots.leave("a", "gen_3", since=NOW)) == [("gen_4", 1)]
+
+
+def test_no_slot_is_saved_for_a_waiter_whose_time_has_passed(make: Make, clock: list[float]) -> None:
+    slots = make(2)
+    slot, _ = taken(slots, "gen_1", "gen_2")
+    slots.wait("a", Waiter("gen_3", "alice", 1, "polls", 2), since=NOW, until=NOW + 10)
+    waits(slots, "gen_4", NOW + 1)
+    clock[0] += 11
+    assert free(slots, slot) == [("gen_4", 1)]
+
+
+def test_a_successor_renews_all_slots_of_its_call(make: Make, clock: list[float]) -> None:
+    slots = make(3)
+    dead = take(slots, "gen_1", n=2)
+    clock[0] += 1
+    living = take(slots, "gen_1", n=2)
+    assert dead
+    assert living
+    free(slots, dead)
+    assert [take(slots, "gen_2", n=2), take(slots, "gen_1", 1, n=2)] == [None, None]
+    free(slots, living)
+    assert take(slots, "gen_2", n=3)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_one_that_has_ended_gives_the_slots_of_its_calls_to_the_next(make: Make, *, held: bool) -> None:
+    slots = make(4)
+    for call, n in ((0, 2), (10, 1)):
+        assert take(slots, "gen_1", call, n=n)
+    taken(slots, "gen_10")
+    waits(slots, "gen_2", n=3)
+    expected = [("gen_2", 1)] if held else []
+    assert brought(slots.leave("a", "gen_1", since=NOW, held=held)) == expected
+    assert take(slots, "gen_3") is None
 
 
 def test_a_lowered_limit_gives_no_slot_until_fewer_are_in_use(make: Make) -> None:
@@ -383,7 +502,7 @@ def test_a_slot_is_freed_even_if_others_are_faster_each_time(table: Table, monke
 
 def test_no_slot_is_given_if_others_are_faster_each_time(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     slots = limited(table)
-    slots.take("a", "gen_1", 0, seconds=-1)  # a dead process: its slot is free at the second try
+    take(slots, "gen_1", seconds=-1)  # a dead process: its slot is free at the second try
     monkeypatch.setattr("imagegen.aws.slots._TRIES", 1)
     assert take(slots, "gen_2") is None
     monkeypatch.undo()

@@ -2,10 +2,8 @@
 
 import json
 import socket
-import traceback
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,74 +13,48 @@ from imagegen import VERSION
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.images import ImageRequest, ResponseFormat, UpstreamImages
-from imagegen.outbound.pool import HttpPool
-from imagegen.providers.openai.provider import OpenAIProvider
-from imagegen.providers.upstream_api import UpstreamApi
-from local.serving import HungUpError, Reply, Request
-from local.upstream import Script, StandInUpstream
-from tests.fakes.parameters import FakeParameters
+from local.serving import Reply
+from local.upstream import Script
 from tests.fakes.provider import png
 from tests.support import odd_hosts
 from tests.support.models import read_request, upstream_request
 from tests.support.odd_hosts import CHUNKED, LAST_CHUNK, OK, chunk, writes
+from tests.support.upstream_host import (
+    KEY,
+    PARAMETER,
+    ROTATED_KEY,
+    URL,
+    Error,
+    UpstreamHost,
+    answers,
+    failure_of,
+    upstream_on,
+)
 
-KEY = "sk-Q7vXw2LmN8dRtYp4"
-ROTATED_KEY = "sk-Zk3HcB9sFjUa6eGo"
-PARAMETER = "/imagegen/upstream-api-key"
-URL = "https://images.example/1.png"
 IMAGE_BYTES = 64 * 1024
 JSON_BYTES = 64 * 1024  # of an answer, without its base64
 PNG = png("a cat")
 COMPLETED = {"type": "image_generation.completed", "b64_json": b64encode(PNG).decode()}
 
-Error = type[errors.ImagegenError]
 
-
-@dataclass
-class Upstream:
-    """The stand-in on a port; `requests` holds every request, paid or not."""
-
-    port: int
-    stand_in: StandInUpstream
-    requests: list[Request]
-    slow: odd_hosts.SlowHost = field(default_factory=odd_hosts.SlowHost)
-    secrets: FakeParameters = field(default_factory=lambda: FakeParameters({PARAMETER: KEY}))
-    pool: HttpPool = field(default_factory=HttpPool)
-
-    def will(self, *scripts: Script) -> None:
-        self.stand_in.script.extend(scripts)
-
+class Upstream(UpstreamHost):
     def call(
         self, request: ImageRequest | None = None, n: int = 1, *, timeout: float = 10, within: float = 30
     ) -> UpstreamImages:
-        api = UpstreamApi(
-            self.pool,
-            base_url=f"http://127.0.0.1:{self.port}/v1",
-            is_reseller=True,
-            key=lambda fresh: self.secrets.get(PARAMETER, fresh=fresh),
-            timeout=timeout,
-            max_image_bytes=IMAGE_BYTES,
-        )
         call = upstream_request(request or image_request(), n)
-        return OpenAIProvider(api).start(call, Deadline.after(within))
+        images = self.provider("dall-e-3", timeout=timeout).start(call, Deadline.after(within))
+        assert isinstance(images, UpstreamImages)
+        return images
 
-    def failure(self, n: int = 1, *, timeout: float = 10, within: float = 30) -> errors.ImagegenError:
-        with pytest.raises(errors.ImagegenError) as caught:
-            self.call(n=n, timeout=timeout, within=within)
-        assert_no_key_in(caught.value)
-        return caught.value
+    def failure(self, *, timeout: float = 10, within: float = 30) -> errors.ImagegenError:
+        return failure_of(lambda: self.call(timeout=timeout, within=within))
 
     def failure_of_one_call(self, n: int = 1) -> Error:
         """The type of the error of one call. A second call would succeed."""
         self.will(answers_data({"url": URL}))
-        failure = self.failure(n)
+        failure = failure_of(lambda: self.call(n=n))
         assert len(self.requests) == 1
         return type(failure)
-
-    def rotate_key(self) -> None:
-        """The old key stays in the cache."""
-        self.secrets.get(PARAMETER)
-        self.stand_in.key = self.secrets.values[PARAMETER] = ROTATED_KEY
 
 
 @pytest.fixture(scope="module")
@@ -93,25 +65,13 @@ def host() -> Iterator[odd_hosts.ReusableHost]:
 
 @pytest.fixture
 def upstream(host: odd_hosts.ReusableHost) -> Iterator[Upstream]:
-    upstream = Upstream(host.port, StandInUpstream(KEY), [])
-
-    def respond(request: Request) -> Reply:
-        upstream.requests.append(request)
-        return upstream.stand_in.respond(request)
-
-    host.respond = respond
-    yield upstream
-    upstream.slow.over.set()
+    with upstream_on(host, Upstream) as upstream:
+        upstream.max_image_bytes = IMAGE_BYTES
+        yield upstream
 
 
 def image_request(model: str = "dall-e-3", response_format: ResponseFormat = "url", **more: Any) -> ImageRequest:
     return ImageRequest(prompt="a cat", model=model, response_format=response_format, options=more)
-
-
-def answers(status: int, body: object = b"", **headers: str) -> Script:
-    """Answers with a body: JSON if it is not bytes. `Retry_After` becomes Retry-After."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return lambda _: Reply(status, content, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def answers_data(*data: object, **more: object) -> Script:
@@ -120,21 +80,6 @@ def answers_data(*data: object, **more: object) -> Script:
 
 def refuses(status: int, code: str | None = None, message: str = "No.", **headers: str) -> Script:
     return answers(status, {"error": {"message": message, "code": code}}, **headers)
-
-
-def hangs_up(_: Request) -> Reply:
-    raise HungUpError
-
-
-def assert_no_key_in(error: BaseException) -> None:
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        current = current.__cause__ or current.__context__
-    text = "\n".join([*traceback.format_exception(error), *(f"{one} {one!r} {vars(one)}" for one in seen)])
-    assert KEY not in text
-    assert ROTATED_KEY not in text
 
 
 GPT_IMAGE: dict[str, Any] = {"quality": "high", "background": "opaque", "moderation": "low"}
@@ -299,7 +244,7 @@ class TestTooSlow:
     @staticmethod
     def cut(upstream: Upstream, head: bytes, drop: bytes, *too_soon: Error, limit: str = "timeout") -> Error:
         def attempt(seconds: float) -> Error:
-            return type(upstream.failure(**{limit: seconds}))  # type: ignore[arg-type]
+            return type(upstream.failure(**{limit: seconds}))
 
         upstream.will(*[upstream.slow.drips(head, drop)] * 9)
         too_soon += (errors.UpstreamUnreachableError,)

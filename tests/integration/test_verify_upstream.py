@@ -64,8 +64,10 @@ class Upstream:
 
 
 @pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    stand_in = StandInUpstream(KEY)
+def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
+    slept: list[float] = []
+    monkeypatch.setattr("tools.verify_upstream.sleep", slept.append)
+    stand_in = StandInUpstream(KEY, now=lambda: sum(slept))
     with serving(stand_in.respond) as port:
         yield Upstream(stand_in, f"http://127.0.0.1:{port}/v1")
 
@@ -79,34 +81,30 @@ def hosted(upstream: Upstream, content: bytes) -> Reply:
 def test_the_cheapest_model_of_each_protocol_makes_an_image(upstream: Upstream) -> None:
     done = upstream.verified()
     assert (done.returncode, done.stderr) == (0, "")
-    announced, _, found = done.stdout.partition("\nin all $0.074 by the prices of models.toml\n")
-    assert [line.split()[0] for line in announced.splitlines()[1:4]] == [
-        "gpt-image-1-mini",
-        "gemini-2.5-flash-image",
-        "ideogram-v3",
-    ]
+    in_all = "\nin all $0.0775 by the prices of models.toml, and 1 of unknown price\n"
+    announced, _, found = done.stdout.partition(in_all)
+    chosen = ["gpt-image-1-mini", "gemini-2.5-flash-image", "ideogram-v3", "kling-v1", "mj_imagine"]
+    assert [line.split()[0] for line in announced.splitlines()[1:6]] == chosen
     lines = found.splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 14
     assert all(line.startswith("ok ") for line in lines), found
     assert "upstream_key_refused" in lines[0]
     assert "the next route follows" in lines[1]
-    assert "1024x1024 PNG" in lines[6]
-    assert '"output_tokens": 40' in lines[6]
-    assert "1280x720 PNG" in lines[7]
-    assert "1312x736 PNG" in lines[8]
-    assert [model for model in upstream.sent if model in MODELS] == [
-        "gpt-image-1-mini",
-        "gemini-2.5-flash-image",
-        "ideogram-v3",
-    ]
+    assert "1024x1024 PNG" in lines[9]
+    assert '"output_tokens": 40' in lines[9]
+    assert "1280x720 PNG" in lines[10]
+    assert "1312x736 PNG" in lines[11]
+    assert all("PNG" in line for line in lines[12:])
+    assert [model for model in upstream.sent if model in MODELS] == chosen
     assert all(call.get("n", call.get("num_images", 1)) in (1, "1") for call in upstream.stand_in.calls)
 
 
 def test_all_models_of_an_upstream(upstream: Upstream) -> None:
     done = upstream.verified(model="all")
     assert done.returncode == 0, done.stdout
-    assert [model for model in upstream.sent if model in MODELS] == list(MODELS)
-    assert ", and 11 of unknown price" in done.stdout
+    at_the_upstream = [{"niji": "mj_imagine"}.get(model, model) for model in MODELS]  # another bot of Midjourney
+    assert [model for model in upstream.sent if model in MODELS] == at_the_upstream
+    assert ", and 13 of unknown price" in done.stdout
 
 
 @pytest.mark.parametrize(

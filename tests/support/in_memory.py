@@ -29,6 +29,7 @@ from imagegen.domain.images import ImageBody, ImageRequest
 from imagegen.domain.models import ImageModel
 from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.ports import BatchBus, Journal
+from imagegen.providers.catalog import PROTOCOLS
 from imagegen.usecases.continue_batch import ContinueBatch, begin_batch
 from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import (
@@ -75,6 +76,9 @@ class StillDeadline(Deadline):
 
     def remaining(self) -> float:
         return self.at
+
+    def sooner(self, seconds: float) -> Deadline:
+        return StillDeadline(min(self.at, seconds))
 
 
 class GenerationFailed(Exception):  # noqa: N818  # the outcome of a generation, as an exception of the tests
@@ -144,7 +148,8 @@ class InMemoryService:
     """All stores, the upstreams and the clock of a service. A test reads them, replaces them or makes them fail.
 
     `provider` is that of the reseller, `other_providers` are those of other upstreams by name. `has_key` is whether an
-    upstream has a key; it has by default. `concurrency` is the number of its slots; there is no limit by default.
+    upstream has a key; it has by default. `concurrency` has the numbers of slots by their name; there is no limit by
+    default.
 
     `visibility` are the extensions of visibility, in seconds, and `line_ends` the generations whose line ended, both in
     order. The heartbeat does not run by itself: while a worker works, `beat` is one beat.
@@ -319,7 +324,8 @@ class InMemoryService:
 
     def _access(self, upstream: str) -> UpstreamAccess:
         provider = self.other_providers.get(upstream, self.provider)
-        return UpstreamAccess({"openai": provider}, self.source, partial(self._has_key, upstream), self.call_seconds)
+        providers = dict.fromkeys(PROTOCOLS, provider)
+        return UpstreamAccess(providers, self.source, partial(self._has_key, upstream), self.call_seconds)
 
     @property
     def worker(self) -> GenerationWorker:

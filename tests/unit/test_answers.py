@@ -365,7 +365,7 @@ class TestModels:
         read = openai.types.Model.model_validate(model)
         assert read.model_dump(exclude_unset=True) == model
         assert read.created > 0
-        assert read.owned_by in {"openai", "black-forest-labs", "google", "ideogram", "qwen"}
+        assert read.owned_by in {"black-forest-labs", "google", "ideogram", "kling", "midjourney", "openai", "qwen"}
         plain = {"model": model["id"], "prompt": "x" * model["parameters"]["prompt"]["max_characters"]}
         for name, rule in model["parameters"].items():
             for value in rule.get("values", [rule.get("min"), rule.get("max")]):

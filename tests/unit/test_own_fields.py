@@ -1,4 +1,4 @@
-"""The fields that only models of Gemini and Ideogram have: their values, their bounds, and what excludes what."""
+"""The fields that only models of some protocols have: their values, their bounds, and what excludes what."""
 
 import json
 from typing import Any
@@ -23,6 +23,9 @@ SIZES += ["1792x1024", "1024x1792", "1280x720", "720x1280"]
 GEMINI_RATIOS = ["1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9", "21:9"]
 IDEOGRAM_RATIOS = ["1x3", "3x1", "1x2", "2x1", "9x16", "16x9", "10x16", "16x10"]
 IDEOGRAM_RATIOS += ["2x3", "3x2", "3x4", "4x3", "4x5", "5x4", "1x1"]
+KLING_RATIOS = ["16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3"]
+MIDJOURNEY_RATIOS = ["1:1", "1:2", "2:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "4:7", "7:4"]
+MIDJOURNEY_RATIOS += ["9:16", "16:9", "9:21", "21:9"]
 PALETTE_NAMES = ["EMBER", "FRESH", "JUNGLE", "MAGIC", "MELON", "MOSAIC", "PASTEL", "ULTRAMARINE"]
 NO_TEXTS: list[object] = [7, True, ["1K"], {}]
 CHOICES = [
@@ -33,6 +36,11 @@ CHOICES = [
     (IDEOGRAM, "rendering_speed", ["FLASH", "TURBO", "DEFAULT", "QUALITY"]),
     (IDEOGRAM, "magic_prompt", ["AUTO", "ON", "OFF"]),
     (IDEOGRAM, "style_type", ["AUTO", "GENERAL", "REALISTIC", "DESIGN", "FICTION"]),
+    ("kling-v1", "aspect_ratio", KLING_RATIOS),
+    *((model, "aspect_ratio", [*KLING_RATIOS, "21:9"]) for model in ("kling-v1-5", "kling-v2", "kling-v2-1")),
+    *((model, "resolution", ["1k"]) for model in ("kling-v1", "kling-v1-5")),
+    *((model, "resolution", ["1k", "2k"]) for model in ("kling-v2", "kling-v2-1")),
+    *((model, "aspect_ratio", MIDJOURNEY_RATIOS) for model in ("mj_imagine", "niji")),
 ]
 CODE, COLOR = "0123aBcF", {"color_hex": "#00fFa9", "color_weight": 0.5}
 GOOD: dict[str, Any] = {
@@ -44,11 +52,16 @@ GOOD: dict[str, Any] = {
     "style_codes": [CODE],
     "color_palette": {"name": "PASTEL"},
 }
+KLING = ("kling-v1", "kling-v1-5", "kling-v2", "kling-v2-1")
+MIDJOURNEY = ("mj_imagine", "niji")
 OWNERS = {
-    "aspect_ratio": {GEMINI_2_5, GEMINI_3, IDEOGRAM, "flux-kontext-pro", "flux-kontext-max"},
+    "aspect_ratio": {GEMINI_2_5, GEMINI_3, IDEOGRAM, "flux-kontext-pro", "flux-kontext-max", *KLING, *MIDJOURNEY},
     "image_size": {GEMINI_3},
     "style_type": {IDEOGRAM},
     **{name: {IDEOGRAM} for name in GOOD},
+    "resolution": {IDEOGRAM, *KLING},
+    "negative_prompt": {IDEOGRAM, *KLING, *MIDJOURNEY},
+    "seed": {IDEOGRAM, *MIDJOURNEY},
 }
 CODES, PALETTE = (MODELS[IDEOGRAM].fields[name].rule for name in ("style_codes", "color_palette"))
 

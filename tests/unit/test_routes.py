@@ -359,7 +359,7 @@ def test_a_line_of_a_batch_keeps_its_own_workers(service: InMemoryService) -> No
     of_batch = msgspec.structs.replace(generation, origin=Origin(batch_id="batch_1", line=1))
     service.records._records[generation.id] = of_batch
     delivered(service, generation)
-    assert service.queue.of_batches[-1] is True
+    assert service.queue.queues[-1] == "lines"
 
 
 def test_nobody_waits_for_a_line_of_a_batch_so_it_has_the_longest_deadline() -> None:
@@ -375,7 +375,7 @@ def test_nobody_waits_for_a_line_of_a_batch_so_it_has_the_longest_deadline() -> 
 
 
 def test_a_slot_is_held_until_the_answer_is_on_the_record(service: InMemoryService) -> None:
-    service.concurrency["reseller"] = 1
+    service.concurrency["reseller/openai"] = 1
     generation = service.admitted(model=TWO_ROUTES)
     answers: list[object] = []
     before(service.slots, "free", lambda _: answers.append(service.record(generation).calls[0].answer))
@@ -386,7 +386,7 @@ def test_a_slot_is_held_until_the_answer_is_on_the_record(service: InMemoryServi
 
 @pytest.mark.parametrize("end", ["cancelled", "deleted"])
 def test_a_generation_that_has_ended_passes_its_slot_on(service: InMemoryService, end: str) -> None:
-    service.concurrency["reseller"] = 1
+    service.concurrency["reseller/openai"] = 1
     other = at_work(service)
     first = service.admitted(model=TWO_ROUTES)
     service.now += 1
@@ -396,7 +396,7 @@ def test_a_generation_that_has_ended_passes_its_slot_on(service: InMemoryService
     service.cancel(first.id)
     if end == "deleted":
         service.delete(first.id)
-    slot = service.slots.take("reseller", other.id, 0, seconds=600)
+    slot = service.slots.take("reseller/openai", other.id, 0, until=service.now + 600)
     assert slot
     service.runner.calling.limits._bring(service.slots.free(slot))
     assert service.queue.sent[-1] == (first.id, 0)
@@ -405,17 +405,17 @@ def test_a_generation_that_has_ended_passes_its_slot_on(service: InMemoryService
 
 
 def test_one_that_was_served_elsewhere_leaves_the_waiting_list(service: InMemoryService, openai: FakeProvider) -> None:
-    service.concurrency["openai"] = 0
+    service.concurrency["openai/openai"] = 0
     service.provider.failures.append(LIMITED)
     generation = service.admitted(model=TWO_ROUTES)
     delivered(service, generation)
-    assert service.slots.waiting["openai"]
+    assert service.slots.waiting["openai/openai"]
     assert delivered(service, generation, 1).status is Status.COMPLETED
-    assert not service.slots.waiting["openai"]
+    assert not service.slots.waiting["openai/openai"]
 
 
 def test_a_full_route_hides_no_rate_limit(service: InMemoryService, openai: FakeProvider) -> None:
-    service.concurrency["openai"] = 0
+    service.concurrency["openai/openai"] = 0
     generation = service.admitted(model=TWO_ROUTES)
     began = service.now
     refused_until_it_ends(service, generation)
@@ -428,19 +428,19 @@ def test_a_full_route_hides_no_rate_limit(service: InMemoryService, openai: Fake
 def at_work(service: InMemoryService) -> Generation:
     """A generation whose call another process has sent. It holds a slot."""
     generation = service.admitted(model=TWO_ROUTES)
-    assert service.slots.take("reseller", generation.id, 0, seconds=600)
+    assert service.slots.take("reseller/openai", generation.id, 0, until=service.now + 600)
     return generation
 
 
 def test_a_generation_without_a_slot_waits_in_the_queue_and_costs_no_attempt(service: InMemoryService) -> None:
-    service.concurrency["reseller"] = 1
+    service.concurrency["reseller/openai"] = 1
     other = at_work(service)
     generation = service.admitted(model=TWO_ROUTES)
     record = delivered(service, generation)
     assert (record.polls, record.lease_until, attempts(service, generation)) == (1, 0, [])
     assert service.queue.sent[-1] == (generation.id, 30)
 
-    (slot,) = [slot] if (slot := service.slots.take("reseller", other.id, 0, seconds=600)) else []
+    (slot,) = [slot] if (slot := service.slots.take("reseller/openai", other.id, 0, until=service.now + 600)) else []
     service.runner.calling.limits._bring(service.slots.free(slot))
     assert (service.queue.sent[-1], service.queue.polls[-1]) == ((generation.id, 0), 1)  # it is brought at once
     newcomer = service.admitted(model=TWO_ROUTES)
@@ -450,7 +450,7 @@ def test_a_generation_without_a_slot_waits_in_the_queue_and_costs_no_attempt(ser
 
 
 def test_the_next_route_serves_if_the_first_has_no_slot(service: InMemoryService, openai: FakeProvider) -> None:
-    service.concurrency["openai"] = 0
+    service.concurrency["openai/openai"] = 0
     generation = service.admitted(model=TWO_ROUTES)
     assert delivered(service, generation).upstreams == ("reseller",)
     assert attempts(service, generation) == [("reseller", None)]
@@ -458,14 +458,14 @@ def test_the_next_route_serves_if_the_first_has_no_slot(service: InMemoryService
 
 @pytest.mark.parametrize("failure", [None, UNAVAILABLE, errors.UpstreamFailedError("broke"), KeyError("bug")])
 def test_a_slot_is_free_after_every_outcome(service: InMemoryService, failure: Exception | None) -> None:
-    service.concurrency["reseller"] = 1
+    service.concurrency["reseller/openai"] = 1
     service.provider.failures.extend([failure] * TRIES)
     delivered(service, service.admitted(model=TWO_ROUTES))
-    assert service.slots.used["reseller"] == {}
+    assert service.slots.used["reseller/openai"] == {}
 
 
 def test_as_many_calls_of_a_generation_run_as_there_are_slots(service: InMemoryService) -> None:
-    service.concurrency["reseller"] = 2
+    service.concurrency["reseller/openai"] = 2
     generation = service.admitted(n=5)
     rounds = 0
     while not (record := delivered(service, generation, rounds)).ended:
@@ -475,7 +475,7 @@ def test_as_many_calls_of_a_generation_run_as_there_are_slots(service: InMemoryS
 
 
 def test_the_pauses_of_one_that_nobody_brings_grow(service: InMemoryService) -> None:
-    service.concurrency["reseller"] = 0
+    service.concurrency["reseller/openai"] = 0
     generation = service.admitted(model=TWO_ROUTES)
     for poll in range(7):
         delivered(service, generation, poll)
@@ -483,7 +483,7 @@ def test_the_pauses_of_one_that_nobody_brings_grow(service: InMemoryService) -> 
 
 
 def test_a_successor_takes_the_slot_of_a_process_that_died(service: InMemoryService) -> None:
-    service.concurrency["reseller"] = 1
+    service.concurrency["reseller/openai"] = 1
     service.provider.failures.append(None)
     service.provider.during_call = dies
     generation = service.admitted(model=TWO_ROUTES)
@@ -499,9 +499,9 @@ def test_a_successor_takes_the_slot_of_a_process_that_died(service: InMemoryServ
 
 def waiting(service: InMemoryService, count: int) -> list[Generation]:
     """Generations that wait for both upstreams of their model, which each work on the call of another generation."""
-    service.concurrency.update(openai=1, reseller=1)
+    service.concurrency.update({"openai/openai": 1, "reseller/openai": 1})
     for upstream in ("openai", "reseller"):
-        assert service.slots.take(upstream, f"at {upstream}", 0, seconds=600)
+        assert service.slots.take(f"{upstream}/openai", f"at {upstream}", 0, until=service.now + 600)
     generations = []
     for _ in range(count):
         service.now += 1  # the first one is the first on the lists
@@ -512,8 +512,8 @@ def waiting(service: InMemoryService, count: int) -> list[Generation]:
 
 def freed(service: InMemoryService, *upstreams: str) -> None:
     for upstream in upstreams:
-        slot = Slot(upstream, f"at {upstream}#0", service.now + 600)
-        service.slots.used[upstream][slot.call] = slot.until
+        slot = Slot(f"{upstream}/openai", f"at {upstream}#0", service.now + 600)
+        service.slots.used[slot.at][slot.call] = slot.until, 1
         service.runner.calling.limits._bring(service.slots.free(slot))
 
 
@@ -550,3 +550,21 @@ def test_one_that_was_cancelled_is_brought_once_and_the_next_follows(
     delivered(service, first, 1)
     assert last_brought(service) == (second.id, 0)
     assert delivered(service, second, 1).upstreams == ("openai",)
+
+
+def test_a_request_gets_a_slot_before_the_lines_of_a_file_that_came_earlier(service: InMemoryService) -> None:
+    service.concurrency["reseller/openai"] = 1
+    other = at_work(service)
+    line = service.admitted(model=TWO_ROUTES)
+    of_batch = msgspec.structs.replace(line, origin=Origin(batch_id="batch_1", line=1))
+    service.records._records[line.id] = of_batch
+    delivered(service, of_batch)
+    service.now += 60
+    request = service.admitted(model=TWO_ROUTES)
+    delivered(service, request)
+    slot = service.slots.take("reseller/openai", other.id, 0, until=service.now + 600)
+    assert slot
+    service.runner.calling.limits.free(slot)
+    assert service.queue.sent[-1] == (request.id, 0)
+    assert delivered(service, request, 1).status is Status.COMPLETED
+    assert service.queue.sent[-1] == (line.id, 0)

@@ -41,7 +41,7 @@ def only(names: str) -> dict[str, str]:
 
 
 STORED = """aws_region batch_generation_queue_url durable_urls event_bus generation_queue_url generation_table
-    lease_seconds record_days stack_name"""
+    lease_seconds poll_queue_url record_days stack_name"""
 WORKER = only(
     f"""{STORED} image_bucket intake_queue_url link_seconds max_image_bytes
     repeat_unknown_calls streaming upstream_base_url upstream_keys_path upstream_timeout_seconds"""

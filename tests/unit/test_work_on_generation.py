@@ -139,13 +139,15 @@ def test_an_image_that_only_the_answer_of_another_process_has_is_listed(
     assert service.deliver(generation.id) is None
 
 
-def test_an_image_of_a_cancelled_generation_is_listed_if_only_its_writer_had_the_answer(
-    service: InMemoryService,
+@pytest.mark.parametrize(("sent", "status"), [(1, Status.CANCELLED), (MOST_SENT, Status.FAILED)])
+def test_an_image_of_an_ended_generation_is_listed_if_only_its_writer_had_the_answer(
+    service: InMemoryService, sent: int, status: Status
 ) -> None:
-    """The writer had lost its claim. The owner met the cancellation before it sent the call again."""
+    """The writer had lost its claim. The owner met the cancellation before it sent the call again, or failed to."""
     generation = service.admitted()
-    service.left_behind(generation, UpstreamCall((), attempts(1), CallAnswer((AnsweredImage("https://x.example"),))))
-    service.cancel(generation.id)
+    answer = CallAnswer((AnsweredImage("https://x.example"),))
+    service.left_behind(generation, UpstreamCall((), attempts(sent), answer))
+    service.ended(generation, status)
     assert service.deliver(generation.id) == LONGEST_WRITER_SECONDS
     service.store(*generation.image_ids)  # its writer cannot list the image
     service.now += LONGEST_WRITER_SECONDS

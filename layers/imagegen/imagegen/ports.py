@@ -22,6 +22,7 @@ from imagegen.domain.generations import (
 from imagegen.domain.images import ImageBody, SignedUrl, UpstreamImages, UpstreamRequest, UpstreamTask
 from imagegen.domain.money import Spending
 from imagegen.domain.places import Place
+from imagegen.domain.queues import WorkQueue
 from imagegen.domain.slots import Slot, Waiter
 
 
@@ -33,6 +34,14 @@ class ImageProvider(Protocol):
 
         Raises a NothingSpentError if no image was bought, else a MoneySpentError. Does not send again once the upstream
         may have been paid.
+        """
+        ...
+
+    def find(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamTask | None:
+        """Looks for the task that an earlier call with this reference began. Buys nothing.
+
+        Returns `None` if there is none, or if the upstream cannot look for it. Raises UpstreamUnavailableError if it
+        did not answer: the task may exist.
         """
         ...
 
@@ -176,8 +185,8 @@ class GenerationStore(Protocol):
         """Ends the owner's lease. Succeeds if the owner has none."""
         ...
 
-    def await_poll(self, generation_id: str, owner: str, poll: int) -> None:
-        """Ends the owner's lease until the message of the round of polling `poll` arrives."""
+    def await_poll(self, generation_id: str, owner: str, poll: int, progress: int | None = None) -> None:
+        """Ends the owner's lease until the message of the round of polling `poll` arrives. Notes the progress."""
         ...
 
     def save_attempt(self, generation_id: str, owner: str, call: int, number: int, attempt: UpstreamAttempt) -> None:
@@ -277,11 +286,13 @@ class MessageQueue(Protocol):
 
 
 class GenerationQueue(MessageQueue, Protocol):
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
+    def send(
+        self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, to: WorkQueue = "requests"
+    ) -> None:
         """Sends a message that brings a worker to the generation after `delay` seconds.
 
-        `poll` is the round that the message is for. Lines of batches (`of_batch`) have workers of their own. Messages
-        of a caller with many messages wait longer than those of others. Raises RecordsUnavailableError.
+        `poll` is the round that the message is for. Each queue `to` has workers of its own. Messages of a caller with
+        many messages wait longer than those of others. Raises RecordsUnavailableError.
         """
         ...
 
@@ -316,33 +327,35 @@ class Places(Protocol):
 class UpstreamSlots(Protocol):
     """The calls that each upstream may work on at once, and the generations that wait for a slot. Never raises.
 
-    An upstream without a limit always has a slot. If the slots cannot be counted, there is always one, unless too many
-    ask at once. A caller of `wait` and `free` sends each waiter that they return its message at once: a slot is kept
-    for it for KEPT_SECONDS. Such a message can get lost with its process, so a waiter also comes by itself, after a
-    pause.
+    `at` names an upstream and a protocol (`domain.slots`). One without a limit always has a slot. A call may need more
+    slots than one; if it needs more than there are, it needs all. If the slots cannot be counted, there is always one,
+    unless too many ask at once. A caller of `wait` and `free` sends each waiter that they return its message at once: a
+    slot is kept for it for KEPT_SECONDS. Such a message can get lost with its process, so a waiter also comes by
+    itself, after a pause.
     """
 
-    def take(self, upstream: str, generation_id: str, call: int, *, seconds: float) -> Slot | None:
-        """A slot for the generation's call number `call`, for `seconds`; `None` if none is free.
+    def take(self, at: str, generation_id: str, call: int, *, until: float, count: int = 1) -> Slot | None:
+        """The slots for the generation's call number `call`, until the time `until`; `None` if too few are free.
 
-        If the call has a slot, its slot is renewed, and only the new one can be freed: a successor takes over the call
-        of a process that died. A slot that is kept for the generation is taken first.
+        If the call has slots, these are renewed, and only the new ones can be freed: a successor takes over the call of
+        a process that died. Slots that are kept for the generation are taken first.
         """
         ...
 
-    def wait(self, upstream: str, waiter: Waiter, *, since: float, until: float) -> Sequence[Waiter]:
+    def wait(self, at: str, waiter: Waiter, *, since: float, until: float) -> Sequence[Waiter]:
         """Puts a generation on the waiting list after `take` returned `None`. Returns the waiters that now have a slot.
 
-        That may be the generation itself, because a slot has become free meanwhile. The earliest `since`
-        comes first; it is the same in each round of a generation. After `until` it is no longer on the list.
+        That may be the generation itself, because a slot has become free meanwhile, or was kept for it in its round
+        before. The earliest `since` comes first, also if the next one needs fewer slots: what is free is saved for it
+        for SAVED_SECONDS. `since` is the same in each round of a generation. After `until` it is no longer on the list.
         """
         ...
 
-    def leave(self, upstream: str, generation_id: str, *, since: float) -> Sequence[Waiter]:
+    def leave(self, at: str, generation_id: str, *, since: float, held: bool = False) -> Sequence[Waiter]:
         """Removes a generation from the waiting list: it has ended, or has a slot of this or another upstream.
 
-        A slot that is kept for it is kept for the first waiter instead. Returns the waiters that now have a slot.
-        Succeeds if it is not on the list.
+        Slots that are kept for it are kept for the first waiters instead, with `held` also those of its calls. Returns
+        the waiters that now have a slot. Succeeds if it is not on the list.
         """
         ...
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
+from imagegen.domain.queues import WorkQueue
 from imagegen.domain.upstreams import MOST_UPSTREAM_SECONDS
 from imagegen.outbound.web_address import read_web_address
 
@@ -35,7 +36,7 @@ class JournalSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """The places of records, messages and events. Lines of batches have a queue of their own.
+    """The places of records, messages and events. Lines of batches and polls have queues of their own.
 
     A record is kept for `record_days`. With `durable_urls`, the `url` of an image is its durable link, otherwise a
     presigned URL.
@@ -47,7 +48,17 @@ class StoreSettings:
     generation_queue_url: str
     generation_table: str
     intake_queue_url: str
+    poll_queue_url: str
     record_days: int
+
+    @property
+    def generation_queues(self) -> Mapping[WorkQueue, str]:
+        """The URLs of the queues of generations' messages."""
+        return {
+            "requests": self.generation_queue_url,
+            "lines": self.batch_generation_queue_url,
+            "polls": self.poll_queue_url,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +299,7 @@ def _store(read: _Reader) -> StoreSettings:
         generation_queue_url=read("GENERATION_QUEUE_URL", _text),
         generation_table=read("GENERATION_TABLE", _text),
         intake_queue_url=read("INTAKE_QUEUE_URL", _text),
+        poll_queue_url=read("POLL_QUEUE_URL", _text),
         record_days=read("RECORD_DAYS", _integer(1, 36_500)),
     )
 

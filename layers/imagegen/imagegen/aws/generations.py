@@ -142,9 +142,13 @@ class DynamoGenerations:
             values = {":owner": {"S": owner}, ":zero": number(0)}
             self._update(generation_id, "SET lease_until = :zero", "#owner = :owner", values)
 
-    def await_poll(self, generation_id: str, owner: str, poll: int) -> None:
+    def await_poll(self, generation_id: str, owner: str, poll: int, progress: int | None = None) -> None:
         values = {":owner": {"S": owner}, ":zero": number(0), ":poll": number(poll)}
-        self._update(generation_id, "SET lease_until = :zero, polls = :poll", _WORKED_ON, values)
+        update = "SET lease_until = :zero, polls = :poll"
+        if progress is not None:
+            update += ", progress = :progress"
+            values[":progress"] = number(progress)
+        self._update(generation_id, update, _WORKED_ON, values)
 
     def save_attempt(self, generation_id: str, owner: str, call: int, number: int, attempt: UpstreamAttempt) -> None:
         values = {":owner": {"S": owner}, ":attempt": {"S": json_text(attempt)}}
@@ -222,7 +226,7 @@ class DynamoGenerations:
             condition += " AND spending = :known"
             values[":known"] = {"S": json_text(generation.spending)}
             values[":spending"] = {"S": json_text(generation.spending.reserved_again())}
-        update = f"SET {changes} REMOVE failure, completed_at, published, #owner"
+        update = f"SET {changes} REMOVE failure, completed_at, published, progress, #owner"
         try:
             return _generation(self._update(generation.id, update, condition, values))
         except LostClaimError as lost:
@@ -392,6 +396,7 @@ def _generation(item: Item) -> Generation:
         owner=item["owner"]["S"] if "owner" in item else None,
         lease_until=float(item["lease_until"]["N"]),
         polls=int(item["polls"]["N"]),
+        progress=int(item["progress"]["N"]) if "progress" in item else None,
         stored={
             image_id: msgspec.json.decode(item[image_id]["S"], type=StoredImage)
             for call in calls

@@ -9,9 +9,11 @@ from imagegen.domain.errors import RecordsUnavailableError
 from imagegen.ports import MESSAGE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from types_boto3_sqs import SQSClient
+
+    from imagegen.domain.queues import WorkQueue
 
 
 class SqsDeadLetters:
@@ -58,16 +60,22 @@ class _SqsQueue:
 class SqsGenerations(_SqsQueue):
     """Implements `ports.GenerationQueue`. A message is `{"version", "generation_id", "poll"}`.
 
-    Messages are received from `queue_url`. Lines of batches have the queue `batch_queue_url`.
+    `urls` are those of the queues by their names. The messages at hand are of the queue `received_from`.
     """
 
-    def __init__(self, client: Callable[[], SQSClient], queue_url: str, *, batch_queue_url: str) -> None:
-        super().__init__(client, queue_url)
-        self._of_batch = _SqsQueue(client, batch_queue_url)
+    def __init__(
+        self,
+        client: Callable[[], SQSClient],
+        urls: Mapping[WorkQueue, str],
+        received_from: WorkQueue = "requests",
+    ) -> None:
+        super().__init__(client, urls[received_from])
+        self._queues = {name: _SqsQueue(client, url) for name, url in urls.items()}
 
-    def send(self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, of_batch: bool = False) -> None:
-        queue = self._of_batch if of_batch else self
-        queue._send({"generation_id": generation_id, "poll": poll}, caller, delay)  # noqa: SLF001
+    def send(
+        self, generation_id: str, caller: str, *, delay: float = 0, poll: int = 0, to: WorkQueue = "requests"
+    ) -> None:
+        self._queues[to]._send({"generation_id": generation_id, "poll": poll}, caller, delay)  # noqa: SLF001
 
 
 class SqsBatches(_SqsQueue):

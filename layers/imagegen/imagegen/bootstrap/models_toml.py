@@ -211,14 +211,39 @@ _MODELS = {
         ),
         quick=True,
     ),
+    "kling-v1": replace(
+        KNOWN_MODELS["kling-v1"],
+        routes=(Route(upstream="reseller", model="kling-v1"),),
+        price=ImagePrice(table=3500, fields=()),
+    ),
+    "kling-v1-5": replace(
+        KNOWN_MODELS["kling-v1-5"],
+        routes=(Route(upstream="reseller", model="kling-v1-5"),),
+        price=ImagePrice(table=14000, fields=()),
+    ),
+    "kling-v2": replace(
+        KNOWN_MODELS["kling-v2"],
+        routes=(Route(upstream="reseller", model="kling-v2"),),
+        price=ImagePrice(table=14000, fields=()),
+    ),
+    "kling-v2-1": replace(
+        KNOWN_MODELS["kling-v2-1"],
+        routes=(Route(upstream="reseller", model="kling-v2-1"),),
+        price=ImagePrice(table=14000, fields=()),
+    ),
+    "mj_imagine": replace(
+        KNOWN_MODELS["mj_imagine"], prompt_limit=1000, routes=(Route(upstream="reseller", model="mj_imagine"),)
+    ),
+    "niji": replace(KNOWN_MODELS["niji"], prompt_limit=1000, routes=(Route(upstream="reseller", model="niji"),)),
 }
 _UPSTREAMS = {
     "reseller": Upstream(
-        protocols=("openai", "gemini-chat", "ideogram"),
+        protocols=("openai", "gemini-chat", "ideogram", "kling", "midjourney"),
         key="upstream-api-key",
         base_url=None,
         timeout_seconds=None,
-        concurrency=None,
+        concurrency={"ideogram": 10, "midjourney": 13},
+        refunds_failed_tasks=False,
     ),
     "openai": Upstream(
         protocols=("openai",),
@@ -226,6 +251,7 @@ _UPSTREAMS = {
         base_url="https://api.openai.com/v1",
         timeout_seconds=None,
         concurrency=None,
+        refunds_failed_tasks=False,
     ),
     "google": Upstream(
         protocols=("gemini-chat",),
@@ -233,6 +259,7 @@ _UPSTREAMS = {
         base_url="https://generativelanguage.googleapis.com/v1beta/openai",
         timeout_seconds=None,
         concurrency=None,
+        refunds_failed_tasks=False,
     ),
     "ideogram": Upstream(
         protocols=("ideogram",),
@@ -240,10 +267,12 @@ _UPSTREAMS = {
         base_url="https://api.ideogram.ai/v1",
         timeout_seconds=None,
         concurrency=None,
+        refunds_failed_tasks=False,
     ),
 }
 _ALIASES = {
     "gemini-2.5-flash-image-preview": "gemini-2.5-flash-image",
     "gemini-3-pro-image-preview": "gemini-3-pro-image",
+    "midjourney": "mj_imagine",
 }
 CONFIGURATION = Configuration(Catalog(_MODELS, "dall-e-3", _ALIASES), _UPSTREAMS, "reseller")

@@ -17,6 +17,7 @@ from imagegen.aws.slots import DynamoUpstreamSlots
 from imagegen.aws.sqs import SqsBatches, SqsGenerations
 from imagegen.bootstrap import sdk
 from imagegen.domain.models import Catalog
+from imagegen.domain.slots import slots_name
 from imagegen.domain.upstreams import Upstream
 from imagegen.ports import (
     BatchLines,
@@ -74,9 +75,15 @@ class Records(msgspec.Struct, frozen=True, eq=False):
             lines=DynamoBatchLines(sdk.dynamodb, table, retention_seconds=retention),
             counters=DynamoQuotaCounters(sdk.dynamodb, table),
             slots=DynamoUpstreamSlots(
-                sdk.dynamodb, table, {name: each.concurrency for name, each in upstreams.items() if each.concurrency}
+                sdk.dynamodb,
+                table,
+                {
+                    slots_name(name, protocol): limit
+                    for name, upstream in upstreams.items()
+                    for protocol, limit in upstream.limits.items()
+                },
             ),
-            queue=SqsGenerations(sdk.sqs, store.generation_queue_url, batch_queue_url=store.batch_generation_queue_url),
+            queue=SqsGenerations(sdk.sqs, store.generation_queues),
             batch_queue=SqsBatches(sdk.sqs, store.intake_queue_url),
             bus=JournalledBus(bus, lines),
             journal=lines,

@@ -26,6 +26,10 @@ from imagegen.providers.gemini_chat.models import PROVIDER as GEMINI_CHAT
 from imagegen.providers.gemini_chat.provider import GeminiChatProvider
 from imagegen.providers.ideogram.models import PROVIDER as IDEOGRAM
 from imagegen.providers.ideogram.provider import IdeogramProvider
+from imagegen.providers.kling.models import PROVIDER as KLING
+from imagegen.providers.kling.provider import KlingProvider
+from imagegen.providers.midjourney.models import PROVIDER as MIDJOURNEY
+from imagegen.providers.midjourney.provider import MidjourneyProvider
 from imagegen.providers.openai.models import PROVIDER as OPENAI
 from imagegen.providers.openai.provider import OpenAIProvider
 from imagegen.providers.upstream_api import Key, UpstreamApi
@@ -47,6 +51,8 @@ _PROVIDERS: Mapping[str, Callable[[UpstreamApi], ImageProvider]] = {
     OPENAI: OpenAIProvider,
     GEMINI_CHAT: GeminiChatProvider,
     IDEOGRAM: IdeogramProvider,
+    KLING: KlingProvider,
+    MIDJOURNEY: MidjourneyProvider,
 }
 SECRET_CACHE_SECONDS = 300  # a key that the upstream refuses is read again at once
 _ANSWER_SECONDS = 60.0
@@ -88,6 +94,7 @@ def upstream_access(
         key_header=owner.key_header if owner else "Authorization",
         timeout=timeout,
         max_image_bytes=max_image_bytes,
+        refunds_failed_tasks=upstream.refunds_failed_tasks,
     )
     return UpstreamAccess(
         providers={protocol: _PROVIDERS[protocol](api) for protocol in upstream.protocols},

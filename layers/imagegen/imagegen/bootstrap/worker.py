@@ -40,12 +40,11 @@ def worker() -> Worker:
     workers = generation_worker(
         records, settings.runtime, settings.images, settings.upstream, CONFIGURATION, streaming=settings.streaming
     )
-    batch_queue_url = settings.store.batch_generation_queue_url
-    batch_queue = SqsGenerations(sdk.sqs, batch_queue_url, batch_queue_url=batch_queue_url)
-    _, _, batch_queue_name = batch_queue_url.rpartition("/")
+    urls = settings.store.generation_queues
+    queues = {url.rpartition("/")[2]: SqsGenerations(sdk.sqs, urls, name) for name, url in urls.items()}
 
     def queue(arn: str) -> GenerationQueue:
-        return batch_queue if arn.endswith(f":{batch_queue_name}") else records.queue
+        return queues[arn.rpartition(":")[2]]
 
     messages = GenerationMessages(workers.worker, logger)
     return Worker(

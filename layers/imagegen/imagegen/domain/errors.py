@@ -242,6 +242,13 @@ class UpstreamUnreachableError(TryLaterError):
     another_attempt = True
 
 
+class UpstreamTaskRefundedError(NothingSpentError):
+    """The upstream's task failed or was cancelled there, and the upstream returned its price."""
+
+    code = "upstream_task_refunded"
+    retry = False
+
+
 class SecretUnavailableError(NothingSpentError):
     """SSM Parameter Store did not answer."""
 
@@ -309,6 +316,24 @@ class UpstreamNoImageError(MoneySpentError):
     """The upstream answered with text and no image. The call may be charged."""
 
     code = "upstream_no_image"
+
+
+class UpstreamTaskFailedError(MoneySpentError):
+    """The upstream's task failed or was cancelled there. The upstream does not say that it returns the price."""
+
+    code = "upstream_task_failed"
+
+
+class UpstreamTaskUnknownError(MoneySpentError):
+    """The upstream does not know the task that it began."""
+
+    code = "upstream_task_unknown"
+
+
+class UpstreamTaskUnfinishedError(MoneySpentError):
+    """The upstream's task did not end in time. Its id is on the record, and an operator's retry polls it again."""
+
+    code = "upstream_task_unfinished"
 
 
 class ImageUrlRefusedError(MoneySpentError):

@@ -12,9 +12,10 @@ import msgspec
 
 from imagegen.domain.errors import ModelHasNoPriceError, UpstreamTooFewImagesError
 from imagegen.domain.failures import Failure
-from imagegen.domain.images import ImageRequest, new_image_id
+from imagegen.domain.images import ImageAction, ImageRequest, new_image_id
 from imagegen.domain.models import DEADLINE_SECONDS, LONGEST_DEADLINE_SECONDS, MAX_IMAGES, ImageModel
 from imagegen.domain.money import ImagePrice, Price, Spending
+from imagegen.domain.queues import WorkQueue
 from imagegen.domain.upstreams import Route
 
 
@@ -36,13 +37,15 @@ ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
     """An image in an upstream's answer.
 
-    `failure` is why it is not usable. An image without URL and failure came as bytes and is already stored.
+    `failure` is why it is not usable. An image without URL and failure came as bytes and is already stored. `actions`
+    are what the upstream can do with it.
     """
 
     url: str | None = None
     revised_prompt: str | None = None
     failure: Failure | None = None
     details: dict[str, str | int] = {}
+    actions: tuple[ImageAction, ...] = ()
 
     @property
     def missing(self) -> bool:
@@ -53,13 +56,17 @@ class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
 class CallAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer to an upstream call. It is stored before any image is fetched, because it is paid for.
 
-    `upstream` is the one that answered, `None` if the images were found in storage.
+    `upstream` is the one that answered, `None` if the images were found in storage. `task_id` is the task that made the
+    images, and `account` the upstream's account that did, both "" if there is none: a later request about an image must
+    reach them.
     """
 
     images: tuple[AnsweredImage, ...]
     details: dict[str, str] = {}
     usage: dict[str, Any] | None = None
     upstream: str | None = None
+    task_id: str = ""
+    account: str = ""
 
 
 class UpstreamAttempt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -136,6 +143,11 @@ class UpstreamCall(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.answer is not None or self.sent > self.refused
 
     @property
+    def unknown(self) -> UpstreamAttempt | None:
+        """The last attempt without a task that may have been paid for."""
+        return next((each for each in reversed(self.attempts) if not each.refused and not each.task_id), None)
+
+    @property
     def open_task(self) -> UpstreamAttempt | None:
         """The attempt with a task that may still return the images."""
         if self.answer is not None:
@@ -190,7 +202,8 @@ class Supply(msgspec.Struct, frozen=True, omit_defaults=True):
     `provider` names the provider of the upstream calls, and `like` the model of its package. `owned_by` is the model's
     owner, "" if any upstream may have it. Upstreams are tried in the order of `routes`. `defaults` are the options that
     the request does not set. `price` is narrowed to what the request determines. While all upstreams refuse because of
-    their rate limits, they are asked again until `deadline_seconds` after the first call.
+    their rate limits, they are asked again until `deadline_seconds` after the first call. With `by_task` they answer
+    with tasks, each of which is waited for during `task_seconds`. `slot_per_image` and `mode` are those of the model.
     """
 
     provider: str
@@ -200,13 +213,18 @@ class Supply(msgspec.Struct, frozen=True, omit_defaults=True):
     defaults: Mapping[str, Any] = {}
     price: Price | None = None
     deadline_seconds: int = DEADLINE_SECONDS
+    by_task: bool = False
+    task_seconds: int = DEADLINE_SECONDS
+    slot_per_image: bool = False
+    mode: str = ""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are in Unix seconds. `base_url` is the address that the caller used, for absolute links.
 
     `owner` is the token of the process that works on the generation, valid until `lease_until`. `polls` counts the
-    rounds in which it has waited: for a task, a rate or a slot. `published` is whether the end was published. `retries`
+    rounds in which it has waited: for a task, a rate or a slot. `progress` is that of its tasks together, in per cent,
+    `None` if no upstream said it. `published` is whether the end was published. `retries`
     counts the retries that an operator asked for. Of the images that were reserved from the quota at `reserved_at`,
     `returned` were given back. `spending` is `None` if the caller has no quota in money.
     """
@@ -222,6 +240,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     owner: str | None = None
     lease_until: float = 0.0
     polls: int = 0
+    progress: int | None = None
     stored: Mapping[str, StoredImage] = {}
     failure: Failure | None = None
     completed_at: float | None = None
@@ -236,9 +255,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     def image_ids(self) -> tuple[str, ...]:
         return tuple(image_id for call in self.calls for image_id in call.image_ids)
 
-    @property
-    def of_batch(self) -> bool:
-        return self.origin.batch_id is not None
+    def queue(self, poll: int = 0) -> WorkQueue:
+        """The queue of the messages for the round `poll`."""
+        if poll and self.supply.by_task:
+            return "polls"
+        return "requests" if self.origin.batch_id is None else "lines"
 
     @property
     def ended(self) -> bool:
@@ -337,6 +358,7 @@ def admit(
     """Returns a new generation. All ids are fixed before anything is spent.
 
     Nobody waits for a line of a batch, and its file may be at the rate limit for hours, so it has the longest deadline.
+    That of a task stays: it says how long the upstream works on it, and so how long a lost one holds its slot.
     """
     supply = supply_of(model, request)
     if origin.batch_id is not None:
@@ -386,6 +408,10 @@ def supply_of(model: ImageModel, request: ImageRequest | None = None) -> Supply:
         defaults=defaults,
         price=price,
         deadline_seconds=model.deadline_seconds,
+        by_task=model.by_task,
+        task_seconds=model.deadline_seconds,
+        slot_per_image=model.slot_per_image,
+        mode=model.mode,
     )
 
 

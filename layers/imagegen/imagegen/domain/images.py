@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from imagegen.domain.errors import MoneySpentError
 
 ResponseFormat = Literal["url", "b64_json"]
@@ -42,8 +44,11 @@ class UpstreamRequest:
     """The parameters of one upstream call. `n` is how many of the request's images it requests.
 
     `model` is the model's name at the upstream. `like` is the model of the provider's package that it behaves like, ""
-    for one that only the upstream knows. `reference` is the same for every repetition of a call whose outcome is
-    unknown. An upstream that recognises it answers a repetition with the task that the earlier call began.
+    for one that only the upstream knows. `number` is the place of the call among those of its request, from 0. `mode`
+    is the speed at which the upstream works, "" for its default.
+
+    `reference` is the same for every repetition of a call whose outcome is unknown. An upstream that recognises it
+    answers a repetition with the task that the earlier call began. `repeats` is whether the call is such a repetition.
     """
 
     request: ImageRequest
@@ -51,19 +56,35 @@ class UpstreamRequest:
     like: str
     n: int
     reference: str
+    number: int = 0
+    mode: str = ""
+    repeats: bool = False
+
+
+class ImageAction(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an upstream can do with an image that it made, such as `upscale_1`.
+
+    `label` is the text on the upstream's button, and `button` its id. Both are "" if the upstream shows no buttons.
+    """
+
+    name: str
+    label: str = ""
+    button: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamImage:
     """One image that was paid for. Either `source` (a URL, or the bytes) or `failure` is set, never both.
 
-    `details` are what the upstream says about this image: `resolution`, `seed`, `style_type`.
+    `details` are what the upstream says about this image: `resolution`, `seed`, `style_type`. `actions` are what the
+    upstream can do with it.
     """
 
     source: str | bytes | None = field(default=None, repr=False)
     revised_prompt: str | None = field(default=None, repr=False)
     failure: MoneySpentError | None = None
     details: dict[str, str | int] = field(default_factory=dict)
+    actions: tuple[ImageAction, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +92,28 @@ class UpstreamImages:
     """The images of one completed upstream call.
 
     `details` are the fields of OpenAI's response for all images (`background`, `output_format`, `quality`, `size`).
-    `usage` are OpenAI's token counts.
+    `usage` are OpenAI's token counts. `account` is the upstream's name of its own account that made the images, "" if
+    it names none.
     """
 
     images: tuple[UpstreamImage, ...]
     details: dict[str, str] = field(default_factory=dict)
     usage: dict[str, Any] | None = None
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTask:
     """A task that returns the images of an upstream call later. The provider polls it by its `id`.
 
-    The next poll is due after `poll_seconds`. If the task has not ended `task_seconds` after it was sent, its images
-    are no longer waited for.
+    The pause before a poll grows with the age of the task, from `first_pause` to `longest_pause` seconds. `progress` is
+    in per cent, `None` if the upstream does not say it.
     """
 
     id: str
-    poll_seconds: float
-    task_seconds: float
+    first_pause: float
+    longest_pause: float
+    progress: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,10 @@ COMMON_TEXTS = tuple(field.name for field in COMMON_FIELDS if isinstance(field.r
 _FIRST, _LAST = ("n", "size", "quality", "style"), ("response_format", "user", "safety_identifier")
 
 
+def _always_fits(_prompt: str, _n: int, _options: Mapping[str, Any]) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class ImageModel:
     """A model. A provider's package defines the models of its protocol, up to `open_fields`. models.toml sets the rest.
@@ -149,12 +153,16 @@ class ImageModel:
     upstream call. More images are made by parallel calls. `prompt_limit` is the most characters of a prompt; with
     `prompt_capped` the deployer's limit applies too. A request has at most one field of each group of
     `exclusive_fields`. The price depends on the fields `priced_by`. With `open_fields`, any further field is sent as
-    it comes.
+    it comes. `misfit` finds a field that does not fit the prompt and `n`: it returns its name and what is wrong.
+
+    With `by_task` the upstream answers with a task. With `slot_per_image` a call takes as many slots of its upstream as
+    it has images. `modes` are the speeds among which models.toml may choose.
 
     `like` is the id under which the provider's package defines the model. `defaults` are the values of fields that a
     request does not set. `quick` is whether an image usually takes much less than 29 s, the longest time of an
     integration that does not stream (API Gateway developer guide, "Quotas for configuring and running a REST API in API
-    Gateway"). A call that the upstreams refuse because of their rate limits is sent again for `deadline_seconds`.
+    Gateway"). A call that the upstreams refuse because of their rate limits is sent again for `deadline_seconds`, and a
+    task is waited for as long. `mode` is the upstream's speed, "" for its default.
     """
 
     id: str
@@ -168,12 +176,17 @@ class ImageModel:
     exclusive_fields: tuple[tuple[str, ...], ...] = ()
     priced_by: tuple[str, ...] = ("size", "quality")
     open_fields: bool = False
+    misfit: Callable[[str, int, Mapping[str, Any]], tuple[str, str] | None] = _always_fits
+    by_task: bool = False
+    slot_per_image: bool = False
+    modes: tuple[str, ...] = ()
     like: str = ""
     routes: tuple[Route, ...] = ()
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     price: Price | None = None
     quick: bool = False
     deadline_seconds: int = DEADLINE_SECONDS
+    mode: str = ""
 
     @property
     def fields(self) -> dict[str, RequestField]:

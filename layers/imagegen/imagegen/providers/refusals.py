@@ -5,13 +5,14 @@ Resellers refuse in the shape of OpenAI's errors, whatever the protocol.
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import urllib3
 
 from imagegen.domain.errors import (
+    ImageFilteredError,
     ImagegenError,
     PromptRejectedError,
     TryLaterError,
@@ -54,6 +55,22 @@ _CREDIT_CODES = {
 }
 
 
+_MESSAGES: Mapping[type[ImagegenError], str] = {
+    ImageFilteredError: "Your request was rejected by the image model's safety system.",
+    PromptRejectedError: "Your request was rejected by the image model's safety system.",
+    UpstreamKeyRefusedError: "The image model's provider refuses this service's key.",
+    UpstreamOutOfCreditError: "This service has no credit left with the image model's provider.",
+    UpstreamRateLimitedError: "The image model is rate limited. Please try again later.",
+    UpstreamUnavailableError: "The image model is unavailable. Please try again later.",
+}
+
+
+def refusal(kind: type[ImagegenError], *, code: str | None = None) -> ImagegenError:
+    """Returns an exception whose message needs no more than its class, whatever the protocol."""
+    of_prompt = kind in (ImageFilteredError, PromptRejectedError)
+    return kind(_MESSAGES[kind], param="prompt" if of_prompt else None, code=code)
+
+
 def request_fields(models: Iterable[ImageModel]) -> frozenset[str]:
     """Returns the names of the fields that a request for any of the models may have."""
     return frozenset({"prompt", "model", *(name for model in models for name in model.fields)})
@@ -69,11 +86,10 @@ def read_refusal(
     error = _error_fields(body)
     meaning = _by_code(status, error) or _by_status(status)
     if isinstance(meaning, TryLaterError):
-        meaning.retry_after = _retry_after(headers)
+        meaning.retry_after = retry_after(headers)
     if meaning is None:
         param = error.get("param")
-        message = (error.get("message") or "it gave no reason.").replace(key, "[redacted]")
-        reason = f"The image model refused the request: {redacted(message)}"
+        reason = refused_because(error.get("message", "").replace(key, "[redacted]"))
         if param == "model":
             meaning = UpstreamLacksModelError(reason, param=param)
         else:
@@ -81,25 +97,26 @@ def read_refusal(
     return meaning
 
 
+def refused_because(reason: str) -> str:
+    """Returns the message of a refusal. `reason` is the upstream's, without its key, and may be empty."""
+    return f"The image model refused the request: {redacted(reason or 'it gave no reason.')}"
+
+
 def _by_code(status: int, fields: dict[str, str]) -> ImagegenError | None:
     code = fields.get("code")
     if status == 404 and code == "model_not_found":
         return UpstreamLacksModelError("The image model's provider does not have this model.", param="model")
     if status == 400 and _KEY_WORDS.search(fields.get("message", "")):
-        return UpstreamKeyRefusedError("The image model's provider refuses this service's key.")
+        return refusal(UpstreamKeyRefusedError)
     if status == 402 or code in _CREDIT_CODES:
-        return UpstreamOutOfCreditError("This service has no credit left with the image model's provider.")
+        return refusal(UpstreamOutOfCreditError)
     if (
         code in _POLICY_CODES | _AZURE_POLICY_CODES | _NEW_API_POLICY_CODES
         or fields.get("inner_code") in _AZURE_POLICY_CODES
         or (status in (400, 422) and fields.get("type") == "image_generation_user_error")
-        or (status == 403 and code != "model_not_found" and _blames_the_prompt(fields.get("message", "")))
+        or (status == 403 and code != "model_not_found" and blames_the_prompt(fields.get("message", "")))
     ):
-        return PromptRejectedError(
-            "Your request was rejected by the image model's safety system.",
-            param="prompt",
-            code=code if code in _POLICY_CODES else None,
-        )
+        return refusal(PromptRejectedError, code=code if code in _POLICY_CODES else None)
     return None
 
 
@@ -109,18 +126,19 @@ def _by_status(status: int) -> ImagegenError | None:
         case 400 | 413 | 415 | 422:
             return None
         case 401 | 403:
-            return UpstreamKeyRefusedError("The image model's provider refuses this service's key.")
+            return refusal(UpstreamKeyRefusedError)
         case 429:
-            return UpstreamRateLimitedError("The image model is rate limited. Please try again later.")
+            return refusal(UpstreamRateLimitedError)
         case 503:
-            return UpstreamUnavailableError("The image model is unavailable. Please try again later.")
+            return refusal(UpstreamUnavailableError)
         case _ if status in _NOT_THERE:
             return UpstreamMisconfiguredError(f"There is no images API at the image model's address (status {status}).")
         case _:  # also 303, which an API answers that goes on with its work, and 499, with which a proxy gave up
             return UpstreamFailedError(f"The image model's API failed (status {status}).")
 
 
-def _blames_the_prompt(message: str) -> bool:
+def blames_the_prompt(message: str) -> bool:
+    """Whether a reason of an upstream says that the prompt broke its policy."""
     return bool(_POLICY_WORDS.search(message)) and not _ACCOUNT_WORDS.search(message)
 
 
@@ -139,7 +157,7 @@ def _error_fields(body: bytes | bytearray) -> dict[str, str]:
     return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
-def _retry_after(headers: urllib3.HTTPHeaderDict) -> float | None:
+def retry_after(headers: urllib3.HTTPHeaderDict) -> float | None:
     """Returns the seconds to wait, from `retry-after-ms`, or from `Retry-After` in seconds or as a date."""
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         text = headers.get(name, "").strip()

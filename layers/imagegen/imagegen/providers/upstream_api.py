@@ -1,6 +1,7 @@
 """Sends calls to one upstream, whatever the protocol: its key, its time limits and its refusals."""
 
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
@@ -14,17 +15,22 @@ from imagegen.domain.errors import (
     ImagegenError,
     MoneySpentError,
     SecretMissingError,
+    SecretUnavailableError,
     UpstreamAnswerTooLargeError,
     UpstreamConnectionLostError,
     UpstreamTimeoutError,
     UpstreamUnavailableError,
     UpstreamUnreachableError,
 )
-from imagegen.domain.images import UpstreamImages, UpstreamRequest
+from imagegen.domain.images import UpstreamImages, UpstreamRequest, UpstreamTask
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.read_deadline import BLOCK_BYTES, cut_off_at
 
 _JSON_SLACK_BYTES = 64 * 1024  # for the rest of an answer in addition to base64
+
+_MOST_GET_BYTES = 256 * 1024
+# A thousand tasks are polled some 70 times a second, and an account may read 40 parameters (`aws/ssm.py`).
+_READ_AGAIN_SECONDS = 30.0
 
 _SUCCESS = (200, 201)
 Key = Callable[[bool], str | None]
@@ -37,7 +43,8 @@ class UpstreamApi:
 
     `base_url` is that of OpenAI's clients, with the version. `is_reseller` is whether it serves several protocols under
     one origin. `key(fresh)` returns the key, past caches if `fresh` is true. It is sent in `key_header`. `timeout` is
-    in seconds, for one call. `max_image_bytes` limits the size of an answer.
+    in seconds, for one call. `max_image_bytes` limits the size of an answer. `refunds_failed_tasks` is whether the
+    upstream returns the price of a task that failed.
     """
 
     def __init__(
@@ -50,22 +57,25 @@ class UpstreamApi:
         key_header: str = "Authorization",
         timeout: float,
         max_image_bytes: int,
+        refunds_failed_tasks: bool = False,
     ) -> None:
+        self.refunds_failed_tasks = refunds_failed_tasks
         self._pool = pool
         self._base_url = base_url.rstrip("/")
-        self._is_reseller = is_reseller
+        self.is_reseller = is_reseller
         self._key = key
         self._key_header = key_header
         self._key_prefix = "Bearer " if key_header == "Authorization" else ""
         self._timeout = timeout
         self._max_image_bytes = max_image_bytes
+        self._read_again_at = 0.0
 
     def below_base(self, path: str) -> SplitResult:
         return urlsplit(self._base_url + path)
 
     def below_own(self, prefix: str, path: str) -> SplitResult:
         """A URL of another protocol than OpenAI's. A reseller serves it below `prefix`, beside OpenAI's API."""
-        base = self._base_url.removesuffix("/v1") + prefix if self._is_reseller else self._base_url
+        base = self._base_url.removesuffix("/v1") + prefix if self.is_reseller else self._base_url
         return urlsplit(base + path)
 
     def has_key(self) -> bool:
@@ -75,7 +85,7 @@ class UpstreamApi:
     def post(
         self, url: SplitResult, body: bytes, content_type: str, n: int, deadline: Deadline, refusal: Refusal
     ) -> tuple[bytearray, MoneySpentError | None]:
-        """Sends a call for `n` images.
+        """Sends a call for `n` images in its answer.
 
         Returns the part of the answer that came in time, even if the rest is lost, and why it is: the part may have
         complete images. Raises a NothingSpentError if no image was bought, else a MoneySpentError.
@@ -95,6 +105,34 @@ class UpstreamApi:
             changed.retry_after = 0
             raise changed
         raise refusal(response.status, response.headers, refused, key)
+
+    def get(self, url: SplitResult, deadline: Deadline) -> tuple[int, bytes] | None:
+        """Asks for something that costs nothing. Returns status and body, `None` if no whole answer came. Never raises.
+
+        If the upstream refuses the key, it is read past caches for the next call, but not for each.
+        """
+        try:
+            key = self._usable_key(fresh=False)
+            headers = {self._key_header: self._key_prefix + key, "Accept": "application/json"}
+            response = self._pool.request("GET", url, deadline, headers=headers)
+            try:
+                with cut_off_at(deadline, response.shutdown):
+                    body = response.read(_MOST_GET_BYTES + 1)
+            finally:
+                response.close()
+            if response.status == 401 and time.monotonic() >= self._read_again_at:
+                self._read_again_at = time.monotonic() + _READ_AGAIN_SECONDS
+                self._key(True)  # noqa: FBT003  # `fresh`
+        except Exception:  # noqa: BLE001  # whatever happened, it says nothing about what was asked for
+            return None
+        return (response.status, body) if len(body) <= _MOST_GET_BYTES else None
+
+    def without_key(self, text: str) -> str:
+        """Returns a text of the upstream in which its key is replaced, should it contain it."""
+        key = ""
+        with suppress(SecretUnavailableError):
+            key = (self._key(False) or "").strip()  # noqa: FBT003  # `fresh`
+        return text.replace(key, "[redacted]") if key else text
 
     def _usable_key(self, *, fresh: bool) -> str:
         key = (self._key(fresh) or "").strip()
@@ -136,6 +174,9 @@ class AnswersAtOnce:
 
     def __init__(self, api: UpstreamApi) -> None:
         self._api = api
+
+    def find(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamTask | None:  # noqa: ARG002  # it has none
+        return None
 
     def poll(self, task_id: str, call: UpstreamRequest, deadline: Deadline) -> UpstreamImages:
         raise NotImplementedError("this protocol has no tasks")

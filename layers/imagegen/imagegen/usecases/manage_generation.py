@@ -90,7 +90,7 @@ class RetryGeneration(msgspec.Struct, frozen=True, eq=False):
             self.quota.undo_reserving_again(failed, now=reserved_at, token=token)
         else:
             with suppress(RecordsUnavailableError):  # the safety net brings a worker, but later
-                self.queue.send(generation_id, failed.caller, of_batch=failed.of_batch)
+                self.queue.send(generation_id, failed.caller, to=failed.queue())
         return waiting
 
 

@@ -66,6 +66,7 @@ class UpstreamRunner(msgspec.Struct, frozen=True, eq=False):
         storing: list[Future[None]] = []
         failures: list[BaseException] = []
         waiting: list[Waiting] = []
+        later: list[tuple[str, str, str | None]] = []
         calls: Sequence[UpstreamCall] = generation.calls
         while calls:
             answering = [side_by_side.submit(run.answer, call) for call in calls]
@@ -79,21 +80,30 @@ class UpstreamRunner(msgspec.Struct, frozen=True, eq=False):
                 if isinstance(result, Waiting):
                     waiting.append(result)
                     continue
-                storing += [
-                    side_by_side.submit(run.store, image_id, url, result.upstream) for image_id, url in result.to_fetch
-                ]
+                found = [(image_id, url, result.upstream) for image_id, url in result.to_fetch]
+                if result.is_known and not _is_power_of_two(generation.polls):
+                    later += found
+                else:
+                    storing += [side_by_side.submit(run.store, *each) for each in found]
                 extra += result.extra
             calls = extra
+        if not waiting:
+            storing += [side_by_side.submit(run.store, *each) for each in later]
         failures += [failure for stored in storing if (failure := stored.exception())]
         return run.outcome(failures, waiting)
 
 
 class _Answered(msgspec.Struct, frozen=True):
-    """The rest of the work of a call that `upstream` answered: images to fetch, by id and URL, and extra calls."""
+    """The rest of the work of a call that `upstream` answered: images to fetch, by id and URL, and extra calls.
+
+    `is_known` is whether the answer is of an earlier round or process. Such images are not fetched again in each round
+    that polls the task of another call: there are hundreds of these, and an image may be lost for good.
+    """
 
     to_fetch: list[tuple[str, str]]
     upstream: str | None
     extra: tuple[UpstreamCall, ...]
+    is_known: bool
 
 
 class _Run:
@@ -129,12 +139,20 @@ class _Run:
             else:
                 raise error
         if waiting:  # also if the claim is lost: a cancellation stops one call, and the task of another is paid for
-            return Waiting(
-                min(each.seconds for each in waiting), frozenset().union(*(each.upstreams for each in waiting))
-            )
+            return self._together(waiting)
         if lost:
             raise lost
         return self._combined([*failures, *self._unusable])
+
+    def _together(self, waiting: Sequence[Waiting]) -> Waiting:
+        """One wait for all calls. Each call counts the same in the progress, and one that has ended counts as done."""
+        slots: dict[str, int] = {}
+        for each in waiting:
+            slots |= {at: max(count, slots.get(at, 0)) for at, count in each.slots.items()}
+        known = [each.progress for each in waiting if each.progress is not None]
+        calls = max(len(waiting), sum(not call.extra for call in self._generation.calls))
+        progress = (100 * (calls - len(waiting)) + sum(known)) // calls if known else None
+        return Waiting(min(each.seconds for each in waiting), slots, progress)
 
     def _combined(self, failures: Sequence[Failure]) -> Failure | None:
         """One failure for all. A call that may have been paid for outweighs one that was not."""
@@ -152,6 +170,7 @@ class _Run:
         """Gets the answer of a call: from the record, from its task, or from the upstream."""
         if call.sent or call.extra:  # a late answer to the call before may have brought the image of an extra one
             self._find_stored(call)
+        is_known = call.answer is not None
         answer = call.answer or self._new_answer(call)
         if isinstance(answer, Waiting):
             return answer
@@ -167,7 +186,7 @@ class _Run:
                 to_fetch.append((image_id, image.url))
             else:
                 self._unusable.append(failure_of(ImageStorageError("An image was made but is not stored.")))
-        return _Answered(to_fetch, answer.upstream, tuple(extra))
+        return _Answered(to_fetch, answer.upstream, tuple(extra), is_known)
 
     def store(self, image_id: str, source: str | bytes, upstream: str | None) -> None:
         """Fetches and stores one image of an upstream's answer. If that breaks off, it is fetched, never bought, again.
@@ -233,25 +252,31 @@ class _Run:
 
     def _noted_answer(self, call: UpstreamCall, until_noted: ExitStack) -> CallAnswer | Waiting:
         images = dict.fromkeys(call.image_ids, AnsweredImage())
-        answer, upstream = UpstreamImages(()), None
+        answer, upstream, task_id = UpstreamImages(()), None, ""
         missing = [image_id for image_id in call.image_ids if image_id not in self._stored]
         if missing:
             task = call.open_task
             # A task gives all images of its call. A new attempt asks for those that are missing.
             asked_for = list(call.image_ids) if task else missing
             call, result = (
-                self._sender.poll(call, task) if task else self._sender.start(call, len(missing), until_noted)
+                self._sender.poll(call, task, until_noted)
+                if task
+                else self._sender.start(call, len(missing), until_noted)
             )
             if isinstance(result, Waiting):
                 return result
-            upstream = (task or call.attempts[-1]).upstream
             if isinstance(result, UpstreamTask):
-                # A task is polled at least once, however long it took to note it.
-                return self._sender.until_next_poll(task, result) if task else Waiting(result.poll_seconds)
+                return self._sender.until_first_poll(result)
+            upstream, task_id = (task or call.attempts[-1]).upstream, task.task_id or "" if task else ""
             answer = result
             images |= self._take(asked_for, answer, upstream)
         noted = CallAnswer(
-            tuple(images[image_id] for image_id in call.image_ids), answer.details, answer.usage, upstream
+            images=tuple(images[image_id] for image_id in call.image_ids),
+            details=answer.details,
+            usage=answer.usage,
+            upstream=upstream,
+            task_id=task_id,
+            account=answer.account,
         )
         with self._continuing():
             first = self._calling.records.save_answer(self._generation.id, call.number, noted)
@@ -287,7 +312,7 @@ class _Run:
                 continue
             url = image.source if isinstance(image.source, str) else None
             failure = failure_of(image.failure) if image.failure else None
-            taken[image_id] = AnsweredImage(url, image.revised_prompt, failure, image.details)
+            taken[image_id] = AnsweredImage(url, image.revised_prompt, failure, image.details, image.actions)
             if isinstance(image.source, bytes):
                 inline[image_id] = image.source
         if not inline:
@@ -305,6 +330,11 @@ class _Run:
 
     def _tried(self, step: Callable[[], T], again: tuple[type[Exception], ...] = INTERRUPTED) -> T:
         return tried(step, self._deadline, again, self._calling.sleep)
+
+
+def _is_power_of_two(rounds: int) -> bool:
+    """Also for no rounds."""
+    return rounds & (rounds - 1) == 0
 
 
 class _ThisThread(Executor):

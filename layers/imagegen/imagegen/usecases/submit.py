@@ -100,7 +100,7 @@ class SafetyNet(msgspec.Struct, frozen=True, eq=False):
         delay = self.lease * SAFETY_NET_LEASES
         while True:
             before = self.now()
-            self.queue.send(generation.id, generation.caller, delay=delay, of_batch=generation.of_batch)
+            self.queue.send(generation.id, generation.caller, delay=delay, to=generation.queue())
             if self.now() - before <= delay * _SAFETY_NET_MARGIN:
                 return
 
@@ -152,7 +152,7 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
             except IdTakenError as taken:
                 if taken.void and not taken.deleted:
                     self.quota.undo(generation)
-                if (taken.deleted and given) or (taken.void and generation.of_batch):
+                if (taken.deleted and given) or (taken.void and generation.origin.batch_id):
                     raise GenerationCancelledError("The generation was deleted, cancelled or refused.") from None
                 place = _Place(place.generation_id, new=False)
                 if taken.void:
@@ -229,7 +229,7 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
                 return Submitted(existing, attached=True)
         if not submission.claim:
             with suppress(RecordsUnavailableError):  # the safety net brings a worker, but later
-                self.queue.send(generation.id, generation.caller, of_batch=generation.of_batch)
+                self.queue.send(generation.id, generation.caller, to=generation.queue())
         self.journal.begun(generation, quota_used=standing.quota_used)
         return Submitted(generation, generation.owner, standing=standing)
 

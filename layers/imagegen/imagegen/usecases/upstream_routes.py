@@ -12,6 +12,7 @@ from imagegen.domain.errors import (
 )
 from imagegen.domain.generations import Supply, supply_of
 from imagegen.domain.models import ImageModel
+from imagegen.domain.slots import slots_name
 from imagegen.domain.upstreams import Route
 from imagegen.ports import ImageProvider, ImageSource
 
@@ -43,6 +44,15 @@ class UpstreamRoutes(msgspec.Struct, frozen=True, eq=False):
     def access(self, upstream: str | None) -> UpstreamAccess:
         """The upstream of this name, the default one if there is none: it is no longer configured, or not known."""
         return self.upstreams.get(upstream or "", self.upstreams[self.default])
+
+    def knows(self, upstream: str, provider: str) -> bool:
+        """Whether the upstream is configured with this protocol."""
+        return upstream in self.upstreams and provider in self.upstreams[upstream].providers
+
+    @property
+    def slots_names(self) -> Sequence[str]:
+        """The names of the slots of all upstreams."""
+        return [slots_name(name, protocol) for name, each in self.upstreams.items() for protocol in each.providers]
 
     def usable(self, supply: Supply) -> Sequence[Route]:
         """The routes that can be used, in order.

@@ -91,7 +91,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
             except LostClaimError:
                 ended = self._leave(generation, owner, deadline)
         if ended:
-            self._finish(ended)
+            self._finish(ended, owner)
         return ended
 
     def give_up(self, generation_id: str, poll: int, deadline: Deadline) -> float | None:
@@ -120,13 +120,18 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
             except LostClaimError:
                 return 1.0
         if ended:
-            self._finish(ended)
+            self._finish(ended, owner)
         return _until_nobody_stores(ended, self.now()) if ended and ended.ended else None
 
-    def _finish(self, generation: Generation) -> None:
-        """Publishes a generation that has ended, and lets others have the slots that it waited for."""
+    def _finish(self, generation: Generation, owner: str | None = None) -> None:
+        """Publishes a generation that has ended, and lets others have its slots.
+
+        A cancellation does not stop the process that works on the generation. If that is not `owner`, it keeps its
+        slots: it may be sending a call.
+        """
         if generation.ended:
-            self.runner.calling.limits.leave(generation)
+            is_over = generation.status is not Status.CANCELLED or generation.lease_until <= self.now()
+            self.runner.calling.limits.leave(generation, held=is_over or generation.owner == owner)
             self.publisher.publish(generation)
 
     def _run(
@@ -141,11 +146,10 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         if isinstance(outcome, Waiting):
             # The message goes first: if this process dies in between, the message at hand polls again.
             seconds = max(1.0, outcome.seconds)
-            self.queue.send(
-                generation.id, generation.caller, delay=seconds, poll=poll + 1, of_batch=generation.of_batch
-            )
-            self.records.await_poll(generation.id, owner, poll + 1)
-            self.runner.calling.limits.wait(generation, poll + 1, outcome.upstreams, now=self.now())
+            to = generation.queue(poll + 1)
+            self.queue.send(generation.id, generation.caller, delay=seconds, poll=poll + 1, to=to)
+            self.records.await_poll(generation.id, owner, poll + 1, outcome.progress)
+            self.runner.calling.limits.wait(generation, poll + 1, outcome.slots, now=self.now())
             return generation
         if cancelled:
             return self._leave(generation, owner, deadline)
@@ -186,10 +190,9 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         current = self.records.get(generation_id)
         if current is None:
             tombstone = self.records.tombstone(generation_id)
-            if poll:
-                self.runner.calling.limits.hand_over(generation_id, self.runner.calling.routes.upstreams)
-            # Without a tombstone, the writer of the message died before it wrote the record.
+            # Without a tombstone, the writer of the message died before it wrote the record, or will still write it.
             if tombstone is not None:
+                self.runner.calling.limits.hand_over(generation_id, self.runner.calling.routes.slots_names)
                 self.deletion.sweep(tombstone, self.queue, self.now(), deadline)
             return None
         remaining = current.lease_until - self.now()
@@ -246,7 +249,8 @@ def _may_be_stored_later(call: UpstreamCall, ended: Generation) -> bool:
     has_task = any(attempt.task_id for attempt in call.attempts)
     images = zip(call.image_ids, call.answer.images, strict=True)
     unlisted = [image.failure for image_id, image in images if image_id not in ended.stored]
-    by_another = has_task or ended.status is Status.CANCELLED  # then its owner may not have fetched the images
+    # Then its owner may not have fetched the images.
+    by_another = has_task or ended.status is Status.CANCELLED or call.sent - call.refused > 1
     return any(
         failure.interrupted and failure.code == ImageStorageError.code if failure else by_another
         for failure in unlisted

@@ -11,7 +11,7 @@ import msgspec
 from imagegen.aws_limits import LAMBDA_RESPONSE_BYTES, LAMBDA_STREAM_BYTES
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageStorageInterruptedError
-from imagegen.domain.generations import Generation
+from imagegen.domain.generations import Generation, Status
 from imagegen.ports import ImageStore
 from imagegen.wire.costs import cost_answer
 from imagegen.wire.errors import error_object
@@ -117,7 +117,8 @@ def _image(generation: Generation, image_id: str, content: dict[str, Any]) -> di
     if answered is None:
         return image
     revised = {} if answered.revised_prompt is None else {"revised_prompt": answered.revised_prompt}
-    return image | revised | answered.details
+    actions = [{"name": action.name, "label": action.label or None} for action in answered.actions]
+    return image | revised | answered.details | ({"actions": actions} if actions else {})
 
 
 def _url(generation: Generation, image_id: str, signer: ImageStore | None) -> dict[str, Any]:
@@ -131,10 +132,12 @@ def _url(generation: Generation, image_id: str, signer: ImageStore | None) -> di
 def generation_answer(generation: Generation, images: ImageStore, *, durable_urls: bool = False) -> dict[str, Any]:
     """Returns the generation object: its status and the images stored so far, with fresh URLs."""
     signer = None if durable_urls else images
+    progress = 100 if generation.status is Status.COMPLETED else generation.progress
     return {
         "id": generation.id,
         "object": "image.generation",
         "status": generation.status.value,
+        **({} if generation.progress is None else {"progress": progress}),
         "created_at": int(generation.created_at),
         "completed_at": None if generation.completed_at is None else int(generation.completed_at),
         "model": generation.request.model,

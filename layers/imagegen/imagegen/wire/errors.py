@@ -24,10 +24,11 @@ _CALLER, _UPSTREAM, _SERVER = "invalid_request_error", "upstream_error", "server
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`status` is the HTTP status if nothing was spent, otherwise it is 424. `type` is the type in OpenAI's object."""
+    """`status` is the HTTP status if nothing was spent, else `spent` is. `type` is the type in OpenAI's object."""
 
     status: int
     type: str
+    spent: int = MAY_BE_SPENT
 
 
 ROWS: dict[str, Row] = {
@@ -43,7 +44,7 @@ ROWS: dict[str, Row] = {
     "unsupported_value": Row(400, _CALLER),
     "model_not_found": Row(400, _CALLER),  # the field of a request; the model's own route answers 404
     "model_has_no_price": Row(400, _CALLER),
-    "content_policy_violation": Row(400, _CALLER),
+    "content_policy_violation": Row(400, _CALLER, spent=400),  # no client repeats a 400
     "moderation_blocked": Row(400, "image_generation_user_error"),  # a prompt that a GPT image model rejects
     "upstream_refused_request": Row(400, _CALLER),
     "unknown_url": Row(404, _CALLER),
@@ -77,6 +78,10 @@ ROWS: dict[str, Row] = {
     "upstream_answer_too_large": Row(424, _UPSTREAM),
     "upstream_too_few_images": Row(424, _UPSTREAM),
     "upstream_no_image": Row(424, _UPSTREAM),
+    "upstream_task_failed": Row(424, _UPSTREAM),
+    "upstream_task_refunded": Row(424, _UPSTREAM),
+    "upstream_task_unfinished": Row(424, _UPSTREAM),
+    "upstream_task_unknown": Row(424, _UPSTREAM),
     "image_url_refused": Row(424, _UPSTREAM),
     "image_download_failed": Row(424, _UPSTREAM),
     "not_an_image": Row(424, _UPSTREAM),
@@ -106,7 +111,7 @@ def row_of(failure: Failure) -> Row:
 
 
 def status_of(failure: Failure) -> int:
-    return MAY_BE_SPENT if failure.money_spent else row_of(failure).status
+    return row_of(failure).spent if failure.money_spent else row_of(failure).status
 
 
 def error_object(failure: Failure) -> dict[str, Any]:

@@ -69,6 +69,7 @@ _OUTCOME: tuple[ErrorClass, ...] = (
     errors.UpstreamRateLimitedError,
     errors.UpstreamUnavailableError,
     errors.UpstreamUnreachableError,
+    errors.UpstreamTaskRefundedError,
     *(error for error in ERRORS if issubclass(error, MoneySpentError)),
 )
 _NO_KEY: list[Fragment] = []

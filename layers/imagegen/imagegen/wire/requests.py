@@ -52,6 +52,7 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
             options={name: value for name, value in values.items() if name in sent and value is not None},
         )
         _check_exclusive(request.options, model)
+        _check_fit(request, model)
         _check_no_stream(left, model)
         if model.open_fields:
             request = replace(request, options=_open_fields(left))
@@ -245,6 +246,12 @@ def _check_exclusive(options: Mapping[str, Any], model: ImageModel) -> None:
             raise InvalidRequestError(
                 f"Invalid '{other}': cannot be combined with '{given[0]}'.", param=other, code="invalid_value"
             )
+
+
+def _check_fit(request: ImageRequest, model: ImageModel) -> None:
+    if wrong := model.misfit(request.prompt, request.n, request.options):
+        name, reason = wrong
+        raise InvalidRequestError(f"Invalid '{name}': {reason}.", param=name, code="invalid_value")
 
 
 def _check_output(options: Mapping[str, Any]) -> None:

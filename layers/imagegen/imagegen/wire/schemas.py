@@ -66,9 +66,7 @@ def schemas(catalog: Catalog) -> dict[str, Schema]:
                 },
             }
         ),
-        "RunningGeneration": _object(
-            _generation()["properties"] | {"message": {"type": "string", "description": "How to wait for the images."}}
-        ),
+        "RunningGeneration": _generation(message={"type": "string", "description": "How to wait for the images."}),
         "GenerationList": _list("Generation", GENERATION_ID),
         "DeletedGeneration": _object(
             {
@@ -260,12 +258,17 @@ def _image() -> Schema:
             "seed": {"type": "integer", "description": "As the upstream reports it, like the fields below."},
             "resolution": {"type": "string"},
             "style_type": {"type": "string"},
+            "actions": {
+                "type": "array",
+                "items": _object({"name": {"type": "string"}, "label": {"type": ["string", "null"]}}),
+                "description": "What the upstream can do with the image, with the text on its button.",
+            },
         },
         description="An image has `url` or `b64_json`, never both.",
     )
 
 
-def _generation() -> Schema:
+def _generation(**more: Schema) -> Schema:
     return _object(
         {
             "id": _id(GENERATION_ID),
@@ -293,7 +296,16 @@ def _generation() -> Schema:
                 "description": "The images stored so far, with fresh URLs.",
             },
             "error": {"anyOf": [ref("ErrorObject"), {"type": "null"}]},
-        }
+            **more,
+        },
+        {
+            "progress": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 100,
+                "description": "How far its tasks are together, if the upstream says it.",
+            }
+        },
     )
 
 

@@ -118,7 +118,7 @@ MODELS = (
         own_fields=(
             RequestField("size", Choice(SIZES, defaults=("auto",)), DESCRIPTION),
             RequestField("aspect_ratio", Choice(ASPECT_RATIOS), "Instead of `size`.", default="1x1"),
-            RequestField("resolution", Choice(RESOLUTIONS), "Instead of `size` and `aspect_ratio`."),
+            RequestField("resolution", Choice(RESOLUTIONS), "For Ideogram instead of `size` and `aspect_ratio`."),
             RequestField("rendering_speed", Choice(("FLASH", "TURBO", "DEFAULT", "QUALITY")), "", default="DEFAULT"),
             RequestField(
                 "magic_prompt", Choice(("AUTO", "ON", "OFF")), "Whether Ideogram expands the prompt.", default="AUTO"
@@ -135,5 +135,6 @@ MODELS = (
         images_per_call=8,
         exclusive_fields=(("size", "aspect_ratio", "resolution"), ("style_type", "style_codes")),
         priced_by=("rendering_speed",),
+        slot_per_image=True,  # developer.ideogram.ai, "Rate Limits": ten images in flight
     ),
 )

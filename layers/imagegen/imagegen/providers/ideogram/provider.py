@@ -14,7 +14,7 @@ from imagegen.domain.images import UpstreamImages, UpstreamRequest
 from imagegen.providers.aspect_ratios import ratio_of
 from imagegen.providers.ideogram.answers import read_answer
 from imagegen.providers.ideogram.models import MODELS
-from imagegen.providers.refusals import read_refusal, request_fields
+from imagegen.providers.refusals import read_refusal, refusal, request_fields
 from imagegen.providers.upstream_api import AnswersAtOnce
 
 _read_refusal = partial(read_refusal, fields=request_fields(MODELS))
@@ -47,5 +47,5 @@ def _text(value: Any) -> str:
 
 def _refusal(status: int, headers: urllib3.HTTPHeaderDict, body: bytes, key: str) -> ImagegenError:
     if status == 422:  # the safety check of the prompt (developer.ideogram.ai, "Errors")
-        return PromptRejectedError("Your request was rejected by the image model's safety system.", param="prompt")
+        return refusal(PromptRejectedError)
     return _read_refusal(status, headers, body, key)

@@ -1,0 +1,1 @@
+"""Kling's images, as resellers serve them beside OpenAI's API."""

@@ -1,0 +1,1 @@
+"""Midjourney by the protocol of midjourney-proxy, as resellers serve it beside OpenAI's API."""
