@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = "openai"
 CALL_SECONDS = 100.0  # the longest call of an upstream with slots
-SEEN_WITHIN_SECONDS = 60.0  # after its sending, each server of an upstream knows a task
+SEEN_WITHIN_SECONDS = 180.0  # after its sending, each server of an upstream knows a task
 RETRY_AFTER = (None, 0.0, 1.0, 20.0, 90.0, 700.0)
 # By the names that a scenario uses. A refusal buys nothing; after a failure that is not known.
 REFUSALS: Mapping[str, type[errors.NothingSpentError]] = {
@@ -226,6 +226,7 @@ class PaintingUpstream:
             world.log("poll raises")
             raise UnexpectedError
         if unseen:
+            task.pending_at = world.now
             world.log("poll: the task is not known yet")
             raise errors.UpstreamTaskUnknownError("There is no such task.")
         if running or cannot_look or not deadline.remaining():
@@ -233,6 +234,8 @@ class PaintingUpstream:
             world.log("poll: still running")
             return self._pending(task)
         task.reported = True
+        if task.fate == "forgotten":  # for some time, this says nothing
+            task.pending_at = world.now
         world.log(f"poll: {task.fate}")
         if task.fate in TASK_ENDS:
             raise TASK_ENDS[task.fate]("The task failed.")

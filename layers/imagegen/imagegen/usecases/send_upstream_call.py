@@ -45,7 +45,9 @@ _RATE_PAUSES_OF_DEADLINE = 10  # the longest pause is this part of the deadline,
 _MOST_DOUBLINGS = 20
 _SLOT_MARGIN_SECONDS = 60.0  # for the record before a call and after it
 _PAUSE_OF_AGE = 0.25  # a task that has run for a minute is polled every 15 seconds
-_UNKNOWN_TASK_SECONDS = 60.0  # a server may answer before it has seen a task that another server began
+# From the sending. A submit may take two minutes, and a server may answer before it has seen a task that another began.
+_UNKNOWN_TASK_SECONDS = 180.0
+_UNKNOWN_TASK_PAUSES_SECONDS = 5.0, 15.0
 
 
 class UnfinishedError(Exception):
@@ -188,12 +190,12 @@ class CallSender:
             if isinstance(result, UpstreamImages):
                 _check_count(result, n)
         except ImagegenError as error:
-            if isinstance(error, UpstreamTaskUnknownError) and seconds < _UNKNOWN_TASK_SECONDS:
-                return call, Waiting(_UNKNOWN_TASK_SECONDS - seconds)
-            number = 1 + call.attempts.index(attempt)
-            call = self._note_failure(call, number, failure_of(error), seconds)
-            self._with.limits.free(self._slot_of_task(call, attempt, n))
-            raise AttemptFailedError(_failure_of_last_attempt(call)) from error
+            if not isinstance(error, UpstreamTaskUnknownError) or seconds >= _UNKNOWN_TASK_SECONDS:
+                number = 1 + call.attempts.index(attempt)
+                call = self._note_failure(call, number, failure_of(error), seconds)
+                self._with.limits.free(self._slot_of_task(call, attempt, n))
+                raise AttemptFailedError(_failure_of_last_attempt(call)) from error
+            result = UpstreamTask(attempt.task_id or "", *_UNKNOWN_TASK_PAUSES_SECONDS)
         if isinstance(result, UpstreamTask):
             return call, self._until_next_poll(attempt, result)
         self._with.journal.answered(self._generation, seconds, None, attempt.upstream)
