@@ -86,7 +86,7 @@ def test_images_appear_one_by_one_and_are_there_after_a_reload(world: World, use
     assert fetched(user.run("$('article a').href")).headers["content-type"] == "image/png"
 
 
-def test_a_task_shows_its_progress_and_then_its_grid(world: World, user: Page) -> None:
+def test_a_task_shows_its_progress_and_then_its_grid(world: World, caller: Client, user: Page) -> None:
     def halfway(reply: Reply) -> Reply:
         shown = {**json.loads(reply.body), "status": "IN_PROGRESS", "progress": "50%"}
         return Reply(200, json.dumps(shown).encode())
@@ -95,7 +95,9 @@ def test_a_task_shows_its_progress_and_then_its_grid(world: World, user: Page) -
     world.upstream.polls_by_prompt[prompt].append(world.upstream.changed(halfway))
     generate(user, prompt, model="mj_imagine", style="raw", aspect_ratio="3:2")
     user.until("$('article .elapsed')?.textContent.endsWith(' · 50 %')")
+    assert [generation["progress"] for generation in caller.newest()] == [50]
     until_completed(user)
+    assert [generation["progress"] for generation in caller.newest()] == [100]
     assert "%" not in user.run("$('article .elapsed').textContent")
     user.until("$$('article img').some((each) => each.naturalWidth > each.naturalHeight)")
 

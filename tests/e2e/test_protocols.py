@@ -1,7 +1,5 @@
 """Each protocol of the upstream, by OpenAI's client with the model's own options in `extra_body`."""
 
-import dataclasses
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -15,7 +13,6 @@ from PIL import Image
 from imagegen.providers.openai.models import PROVIDER as OPENAI
 from local import upstream_kling as kling
 from local import upstream_midjourney as midjourney
-from local.serving import Reply
 from local.upstream import Script
 from local.upstream_gemini_chat import content_filter, text_without_image
 from local.upstream_ideogram import images_at, insufficient_funds, unsafe_prompt
@@ -67,7 +64,6 @@ CASES: list[tuple[str, dict[str, Any], Sent, float]] = [
         {"aspect_ratio": "21:9", "resolution": "2k", "negative_prompt": "text"},
         21 / 9,
     ),
-    ("midjourney", {"size": "1792x1024"}, {"botType": "MID_JOURNEY"}, 16 / 9),
     (
         "niji",
         {"n": 2, "style": "cute", "extra_body": {"aspect_ratio": "2:3", "seed": 7, "negative_prompt": "text"}},
@@ -106,19 +102,10 @@ def test_an_image_has_what_the_upstream_says_about_it(world: World, caller: Clie
     assert caller.see(answer.generation_id).json["data"][0].items() >= said.items()
 
 
-def halfway(reply: Reply) -> Reply:
-    shown = {**json.loads(reply.body), "status": "IN_PROGRESS", "progress": "50%"}
-    return dataclasses.replace(reply, body=json.dumps(shown).encode())
-
-
-def test_a_grid_has_its_progress_its_seed_and_what_midjourney_can_do_with_it(
-    world: World, caller: Client, prompt: str
-) -> None:
-    world.upstream.polls_by_prompt[prompt].extend([world.upstream.changed(halfway)] * 2)
-    generation_id = caller.begin(model="mj_imagine", prompt=f"{prompt} --ar 3:2", n=2, seed=2**32 - 1)
-    until(lambda: caller.see(generation_id).json.get("progress") == 50, what="the progress")
+def test_a_grid_has_its_seed_and_what_midjourney_can_do_with_it(world: World, caller: Client, prompt: str) -> None:
+    generation_id = caller.begin(model="midjourney", prompt=f"{prompt} --ar 3:2", n=2, seed=2**32 - 1)
     generation = caller.until_ended(generation_id)
-    assert [generation[name] for name in ("status", "progress", "upstream")] == ["completed", 100, "reseller"]
+    assert [generation[name] for name in ("status", "model", "upstream")] == ["completed", "mj_imagine", "reseller"]
     assert [image["seed"] for image in generation["data"]] == [2**32 - 1, 0]
     numbered = [f"{kind}_{index}" for kind in ("upscale", "variation") for index in range(1, 5)]
     for image in generation["data"]:
