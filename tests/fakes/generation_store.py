@@ -115,10 +115,13 @@ class FakeGenerationStore(Failing):
         with self._noted("save_task"):
             self._put_attempt(generation_id, call, number, task_id=task_id)
 
-    def save_failure(self, generation_id: str, call: int, number: int, failure: Failure) -> None:
+    def save_failure(
+        self, generation_id: str, call: int, number: int, failure: Failure, *, of_task: bool = False
+    ) -> None:
         with self._noted("save_failure"):
             attempt = _call(self._live(generation_id), call).attempts[number - 1]
-            self._put_attempt(generation_id, call, number, failure=attempt.failure or failure)
+            if of_task or not attempt.task_id:
+                self._put_attempt(generation_id, call, number, failure=attempt.failure or failure)
 
     def save_answer(self, generation_id: str, call: int, answer: CallAnswer) -> CallAnswer:
         with self._noted("save_answer"):

@@ -140,8 +140,8 @@ CALLS: dict[str, Callable[[Store, Generation], object]] = {
     "await_poll by another": lambda s, g: s.await_poll(g.id, "other", 1),
     "save_attempt": lambda s, g: s.save_attempt(g.id, "me", 0, 1, ATTEMPT),
     "save_task": lambda s, g: s.save_task(g.id, 0, 1, "täsk 1"),
-    "save_failure": lambda s, g: s.save_failure(g.id, 0, 1, REFUSAL),
-    "save_failure of another kind": lambda s, g: s.save_failure(g.id, 0, 1, FAILURE),
+    "save_failure": lambda s, g: s.save_failure(g.id, 0, 1, REFUSAL, of_task=True),
+    "save_failure of another kind": lambda s, g: s.save_failure(g.id, 0, 1, FAILURE, of_task=True),
     "save_answer": lambda s, g: s.save_answer(g.id, 0, ANSWER),
     "save_image": lambda s, g: s.save_image(g.id, g.image_ids[0], IMAGE),
     "end": lambda s, g: s.end(g.id, "me", Status.COMPLETED, now=NOW),
@@ -250,6 +250,19 @@ def test_every_stored_part_is_read_back(records: Store) -> None:
         completed_at=NOW + 9.5,
     )
     assert records.get(generation.id) == ended
+
+
+def test_an_attempt_whose_task_was_found_fails_only_with_its_task(records: Store) -> None:
+    """Its sender, which has lost its claim, notes its own failure late: the task runs nevertheless."""
+    generation = created(records, new_generation())
+    records.claim(generation.id, "me", now=NOW, lease_until=NOW + 60)
+    records.save_attempt(generation.id, "me", 0, 1, ATTEMPT)
+    records.save_task(generation.id, 0, 1, "task")
+    for of_task, failure in ((False, None), (True, REFUSAL)):
+        records.save_failure(generation.id, 0, 1, REFUSAL, of_task=of_task)
+        found = records.get(generation.id)
+        assert found
+        assert found.calls[0].attempts == (replace(ATTEMPT, task_id="task", failure=failure),)
 
 
 def test_each_image_missing_from_an_answer_gets_its_own_call(records: Store) -> None:
@@ -402,7 +415,7 @@ def test_parts_saved_concurrently_are_all_kept(records: Store) -> None:
         if index > 2:
             records.save_attempt(generation.id, "me", index, 1, SECOND_ATTEMPT)
         records.save_task(generation.id, index % 3, 1 + index // 3, f"task {index}")
-        records.save_failure(generation.id, (index + 1) % 3, 1 + index // 3, REFUSAL)
+        records.save_failure(generation.id, (index + 1) % 3, 1 + index // 3, REFUSAL, of_task=True)
         records.save_answer(generation.id, index, CallAnswer((AnsweredImage(urls[index]),)))
         records.save_image(generation.id, generation.image_ids[index], StoredImage("image/png", index))
 

@@ -197,8 +197,13 @@ class GenerationStore(Protocol):
         """Notes the task of an attempt, also after the generation has ended."""
         ...
 
-    def save_failure(self, generation_id: str, call: int, number: int, failure: Failure) -> None:
-        """Notes why an attempt failed, also after the generation has ended. The first failure stays."""
+    def save_failure(
+        self, generation_id: str, call: int, number: int, failure: Failure, *, of_task: bool = False
+    ) -> None:
+        """Notes why an attempt failed, or its task, also after the generation has ended. The first failure stays.
+
+        That of an attempt is not noted if it has a task, which another process has found in the meantime.
+        """
         ...
 
     def save_answer(self, generation_id: str, call: int, answer: CallAnswer) -> CallAnswer:

@@ -159,10 +159,17 @@ class DynamoGenerations:
         update = f"SET {_attempt('task', call, number)} = :task, has_task = :yes"
         self._update(generation_id, update, _LIVE, values)
 
-    def save_failure(self, generation_id: str, call: int, number: int, failure: Failure) -> None:
-        name = _attempt("failure", call, number)
+    def save_failure(
+        self, generation_id: str, call: int, number: int, failure: Failure, *, of_task: bool = False
+    ) -> None:
+        name, task = (_attempt(each, call, number) for each in ("failure", "task"))
         values = {":failure": {"S": json_text(failure)}}
-        self._update(generation_id, f"SET {name} = if_not_exists({name}, :failure)", _LIVE, values)
+        condition = _LIVE if of_task else f"{_LIVE} AND attribute_not_exists({task})"
+        try:
+            self._update(generation_id, f"SET {name} = if_not_exists({name}, :failure)", condition, values)
+        except LostClaimError as lost:
+            if task not in _found(lost):
+                raise
 
     def save_answer(self, generation_id: str, call: int, answer: CallAnswer) -> CallAnswer:
         name = f"answer_{int(call)}"

@@ -402,7 +402,8 @@ class CallSender:
         attempts[number - 1] = msgspec.structs.replace(attempts[number - 1], failure=failure)
         kept = msgspec.structs.replace(failure, message=failure.message[:MOST_MESSAGE])
         with self._continuing():
-            self._with.records.save_failure(self._generation.id, call.number, number, kept)
+            of_task = attempts[number - 1].task_id is not None
+            self._with.records.save_failure(self._generation.id, call.number, number, kept, of_task=of_task)
         self._with.journal.answered(self._generation, seconds, failure, attempts[number - 1].upstream)
         return msgspec.structs.replace(call, attempts=tuple(attempts))
 
