@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.canary import Canary
 from tests.support.images import REAL_PNG
+from tests.support.odd_hosts import ReusableHost, reusable_host
 from tests.support.stores import (
     JUDGES,
     MINISTACK,
@@ -92,6 +93,13 @@ def buffered(handlers: "InProcess") -> Iterator["InProcess"]:
     """The handlers as `STREAMING=off` deploys them."""
     with handlers.without_streaming():
         yield handlers
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[ReusableHost]:
+    """A server whose answers each test sets."""
+    with reusable_host() as host:
+        yield host
 
 
 @pytest.fixture(scope="session")

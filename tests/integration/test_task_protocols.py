@@ -75,12 +75,6 @@ class Upstream(UpstreamHost):
         return {charge.task_id for charge in self.stand_in.charged}
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[odd_hosts.ReusableHost]:
-    with odd_hosts.reusable_host() as host:
-        yield host
-
-
 @pytest.fixture
 def upstream(host: odd_hosts.ReusableHost) -> Iterator[Upstream]:
     with upstream_on(host, Upstream) as upstream:

@@ -83,7 +83,7 @@ class DynamoUpstreamSlots:
     def leave(self, at: str, generation_id: str, *, since: float, held: bool = False) -> Sequence[Waiter]:
         if at not in self._limits:
             return []
-        with suppress(Exception):  # it is brought in vain
+        with suppress(Exception):  # then a message brings it, and finds no work
             self._client().delete_item(TableName=self._table, Key=_waiter_key(at, generation_id, since))
             slots = self._read(at)
             freed = _of(_kept(generation_id), slots) | (_of(generation_id, slots) if held else {})

@@ -97,7 +97,7 @@ class _Answered(msgspec.Struct, frozen=True):
     """The rest of the work of a call that `upstream` answered: images to fetch, by id and URL, and extra calls.
 
     `is_known` is whether the answer is of an earlier round or process. Such images are not fetched again in each round
-    that polls the task of another call: there are hundreds of these, and an image may be lost for good.
+    that polls the task of another call: a task has hundreds of rounds, and an image may be lost for good.
     """
 
     to_fetch: list[tuple[str, str]]
@@ -267,7 +267,7 @@ class _Run:
                 return result
             if isinstance(result, UpstreamTask):
                 return self._sender.until_first_poll(result)
-            upstream, task_id = (task or call.attempts[-1]).upstream, task.task_id or "" if task else ""
+            upstream, task_id = (task or call.attempts[-1]).upstream, (task.task_id or "") if task else ""
             answer = result
             images |= self._take(asked_for, answer, upstream)
         noted = CallAnswer(

@@ -238,7 +238,7 @@ class CallSender:
 
     @property
     def _has_task(self) -> bool:
-        """Whether this round is also for the task of a call. There are hundreds of such, and a record has 400 KB."""
+        """Whether this round is also for the task of a call. A task has hundreds of rounds, and a record has 400 KB."""
         return any(call.open_task for call in self._generation.calls)
 
     def _check_may_send(self, call: UpstreamCall) -> None:
@@ -338,9 +338,10 @@ class CallSender:
         return msgspec.structs.replace(call, attempts=tuple(attempts))
 
     def _limited_since(self, call: UpstreamCall, route: Route) -> UpstreamRateLimitedError | None:
-        """The refusal that still holds, if the upstream named a longer time than a message can wait.
+        """The refusal that still holds. `None` if the route may be tried.
 
-        Or if this round is for the task of another call, which is polled more often.
+        One may hold because the upstream named a longer time than a message can wait, or because this round is for the
+        task of another call, which is polled more often.
         """
         of_route = [attempt for attempt in call.attempts if attempt.upstream == route.upstream]
         last = of_route[-1] if of_route else None

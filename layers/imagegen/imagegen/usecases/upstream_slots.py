@@ -36,7 +36,7 @@ class UpstreamLimits(msgspec.Struct, frozen=True, eq=False):
         slot = self.slots.take(at, generation.id, call, until=until, count=count)
         if slot is None:
             raise NoSlotError(at, count)
-        if generation.polls:  # else its message would be sent in vain, and bring nobody else to the slot kept for it
+        if generation.polls:  # else its message would find no work, and the slot kept for it would stay unused
             self._leave(generation, held=False)
         return slot
 
