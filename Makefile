@@ -115,6 +115,7 @@ bench: .venv/ready build ## measure speed and memory, as ratios to a baseline in
 lock: .venv/ready ## write the lock files from pyproject.toml
 	$(LOCK) pyproject.toml -o layers/imagegen/requirements.txt
 	$(LOCK) --group authorizer -o functions/authorizer/requirements.txt
+	$(LOCK) --group worker -o functions/worker/requirements.txt
 	$(LOCK) pyproject.toml --group dev -o requirements-dev.txt
 	$(LOCK) --group uv -o requirements-uv.txt
 	$(LOCK) --group sam -o requirements-sam.txt

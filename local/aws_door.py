@@ -2,7 +2,8 @@
 
 moto's own IAM enforcement ignores presigned URLs and resources, so the roles are enforced here. The access key of a
 request identifies the function. A request with any other key is an operator's: it may do everything and is not
-recorded. The signatures of S3 requests are checked against the secret of the key.
+recorded. The signatures of S3 requests are checked against the secret of the key, and their origins against the
+bucket's CORS rules.
 """
 
 import io
@@ -20,6 +21,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 from urllib.request import urlopen
 from uuid import uuid4
+from xml.etree import ElementTree as ET
 
 from botocore.auth import SIGV4_TIMESTAMP, S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -42,6 +44,10 @@ _PARAMETER_READS = ("GetParameter", "GetParameters", "GetParametersByPath")
 _PARAMETER_READS_A_SECOND = 40
 # DynamoDB API reference, TransactWriteItems: a ClientRequestToken is valid for 10 minutes.
 _TOKEN_SECONDS = 600
+# S3 user guide, "Using cross-origin resource sharing (CORS)" and "Troubleshooting CORS".
+_CORS_DISABLED = "CORSResponse: CORS is not enabled for this bucket."
+_CORS_REFUSED = "CORSResponse: This CORS request is not allowed."
+_PREFLIGHT = "Origin, Access-Control-Request-Headers, Access-Control-Request-Method"
 _UNCOUNTED = "sqs:ReceiveMessage"  # polling is not deterministic
 _NOT_EMPTY = {"ExpressionAttributeNames", "ExpressionAttributeValues"}
 _DATA = {"Item", "Key", "Keys", "ExclusiveStartKey", *_NOT_EMPTY}  # may contain attributes of any name
@@ -72,6 +78,36 @@ class Fault:
     error: str = "InternalServerError"
     once: bool = False
     service: str | None = None
+
+
+@dataclass(frozen=True)
+class _CorsRule:
+    methods: list[str]
+    origins: list[str]
+    headers: list[str]
+    exposed: list[str]
+    seconds: list[str]  # one number at most
+
+    def admits(self, origin: str, method: str, headers: Iterable[str]) -> bool:
+        return (
+            method in self.methods
+            and any(_matches(allowed, origin) for allowed in self.origins)
+            and all(any(_matches(allowed.lower(), name) for allowed in self.headers) for name in headers)
+        )
+
+    def answer(self, origin: str, headers: Iterable[str]) -> list[tuple[str, str]]:
+        """The headers of S3's answer to a request that the rule admits."""
+        everyone = "*" in self.origins
+        found = {
+            "Access-Control-Allow-Origin": "*" if everyone else origin,
+            "Access-Control-Allow-Credentials": "" if everyone else "true",
+            "Access-Control-Allow-Methods": ", ".join(self.methods),
+            "Access-Control-Allow-Headers": ", ".join(headers),
+            "Access-Control-Expose-Headers": ", ".join(self.exposed),
+            "Access-Control-Max-Age": "".join(self.seconds),
+            "Vary": _PREFLIGHT,
+        }
+        return [(name, value) for name, value in found.items() if value]
 
 
 def read_delays(text: str) -> dict[str, int]:
@@ -143,7 +179,9 @@ class AwsDoor:
         key, service = _credential(environ)
         time.sleep(self._delay(service, environ))
         if environ["REQUEST_METHOD"] == "OPTIONS":  # a preflight has no signature
-            return self._passed_on(environ, start_response)
+            return self._preflight(environ, start_response)
+        if service in ("s3", ""):
+            start_response = self._with_cors_headers(environ, start_response)
         if service in ("s3", "") and (refusal := _signature_refusal(environ, self._secrets.get(key, self._secret))):
             return _s3_error(environ, start_response, *refusal)
         if service == "ssm" and _operation(service, environ) in _PARAMETER_READS and not self._parameter_reads.take():
@@ -151,6 +189,50 @@ class AwsDoor:
         if key in self._roles:
             return self._by_role(*self._roles[key], service, environ, start_response)
         return self._passed_on(environ, start_response)
+
+    def _preflight(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """S3's answer. moto admits every origin, method and header."""
+        origin, method = (environ.get(f"HTTP_{name}") for name in ("ORIGIN", "ACCESS_CONTROL_REQUEST_METHOD"))
+        if not origin or not method:
+            message = "Insufficient information. Origin and Access-Control-Request-Method are needed."
+            return _s3_error(environ, start_response, "400 Bad Request", "BadRequest", message)
+        asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "").lower()
+        headers = [name.strip() for name in asked.split(",") if name.strip()]
+        rules = self._cors_rules(environ)
+        rule = next((each for each in rules if each.admits(origin, method, headers)), None)
+        if rule is None:
+            message = _CORS_REFUSED if rules else _CORS_DISABLED
+            return _s3_error(environ, start_response, "403 Forbidden", "AccessForbidden", message)
+        start_response("200 OK", [*rule.answer(origin, headers), ("Content-Length", "0")])
+        return []
+
+    def _with_cors_headers(self, environ: Environ, start_response: Callable[..., Any]) -> Callable[..., Any]:
+        """Replaces moto's headers for a web page by those of the bucket's rules. S3 refuses no origin: browsers do."""
+        origin, method = environ.get("HTTP_ORIGIN", ""), environ["REQUEST_METHOD"]
+        rules = self._cors_rules(environ) if origin else ()
+        own = next((rule.answer(origin, ()) for rule in rules if rule.admits(origin, method, ())), [])
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            kept = [(name, value) for name, value in headers if not name.lower().startswith("access-control-")]
+            return start_response(status, kept + own, *rest)
+
+        return start
+
+    def _cors_rules(self, environ: Environ) -> list[_CorsRule]:
+        """The rules of the request's bucket, as moto keeps them; an empty list without such a bucket."""
+        bucket = environ["PATH_INFO"].lstrip("/").partition("/")[0]
+        host = {name: value for name, value in environ.items() if not name.startswith(("HTTP_", "CONTENT_"))}
+        url = {"PATH_INFO": f"/{bucket}", "QUERY_STRING": "cors", "RAW_URI": f"/{bucket}?cors"}
+        asking = {**host, **url, "REQUEST_METHOD": "GET", "HTTP_HOST": environ["HTTP_HOST"], "wsgi.input": io.BytesIO()}
+        started: list[Any] = []
+        answer = b"".join(self._app(asking, lambda *start: started.extend(start)))
+        if not started[0].startswith("200"):
+            return []
+        fields = ("AllowedMethod", "AllowedOrigin", "AllowedHeader", "ExposeHeader", "MaxAgeSeconds")
+        return [
+            _CorsRule(*([element.text or "" for element in rule.findall(f"{{*}}{name}")] for name in fields))
+            for rule in ET.fromstring(answer).findall("{*}CORSRule")  # noqa: S314  # moto wrote it
+        ]
 
     def _by_role(
         self,
@@ -282,6 +364,14 @@ class AwsDoor:
                 self._broken.clear()
         start_response("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(answer).encode()]
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """A pattern of a CORS rule may contain one star."""
+    before, star, after = pattern.partition("*")
+    if not star:
+        return pattern == text
+    return text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)
 
 
 def _credential(environ: Environ) -> tuple[str, str]:
@@ -436,9 +526,19 @@ def _signature_refusal(environ: Environ, secret: str) -> tuple[str, str, str] | 
             return "400 Bad Request", "AuthorizationQueryParametersError", "X-Amz-Date and X-Amz-Expires are needed"
         if expires_at < datetime.now(UTC):
             return "403 Forbidden", "AccessDenied", "Request has expired"
-    if fields.get("Signature") == _signature(signer, fields, environ, secret):
+    if unsigned := _unsigned_headers(fields, environ):
+        code, message = "AccessDenied", f"There were headers present in the request which were not signed: {unsigned}"
+    elif fields.get("Signature") != _signature(signer, fields, environ, secret):
+        code, message = "SignatureDoesNotMatch", "The signature does not match the request"
+    else:
         return None
-    return "403 Forbidden", "SignatureDoesNotMatch", "The signature does not match the request"
+    return "403 Forbidden", code, message
+
+
+def _unsigned_headers(fields: Mapping[str, str], environ: Environ) -> str:
+    """S3 accepts unsigned headers, but of its own only the hash of the body."""
+    own = {name[5:].replace("_", "-").lower() for name in environ if name.startswith("HTTP_X_AMZ_")}
+    return ", ".join(sorted(own - {*fields.get("SignedHeaders", "").split(";"), "x-amz-content-sha256"}))
 
 
 def _signature(kind: type[SigV4Auth], fields: Mapping[str, str], environ: Environ, secret: str) -> str:

@@ -31,7 +31,10 @@ from local.serving import BrokenStreamError, Reply, Request
 
 # API Gateway developer guide, "Quotas for configuring and running a REST API in API Gateway".
 INTEGRATION_SECONDS = 29.0  # integration time-out; higher only by a quota increase
-MOST_BODY_BYTES = 10 * 1024 * 1024  # payload size
+MOST_BODY_BYTES = 10 * 1024 * 1024  # payload size: "HTTP content length exceeded 10485760 bytes."
+# The kind of answer for an event over Lambda's limit: a 413 "Request Too Long". If such requests follow one another,
+# AWS may answer INTEGRATION_FAILURE in its place (local/README.md).
+EVENT_TOO_LARGE = "REQUEST_TOO_LARGE"
 # API Gateway developer guide, "Stream the integration response for your proxy integrations in API Gateway".
 IDLE_SECONDS = 300.0  # without a byte, for a Regional endpoint
 FREE_STREAM_BYTES = 10 * 1024 * 1024
@@ -42,12 +45,14 @@ MOST_METADATA_BYTES = 16 * 1024  # the delimiter must be within them
 # API Gateway developer guide, "x-amazon-apigateway-authorizer object": authorizerResultTtlInSeconds.
 _DEFAULT_CACHE_SECONDS = 300
 _NOT_CALLED = (PayloadTooLargeError, ThrottledError)  # Lambda refused the invocation
+_DEFAULT_MEDIA_TYPE = "application/json"  # of a request without a Content-Type
 _ANY = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})  # the methods of an ANY route
 _API_ID = "local"
 # Status and message of the gateway's own answers, unless the template changes them. API Gateway developer guide,
 # "Gateway response types for API Gateway".
 _DEFAULTS = {
     "ACCESS_DENIED": (403, "User is not authorized to access this resource"),
+    "API_CONFIGURATION_ERROR": (500, "Internal server error"),
     "AUTHORIZER_CONFIGURATION_ERROR": (500, "Internal server error"),
     "AUTHORIZER_FAILURE": (500, "Internal server error"),
     "INTEGRATION_FAILURE": (502, "Internal server error"),
@@ -115,6 +120,7 @@ class Gateway:
     ) -> None:
         self._resources = _resources(body)
         self._responses = body["x-amazon-apigateway-gateway-responses"]
+        self._binary_types = [kind.lower() for kind in body.get("x-amazon-apigateway-binary-media-types", [])]
         self._functions = functions
         self._prefix = f"/{stage}" if stage else ""
         self._stage = stage or "local"
@@ -137,14 +143,16 @@ class Gateway:
         return reply
 
     def _respond(self, request: Request, ids: "_Ids") -> Reply:
+        if request.is_too_long or len(request.body) > MOST_BODY_BYTES:
+            raise _RefusedError("REQUEST_TOO_LARGE")
         path = urlsplit(request.target).path
         route, parameters = self._route(request, path)
         if self._throttle and not self._bucket(route, *self._throttle).take():
             raise _RefusedError("THROTTLED")
         if route.mock is not None:
+            if self._is_binary(request):  # the template of a mock integration takes only text
+                raise _RefusedError("API_CONFIGURATION_ERROR")
             return Reply(200, b"{}", {"Content-Type": "application/json", **route.mock})
-        if len(request.body) > MOST_BODY_BYTES:
-            raise _RefusedError("REQUEST_TOO_LARGE")
         policy = self._authorized(route, request, path.removeprefix(self._prefix))
         event = self._event(request, route, parameters, ids, policy)
         try:
@@ -155,7 +163,9 @@ class Gateway:
             return _reply(answer)
         except (IntegrationTimeoutError, queue.Empty):  # the function continues
             raise _RefusedError("INTEGRATION_TIMEOUT") from None
-        except (*_NOT_CALLED, FunctionError, AttributeError, ValueError, TypeError, KeyError):
+        except PayloadTooLargeError:
+            raise _RefusedError(EVENT_TOO_LARGE) from None
+        except (ThrottledError, FunctionError, AttributeError, ValueError, TypeError, KeyError):
             raise _RefusedError("INTEGRATION_FAILURE") from None
 
     def _streamed(self, stream: ResponseStream, seconds: float) -> Reply:
@@ -240,6 +250,19 @@ class Gateway:
             self._policies[token] = (time.monotonic() + authorizer.cache_seconds, policy)
         return policy
 
+    def _is_binary(self, request: Request) -> bool:
+        """Decided by the media type alone: neither its parameters nor the content count."""
+        media_type = (request.header("Content-Type") or _DEFAULT_MEDIA_TYPE).partition(";")[0].strip().lower()
+        return any(fnmatchcase(media_type, kind) for kind in self._binary_types)
+
+    def _body(self, request: Request) -> tuple[str | None, bool]:
+        """The body for the event, and whether it is base64. Text is not: bytes that are no UTF-8 are lost."""
+        if not request.body:
+            return None, False
+        if self._is_binary(request):
+            return b64encode(request.body).decode(), True
+        return request.body.decode("utf-8", "replace"), False
+
     def _event(
         self,
         request: Request,
@@ -253,6 +276,7 @@ class Gateway:
         forwarded = [("X-Forwarded-For", "127.0.0.1"), ("X-Forwarded-Proto", "http"), ("X-Forwarded-Port", "80")]
         headers = [pair for pair in request.headers if not pair[0].lower().startswith("x-forwarded-")] + forwarded
         query = parse_qs(url.query, keep_blank_values=True)
+        body, is_base64 = self._body(request)
         return {
             "resource": route.resource,
             "path": url.path.removeprefix(self._prefix),
@@ -281,8 +305,8 @@ class Gateway:
                 "resourcePath": route.resource,
                 "stage": self._stage,
             },
-            "body": request.body.decode("utf-8", "replace") if request.body else None,
-            "isBase64Encoded": False,
+            "body": body,
+            "isBase64Encoded": is_base64,
         }
 
     def _gateway_response(self, kind: str, ids: "_Ids") -> Reply:

@@ -348,7 +348,7 @@ class FunctionHost:
 
         Raises PayloadTooLargeError, RecursiveInvocationError and ThrottledError.
         """
-        payload = json.dumps(event).encode()
+        payload = payload_of(event)
         if len(payload) > MOST_EVENT_BYTES:
             raise PayloadTooLargeError
         trace = _trace(self.function, traces)
@@ -416,6 +416,11 @@ class FunctionHost:
             self._changed.notify()
         if not process.alive:
             process.close()
+
+
+def payload_of(event: object) -> bytes:
+    """The JSON of an event, as short as AWS's."""
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _trace(function: Function, traces: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.domain.credentials import BearerKey
 from local.aws_door import REGION, DoorControl
 from local.event_source import DEFAULT_CONCURRENCY, EventSource, polling
-from local.gateway import IDLE_SECONDS, INTEGRATION_SECONDS, Gateway
+from local.gateway import IDLE_SECONDS, INTEGRATION_SECONDS, MOST_BODY_BYTES, Gateway
 from local.lambda_host import MOST_PROCESSES, Account, Function, FunctionHost
 from local.serving import Reply, Request, serving
 
@@ -103,7 +103,7 @@ def running(options: Options, logs: Path | None = None) -> Iterator[LocalStack]:
         logs.mkdir(parents=True, exist_ok=True)
         # The deployment needs the address of the gateway. Listening first also fails at once if the port is in use.
         front = _Front()
-        port = closing.enter_context(serving(front.respond, options.port))
+        port = closing.enter_context(serving(front.respond, options.port, most_body_bytes=MOST_BODY_BYTES))
         url = f"http://127.0.0.1:{port}" + (f"/{options.stage}" if options.stage else "")
         with ThreadPoolExecutor() as starting:  # the two slow starts in parallel
             aws = starting.submit(closing.enter_context, moto_server(logs / "aws.log"))
@@ -238,8 +238,9 @@ def enforce_roles(
             iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]
             for policy in iam.list_role_policies(RoleName=role)["PolicyNames"]
         ]
-        # moto's CloudFormation stores a policy as Python's text of it, not as JSON.
-        roles[name] = [statement for policy in policies for statement in ast.literal_eval(policy)["Statement"]]
+        # moto's CloudFormation stores a role's own policy as Python's text of it, not as JSON.
+        documents = (each if isinstance(each, dict) else ast.literal_eval(each) for each in policies)
+        roles[name] = [statement for document in documents for statement in document["Statement"]]
     secret = options.environment.get("AWS_SECRET_ACCESS_KEY", CREDENTIALS["AWS_SECRET_ACCESS_KEY"])
     door = DoorControl(aws_url)
     door.let_in(
@@ -271,12 +272,22 @@ def _configure_buckets(template: "Template", deployed: Mapping[str, str], aws_ur
     """Sets what moto's CloudFormation ignores."""
     s3 = _client("s3", aws_url)
     for name, bucket in template.of_type("AWS::S3::Bucket").items():
+        if rules := bucket.get("CorsConfiguration", {}).get("CorsRules"):
+            cors = {"CORSRules": [_cors_rule(rule, template) for rule in rules]}
+            s3.put_bucket_cors(Bucket=deployed[name], CORSConfiguration=cors)
         if versioning := bucket.get("VersioningConfiguration"):
             s3.put_bucket_versioning(Bucket=deployed[name], VersioningConfiguration=versioning)
         if "EventBridgeConfiguration" in bucket.get("NotificationConfiguration", {}):
             s3.put_bucket_notification_configuration(
                 Bucket=deployed[name], NotificationConfiguration={"EventBridgeConfiguration": {}}
             )
+
+
+def _cors_rule(rule: Mapping[str, Any], template: "Template") -> dict[str, Any]:
+    """A rule of the template as S3 has it."""
+    names = {"ExposedHeaders": "ExposeHeaders", "MaxAge": "MaxAgeSeconds"}
+    values = {names.get(name, name): value for name, value in rule.items()}
+    return {**values, "AllowedOrigins": [template.value(origin) for origin in rule["AllowedOrigins"]]}
 
 
 def _upstream_keys(options: Options) -> dict[str, str]:

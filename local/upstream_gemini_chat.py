@@ -1,15 +1,19 @@
 """Gemini's images over chat completions, as resellers offer them: checks requests and builds answers."""
 
-import json
 import time
 import uuid
 from base64 import b64encode
+from collections.abc import Callable
 from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, ValidationError, convert
 
+from local import upstream_painting as painting
 from local.serving import Reply, Request, Responder
+from local.upstream_forms import media_type_of
+from local.upstream_inputs import MEDIA_TYPES, Input, noted, read_data_url
 from local.upstream_replies import json_reply, one_api_error
+from local.upstream_studio import Studio, json_object
 
 PATH = "/v1/chat/completions"
 PROTOCOL = "gemini-chat"
@@ -36,16 +40,24 @@ _SIZES = {
 }
 _FACTORS = {"1K": 1, "2K": 2, "4K": 4}
 _IMAGE_TOKENS = 1290
+_TOKENS_OF_INPUT = 258
 
 
-class _TextPart(Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["text"]
+class _TextPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
     text: str
+
+
+class _ImageUrl(Struct, frozen=True, forbid_unknown_fields=True):
+    url: str
+
+
+class _ImagePart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="image_url"):
+    image_url: _ImageUrl
 
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["user"]
-    content: str | list[_TextPart]
+    content: str | list[_TextPart | _ImagePart]
 
 
 class _ImageConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,30 +88,55 @@ class Asked(Struct, frozen=True):
     model: str
     prompt: str
     size: str
+    images: tuple[Input, ...] = ()
 
 
-def fields(request: Request) -> dict[str, Any] | Reply:
-    """The fields that were sent, or a refusal if the body is not a JSON object."""
-    if (request.header("Content-Type") or "").partition(";")[0].strip().lower() != "application/json":
+class Chat(Struct, frozen=True):
+    """A request. `sent` are its fields."""
+
+    sent: dict[str, Any]
+
+    def entry(self) -> dict[str, Any]:
+        """The entry of `StandInUpstream.calls`."""
+        try:
+            messages = convert(self.sent.get("messages"), list[_Message])
+        except ValidationError:
+            messages = []
+        images = [image for image in _images(messages) if image]
+        call = {"model": "", **self.sent, "prompt": _prompt(messages), "n": 1, "protocol": PROTOCOL}
+        if "messages" in call:
+            call["messages"] = _without_images(call["messages"])
+        return call | ({"images": images} if images else {})
+
+    def answer(self, studio: Studio, _: Request) -> Reply:
+        """An answer with a PNG, where the model puts it: Gemini 3 in `images`, the others in the text."""
+        return self._answer(studio, _in_place)
+
+    def linking(self, studio: Studio, request: Request) -> Reply:
+        """An answer with the URL of a PNG in the text."""
+
+        def hosting(content: bytes, asked: Asked) -> Reply:
+            return _in_text(studio.hosted(content, "png", asked.prompt, request), asked)
+
+        return self._answer(studio, hosting)
+
+    def _answer(self, studio: Studio, showing: Callable[[bytes, Asked], Reply]) -> Reply:
+        asked = _checked(self.sent)
+        if isinstance(asked, Reply):
+            return asked
+        strip = painting.strip_of(image.picture for image in asked.images)
+        return showing(painting.paint(asked.prompt, studio.next_index(asked.prompt), asked.size, strip=strip), asked)
+
+
+def read(request: Request) -> Chat | Reply:
+    """Reads the fields, or refuses a body that is not a JSON object."""
+    if media_type_of(request) != "application/json":
         return _error("The Content-Type must be application/json.")
-    try:
-        sent = json.loads(request.body)
-    except ValueError:
-        sent = None
-    return sent if isinstance(sent, dict) else _error("The body is not a JSON object.")
+    sent = json_object(request)
+    return _error("The body is not a JSON object.") if sent is None else Chat(sent)
 
 
-def entry(sent: dict[str, Any]) -> dict[str, Any]:
-    """The entry of `StandInUpstream.calls`."""
-    try:
-        prompt = _prompt(convert(sent.get("messages"), list[_Message]))
-    except ValidationError:
-        prompt = ""
-    return {"model": "", **sent, "prompt": prompt, "n": 1, "protocol": PROTOCOL}
-
-
-def checked(sent: dict[str, Any]) -> Asked | Reply:
-    """What to paint, or a refusal."""
+def _checked(sent: dict[str, Any]) -> Asked | Reply:
     try:
         body = convert(sent, _Body)
     except ValidationError as error:
@@ -109,23 +146,25 @@ def checked(sent: dict[str, Any]) -> Asked | Reply:
         return one_api_error(503, message, code="model_not_found")
     if refusal := _refusal(body):
         return _error(refusal)
+    found = _images(body.messages)
+    images = [image for image in found if image and image.is_what_it_says and image.media_type in MEDIA_TYPES]
+    if len(images) < len(found):
+        return _error("Unable to process an input image: it must be a data URL of a PNG, JPEG or WebP.")
     config = body.extra_body.google.image_config
     factor = _FACTORS[config.image_size or "1K"]
     width, height = _SIZES[config.aspect_ratio or "1:1"]
-    return Asked(body.model, _prompt(body.messages), f"{width * factor}x{height * factor}")
+    return Asked(body.model, _prompt(body.messages), f"{width * factor}x{height * factor}", tuple(images))
 
 
-def answer(asked: Asked, content: bytes) -> Reply:
-    """An answer with a PNG, where the model puts it: Gemini 3 in `images`, the others in the text."""
+def _in_place(content: bytes, asked: Asked) -> Reply:
     url = f"data:image/png;base64,{b64encode(content).decode()}"
     if asked.model.startswith("gemini-3"):
         images = [{"type": "image_url", "image_url": {"url": url}}]
         return _completion({"content": "Here it is.", "images": images}, asked)
-    return linking(url, asked)
+    return _in_text(url, asked)
 
 
-def linking(url: str, asked: Asked) -> Reply:
-    """An answer with an image in the text."""
+def _in_text(url: str, asked: Asked) -> Reply:
     return _completion({"content": f"Here it is.\n![image]({url})"}, asked)
 
 
@@ -152,10 +191,26 @@ def broken_json() -> Responder:
 
 def _prompt(messages: list[_Message]) -> str:
     """All texts, each on a line of its own."""
-    texts: list[str] = []
-    for message in messages:
-        texts += [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
-    return "\n".join(texts)
+    return "\n".join(part.text for part in _parts(messages) if isinstance(part, _TextPart))
+
+
+def _images(messages: list[_Message]) -> list[Input | None]:
+    """All images. An image is None if it is not a data URL."""
+    return [read_data_url("image_url", part.image_url.url) for part in _parts(messages) if isinstance(part, _ImagePart)]
+
+
+def _parts(messages: list[_Message]) -> list[_TextPart | _ImagePart]:
+    contents = (message.content for message in messages)
+    return [part for content in contents for part in ([_TextPart(content)] if isinstance(content, str) else content)]
+
+
+def _without_images(value: Any) -> Any:
+    """Messages with the hash of each image in place of its base64."""
+    if isinstance(value, list):
+        return [_without_images(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: noted(each) if name == "url" else _without_images(each) for name, each in value.items()}
 
 
 def _refusal(body: _Body) -> str | None:
@@ -177,7 +232,9 @@ def _error(message: str) -> Reply:
 
 def _completion(message: dict[str, Any], asked: Asked | None = None, *, finish_reason: str = "stop") -> Reply:
     """An answer to a request. Without one, an answer without an image's tokens."""
-    prompt_tokens, tokens = (len(asked.prompt.split()), _IMAGE_TOKENS) if asked else (4, 8)
+    prompt_tokens, tokens = 4, 8
+    if asked:
+        prompt_tokens, tokens = len(asked.prompt.split()) + _TOKENS_OF_INPUT * len(asked.images), _IMAGE_TOKENS
     return json_reply(
         200,
         {

@@ -1,20 +1,23 @@
 """Ideogram 3.0, as resellers offer it: checks requests and builds answers."""
 
-import email.policy
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from email.message import Message
-from email.parser import BytesParser
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError
 
+from local import upstream_painting as painting
 from local.serving import Reply, Request, Responder
+from local.upstream_forms import Part, media_type_of, read_form
+from local.upstream_inputs import MEDIA_TYPES, MEGABYTE, Input, black_area, read_file
 from local.upstream_replies import json_reply
+from local.upstream_studio import Studio
 
-PATH = "/ideogram/v1/ideogram-v3/generate"
+PATHS = {operation: f"/ideogram/v1/ideogram-v3/{operation}" for operation in ("generate", "edit", "remix")}
+PATH = PATHS["generate"]
 PROTOCOL = "ideogram"
 MODEL = "ideogram-v3"
 
@@ -46,6 +49,14 @@ SIZES = {
     "4x5": "896x1120",
     "5x4": "1120x896",
 }
+# How many files of each name a call takes.
+_FILES = {"style_reference_images": 99, "character_reference_images": 1, "character_reference_images_mask": 1}
+_FILES_OF = {
+    "generate": _FILES,
+    "edit": _FILES | {"image": 1, "mask": 1},
+    "remix": _FILES | {"image": 1},
+}
+_MOST_BYTES = 10 * MEGABYTE  # of an image, and of all style_reference_images
 
 
 class _Color(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,18 +69,28 @@ class _Palette(Struct, frozen=True, forbid_unknown_fields=True):
     members: Annotated[list[_Color], Meta(min_length=1)] | UnsetType = UNSET
 
 
-class _Form(Struct, frozen=True, forbid_unknown_fields=True):
+class _Edit(Struct, frozen=True, forbid_unknown_fields=True):
     prompt: str
-    aspect_ratio: str | UnsetType = UNSET
-    resolution: str | UnsetType = UNSET
     rendering_speed: Literal["TURBO", "DEFAULT", "QUALITY", "FLASH"] = "DEFAULT"
     magic_prompt: Literal["AUTO", "ON", "OFF"] = "AUTO"
-    negative_prompt: str = ""
     num_images: Annotated[int, Meta(ge=1, le=8)] = 1
     seed: Annotated[int, Meta(ge=0, le=2147483647)] | UnsetType = UNSET
     style_type: Literal["AUTO", "GENERAL", "REALISTIC", "DESIGN", "FICTION"] | UnsetType = UNSET
     style_codes: list[Annotated[str, Meta(pattern="^[0-9A-Fa-f]{8}$")]] | UnsetType = UNSET
     color_palette: str | UnsetType = UNSET
+
+
+class _Generate(_Edit, frozen=True, forbid_unknown_fields=True):
+    aspect_ratio: str | UnsetType = UNSET
+    resolution: str | UnsetType = UNSET
+    negative_prompt: str = ""
+
+
+class _Remix(_Generate, frozen=True, forbid_unknown_fields=True):
+    image_weight: Annotated[int, Meta(ge=1, le=100)] = 50
+
+
+_FORMS: dict[str, type[_Edit]] = {"generate": _Generate, "edit": _Edit, "remix": _Remix}
 
 
 class Asked(Struct, frozen=True):
@@ -83,46 +104,92 @@ class Asked(Struct, frozen=True):
     style_type: str
 
 
-def fields(request: Request) -> dict[str, Any] | Reply:
-    """The fields of the form, or a refusal if the body is no form. `style_codes` is a list, the others are text."""
-    content_type = request.header("Content-Type") or ""
-    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
-        return _error(415, "The Content-Type must be multipart/form-data.")
-    head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1")
-    form = BytesParser(policy=email.policy.compat32).parsebytes(head + request.body)
-    if not form.is_multipart() or form.defects:
-        return _error(400, "The form is not valid.")
-    sent: dict[str, Any] = {}
-    for part in form.get_payload():
-        name, value = _field(part) if isinstance(part, Message) else (None, None)
-        if name is None or value is None:
-            return _error(400, f"Invalid field: {name}.")
-        if name == "style_codes":
-            sent.setdefault(name, []).extend(code.strip() for code in value.split(","))
-        elif name in sent:
-            return _error(400, f"Repeated field: {name}.")
+class Sent(Struct, frozen=True):
+    """A request. `operation` is the end of its path. Of the texts, `style_codes` is a list."""
+
+    operation: str
+    texts: dict[str, Any]
+    files: list[Input]
+
+    def entry(self) -> dict[str, Any]:
+        """The entry of `StandInUpstream.calls`."""
+        number = self.texts.get("num_images", "1")
+        n = int(number) if number.isdecimal() else 1
+        call = {**self.texts, "model": MODEL, "prompt": self.texts.get("prompt", ""), "n": n, "protocol": PROTOCOL}
+        if self.operation != "generate":
+            call["operation"] = self.operation
+        if self.files or self.operation != "generate":
+            call["images"] = self.images
+        return call | {file.name: file for file in self.named("mask")}
+
+    @property
+    def images(self) -> list[Input]:
+        return [file for file in self.files if file.name != "mask"]
+
+    def named(self, name: str) -> list[Input]:
+        return [file for file in self.files if file.name == name]
+
+    def answer(self, studio: Studio, request: Request) -> Reply:
+        asked = _checked(self)
+        if isinstance(asked, Reply):
+            return asked
+        strip = painting.strip_of(image.picture for image in self.images)
+        kept = next((file.picture for file in self.named("image")), None)
+        area = next((black_area(file.picture) for file in self.named("mask") if file.picture), None)
+
+        def paint() -> bytes:
+            index = studio.next_index(asked.prompt)
+            if kept and area:
+                return painting.paint_in(area, kept, asked.prompt, index, asked.size, "png", strip)
+            return painting.paint(asked.prompt, index, asked.size, strip=strip)
+
+        return answer(asked, [studio.hosted(paint(), "png", asked.prompt, request) for _ in range(asked.n)])
+
+
+def reader(operation: str) -> Callable[[Request], Sent | Reply]:
+    """Reads the forms of an operation, or refuses what is no such form."""
+
+    def read(request: Request) -> Sent | Reply:
+        if media_type_of(request) != "multipart/form-data":
+            return _error(415, "The Content-Type must be multipart/form-data.")
+        parts = read_form(request)
+        return _error(400, "The form is not valid.") if parts is None else _read(operation, parts)
+
+    return read
+
+
+def _read(operation: str, parts: list[Part]) -> Sent | Reply:
+    texts: dict[str, Any] = {}
+    files: list[Input] = []
+    for part in parts:
+        text = part.text()
+        if part.filename is not None and part.name in _FILES_OF[operation]:
+            files.append(read_file(part))
+        elif text is None or part.name in _FILES_OF[operation]:
+            return _error(400, f"Invalid field: {part.name}.")
+        elif part.name == "style_codes":
+            texts.setdefault(part.name, []).extend(code.strip() for code in text.split(","))
+        elif part.name in texts:
+            return _error(400, f"Repeated field: {part.name}.")
         else:
-            sent[name] = value
-    return sent
+            texts[part.name] = text
+    return Sent(operation, texts, files)
 
 
-def entry(sent: dict[str, Any]) -> dict[str, Any]:
-    """The entry of `StandInUpstream.calls`."""
-    number = sent.get("num_images", "1")
-    n = int(number) if number.isdecimal() else 1
-    return {**sent, "model": MODEL, "prompt": sent.get("prompt", ""), "n": n, "protocol": PROTOCOL}
-
-
-def checked(sent: dict[str, Any]) -> Asked | Reply:
+def _checked(sent: Sent) -> Asked | Reply:
     """What to paint, or a refusal."""
     try:
-        form = msgspec.convert(sent, _Form, strict=False)
+        form = msgspec.convert(sent.texts, _FORMS[sent.operation], strict=False)
         palette = UNSET if form.color_palette is UNSET else msgspec.json.decode(form.color_palette, type=_Palette)
     except (ValidationError, msgspec.DecodeError) as error:
         return _error(400, str(error))
-    if refusal := _refusal(form, palette):
+    refusal = _refusal(form, palette, sent) or next(chain(_wrong_files(sent), _wrong_masks(sent)), None)
+    if refusal:
         return _error(400, refusal)
-    size = form.resolution if form.resolution is not UNSET else SIZES[form.aspect_ratio or "1x1"]
+    if isinstance(form, _Generate):
+        size = form.resolution if form.resolution is not UNSET else SIZES[form.aspect_ratio or "1x1"]
+    else:
+        size = "x".join(map(str, sent.named("image")[0].sides))
     return Asked(
         prompt=form.prompt,
         expanded=form.prompt if form.magic_prompt == "OFF" else f"{form.prompt}, in detail",
@@ -175,34 +242,50 @@ def inflight_limit() -> Responder:
     return lambda _: _error(429, "Too many images in flight.", reject_reason="inflight_limit")
 
 
-def _field(part: Message) -> tuple[str | None, str | None]:
-    """The name and the text of a part. The text is None if the part is a file, or not UTF-8."""
-    name = part.get_param("name", header="content-disposition")
-    content = part.get_payload(decode=True)
-    if not isinstance(name, str) or part.get_content_disposition() != "form-data":
-        return None, None
-    if part.get_filename() is not None or not isinstance(content, bytes):
-        return name, None
-    try:
-        return name, content.decode()
-    except UnicodeDecodeError:
-        return name, None
-
-
-def _refusal(form: _Form, palette: _Palette | UnsetType) -> str | None:
+def _refusal(form: _Edit, palette: _Palette | UnsetType, sent: Sent) -> str | None:
     """Why the values are refused, which are valid one by one."""
-    has_ratio, has_resolution = form.aspect_ratio is not UNSET, form.resolution is not UNSET
+    ratio = form.aspect_ratio if isinstance(form, _Generate) else UNSET
+    resolution = form.resolution if isinstance(form, _Generate) else UNSET
     has_style, has_codes = form.style_type is not UNSET, form.style_codes is not UNSET
     applies = {
         "prompt is required.": not form.prompt.strip(),
-        "aspect_ratio and resolution exclude each other.": has_ratio and has_resolution,
-        f"Invalid aspect_ratio: {form.aspect_ratio}.": has_ratio and form.aspect_ratio not in SIZES,
-        f"Invalid resolution: {form.resolution}.": has_resolution and form.resolution not in RESOLUTIONS,
+        "aspect_ratio and resolution exclude each other.": UNSET not in (ratio, resolution),
+        f"Invalid aspect_ratio: {ratio}.": ratio is not UNSET and ratio not in SIZES,
+        f"Invalid resolution: {resolution}.": resolution is not UNSET and resolution not in RESOLUTIONS,
         "style_type and style_codes exclude each other.": has_style and has_codes,
+        "style_codes and style_reference_images exclude each other.": has_codes
+        and bool(sent.named("style_reference_images")),
         "color_palette must have either a name or members.": palette is not UNSET
         and (palette.name is UNSET) == (palette.members is UNSET),
     }
     return next((reason for reason, is_so in applies.items() if is_so), None)
+
+
+def _wrong_files(sent: Sent) -> Iterator[str]:
+    """Why the files are refused."""
+    for name, most in _FILES_OF[sent.operation].items():
+        if len(sent.named(name)) > most:
+            yield f"Too many files: {name}."
+    for name in {"image", "mask"} & _FILES_OF[sent.operation].keys():
+        if not sent.named(name):
+            yield f"{name} is required."
+    for file in sent.files:
+        if file.media_type not in MEDIA_TYPES or not file.is_what_it_says:
+            yield f"{file.name} must be a JPEG, PNG or WebP, and declare so."
+        if len(file.content) > _MOST_BYTES:
+            yield f"{file.name} is too large."
+    if sum(len(file.content) for file in sent.named("style_reference_images")) > _MOST_BYTES:
+        yield "style_reference_images are too large in total."
+
+
+def _wrong_masks(sent: Sent) -> Iterator[str]:
+    """Why the masks are refused."""
+    for mask, image in (("mask", "image"), ("character_reference_images_mask", "character_reference_images")):
+        if sent.named(mask) and [file.sides for file in sent.named(mask)] != [file.sides for file in sent.named(image)]:
+            yield f"{mask} must have the size of {image}."
+    for file in sent.named("mask"):
+        if file.picture and not black_area(file.picture):
+            yield "mask must be black and white, and have a black pixel."
 
 
 def _error(status: int, message: str, **more: str) -> Reply:

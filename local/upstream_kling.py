@@ -1,25 +1,33 @@
-"""Kling's images, as resellers offer them: submits, polls and their answers."""
+"""Kling's images and virtual try-on, as resellers offer them: submits, polls and their answers."""
 
-import binascii
 import json
 import math
 import uuid
-from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 from msgspec import Meta, Struct, ValidationError, convert
 
+from local import upstream_painting as painting
 from local.serving import Reply, Request, Responder
+from local.upstream_inputs import MEGABYTE, Input, noted, read_base64
 from local.upstream_replies import json_reply
-from local.upstream_tasks import Charge, Fate, Studio, Task, Tasks, failing, json_object, milliseconds
+from local.upstream_studio import Studio, json_object
+from local.upstream_tasks import Charge, Fate, Task, Tasks, failing, milliseconds
 
 PATH = "/kling/v1/images/generations"
+TRY_ON_PATH = "/kling/v1/images/kolors-virtual-try-on"
 PROTOCOL = "kling"
 
 _V2 = {"kling-v2", "kling-v2-new", "kling-v2-1"}
 _MODELS = {"kling-v1", "kling-v1-5"} | _V2
+_TRY_ON = "kolors-virtual-try-on-v1"
+_TRY_ON_MODELS = {_TRY_ON, "kolors-virtual-try-on-v1-5"}
+_IMAGE_FIELDS = ("image", "human_image", "cloth_image")
+_URL_SCHEMES = ("http://", "https://")
+_LEAST_SIDE, _MOST_RATIO, _MOST_BYTES = 300, 2.5, 10 * MEGABYTE
 _STATUSES = {
     **dict.fromkeys(range(1000, 1005), 401),
     **dict.fromkeys((1100, 1101, 1102, 1302, 1303, 1304), 429),
@@ -51,12 +59,32 @@ class _Body(Struct, frozen=True, forbid_unknown_fields=True):
     external_task_id: str = ""
 
 
+class _TryOn(Struct, frozen=True, forbid_unknown_fields=True):
+    human_image: str
+    cloth_image: str
+    model_name: str = _TRY_ON
+    callback_url: str = ""
+    external_task_id: str = ""
+
+
+class _Work(Struct, frozen=True):
+    """What a task does. `path` is that of its submit. `text`, `size` and `strip` are what the pictures show."""
+
+    path: str
+    prompt: str
+    text: str
+    size: str
+    n: int
+    external_task_id: str
+    strip: tuple[painting.Thumbnail, ...]
+
+
 class Kling:
     """`concurrency` is the number of images at once. None is no limit."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._tasks = Tasks[_Body](running=None, queued=0)
+        self._tasks = Tasks[_Work](running=None, queued=0)
 
     @property
     def concurrency(self) -> int | None:
@@ -76,53 +104,57 @@ class Kling:
         return self._tasks.charges(PROTOCOL, self._studio.now(), refunds=self._studio.refunds)
 
     def is_submit(self, request: Request) -> bool:
-        return request.method == "POST" and request.target == PATH
+        return request.method == "POST" and request.target in (PATH, TRY_ON_PATH)
 
     def is_poll(self, request: Request) -> bool:
-        return request.method == "GET" and request.target.startswith(f"{PATH}/")
+        return request.method == "GET" and request.target.startswith((f"{PATH}/", f"{TRY_ON_PATH}/"))
 
     def entry(self, request: Request) -> dict[str, Any] | Reply:
         """The entry of `StandInUpstream.calls`, or a refusal if the body is no JSON object."""
         sent = json_object(request)
         if sent is None:
             return error(1200, "The body is not a JSON object.")
-        return {"prompt": "", "n": 1, **sent, "model": sent.get("model_name", "kling-v1"), "protocol": PROTOCOL}
+        images = [each for name in _IMAGE_FIELDS if (each := _input(name, sent.get(name)))]
+        shown = {name: noted(value) if name in _IMAGE_FIELDS else value for name, value in sent.items()}
+        is_try_on = request.target == TRY_ON_PATH
+        model = sent.get("model_name", _TRY_ON if is_try_on else "kling-v1")
+        call = {"prompt": "", "n": 1, **shown, "model": model, "protocol": PROTOCOL}
+        if is_try_on:
+            call["operation"] = "try-on"
+        return call | ({"images": images} if images or is_try_on else {})
 
     def begin(self, request: Request) -> tuple[Reply, bool]:
         """The answer to a submit, and whether it was accepted."""
-        try:
-            body = convert(json_object(request), _Body)
-        except ValidationError as wrong:
-            return error(1201, str(wrong)), False
-        if body.model_name not in _MODELS:
-            return error(1203, f"model {body.model_name} does not exist"), False
-        if refusal := _refusal(body):
-            return error(1201, refusal), False
+        work = _work(request)
+        if isinstance(work, Reply):
+            return work, False
         with self._tasks.lock:
             now = self._studio.now()
-            if body.external_task_id and self._of(body.external_task_id, now):
-                return error(1201, f"external_task_id {body.external_task_id} exists already"), False
+            if work.external_task_id and self._of(work.external_task_id, now):
+                return error(1201, f"external_task_id {work.external_task_id} exists already"), False
             task = Task(
                 id=str(uuid.uuid4().int)[:18],
-                prompt=body.prompt,
-                asked=body,
+                prompt=work.prompt,
+                asked=work,
                 submitted=now,
                 seconds=self._studio.task_seconds,
-                slots=body.n,
-                indexes=tuple(self._studio.next_index(body.prompt) for _ in range(body.n)),
+                slots=work.n,
+                indexes=tuple(self._studio.next_index(work.prompt) for _ in range(work.n)),
             )
             if self._tasks.add(task, now) is None:
                 return error(1303, "parallel task over resource pack limit"), False
-            task.fate = self._studio.fate(body.prompt)
-            self._tasks.charge(task, body.n)
+            task.fate = self._studio.fate(work.prompt)
+            self._tasks.charge(task, work.n)
             return _succeed(self._head(task, now)), True
 
     def find(self, request: Request) -> Task[Any] | None:
-        """The task that a poll asks for, by its id or its external_task_id."""
-        wanted = unquote(request.target.removeprefix(f"{PATH}/"))
+        """The task that a poll asks for, by its id or its external_task_id. It is found below its own path only."""
+        path = PATH if request.target.startswith(f"{PATH}/") else TRY_ON_PATH
+        wanted = unquote(request.target.removeprefix(f"{path}/"))
         with self._tasks.lock:
             now = self._studio.now()
-            return self._tasks.find(wanted, now) or self._of(wanted, now)
+            task = self._tasks.find(wanted, now) or self._of(wanted, now)
+            return task if task and task.asked.path == path else None
 
     def show(self, request: Request) -> Reply:
         """The answer to a poll."""
@@ -140,18 +172,20 @@ class Kling:
                 whole["task_result"] = {"images": [{"index": at, "url": url} for at, url in enumerate(urls)]}
             return _succeed(whole)
 
-    def _of(self, external_task_id: str, now: float) -> Task[_Body] | None:
+    def _of(self, external_task_id: str, now: float) -> Task[_Work] | None:
         known = self._tasks.known(now)
         return next((task for task in known if task.asked.external_task_id == external_task_id), None)
 
-    def _url(self, task: Task[_Body], at: int, request: Request) -> str:
+    def _url(self, task: Task[_Work], at: int, request: Request) -> str:
         if not task.fate.has_urls:
             return ""
         if str(at) not in task.urls:
-            task.urls[str(at)] = self._studio.picture(task.prompt, task.indexes[at], _size(task.asked), request)
+            work = task.asked
+            paint = partial(painting.paint, work.text, task.indexes[at], work.size, strip=work.strip)
+            task.urls[str(at)] = self._studio.hosted_later(paint, task.prompt, request)
         return task.urls[str(at)]
 
-    def _head(self, task: Task[_Body], now: float) -> dict[str, Any]:
+    def _head(self, task: Task[_Work], now: float) -> dict[str, Any]:
         """What submits and polls say of a task."""
         has_failed = task.fate.status in ("failed", "cancelled")
         if task.has_ended(now):
@@ -235,6 +269,45 @@ def _size(body: _Body) -> str:
     return f"{width * unit}x{height * unit}"
 
 
+def _work(request: Request) -> _Work | Reply:
+    """What a submit asks for, or a refusal."""
+    try:
+        if request.target == TRY_ON_PATH:
+            return _try_on(convert(json_object(request), _TryOn))
+        return _generation(convert(json_object(request), _Body))
+    except ValidationError as wrong:
+        return error(1201, str(wrong))
+
+
+def _generation(body: _Body) -> _Work | Reply:
+    image = _input("image", body.image)
+    if body.model_name not in _MODELS:
+        return _no_such_model(body.model_name)
+    if refusal := _refusal(body) or next(_wrong_image("image", body.image, image, _MOST_RATIO), None):
+        return error(1201, refusal)
+    strip = painting.strip_of([image.picture] if image else [])
+    return _Work(PATH, body.prompt, body.prompt, _size(body), body.n, body.external_task_id, strip)
+
+
+def _try_on(body: _TryOn) -> _Work | Reply:
+    """The result has the size of the human's image, which the upstream does not document."""
+    if body.model_name not in _TRY_ON_MODELS:
+        return _no_such_model(body.model_name)
+    sent = {"human_image": body.human_image, "cloth_image": body.cloth_image}
+    images = {name: _input(name, value) for name, value in sent.items()}
+    for name, value in sent.items():
+        if refusal := next(_wrong_image(name, value, images[name], math.inf), None):
+            return error(1201, refusal if value else f"{name} is required")
+    strip = painting.strip_of(image.picture for image in images.values() if image)
+    human = images["human_image"]
+    size = "x".join(map(str, human.sides)) if human else "768x1024"
+    return _Work(TRY_ON_PATH, "", "a try-on", size, 1, body.external_task_id, strip)
+
+
+def _no_such_model(name: str) -> Reply:
+    return error(1203, f"model {name} does not exist")
+
+
 def _refusal(body: _Body) -> str | None:
     """Why the values are refused, which are valid one by one."""
     model, is_edit = body.model_name, bool(body.image)
@@ -243,7 +316,6 @@ def _refusal(body: _Body) -> str | None:
         "21:9 is not supported by kling-v1": body.aspect_ratio == "21:9" and model == "kling-v1",
         "2k is for text to image with kling-v2 only": body.resolution == "2k" and (model not in _V2 or is_edit),
         "kling-v2-new requires an image": model == "kling-v2-new" and not is_edit,
-        "image is neither a URL nor base64": is_edit and not _is_image(body.image),
         "negative_prompt is not supported with an image": is_edit and bool(body.negative_prompt),
         "image_reference is for an image with kling-v1-5": body.image_reference is not None
         and not (is_edit and model == "kling-v1-5"),
@@ -254,10 +326,22 @@ def _refusal(body: _Body) -> str | None:
     return next((reason for reason, is_so in applies.items() if is_so), None)
 
 
-def _is_image(image: str) -> bool:
-    if image.startswith(("http://", "https://")):
-        return True
-    try:
-        return bool(b64decode(image, validate=True))
-    except binascii.Error:
-        return False
+def _input(name: str, value: object) -> Input | None:
+    """The image of a field. None if it is a URL, or not base64."""
+    return read_base64(name, value) if isinstance(value, str) and not value.startswith(_URL_SCHEMES) else None
+
+
+def _wrong_image(name: str, value: str, image: Input | None, most_ratio: float) -> Iterator[str]:
+    """Why the image of a field is refused. A URL is not opened."""
+    if value.startswith(_URL_SCHEMES) or (not value and name == "image"):
+        return
+    if image is None:
+        yield f"{name} is neither a URL nor base64"
+    elif image.media_type not in ("image/jpeg", "image/png"):
+        yield f"{name} is not a JPEG or PNG"
+    elif len(image.content) > _MOST_BYTES:
+        yield f"{name} is larger than 10 MB"
+    elif min(image.sides) < _LEAST_SIDE:
+        yield f"{name} has a side of less than {_LEAST_SIDE} pixels"
+    elif max(image.sides) > most_ratio * min(image.sides):
+        yield f"{name} has a ratio that is not between 1:{most_ratio} and {most_ratio}:1"

@@ -4,73 +4,43 @@ import json
 import math
 import re
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from msgspec import Meta, Struct, ValidationError, convert
-from msgspec.structs import replace
-
+from local import upstream_midjourney_jobs as jobs
 from local.serving import Reply, Request, Responder
+from local.upstream_inputs import Input, noted, read_data_url
+from local.upstream_midjourney_jobs import Change, GatewayError, Job, ProxyError
+from local.upstream_midjourney_prompts import size_of, text_of
 from local.upstream_replies import json_reply
-from local.upstream_tasks import Charge, Fate, Studio, Task, Tasks, failing, json_object, milliseconds
+from local.upstream_studio import Studio, json_object
+from local.upstream_tasks import Charge, Fate, Task, Tasks, failing, milliseconds
 
 PROTOCOL = "midjourney"
 MODEL = "mj_imagine"  # as new-api names the model that it bills
 
 _MODES = r"/(?:mj-(fast|relax|turbo)/)?mj"
-_SUBMIT = re.compile(rf"{_MODES}/submit/imagine")
+_SUBMIT = re.compile(rf"{_MODES}/submit/(imagine|blend|describe|change|action)")
 _FETCH = re.compile(rf"{_MODES}/task/([^/?]+)/fetch")
 _INSTANCE = "1118138338562560102"
 # The parts of the work after which a task is IN_PROGRESS, and after which it has a preview.
 _IN_PROGRESS, _PREVIEW = 0.1, 0.5
-# Midjourney's parameters and their values: evolink's prompt guides for V7 and V8.1, and those of earlier versions.
-_ALIASES = {"aspect": "ar", "version": "v", "s": "stylize", "c": "chaos", "q": "quality", "w": "weird", "p": "profile"}
-_FLAGS = {
-    "ar": r"[1-9]\d{0,3}:[1-9]\d{0,3}",
-    "chaos": r"\d\d?|100",
-    "cref": r"\S.*",
-    "cw": r"\d\d?|100",
-    "exp": r"\d\d?|100",
-    "iw": r"[0-2](\.\d+)?|\.\d+|3",
-    "niji": r"\d",
-    "no": r"\S.*",
-    "oref": r"\S.*",
-    "ow": r"\d{1,3}|1000",
-    "profile": r".*",
-    "quality": r"0?\.25|0?\.5|1|2|4",
-    "seed": r"\d{1,10}",
-    "sref": r"\S.*",
-    "stop": r"[1-9]\d|100",
-    "style": r"\w+",
-    "stylize": r"\d{1,3}|1000",
-    "sv": r"\d",
-    "sw": r"\d{1,3}|1000",
-    "v": r"\d(\.\d)?",
-    "weird": r"[0-2]?\d{1,3}|3000",
-    **dict.fromkeys(("draft", "fast", "raw", "relax", "tile", "turbo"), ""),
-}
-
-
-class _Body(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    bot_type: Literal["MID_JOURNEY", "NIJI_JOURNEY"]
-    prompt: str = ""
-    base64_array: list[Annotated[str, Meta(pattern="^data:image/[a-z]+;base64,.")]] = []
-    notify_hook: Annotated[str, Meta(max_length=2000)] = ""
-    state: Annotated[str, Meta(max_length=255)] = ""
-    account_filter: dict[str, Any] = {}
+_IMAGE_FIELDS = ("base64Array", "base64")
 
 
 class Midjourney:
     """`running` tasks run at once, `queued` tasks wait for them.
 
     With `rewrites_codes` the codes 21 and 22 are 1 instead, as new-api answers. With `is_bare` polls are answered as
-    by the proxy itself: an unknown id with an empty body, a failed task without progress.
+    by the proxy itself: an unknown id with an empty body, a failed task without progress. Without `has_change` there is
+    no /submit/change, as on a newer proxy: buttons take its place.
     """
 
     def __init__(self, studio: Studio) -> None:
         self.rewrites_codes = False
         self.is_bare = False
+        self.has_change = True
         self._studio = studio
-        self._tasks = Tasks[_Body](running=3, queued=10)
+        self._tasks = Tasks[Job](running=3, queued=10)
 
     @property
     def running(self) -> int | None:
@@ -98,7 +68,8 @@ class Midjourney:
         return self._tasks.charges(PROTOCOL, self._studio.now(), refunds=self._studio.refunds)
 
     def is_submit(self, request: Request) -> bool:
-        return request.method == "POST" and bool(_SUBMIT.fullmatch(request.target))
+        found = _SUBMIT.fullmatch(request.target) if request.method == "POST" else None
+        return found is not None and (self.has_change or found[2] != "change")
 
     def is_poll(self, request: Request) -> bool:
         return request.method == "GET" and bool(_FETCH.fullmatch(request.target))
@@ -108,47 +79,31 @@ class Midjourney:
 
         `prompt` is the text before the flags, `full_prompt` is what was sent, `mode` is that of the path.
         """
-        sent = json_object(request)
-        if sent is None:
+        sent, found = json_object(request), _SUBMIT.fullmatch(request.target)
+        if sent is None or found is None:
             return gateway_error("bind_request_body_failed")
-        prompt, mode = sent.get("prompt"), _SUBMIT.fullmatch(request.target)
-        names = {"model": MODEL, "n": 1, "protocol": PROTOCOL, "mode": mode and mode[1]}
-        return {**sent, "prompt": text_of(prompt) if isinstance(prompt, str) else "", "full_prompt": prompt, **names}
+        images = _inputs(sent)
+        call = {**_without_images(sent), "n": 1, "protocol": PROTOCOL, "mode": found[1]}
+        if found[2] != "imagine":
+            operation = _operation(found[2], sent)
+            call |= {"prompt": "", "model": f"mj_{operation}", "operation": operation}
+            return call | ({"images": images} if operation in ("blend", "describe") else {})
+        prompt = sent.get("prompt")
+        text = text_of(prompt) if isinstance(prompt, str) else ""
+        call |= {"prompt": text, "full_prompt": prompt, "model": MODEL}
+        return call | ({"images": images} if images else {})
 
     def begin(self, request: Request) -> tuple[Reply, bool]:
         """The answer to a submit, and whether it was accepted."""
+        found = _SUBMIT.fullmatch(request.target)
         try:
-            body = convert(json_object(request), _Body)
-        except ValidationError as error:
-            return gateway_error("bind_request_body_failed", str(error)), False
-        prompt = body.prompt.strip()
-        if not prompt:
-            return gateway_error("prompt_is_required"), False
-        with self._tasks.lock:
-            now = self._studio.now()
-            if same := self._same(prompt, body.bot_type, now):
-                self._tasks.charge(same, 1)
-                shown = self._shown(same, now, request)
-                said = {name: shown[name] for name in ("status", "imageUrl") if shown[name]}
-                return self._submitted(21, "Task already exists", same.id, **said), True
-            task = Task(
-                id=_new_id(),
-                prompt=text_of(prompt),
-                asked=replace(body, prompt=prompt),
-                submitted=now,
-                seconds=self._studio.task_seconds,
-            )
-            waiting = self._tasks.add(task, now)
-            if waiting is None:
-                return queue_full()(request), False
-            if "seed" not in dict(_flags(prompt)):
-                task.indexes = (self._studio.next_index(task.prompt),)
-            wrong = _wrong_flag(prompt)
-            task.fate = failing(f"Invalid parameter, {wrong}") if wrong else self._studio.fate(task.prompt)
-            self._tasks.charge(task, 1)
-            if not waiting:
-                return self._submitted(1, "Submit success", task.id), True
-            return self._submitted(22, f"In queue: {waiting}", task.id, numberOfQueues=waiting), True
+            asked = jobs.read(found[2] if found else "", json_object(request))
+            with self._tasks.lock:
+                return self._begin(asked, request)
+        except GatewayError as error:
+            return gateway_error(error.description, error.detail), False
+        except ProxyError as error:
+            return refusing(4, str(error))(request), False
 
     def find(self, request: Request) -> Task[Any] | None:
         """The task that a poll asks for."""
@@ -164,59 +119,82 @@ class Midjourney:
         with self._tasks.lock:
             return json_reply(200, self._shown(task, self._studio.now(), request))
 
+    def _begin(self, asked: Job | Change, request: Request) -> tuple[Reply, bool]:
+        now = self._studio.now()
+        job = self._changed(asked, now) if isinstance(asked, Change) else asked
+        if same := self._same(job, now):
+            self._tasks.charge(same, 1)
+            shown = self._shown(same, now, request)
+            said = {name: shown[name] for name in ("status", "imageUrl") if shown[name]}
+            return self._submitted(21, "Task already exists", same.id, **said), True
+        task = Task(id=_new_id(), prompt=job.script, asked=job, submitted=now, seconds=self._studio.task_seconds)
+        waiting = self._tasks.add(task, now)
+        if waiting is None:
+            return queue_full()(request), False
+        task.indexes = (self._studio.next_index(job.script or job.text) if job.index is None else job.index,)
+        task.fate = failing(f"Invalid parameter, {job.wrong}") if job.wrong else self._studio.fate(task.prompt)
+        self._tasks.charge(task, 1)
+        if not waiting:
+            return self._submitted(1, "Submit success", task.id), True
+        return self._submitted(22, f"In queue: {waiting}", task.id, numberOfQueues=waiting), True
+
+    def _changed(self, change: Change, now: float) -> Job:
+        """The job of a change. Raises GatewayError or ProxyError."""
+        parent = self._tasks.find(change.task_id, now)
+        if parent is None:
+            raise GatewayError("task_not_found")
+        if _status(parent, now) != "SUCCESS":
+            raise GatewayError("task_status_not_success")
+        return jobs.changed(change, parent)
+
     def _submitted(self, code: int, description: str, task_id: str, **properties: Any) -> Reply:
         code = 1 if self.rewrites_codes and code in (21, 22) else code
         properties["discordInstanceId"] = _INSTANCE
         return json_reply(200, {"code": code, "description": description, "result": task_id, "properties": properties})
 
-    def _same(self, prompt: str, bot_type: str, now: float) -> Task[_Body] | None:
-        """A task with this prompt that has not failed."""
+    def _same(self, job: Job, now: float) -> Task[Job] | None:
+        """A task of an equal submit that has not failed."""
         for task in self._tasks.known(now):
             has_failed = task.has_ended(now) and task.fate.status in ("failed", "cancelled")
-            if (task.asked.prompt, task.asked.bot_type) == (prompt, bot_type) and not has_failed:
+            if task.asked.key == job.key and not has_failed:
                 return task
         return None
 
-    def _shown(self, task: Task[_Body], now: float, request: Request) -> dict[str, Any]:
+    def _shown(self, task: Task[Job], now: float, request: Request) -> dict[str, Any]:
         """The answer to a poll."""
-        prompt, status, done = task.asked.prompt, _status(task, now), task.done(now)
-        has_failed = status in ("FAILURE", "CANCEL")
+        job, status, done = task.asked, _status(task, now), task.done(now)
+        has_failed, is_description = status in ("FAILURE", "CANCEL"), job.action == "DESCRIBE"
+        prompt = "" if is_description and status != "SUCCESS" else job.prompt
         url = ""
         if status == "SUCCESS" and task.fate.has_urls:
             url = self._url(task, 1, request)
-        elif status == "IN_PROGRESS" and done >= _PREVIEW:
+        elif status == "IN_PROGRESS" and done >= _PREVIEW and not is_description:
             url = self._url(task, 4, request)
         return {
             "id": task.id,
-            "action": "IMAGINE",
+            "action": job.action,
             "status": status,
             "progress": "" if has_failed and self.is_bare else f"{max(0, int(done * 100))}%",
             "prompt": prompt,
             "promptEn": prompt,
-            "description": f"/imagine {prompt}",
-            "state": task.asked.state,
+            "description": job.description,
+            "state": job.state,
             "submitTime": milliseconds(task.submitted),
             "startTime": milliseconds(task.began),
             "finishTime": milliseconds(task.ends) if task.has_ended(now) else 0,
             "imageUrl": url,
             "failReason": task.fate.reason if has_failed else "",
-            "buttons": _buttons(task.id) if status == "SUCCESS" else [],
+            "buttons": _buttons(task.id) if status == "SUCCESS" and job.action in jobs.GRIDS else [],
             "properties": {"finalPrompt": prompt, "discordInstanceId": _INSTANCE},
         }
 
-    def _url(self, task: Task[_Body], reduction: int, request: Request) -> str:
-        """The URL of the grid, with its sides divided by the reduction."""
+    def _url(self, task: Task[Job], reduction: int, request: Request) -> str:
+        """The URL of the picture, with its sides divided by the reduction."""
         name = f"1/{reduction}"
         if name not in task.urls:
-            prompt = task.asked.prompt
-            size = _size(dict(_flags(prompt)).get("ar", "1:1"), reduction)
-            task.urls[name] = self._studio.grid(task.prompt, prompt, task.indexes[0], size, request)
+            painting = task.asked.painting(task.indexes[0], size_of(task.asked.ratio, reduction))
+            task.urls[name] = self._studio.hosted_later(painting, task.prompt, request)
         return task.urls[name]
-
-
-def text_of(prompt: str) -> str:
-    """The text before the flags."""
-    return _parts(prompt)[0].strip()
 
 
 def gateway_error(description: str, detail: str = "") -> Reply:
@@ -300,44 +278,7 @@ def _new_id() -> str:
     return str(10**15 + uuid.uuid4().int % 10**15)
 
 
-def _parts(prompt: str) -> list[str]:
-    """The text, then each flag with its value. Midjourney takes an em dash before a name for two hyphens."""
-    return re.split(r"(?:^|\s)(?:--|—(?=\w))", prompt)
-
-
-def _flags(prompt: str) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for part in _parts(prompt)[1:]:
-        name, _, value = part.strip().partition(" ")
-        found.append((_ALIASES.get(name, name), value.strip()))
-    return found
-
-
-def _wrong_flag(prompt: str) -> str | None:
-    """Why Midjourney refuses the flags."""
-    seen: set[str] = set()
-    for name, value in _flags(prompt):
-        if name not in _FLAGS:
-            return f"Unrecognized parameter(s): --{name}"
-        if name in seen:
-            return f"Duplicate parameter: --{name}"
-        if not re.fullmatch(_FLAGS[name], value) or (name == "seed" and int(value) > 4294967295):
-            return f"Invalid value for --{name}: {value}"
-        seen.add(name)
-    return None
-
-
-def _size(ratio: str, reduction: int) -> str:
-    """The longer side is at most 1024 pixels, and all sides are even. The ratio is exact up to 512."""
-    width, height = map(int, ratio.split(":"))
-    common = math.gcd(width, height)
-    width, height = width // common, height // common
-    unit = 512 / max(width, height)
-    unit = math.floor(unit) if unit >= 1 else unit
-    return "x".join(str(2 * max(1, round(side * unit / reduction))) for side in (width, height))
-
-
-def _status(task: Task[_Body], now: float) -> str:
+def _status(task: Task[Job], now: float) -> str:
     if task.has_ended(now):
         return {"succeeded": "SUCCESS", "failed": "FAILURE", "cancelled": "CANCEL"}[task.fate.status]
     if math.isinf(task.began):
@@ -346,14 +287,34 @@ def _status(task: Task[_Body], now: float) -> str:
 
 
 def _buttons(task_id: str) -> list[dict[str, Any]]:
-    job = uuid.uuid5(uuid.NAMESPACE_OID, task_id)
-    ids = {f"{label}{at}": f"{action}::{at}::{job}" for label, action in _ACTIONS.items() for at in range(1, 5)}
-    ids["🔄"] = f"MJ::JOB::reroll::0::{job}::SOLO"
     return [
         {"customId": custom_id, "label": "" if label == "🔄" else label, "emoji": "🔄" if label == "🔄" else ""}
         | {"type": 2, "style": 2}
-        for label, custom_id in ids.items()
+        for label, custom_id in jobs.button_ids(task_id).items()
     ]
 
 
-_ACTIONS = {"U": "MJ::JOB::upsample", "V": "MJ::JOB::variation"}
+def _operation(call: str, sent: dict[str, Any]) -> str:
+    """What new-api bills a submit as, without "mj_"."""
+    action = {"change": sent.get("action"), "action": jobs.action_of(sent.get("customId"))}.get(call)
+    return action.lower() if isinstance(action, str) and action else call
+
+
+def _inputs(sent: dict[str, Any]) -> list[Input]:
+    """The images of a submit."""
+    found = [
+        read_data_url(name, url)
+        for name, value in sent.items()
+        if name in _IMAGE_FIELDS
+        for url in (value if isinstance(value, list) else [value])
+        if isinstance(url, str)
+    ]
+    return [image for image in found if image]
+
+
+def _without_images(sent: dict[str, Any]) -> dict[str, Any]:
+    return {name: _noted(value) if name in _IMAGE_FIELDS else value for name, value in sent.items()}
+
+
+def _noted(value: object) -> object:
+    return [noted(each) for each in value] if isinstance(value, list) else noted(value)

@@ -1,16 +1,14 @@
 """Tasks of the stand-in upstream: they progress by the clock, lazily, when somebody looks at them."""
 
-import json
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from msgspec import Struct
 
-from local.serving import Reply, Request, Responder
+from local.serving import Reply, Responder
 
 Asked = TypeVar("Asked")
 
@@ -32,26 +30,6 @@ WITHOUT_URL = Fate(has_urls=False)
 
 def failing(reason: str) -> Fate:
     return Fate("failed", reason)
-
-
-class Studio(Protocol):
-    """What a protocol with tasks uses of `StandInUpstream`. Times are in Unix seconds."""
-
-    now: Callable[[], float]
-    task_seconds: float
-    refunds: bool
-
-    def fate(self, prompt: str) -> Fate:
-        """How the next task with the prompt ends."""
-
-    def next_index(self, prompt: str) -> int:
-        """How many images of the prompt there are with the next one."""
-
-    def picture(self, prompt: str, index: int, size: str, request: Request) -> str:
-        """The URL of a picture."""
-
-    def grid(self, prompt: str, text: str, index: int, size: str, request: Request) -> str:
-        """The URL of four pictures of the text in one. Its downloads are scripted by the prompt."""
 
 
 @dataclass(eq=False)
@@ -166,15 +144,6 @@ def _has_failed(task: Task[Any], now: float) -> bool:
 def milliseconds(seconds: float) -> int:
     """A Unix time in milliseconds; 0 for a time that has not come."""
     return 0 if math.isinf(seconds) else round(seconds * 1000)
-
-
-def json_object(request: Request) -> dict[str, Any] | None:
-    """The body if it is a JSON object."""
-    try:
-        sent = json.loads(request.body)
-    except ValueError:
-        return None
-    return sent if isinstance(sent, dict) else None
 
 
 # Scripts for polls

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -25,6 +25,9 @@ from imagegen.outbound.web_address import read_web_address
 from imagegen.providers.catalog import KNOWN_MODELS, PASSTHROUGH, PROTOCOLS
 from imagegen.wire.requests import ReadRequest
 from tools.stacks import refuse
+
+if TYPE_CHECKING:
+    from imagegen.domain.inputs import Operation
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path("models.toml")
@@ -77,6 +80,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_max_characters: Annotated[int, msgspec.Meta(ge=1, le=LONGEST_PROMPT)]
     upstreams: dict[str, dict[str, Any]]
     models: dict[str, dict[str, Any]]
+    default_edit_model: str | None = None
 
 
 def main() -> int:
@@ -115,6 +119,7 @@ def compiled(configuration: Configuration) -> str:
         f'"""What models.toml says. Made by `make models`: change models.toml instead."""\n\n'
         "from dataclasses import replace\n\n"
         "from imagegen.domain.configuration import Configuration\n"
+        "from imagegen.domain.inputs import Operation\n"
         "from imagegen.domain.models import Catalog\n"
         f"{_imported('imagegen.domain.money', ('ImagePrice', 'TokenPrice'), models)}"
         "from imagegen.domain.upstreams import Route, Upstream\n"
@@ -122,7 +127,8 @@ def compiled(configuration: Configuration) -> str:
         f"_MODELS = {{\n{models}}}\n"
         f"_UPSTREAMS = {{\n{upstreams}}}\n"
         f"_ALIASES = {dict(configuration.catalog.aliases)!r}\n"
-        f"CONFIGURATION = Configuration(Catalog(_MODELS, {configuration.catalog.default!r}, _ALIASES), "
+        f"_DEFAULTS: dict[Operation, str] = {dict(configuration.catalog.defaults)!r}\n"
+        f"CONFIGURATION = Configuration(Catalog(_MODELS, {configuration.catalog.default!r}, _ALIASES, _DEFAULTS), "
         f"_UPSTREAMS, {configuration.default_upstream!r})\n"
     )
     ruff = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(COMPILED), "-"]
@@ -172,6 +178,14 @@ def _configuration(toml: Mapping[str, Any]) -> Configuration:
     models = {name: _model(name, each, file, upstreams) for name, each in file.models.items()}
     if file.default_model not in models:
         raise _WrongError(f"there is no model {file.default_model!r}", "default_model")
+    if not models[file.default_model].generates:
+        raise _WrongError(f"{file.default_model!r} makes no images from a prompt alone", "default_model")
+    defaults: dict[Operation, str] = {}
+    if file.default_edit_model is not None:
+        edit = models.get(file.default_edit_model)
+        if edit is None or "edit" not in edit.operations:
+            raise _WrongError(f"there is no model {file.default_edit_model!r} that edits", "default_edit_model")
+        defaults["edit"] = edit.id
     aliases: dict[str, str] = {}
     for name, each in file.models.items():
         for alias in each.get("aliases", ()):
@@ -179,7 +193,7 @@ def _configuration(toml: Mapping[str, Any]) -> Configuration:
                 other = alias if alias in models else aliases[alias]
                 raise _WrongError(f"the name {alias!r} is taken by {other!r}", "models", name, "aliases")
             aliases[alias] = name
-    return Configuration(Catalog(models, file.default_model, aliases), upstreams, file.default_upstream)
+    return Configuration(Catalog(models, file.default_model, aliases, defaults), upstreams, file.default_upstream)
 
 
 def _upstream(name: str, table: Mapping[str, Any], file: _File) -> Upstream:
@@ -328,7 +342,8 @@ def _defaults(given: Mapping[str, Any], model: ImageModel, path: tuple[str, ...]
         json.dumps(given, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise _WrongError(f"a default is no JSON value: {error}", *path) from None
-    read = ReadRequest(Catalog({model.id: model}, model.id, {}))
+    every = tuple(replace(field, operations=()) for field in model.own_fields)  # of all operations together
+    read = ReadRequest(Catalog({model.id: replace(model, own_fields=every, generates=True, inputs={})}, model.id, {}))
     try:
         options = read.fields({"model": model.id, "prompt": "a prompt", **given}).options
     except InvalidRequestError as error:

@@ -11,8 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from imagegen.bootstrap.models_toml import CONFIGURATION
-from imagegen.domain.models import COMMON_FIELDS, Catalog, Choice, ImageModel, RequestField, Structured, Text, Whole
+from imagegen.domain.inputs import InputRules
+from imagegen.domain.models import (
+    COMMON_FIELDS,
+    Catalog,
+    Choice,
+    Decimal,
+    ImageModel,
+    RequestField,
+    Structured,
+    Text,
+    Whole,
+)
 from imagegen.domain.money import Price, TokenPrice
+from imagegen.wire.requests import PATHS
 from imagegen.wire.schemas import description_of, request_fields
 from tools.prices import amounts, dollars
 
@@ -20,7 +32,11 @@ ROOT = Path(__file__).parents[1]
 API = Path("docs/api.md")
 MODELS = Path("docs/models.md")
 EVENT = Path("events/schemas/image-generation-requested.json")
-_OF_AN_EVENT = ("custom_id", "client", "idempotency_key")  # fields that only an event has
+# Fields that only an event has, or that name images.
+_OF_AN_EVENT = (
+    *("operation", "images", "mask", "style_reference_images", "character_reference_images"),
+    *("custom_id", "client", "idempotency_key"),
+)
 
 
 def main() -> int:
@@ -34,7 +50,8 @@ def written(root: Path) -> dict[Path, str]:
     models = CONFIGURATION.catalog
     api = _between((root / API).read_text(), "fields", fields_table(models))
     page = (root / MODELS).read_text()
-    for name, table in (("requests", requests_table(models)), ("calls", calls_table(models))):
+    tables = {"requests": requests_table(models), "inputs": inputs_table(models), "calls": calls_table(models)}
+    for name, table in tables.items():
         page = _between(page, name, table)
     event = json.loads((root / EVENT).read_text())
     detail = event["properties"]["detail"]
@@ -62,6 +79,9 @@ def fields_table(models: Catalog) -> str:
         defaults = {field.default for field in variants}
         default = next(iter(defaults)) if len(defaults) == 1 else None
         description = f"{'' if default is None else f'Default `{default}`. '}{description_of(variants)}".strip()
+        operations = {field.operations for field in variants}
+        if len(operations) == 1 and (only := operations.pop()):
+            description += f" Only for {_listed(PATHS[each].rpartition('/')[2] for each in only)}."
         rows.append((f"`{name}`", _values(variants), _models(name, models), description))
     rows.append(("`stream`", "`false`", "all", "Streaming is not supported."))
     rows.append(("`partial_images`", "0", "`gpt-image-*`, `chatgpt-image-latest`", "Streaming is not supported."))
@@ -75,7 +95,7 @@ def _values(variants: list[RequestField]) -> str:
     match rules[0]:
         case Choice():
             return _listed(rules[0].accepted)
-        case Whole():
+        case Whole() | Decimal():
             return f"{rules[0].least} to {rules[0].most}"
         case Text():
             return f"text, up to {rules[0].longest} characters"
@@ -108,6 +128,34 @@ def _accepted(model: ImageModel) -> tuple[str, ...]:
     common = {"size", *(field.name for field in COMMON_FIELDS)} - {"style"}
     own = (field.name for field in model.own_fields if field.name not in common)
     return f"{model.prompt_limit:,}", sizes, _listed(model.choice("quality").values) or "none", _listed(own) or "none"
+
+
+def inputs_table(models: Catalog) -> str:
+    """What input images each model accepts. Models that accept the same are one row."""
+    rows: list[tuple[str, ...]] = []
+    for operation, path in PATHS.items():
+        if operation == "generate":
+            continue
+        able = models.doing(operation)
+        rows += [
+            (names, f"`{path}`", *cells)
+            for names, *cells in _rows_of(able, lambda model: _inputs(model.inputs[operation]))  # noqa: B023  # used up
+        ]
+    return _table(("model", "path", "images", "mask", "each image", "prompt"), rows)
+
+
+def _inputs(rules: InputRules) -> tuple[str, ...]:
+    count = f"{rules.least}" if rules.least == rules.most else f"{rules.least} to {rules.most}"
+    references = "".join(f", up to {most} `{name}`" for name, most in rules.references.items())
+    if rules.made_here:
+        return "1 `img_…` that Midjourney made here", "no", "", "not needed"
+    limits = [f"up to {rules.most_bytes // 1_000_000} MB"]
+    limits += ["square"] if rules.square else []
+    limits += ["transparent where it changes, if there is no mask"] if rules.transparent else []
+    limits += [f"sides of {rules.least_side} pixels or more"] if rules.least_side > 1 else []
+    limits += [f"ratio up to {rules.widest_ratio:g}:1"] if rules.widest_ratio < 100 else []
+    prompt = "required" if rules.needs_prompt else "not needed"
+    return count + references, "optional" if rules.mask else "no", ", ".join(limits), prompt
 
 
 def calls_table(models: Catalog) -> str:

@@ -114,7 +114,9 @@ def _trials(upstream: str, access: UpstreamAccess) -> list[Trial]:
     served = (
         model
         for model in CONFIGURATION.catalog.models.values()
-        if any(route.upstream == upstream for route in model.routes) and access.serves(supply_of(model))
+        if model.generates
+        and any(route.upstream == upstream for route in model.routes)
+        and access.serves(supply_of(model))
     )
     return [cheapest(model) for model in served]
 

@@ -78,7 +78,7 @@ async function connect(key) {
   clearError();
   try {
     const models = await call("GET", "models");
-    session.models = models.data;
+    session.models = models.data.filter((model) => model.operations.includes("generate"));
     await reload();
   } catch (failure) {
     session.key = null;
@@ -140,7 +140,9 @@ function offerModels() {
 }
 
 function parametersOfModel() {
-  return session.models.find((model) => model.id === $("model").value)?.parameters ?? {};
+  const all = session.models.find((model) => model.id === $("model").value)?.parameters ?? {};
+  const fields = Object.entries(all).filter(([, field]) => !field.operations || field.operations.includes("generate"));
+  return Object.fromEntries(fields);
 }
 
 /** Shows a control for each field of the model. Keeps the values that are still valid. */

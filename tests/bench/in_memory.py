@@ -3,15 +3,21 @@
 The baselines have neither, so no figure contains their cost at AWS.
 """
 
+import io
 import json
 import os
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from urllib3.filepost import encode_multipart_formdata
+
 from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
+from imagegen.aws_limits import LAMBDA_REQUEST_BYTES
 from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.bootstrap.records import Records
 from imagegen.settings import ApiSettings, WorkerSettings
@@ -37,7 +43,7 @@ class _Context:
 
 
 def api_handler(port: int) -> Callable[[Event], None]:
-    """The api function, which does the work itself. Raises RuntimeError if it does not answer 200."""
+    """The api function, which does the work itself. Raises RuntimeError if it does not succeed."""
     _set_up(port)
     from imagegen.bootstrap import api  # noqa: PLC0415
 
@@ -46,7 +52,7 @@ def api_handler(port: int) -> Callable[[Event], None]:
     def call(event: Event) -> None:
         with ExitStack() as closing:
             answer = handle(event, _Context(), closing)  # type: ignore[arg-type]
-            if answer["statusCode"] != 200:
+            if answer["statusCode"] not in (200, 202):
                 raise RuntimeError(answer["body"])
             deque(answer["body"], maxlen=0)  # reads the blocks of a streamed body, as the runtime does
 
@@ -68,6 +74,32 @@ def event(**body: object) -> Event:
     example: Event = json.loads((ROOT / "events/create-images.json").read_text())
     example["headers"]["x-stainless-retry-count"] = "0"
     return example | {"body": json.dumps(json.loads(example["body"]) | body)}
+
+
+def largest_form() -> str:
+    """The event of a request with an image that is as large as Lambda accepts, as the runtime gets it."""
+    example: Event = json.loads((ROOT / "events/create-images.json").read_text())
+    path = "/v1/images/edits"
+    example |= {"path": path, "resource": "/v1/images/{image_id}", "isBase64Encoded": True, "body": ""}
+    example["pathParameters"] = {"image_id": "edits"}
+    example["requestContext"] |= {"path": f"/prod{path}", "resourcePath": "/v1/images/{image_id}"}
+    fields: list[Any] = [("model", "gpt-image-1.5"), ("prompt", "an otter")]
+    left = (LAMBDA_REQUEST_BYTES - len(json.dumps(example)) - 500) // 4 * 3
+    image = _picture(left - len(encode_multipart_formdata(fields)[0]) - 500)
+    body, content_type = encode_multipart_formdata([*fields, ("image", ("upload", image, "application/octet-stream"))])
+    for headers in ("headers", "multiValueHeaders"):
+        value: Any = content_type if headers == "headers" else [content_type]
+        example[headers] |= {"Content-Type": value, "Prefer": "respond-async" if headers == "headers" else [""]}
+    return json.dumps(example | {"body": b64encode(body).decode()})
+
+
+def _picture(size: int) -> bytes:
+    """A PNG of this size: a header, and a chunk of noise that no reader of headers looks at."""
+    whole = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(whole, "png")
+    start, end = whole.getvalue()[:33], whole.getvalue()[-12:]  # the signature with IHDR, and IEND
+    noise = os.urandom(size - len(start) - len(end) - 12)
+    return start + len(noise).to_bytes(4) + b"IDAT" + noise + bytes(4) + end
 
 
 def _in_memory() -> Records:

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from imagegen.aws_limits import LAMBDA_REQUEST_BYTES
 from tests.bench import sink
 from tests.bench.figure import Figure
 from tests.bench.file_of_requests import LINE
-from tests.bench.memory_of import FILE_LINES, IMAGE_BYTES, LARGEST, TASKS, N
+from tests.bench.memory_of import FILE_LINES, IMAGE_BYTES, INPUT_BYTES, INPUTS, LARGEST, TASKS, N
 
 _ROUNDS = 5
 _BUDGET_BYTES = 8_000_000
@@ -33,6 +34,18 @@ def measure() -> Iterator[Figure]:
     inline = "extra memory, ten 4 MB images in one upstream answer"
     yield _figure(f"{inline} / that answer", grown["images in base64"], _BASE64_BYTES)
     yield _figure(f"{inline} / json.loads, b64decode", grown["images in base64"], grown["usual images in base64"])
+    yield _figure(
+        "extra memory of the api function, the largest form / its event",
+        grown["largest form"],
+        LAMBDA_REQUEST_BYTES,
+        2.5,
+    )
+    yield _figure(
+        f"extra memory of the worker, {INPUTS} inputs of {INPUT_BYTES // 1_000_000} MB / its budget",
+        grown["sixteen inputs"],
+        _BUDGET_BYTES,
+        1.0,
+    )
     file = f"extra memory, a file of {FILE_LINES} requests read and answered"
     yield _figure(f"{file} / that file", grown["file of requests"], FILE_LINES * len(LINE), 0.3)
 

@@ -19,7 +19,9 @@ import urllib3
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, StoredImage, UpstreamAttempt
+from imagegen.domain.image_format import PNG
 from imagegen.domain.images import ImageBody, ImageRequest
+from imagegen.domain.inputs import InputImage, new_input_id
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.answers import base64_answer
 from tests.bench import file_of_requests, in_memory
@@ -27,6 +29,7 @@ from tests.support.models import admitted
 
 N = 10
 IMAGE_BYTES = 4_000_000
+INPUTS, INPUT_BYTES = 16, 8_000_000
 FILE_LINES = 20_000
 LARGEST = "largest images in base64"
 LARGEST_IMAGE_BYTES = 25 * 1024 * 1024  # the default of MaxImageBytes
@@ -119,6 +122,20 @@ def _usual_images_in_base64(port: int) -> tuple[Task, Task]:
     return lambda: copy(1, _TINY_BYTES), lambda: copy(N, IMAGE_BYTES)
 
 
+def _largest_form(port: int) -> tuple[Task, Task]:
+    """The api function: a form as large as Lambda accepts, from the text of its event on."""
+    handler, text = in_memory.api_handler(port), in_memory.largest_form()
+    tiny = in_memory.event(n=1, prompt=f"bytes={_TINY_BYTES}")
+    return lambda: handler(tiny), lambda: handler(json.loads(text))
+
+
+def _sixteen_inputs(port: int) -> tuple[Task, Task]:
+    """The worker: sixteen input images are read from the bucket while they are sent."""
+    worker = in_memory.worker(port)
+    tiny, large = (_edit(worker, port, n, size) for n, size in ((1, _TINY_BYTES), (INPUTS, INPUT_BYTES)))
+    return lambda: _work(worker, tiny), lambda: _work(worker, large)
+
+
 def _file_of_requests(_: int) -> tuple[Task, Task]:
     """The intake: each line of a file begins a generation, and the output files are written."""
     return lambda: file_of_requests.run(1), lambda: file_of_requests.run(FILE_LINES)
@@ -131,8 +148,23 @@ TASKS: Mapping[str, Callable[[int], tuple[Task, Task]]] = {
     "images in base64": _images_in_base64,
     LARGEST: lambda port: _images_in_base64(port, LARGEST_IMAGE_BYTES),
     "usual images in base64": _usual_images_in_base64,
+    "largest form": _largest_form,
+    "sixteen inputs": _sixteen_inputs,
     "file of requests": _file_of_requests,
 }
+
+
+def _edit(worker: GenerationWorker, port: int, n: int, size: int) -> Generation:
+    inputs = tuple(InputImage("image", new_input_id(), "", PNG, size, 8, 8) for _ in range(n))
+    pool = urllib3.PoolManager()
+    for image in inputs:
+        pool.request("PUT", f"http://127.0.0.1:{port}/bench/inputs/{image.id}", body=bytes(size))
+    request = ImageRequest(
+        prompt="an otter", model="gpt-image-1.5", response_format="b64_json", operation="edit", inputs=inputs
+    )
+    generation = admitted(request, caller="bench", base_url="https://bench", now=time.time())
+    worker.records.create(generation)
+    return generation
 
 
 def _queued(worker: GenerationWorker, n: int, size: int) -> Generation:
@@ -154,7 +186,7 @@ def _made(worker: GenerationWorker, n: int, size: int) -> Generation:
     block = bytes(_TINY_BYTES)
     for image_id in call.image_ids:
         body = ImageBody("image/png", size, repeat(block, size // len(block)))
-        worker.images.save(image_id, body, Deadline.after(_SECONDS))
+        worker.images.save(image_id, body, Deadline.after(_SECONDS), generation_id="gen_1")
         records.save_image(generation.id, image_id, StoredImage("image/png", size))
     made = records.get(generation.id)
     if made is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import schemathesis
 
-from tests.support.models import MODELS
+from tests.support.models import GENERATING
 
 # Models whose requests differ from those of another one in the values of a field only.
 _SIMILAR = ({"kling-v1"}, {"kling-v1-5"}, {"niji"})
@@ -31,4 +31,4 @@ def filter_body(context: Any, body: Any) -> bool:
     size = body.get("size")
     if not isinstance(size, str) or not re.fullmatch(r"[0-9]+x[0-9]+", size):
         return True
-    return any(model.choice("size").allows(size) for model in MODELS.values())
+    return any(model.choice("size").allows(size) for model in GENERATING.values())

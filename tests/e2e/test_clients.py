@@ -13,11 +13,14 @@ from local.stack import STACK_NAME
 from tests.conftest import ROOT
 from tests.support.chromium import Page
 from tests.support.client import Client, fetched
+from tests.support.pictures import BLUE, GREEN, RED, changes_exactly, mask, opened, photograph, picture, shown_in
 from tests.support.programs import OTTER, bash, blocks, by_node, needs, needs_clients, operator, run
 from tests.support.waiting import until
 from tests.support.world import World
 
 PAGE = (ROOT / "docs/clients.md").read_text()
+PUBLISHED = (ROOT / "tests/clients/edits.md").read_text()
+MASKED = (16, 16, 200, 100)
 
 
 @pytest.fixture
@@ -30,6 +33,21 @@ def program(caller: Client, heading: str, number: int = 0, prompt: str = OTTER) 
     text = blocks(section)[number].replace(OTTER, prompt).replace("imagegen-dev", STACK_NAME)
     text = text.replace("http://127.0.0.1:8000/v1", caller.base_url).replace('"web"', json.dumps(caller.name))
     return re.sub(r"sleep \d", "sleep 0.2", text.replace("box/web/", f"box/{caller.name}/"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """The files that the programs of edits read, in the folder that they run in."""
+    colors = {"otter.png": RED, "beach.jpg": BLUE, "beach.png": BLUE, "parasol.png": GREEN}
+    files = {name: picture(color) for name, color in colors.items()} | {"mask.png": mask(320, MASKED)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    return files
+
+
+def by_node_in(folder: Path, text: str, environment: dict[str, str]) -> str:
+    """Runs a module where its files are. The clients are found before it begins."""
+    return by_node(f"process.chdir({json.dumps(str(folder))});\n{text}", environment)
 
 
 def are_pictures(*urls: str) -> None:
@@ -62,6 +80,62 @@ def test_openai_for_python_gets_its_images(world: World, caller: Client, prompt:
 def test_openai_for_node_gets_its_images(world: World, caller: Client, prompt: str) -> None:
     are_pictures(*by_node(program(caller, "openai, Node", 0, prompt), {"KEY": caller.key}).split())
     assert sum(call["n"] for call in world.calls(prompt)) == 2
+
+
+def test_curl_edits_a_file(world: World, caller: Client, files: dict[str, bytes], tmp_path: Path) -> None:
+    needs("bash", "curl")
+    (image,) = json.loads(bash(program(caller, "curl", 2), {"KEY": caller.key}, tmp_path))["data"]
+    are_pictures(image["permalink"])
+    (call,) = world.calls_with(files["otter.png"])
+    assert (call["model"], call["prompt"]) == ("gpt-image-1.5", "Put a hat on the otter")
+
+
+def test_openai_for_python_edits_paths_with_a_mask_and_by_id(
+    world: World, caller: Client, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    text = program(caller, "openai, Python", 1)
+    first, second = run([sys.executable, "-c", text], {"KEY": caller.key}, tmp_path).split()
+    are_pictures(first, second)
+    made = fetched(first).content
+    assert changes_exactly(files["otter.png"], made, MASKED)
+    (call,) = world.calls_with(files["beach.jpg"])
+    assert world.calls_with(made) == [call]
+
+
+def test_openai_for_node_edits_files_and_by_id(
+    world: World, caller: Client, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    first, second = by_node_in(tmp_path, program(caller, "openai, Node", 1), {"KEY": caller.key}).split()
+    are_pictures(first, second)
+    assert len(world.calls_with(files["otter.png"])) == 1
+    (call,) = world.calls_with(files["beach.jpg"])
+    assert world.calls_with(fetched(first).content) == [call]
+
+
+def test_six_lines_upload_a_large_photograph_and_edit_it(world: World, caller: Client, tmp_path: Path) -> None:
+    photo = photograph(8_000_000)
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    link = run([sys.executable, "-c", program(caller, "Edit a large photograph")], {"KEY": caller.key}, tmp_path)
+    are_pictures(link.strip())
+    assert [call["prompt"] for call in world.calls_with(photo)] == ["Make it winter"]
+
+
+@pytest.mark.parametrize("language", ["python", "js"])
+def test_openais_published_edits_need_only_another_address_and_key(
+    world: World, caller: Client, files: dict[str, bytes], tmp_path: Path, language: str
+) -> None:
+    """One image in Node is a bare stream: the client sends the form in chunks, without its length."""
+    (text,) = blocks(PUBLISHED, language)
+    environment = {"OPENAI_BASE_URL": caller.base_url, "OPENAI_API_KEY": caller.key}
+    if language == "js":
+        by_node_in(tmp_path, text, environment)
+    else:
+        run([sys.executable, "-c", text], environment, tmp_path)
+    hat, beach, masked = ((tmp_path / f"{name}.png").read_bytes() for name in ("hat", "beach", "masked"))
+    assert shown_in(opened(hat), 1) == [RED]
+    assert shown_in(opened(beach), 3) == [RED, BLUE, GREEN]
+    assert changes_exactly(files["otter.png"], masked, MASKED)
+    assert len(world.calls_with(files["otter.png"])) == 3
 
 
 def test_a_retry_of_vercels_ai_sdk_gets_the_same_generation(world: World, caller: Client, prompt: str) -> None:

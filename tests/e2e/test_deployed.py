@@ -22,7 +22,7 @@ from imagegen.aws.generations import DynamoGenerations
 from imagegen.domain.credentials import BearerKey
 from imagegen.domain.images import ImageRequest
 from local.stack import STACK_NAME
-from tests.support.client import GENERATIONS, SMALL, Answer, Client, Json, fetched
+from tests.support.client import EDITS, GENERATIONS, SMALL, Answer, Client, Json, fetched
 from tests.support.models import admitted
 from tests.support.world import World
 
@@ -151,7 +151,10 @@ def test_a_bad_field_is_refused_by_its_name_and_begins_nothing(deployed: Deploym
         ("GET", f"{GENERATIONS}/gen_nobodys", None, {}, 404),
         ("GET", "/images/img_short", None, {}, 404),
         ("GET", "/batches/batch_nobodys", None, {}, 404),
-        ("POST", "/images/edits", b"{}", {}, 404),
+        ("POST", EDITS, b"{}", {}, 400),
+        ("POST", EDITS, b"{}", {"Content_Type": "image/png"}, 415),
+        ("POST", "/images/uploads", b"{}", {}, 400),
+        ("POST", f"{EDITS}/x", b"{}", {}, 404),
         ("PUT", GENERATIONS, b"{}", {}, 405),
         ("GET", "/nothing/of/the/kind", None, {}, 404),
     ],
@@ -164,7 +167,7 @@ def test_any_other_request_is_refused_in_openais_shape(
 
 
 @pytest.mark.deployed
-@pytest.mark.parametrize("path", [GENERATIONS, f"{GENERATIONS}/gen_x", "/models", "/batches"])
+@pytest.mark.parametrize("path", [GENERATIONS, f"{GENERATIONS}/gen_x", EDITS, "/models", "/batches"])
 def test_a_browser_may_send_requests(deployed: Deployment, path: str) -> None:
     asks = {"Origin": "https://example.com", "Access_Control_Request_Method": "POST"}
     asks |= {"Authorization": "", "Access_Control_Request_Headers": "authorization,content-type,idempotency-key"}

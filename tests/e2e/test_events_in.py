@@ -7,12 +7,15 @@ from uuid import uuid4
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
+from local.serving import Reply
 from tests.conftest import ROOT
-from tests.support.client import SMALL, Client
+from tests.support.client import SMALL, Client, fetched
+from tests.support.pictures import BLUE, GREEN, RED, opened, picture, shown_in
 from tests.support.waiting import until
-from tests.support.world import Subscriber, World
+from tests.support.world import EVENT_BUCKET, Subscriber, World
 
 REQUESTED = "Image Generation Requested"
+EDIT = {"operation": "edit", "model": "gemini-2.5-flash-image", "size": "1024x1024"}
 
 
 @pytest.fixture
@@ -127,3 +130,39 @@ def test_an_event_over_the_quota_is_refused(world: World, bus: Subscriber) -> No
     assert "insufficient_quota" in world.laid_aside(refused)
     enough = put(world, prompt="enough", client=poor)
     assert bus.first(custom_id=enough)["detail-type"] == "Image Generation Completed"
+
+
+def test_an_event_edits_images_by_id_by_url_and_by_object(
+    world: World, bus: Subscriber, caller: Client, prompt: str
+) -> None:
+    at_url = picture(GREEN)
+    images = [
+        {"file_id": caller.upload(picture(RED))},
+        {"image_url": world.serve_file(lambda _: Reply(200, at_url, {"Content-Type": "image/png"}))},
+        {"s3_uri": world.s3_uri(picture(BLUE))},
+    ]
+    event = bus.first(custom_id=put(world, prompt=prompt, client=caller.name, images=images, **EDIT))
+    assert event["detail-type"] == "Image Generation Completed"
+    (image,) = event["detail"]["images"]
+    assert shown_in(opened(fetched(image["permalink"]).content), 3) == [RED, GREEN, BLUE]
+    inputs = caller.see(event["detail"]["id"]).json["inputs"]
+    assert [each["id"][:4] for each in inputs] == ["upl_", "inp_", "inp_"]
+
+
+def test_an_event_cannot_name_an_image_that_its_client_may_not_have(
+    world: World, bus: Subscriber, caller: Client, prompt: str
+) -> None:
+    bad = [
+        {"s3_uri": "s3://another/cat.png"},
+        {"s3_uri": f"s3://{EVENT_BUCKET}/missing.png"},
+        {"file_id": world.caller().upload(picture())},
+        {"image_url": "https://127.0.0.1/cat.png"},
+    ]
+    sent = [put(world, prompt=prompt, client=caller.name, images=[image], **EDIT) for image in bad]
+    for custom_id in sent:
+        event = bus.first(custom_id=custom_id)
+        assert event["detail-type"] == "Image Generation Rejected"
+        error = event["detail"]["error"]
+        assert (error["code"], error["param"]) == ("invalid_image", "images[0]")
+        assert "invalid_image" in world.laid_aside(custom_id)
+    assert (caller.newest(), world.calls(prompt)) == ([], [])

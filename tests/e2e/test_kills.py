@@ -10,7 +10,8 @@ import pytest
 
 from local.serving import HungUpError, Reply, Request
 from local.upstream import Script
-from tests.support.client import QUEUED, SMALL
+from tests.support.client import EDITS, QUEUED, SMALL, Answer, fetched
+from tests.support.pictures import GREEN, first_of, opened, picture, shown_in
 from tests.support.world import PARAMETERS, World, running_world
 
 CROWD = 4  # generations at once, which all lose their process
@@ -28,6 +29,7 @@ def slow(_: Request) -> None:
 
 
 @pytest.mark.parametrize("function", ["WorkerFunction", "ApiFunction"])
+@pytest.mark.parametrize("is_edit", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["plain", "edit"])
 @pytest.mark.parametrize(
     ("fixture", "kills"),
     [
@@ -36,16 +38,23 @@ def slow(_: Request) -> None:
     ],
 )
 def test_kills_leave_every_generation_completed_and_paid_for_as_the_record_shows(
-    request: pytest.FixtureRequest, prompt: str, fixture: str, kills: int, function: str
+    request: pytest.FixtureRequest, prompt: str, fixture: str, kills: int, function: str, is_edit: bool
 ) -> None:
     world: World = request.getfixturevalue(fixture)
-    caller, dice = world.caller(), random.Random(7)
+    caller, dice, image = world.caller(), random.Random(7), picture(GREEN)
     # The api function makes the images of those that wait.
     way, statuses = (QUEUED, (200, 202)) if function == "WorkerFunction" else ({}, (200, 303))
 
+    def asked(each: str) -> Answer:
+        """A key makes a repetition the same request."""
+        if not is_edit:
+            return caller.post({**SMALL, "prompt": each}, Idempotency_Key=each, **way)
+        parts = ("model", "flux-kontext-pro"), ("prompt", each), ("image", image)
+        return caller.form(EDITS, *parts, Idempotency_Key=each, **way)
+
     def ask(each: str) -> str | None:
-        """A key makes a repetition the same request. None: the function died before its answer named a generation."""
-        answer = caller.post({**SMALL, "prompt": each}, Idempotency_Key=each, **way)
+        """None: the function died before its answer named a generation."""
+        answer = asked(each)
         return answer.headers.get("x-generation-id") if answer.status in statuses else None
 
     for number in range(kills):
@@ -62,6 +71,7 @@ def test_kills_leave_every_generation_completed_and_paid_for_as_the_record_shows
             assert (generation["status"], len(generation["data"])) == ("completed", 1)
             # A call is paid for again only if its outcome was unknown, and then the record says so.
             assert len(world.calls(each)) <= 1 + generation["repeated_calls"] <= 2
+            assert [len(call.get("images", ())) for call in world.calls(each)] == [is_edit] * len(world.calls(each))
 
 
 def dying(world: World, *, bought: bool) -> Script:
@@ -95,3 +105,34 @@ def test_a_task_is_bought_once_wherever_its_worker_dies(world: World, prompt: st
     assert scripts[prompt] == deque()
     assert len({charge.task_id for charge in upstream.charged if charge.prompt == prompt}) == 1
     assert generation["repeated_calls"] == ("submit" in step)
+
+
+@pytest.mark.parametrize(
+    ("model", "step"),
+    [
+        ("gpt-image-1.5", "submit"),
+        *(  # the task that a submit to Kling began is found
+            pytest.param(model, step, marks=pytest.mark.soak)
+            for model, step in [
+                ("gpt-image-1.5", "after the submit"),
+                ("ideogram-v3", "submit"),
+                ("ideogram-v3", "after the submit"),
+                ("kling-v1-5", "submit"),
+                ("mj_imagine", "submit"),
+                ("mj_imagine", "after the submit"),
+            ]
+        ),
+    ],
+)
+def test_a_takeover_of_an_edit_sends_its_image_again(world: World, prompt: str, model: str, step: str) -> None:
+    """The image is read from the store: the process that got it is not the one that sends it."""
+    caller, image = world.caller(), picture(GREEN)
+    world.upstream.by_prompt[prompt].append(dying(world, bought=step == "after the submit"))
+    begun = caller.form(EDITS, ("model", model), ("prompt", prompt), ("image", image), **QUEUED)
+    generation = caller.until_ended(begun.json["id"])
+    assert (generation["status"], len(generation["data"])) == ("completed", 1)
+    calls = world.calls(prompt)
+    assert len(calls) == 1 + generation["repeated_calls"] == 2
+    assert calls == [call for call in world.calls_with(image) if call["prompt"] == prompt]
+    made = opened(fetched(generation["data"][0]["permalink"]).content)
+    assert shown_in(first_of(made) if model == "mj_imagine" else made, 1) == [GREEN]

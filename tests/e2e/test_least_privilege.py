@@ -15,7 +15,8 @@ from local.aws_door import AwsCall, Fault
 from local.serving import Reply, Request
 from local.upstream_tasks import NEVER_ENDS
 from tests.fakes.provider import png
-from tests.support.client import INLINE, SMALL, Client, fetched
+from tests.support.client import EDITS, INLINE, QUEUED, SMALL, Client, fetched
+from tests.support.pictures import picture
 from tests.support.waiting import until
 from tests.support.world import PARAMETERS, Gate, World, answering, batch_line, refusing, running_world
 
@@ -25,6 +26,7 @@ CALLED_BY_LAMBDA = {"logs:CreateLogStream", "logs:PutLogEvents"}
 WHILE_STREAMING = ("ApiFunction", "sqs:SendMessage", "*:imagegen-PollQueue-*")
 LARGE = png("x" * 5_000_000)  # too large for a Lambda's answer as base64
 AS_BASE64 = {"response_format": "b64_json"}
+EDIT = {"model": "gemini-2.5-flash-image", "prompt": "an edit"}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         assert caller.newest()
         assert fetched(answer.json["data"][0]["permalink"]).status == 200
         assert caller.until_ended(caller.begin(model="kling-v1"))["status"] == "completed"
+        with_images(world, caller)
         left_to_the_worker(world, caller)
         by_event(world, caller)
         by_file(world, caller)
@@ -63,15 +66,36 @@ def asked(caller: Client, prompt: str, headers: dict[str, str], **fields: Any) -
     return answer.generation_id
 
 
+def begun_edit(caller: Client, prompt: str) -> str:
+    """Begins an edit of an image in the request, for an answer with base64. Returns its id."""
+    parts: dict[str, str | bytes] = {"model": "flux-kontext-pro", "prompt": prompt, "image": picture(), **AS_BASE64}
+    return str(caller.form(EDITS, *parts.items(), **QUEUED).json["id"])
+
+
+def with_images(world: World, caller: Client) -> None:
+    """Edits of images that come in every way, over HTTP and by event. The quota refuses the last one."""
+    generation_id, uploaded = begun_edit(caller, "an edit"), caller.upload(picture())
+    made = caller.until_ended(generation_id)["data"][0]["id"]
+    assert caller.follow(caller.form(EDITS, *EDIT.items(), ("image[]", uploaded), ("image[]", made))).status == 200
+    images = [{"file_id": uploaded}, {"file_id": made}, {"s3_uri": world.s3_uri(picture())}]
+    by_event = {**EDIT, "operation": "edit", "prompt": "an edit by event"}
+    world.publish(**by_event, images=images, client=caller.name)
+    world.publish(**by_event, images=images[2:], n=2, client=world.caller(images_per_day=1).name)
+    until(lambda: world.calls("an edit by event"), what="the edit")
+    until(lambda: called(world, "IntakeFunction", "s3:DeleteObject", "*/inputs/*"), what="the refusal")
+    assert caller.delete(generation_id).status == 200
+
+
 def left_to_the_worker(world: World, caller: Client) -> None:
     """A deletion that the api function cannot finish."""
-    generation_id = caller.begin(**SMALL | {"prompt": world.will("left", answering(LARGE))}, **AS_BASE64)
+    generation_id = begun_edit(caller, world.will("left", answering(LARGE)))
     caller.until_ended(generation_id)
     world.stack.door.fail(*(Fault(at, service="s3") for at in range(1, 1000)))  # the worker's may be among them
     assert caller.delete(generation_id).status == 503
     world.stack.door.fail()
     world.send("GenerationQueue", {"version": 1, "generation_id": generation_id, "poll": 0})
-    until(lambda: not any(key.startswith(f"answers/{generation_id}") for key in world.stored()), what="the sweep")
+    until(lambda: called(world, "WorkerFunction", "s3:DeleteObject", "*/inputs/*"), what="the sweep")
+    until(lambda: not any(key.startswith(f"answers/{generation_id}") for key in world.stored()), what="its end")
 
 
 def by_event(world: World, caller: Client) -> None:
@@ -110,7 +134,7 @@ def given_up(world: World, caller: Client) -> None:
         return Reply(200, LARGE, {"Content-Type": "image/png"})
 
     world.will("known", answering({"url": world.serve_file(page)}))
-    known = caller.begin(**SMALL | {"prompt": "known"}, **AS_BASE64)
+    known = begun_edit(caller, "known")
     gates = [gate, world.hold("unknown"), world.hold("a line")]
     unknown = caller.begin(**SMALL | {"prompt": "unknown"})
     key = world.drop(batch_line("given-up", "a line"), caller.name)

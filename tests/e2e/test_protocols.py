@@ -18,7 +18,7 @@ from local.upstream_gemini_chat import content_filter, text_without_image
 from local.upstream_ideogram import images_at, insufficient_funds, unsafe_prompt
 from local.upstream_tasks import Fate, failing
 from tests.support.client import Client, fetched
-from tests.support.models import MODELS
+from tests.support.models import GENERATING
 from tests.support.waiting import until
 from tests.support.world import PARAMETERS, World, batch_line, running_world
 
@@ -156,7 +156,7 @@ def test_a_refusal_is_openais_error_after_one_call(
     assert len(world.calls(prompt)) == 1
 
 
-OF_EACH_PROTOCOL = {model.provider: model.id for model in MODELS.values() if model.provider != OPENAI}
+OF_EACH_PROTOCOL = {model.provider: model.id for model in GENERATING.values() if model.provider != OPENAI}
 
 
 @pytest.mark.parametrize("model", OF_EACH_PROTOCOL.values())

@@ -47,9 +47,12 @@ def test_the_curl_command_that_a_deployment_prints_makes_an_image(caller: Client
     assert len(json.loads(bash(command, {"KEY": caller.key}))["data"]) == 1
 
 
-def test_the_python_program_prints_both_links(caller: Client) -> None:
-    url, permalink = run([sys.executable, "-c", shown(caller, "python", "OpenAI(")], {"KEY": caller.key}).split()
-    assert fetched(url).content == fetched(permalink).content
+def test_the_python_program_prints_both_links_and_edits_the_image(world: World, caller: Client) -> None:
+    links = run([sys.executable, "-c", shown(caller, "python", "OpenAI(")], {"KEY": caller.key}).split()
+    first, same, edited = (fetched(link).content for link in links)
+    assert first == same
+    assert first != edited
+    assert [call["prompt"] for call in world.calls_with(first)] == ["Put a hat on the otter"]
 
 
 def test_make_key_stores_the_hash_of_the_key_that_it_prints(world: World) -> None:

@@ -168,6 +168,8 @@ class Crowd:
             results=results,
             journal=self.service.journal,
             read_request=read_request(),
+            read_images={},
+            inputs=cast("Any", None),  # nobody of the crowd sends images
             public_base_url="",
             wait_seconds=wait_seconds,
             api_is_first_worker=first_worker,

@@ -23,6 +23,7 @@ def broken(world: World) -> list[str]:
         _money,
         _one_generation,
         _images,
+        _inputs,
         _tasks,
         _polling,
         _quota,
@@ -118,6 +119,23 @@ def _images(world: World) -> Iterator[str]:
         yield f"{generation_id}: an answer is stored, but there is no record"
     for generation_id in world.deleted & living:
         yield f"{generation_id} exists, though its deletion succeeded"
+
+
+def _inputs(world: World) -> Iterator[str]:
+    """The input images of a record are stored, and those of a deleted one are not.
+
+    An input without a record is left by a process that died or met a failure; the bucket's rule deletes it.
+    """
+    used = {record.id: set(record.own_input_ids) for record in _live(world)}
+    for generation_id, inputs in used.items():
+        if inputs - world.inputs.saved.keys():
+            yield f"{generation_id}: an input image is not stored"
+    for generation_id in world.deleted:
+        if set(world.buried[generation_id].own_input_ids) & world.inputs.saved.keys():
+            yield f"{generation_id} is deleted, and an input image is not"
+    unused = world.inputs.saved.keys() - set[str]().union(*used.values())
+    if unused and world.scenario.certain:
+        yield f"{len(unused)} input images are stored, and on no record"
 
 
 def _tasks(world: World) -> Iterator[str]:

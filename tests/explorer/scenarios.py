@@ -39,7 +39,8 @@ class Scenario:
     `blind` applies to each poll: it does not see that the task has ended, or does not know a new task yet. The upstream
     `recognises` a repetition by its reference, or begins another task for it. In every second run, one that recognises
     it also finds its task. With `slot_per_image` a call takes as many slots as it has images. `removed` applies to each
-    round: for a while, new processes do not have the first upstream in their configuration.
+    round: for a while, new processes do not have the first upstream in their configuration. With `inputs` each request
+    has an input image.
     """
 
     refused: float = 0.15
@@ -58,6 +59,7 @@ class Scenario:
     beats: bool = True
     n: int = 1
     model: str = "dall-e-3"
+    inputs: bool = False
     tries: int = 3
     counts: bool = True
     key: bool | None = None  # None: the seed decides
@@ -136,6 +138,18 @@ REQUESTS = {
         for store in ("records", "counters", "queue", "bus", "images", "source")
     },
     "lost answers": but(_LOST, before=0.05, after=0.08, cancel=True, delete=True, operator=True, n=2, model="dall-e-2"),
+}
+
+_EDIT = Scenario(inputs=True, model="gpt-image-1.5")
+
+REQUESTS |= {
+    "edits": but(_EDIT, duplicate=True, cancel=True, delete=True, clients=("alice", "bob"), quota=1),
+    "edits, kills and faults": but(
+        _EDIT, before=0.03, after=0.03, kill=0.1, jump=45, duplicate=True, delete=True, clients=("alice", "bob")
+    ),
+    "edits, lost answers of inputs": but(
+        _EDIT, before=0.1, after=0.15, faulty=frozenset({"inputs"}), delete=True, operator=True, n=2
+    ),
 }
 
 _TASK = Scenario(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from imagegen.domain import errors
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.images import UpstreamImage, UpstreamImages, UpstreamRequest, UpstreamTask
+from imagegen.domain.inputs import MEDIA_TYPES
 from imagegen.domain.money import ImagePrice, Price, TokenPrice
 from imagegen.domain.slots import slots_name
 from tests.fakes.provider import png
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tests.explorer.world import World
 
 PROTOCOL = "openai"
+NO_DEADLINE = Deadline(math.inf)
 CALL_SECONDS = 100.0  # the longest call of an upstream with slots
 SEEN_WITHIN_SECONDS = 180.0  # after its sending, each server of an upstream knows a task
 RETRY_AFTER = (None, 0.0, 1.0, 20.0, 90.0, 700.0)
@@ -182,6 +184,11 @@ class PaintingUpstream:
 
     def _answer(self, call: UpstreamRequest, asked: Asked) -> UpstreamImages | UpstreamTask:
         world = self._world
+        try:
+            self._read_inputs(call, asked)
+        except errors.NothingSpentError:
+            asked.outcome = "refused"
+            raise
         chance = world.rng.random()
         if world.scenario.tasks:
             return self._start_task(call, asked, chance)
@@ -190,6 +197,16 @@ class PaintingUpstream:
         asked.outcome = self._outcome(chance)
         self._raise(asked.outcome)
         return self._images(asked)
+
+    def _read_inputs(self, call: UpstreamRequest, asked: Asked) -> None:
+        """Each call gets all input images of its own request."""
+        record = self._world.store._records.get(asked.generation_id) or self._world.buried.get(asked.generation_id)
+        for each in call.inputs:
+            with each.open(NO_DEADLINE, MEDIA_TYPES, None) as content:
+                if record and b"".join(content.blocks()) != png(record.caller):
+                    self._world.wrong.append(f"{asked.generation_id}: a call has another input")
+        if len(call.inputs) != self._world.scenario.inputs:
+            self._world.wrong.append(f"{asked.generation_id}: a call has {len(call.inputs)} inputs")
 
     def find(self, call: UpstreamRequest, deadline: Deadline) -> UpstreamTask | None:
         world = self._world

@@ -20,12 +20,14 @@ from imagegen.domain.errors import (
     ImageDownloadInterruptedError,
     ImagegenError,
     ImageStorageInterruptedError,
+    InputUnavailableError,
     RecordsUnavailableError,
     SecretUnavailableError,
 )
 from imagegen.domain.failures import Failure
 from imagegen.domain.generations import Generation, LostClaimError, Status, UpstreamCall
 from imagegen.domain.images import ImageRequest, ResponseFormat
+from imagegen.domain.inputs import GivenImage, InputRules, Operation
 from imagegen.domain.models import MAX_IMAGES, ImageModel
 from imagegen.domain.queues import WorkQueue
 from imagegen.domain.retry_identity import RetryIdentity
@@ -34,11 +36,13 @@ from imagegen.domain.upstreams import Route
 from imagegen.usecases.continue_batch import begin_batch, cancel_batch
 from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration, RetryGeneration
+from imagegen.usecases.open_inputs import OpenInputs
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
 from imagegen.usecases.run_upstream_calls import UpstreamRunner
 from imagegen.usecases.send_upstream_call import CallParts, UnfinishedError
 from imagegen.usecases.submit import Submission, SubmitGeneration
+from imagegen.usecases.take_inputs import IdentifiedInputs, TakeInputs
 from imagegen.usecases.upstream_routes import UpstreamAccess, UpstreamRoutes
 from imagegen.usecases.upstream_slots import UpstreamLimits
 from imagegen.usecases.work_on_generation import GenerationWorker
@@ -53,7 +57,9 @@ from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.idempotency_keys import FakeIdempotencyKeys
 from tests.fakes.image_source import FakeImageSource
 from tests.fakes.image_store import FakeImageStore
+from tests.fakes.input_store import FakeInputStore
 from tests.fakes.journal import FakeJournal
+from tests.fakes.provider import png
 from tests.fakes.quota_counters import FakeQuotaCounters
 from tests.fakes.slots import FakeUpstreamSlots
 from tests.support.in_memory import batch_continuation
@@ -109,6 +115,13 @@ def patched(patch: pytest.MonkeyPatch, world: "Callable[[], World | None]") -> N
 
     for module in ("tried", "send_upstream_call"):
         patch.setattr(f"imagegen.usecases.{module}.random", SimpleNamespace(uniform=uniform))
+
+
+class NoSource:
+    """Requests of a world name no URLs."""
+
+    def fetch(self, url: str, most_bytes: int, deadline: Deadline) -> bytes:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -240,6 +253,7 @@ class World:
 
         self.files: dict[str, bytes] = {}
         self.store, self.images, self.bus = FakeGenerationStore(), FakeImageStore(), FakeEventBus()
+        self.inputs = FakeInputStore(self.images)
         self.counters, self.journal = FakeQuotaCounters(), FakeJournal()
         self.mailbox = Mailbox(self)
         self.asked: list[Asked] = []
@@ -260,6 +274,7 @@ class World:
         self.faulty_counters = self.faulty(self.counters, "counters")
         self.faulty_bus = self.faulty(self.bus, "bus")
         self.faulty_images: Any = Faulty(self, self.images, "images", ImageStorageInterruptedError)
+        self.faulty_inputs: Any = Faulty(self, self.inputs, "inputs", InputUnavailableError)
 
         self.ends: set[tuple[str, float | None]] = set()  # all ends of all records
         self.buried: dict[str, Generation] = {}  # the deleted records
@@ -274,7 +289,7 @@ class World:
         self.response_format: ResponseFormat = rng.choice(("url", "b64_json"))
         self.work_here = rng.random() < 0.6
         large = rng.random() < 0.5
-        pool = SameThread()
+        self.pool = pool = SameThread()
         self.batches = FakeBatchStore()
         self.batch_lines = FakeBatchLines(self.batches)
         self.batch_mailbox = Mailbox(self)
@@ -325,6 +340,7 @@ class World:
         calling = CallParts(
             routes=UpstreamRoutes(routes, configured[-1]),
             limits=UpstreamLimits(self.open_slots, self.queue),
+            inputs=OpenInputs(self.faulty_inputs, None),
             records=self.records,
             journal=self.journal,
             repeat_unknown=True,
@@ -338,7 +354,7 @@ class World:
             images=self.faulty_images,
             runner=runner,
             publisher=self.publisher,
-            deletion=DeleteImages(self.faulty_images),
+            deletion=DeleteImages(self.faulty_images, self.faulty_inputs),
             large_answer=lambda _: nullcontext((2, iter([b"{}"])) if large else None),
             journal=self.journal,
             now=self.clock,
@@ -718,7 +734,7 @@ class World:
         caller = self._caller(generation_id)
 
         def delete() -> None:
-            images = DeleteImages(self.faulty_images)
+            images = DeleteImages(self.faulty_images, self.faulty_inputs)
             deletion = DeleteGeneration(self.records, self.queue, self.publisher, self.progress, images, self.clock)
             deletion.delete(generation_id, caller, self.deadline())
             self.deleted.add(generation_id)
@@ -757,10 +773,18 @@ class World:
 
     def _api(self, client: Client, identity: RetryIdentity) -> None:
         scenario = self.scenario
-        request = ImageRequest("a cat", scenario.model, self.response_format, scenario.n)
+        operation: Operation = "edit" if scenario.inputs else "generate"
+        request = ImageRequest("a cat", scenario.model, self.response_format, scenario.n, operation=operation)
         caller = self._caller_named(client.caller)
-        submission = Submission(request, caller, BASE_URL, identity=identity, claim=self.work_here)
         try:
+            submission = Submission(
+                request,
+                caller,
+                BASE_URL,
+                identity=identity,
+                claim=self.work_here and not scenario.inputs,
+                inputs=self._inputs(client.caller) if scenario.inputs else None,
+            )
             submitted = self.submission.submit(submission)
         except ImagegenError as error:
             self.log(f"answers {type(error).__name__}")
@@ -772,6 +796,11 @@ class World:
             self.unless_interrupted(
                 lambda: self.worker.work(generation, owner, self.deadline(), poll=0, extend_visibility=lambda _: None)
             )
+
+    def _inputs(self, caller: str) -> IdentifiedInputs:
+        taking = TakeInputs(self.faulty_inputs, NoSource(), None, self.records, self.pool)
+        given = [GivenImage("image", "image", content=png(caller))]
+        return taking.identify(given, InputRules(), MODELS[self.scenario.model], caller)
 
     def receive(
         self, mailbox: Mailbox, message: Message, handle: Callable[[Message, Callable[[float], None]], float | None]

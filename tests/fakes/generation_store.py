@@ -209,7 +209,9 @@ class FakeGenerationStore(Failing):
                 if record.completed_at is None or record.completed_at != generation.completed_at:
                     raise LostClaimError
             self._records[generation.id] = None
-            self._tombstones[generation.id] = Tombstone(generation.id, generation.caller, generation.image_ids, now)
+            self._tombstones[generation.id] = Tombstone(
+                generation.id, generation.caller, generation.image_ids, now, generation.own_input_ids
+            )
             return self._tombstones[generation.id]
 
     def tombstone(self, generation_id: str) -> Tombstone | None:

@@ -21,13 +21,15 @@ Hook = Callable[[], object]
 class FakeImageStore:
     """Passes the contract of `ports.ImageStore`.
 
-    `saved` are the images by image id, `answers` the answers by generation id. `tries` are the ids of all calls of
-    `save`, in order, and `looked_for` those of `find`. `failures` are raised in turn, one for each `save`, before
-    anything is stored; `failures_to_find` likewise. `None` lets one through. `during_save` runs inside each `save`.
+    `saved` are the images by image id, `made_by` their generations, `answers` the answers by generation id. `tries` are
+    the ids of all calls of `save`, in order, and `looked_for` those of `find`. `failures` are raised in turn, one for
+    each `save`, before anything is stored; `failures_to_find` likewise. `None` lets one through. `during_save` runs
+    inside each `save`.
     """
 
     def __init__(self) -> None:
         self.saved: dict[str, tuple[str, bytes]] = {}
+        self.made_by: dict[str, str] = {}
         self.answers: dict[str, bytes] = {}
         self.tries: list[str] = []
         self.looked_for: list[str] = []
@@ -36,7 +38,7 @@ class FakeImageStore:
         self.during_save: Hook = lambda: None
         self._lock = threading.Lock()
 
-    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
+    def save(self, image_id: str, body: ImageBody, deadline: Deadline, *, generation_id: str) -> bool:
         with self._lock:
             self.tries.append(image_id)
             failure = self.failures.popleft() if self.failures else None
@@ -48,7 +50,10 @@ class FakeImageStore:
             return False
         content = (body.media_type, _whole(body.blocks, body.length))
         with self._lock:
-            return self.saved.setdefault(image_id, content) is content
+            is_first = self.saved.setdefault(image_id, content) is content
+            if is_first:
+                self.made_by[image_id] = generation_id
+            return is_first
 
     def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
         return _signed(f"images/{image_id}")

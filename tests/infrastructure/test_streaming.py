@@ -48,6 +48,8 @@ def check(template: Template, *, on: bool) -> None:
     found = list(integrations(template))
     assert [streams(each) for of_api, each in found if of_api] == [on] * EVENTS
     assert {streams(each) for of_api, each in found if not of_api} == {False}
+    # For requests, both modes have the same events (API Gateway developer guide, response-transfer-mode-lambda).
+    assert template.api_body()["x-amazon-apigateway-binary-media-types"] == ["multipart/form-data"]
     variables = {
         name: function["Environment"]["Variables"].get("STREAMING")
         for name, function in template.of_type("AWS::Lambda::Function").items()

@@ -21,6 +21,7 @@ from imagegen.routes.generations import GenerationRoutes
 from imagegen.routes.images import ImageRoutes
 from imagegen.routes.models import ModelRoutes
 from imagegen.routes.site import SiteRoutes
+from imagegen.routes.uploads import UploadRoutes
 from imagegen.usecases.manage_generation import LEASE_SECONDS
 from imagegen.wire.openapi import GATEWAY, GATEWAY_KEY, openapi_document
 from local.template import Template
@@ -45,7 +46,6 @@ IMAGE = "/v1/images/{image_id}"
 OPEN_ROUTES = {(ANY, "/"), (ANY, "/{proxy+}"), (ANY, "/health"), ("get", IMAGE), ("head", IMAGE)}
 OPEN_PATHS = ("/", "/docs", "/docs/{file}", "/openapi.json", "/health", "/playground.css", "/playground.js", IMAGE)
 OPEN_OPERATIONS = {("get", path) for path in OPEN_PATHS}
-NOT_SUPPORTED = {(method, path) for method in ("get", "post") for path in ("/v1/images/edits", "/v1/images/variations")}
 POLICY_BYTES = 20_480  # Lambda's limit for a function's resource policy
 
 
@@ -83,7 +83,7 @@ def routes_of(template: Template) -> set[Route]:
 def handled() -> set[Route]:
     """The routes of the functions' routers."""
     found = set()
-    kinds: list[Any] = [GenerationRoutes, BatchRoutes, ImageRoutes, ModelRoutes, SiteRoutes]
+    kinds: list[Any] = [GenerationRoutes, BatchRoutes, ImageRoutes, UploadRoutes, ModelRoutes, SiteRoutes]
     for kind in kinds:
         router = Router()
         kind(
@@ -254,7 +254,7 @@ def test_the_openapi_document_has_exactly_the_routes_and_marks_the_open_ones() -
     described = {
         (method, path): each.get("security") == [] for path, methods in paths for method, each in methods.items()
     }
-    assert set(described) == handled() - NOT_SUPPORTED
+    assert set(described) == handled()
     assert {route for route, is_open in described.items() if is_open} == OPEN_OPERATIONS
 
 
@@ -463,7 +463,7 @@ def test_every_entry_point_has_an_example_event(template: Template) -> None:
     events = [json.loads(path.read_text()) for path in (ROOT / "events").glob("*.json")]
     shown = [event for event in events if "httpMethod" in event]
     assert {event["resource"] for event in shown} == {path for _, path in routes_of(template)} - {"/v1", "/v1/images"}
-    for method, path in handled() - NOT_SUPPORTED:
+    for method, path in handled():
         pattern = re.sub(r"\{\w+\}", "[^/]+", path)
         assert any(event["httpMethod"] == method.upper() and re.fullmatch(pattern, event["path"]) for event in shown)
     assert any(event.get("type") == "TOKEN" for event in events)

@@ -1,4 +1,4 @@
-"""The rules that the local stack enforces in front of moto: roles, S3's signatures, injected faults, delays."""
+"""The rules that the local stack enforces in front of moto: roles, S3's signatures and CORS, faults, delays."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -274,6 +274,187 @@ def test_a_function_can_have_its_own_secret(moto_url: str, door: DoorControl) ->
 def test_a_request_with_two_signatures_is_refused(moto_url: str, authorization: str) -> None:
     answer = urllib3.request("GET", signed(moto_url), headers={"Authorization": authorization})
     assert (answer.status, b"Only one auth mechanism allowed" in answer.data) == (400, True)
+
+
+# Uploads.
+
+UPLOAD = {"Content-Type": "image/png", "Content-Length": "3", "If-None-Match": "*"}
+
+
+@pytest.fixture
+def upload_url(moto_url: str, client: Client) -> Iterator[str]:
+    yield signed(moto_url, "PUT", "uploads/a", headers=UPLOAD)
+    client("s3").delete_object(Bucket="pictures", Key="uploads/a")
+
+
+@pytest.mark.parametrize(
+    ("body", "changes", "answer"),
+    [
+        (b"abc", {}, (200, "")),
+        (b"abcd", {}, (403, "SignatureDoesNotMatch")),
+        (b"ab", {}, (403, "SignatureDoesNotMatch")),
+        (b"", {}, (403, "SignatureDoesNotMatch")),
+        (b"abc", {"Content-Type": "image/jpeg"}, (403, "SignatureDoesNotMatch")),
+        (b"abc", {"Content-Type": "image/png; charset=utf-8"}, (403, "SignatureDoesNotMatch")),
+        (b"abc", {"Content-Type": None}, (403, "SignatureDoesNotMatch")),
+        (b"abc", {"If-None-Match": "x"}, (403, "SignatureDoesNotMatch")),
+        (b"abc", {"If-None-Match": None}, (403, "SignatureDoesNotMatch")),
+        (b"abc", {"Cache-Control": "no-store", "Origin": "https://app.example.com"}, (200, "")),
+        (b"abc", {"x-amz-meta-generation-id": "gen_a"}, (403, "AccessDenied")),
+        (b"abc", {"x-amz-acl": "public-read"}, (403, "AccessDenied")),
+        (b"abc", {"x-amz-content-sha256": "UNSIGNED-PAYLOAD"}, (200, "")),
+    ],
+    ids=str,
+)
+def test_an_upload_must_be_what_its_url_was_signed_for(
+    upload_url: str, client: Client, body: bytes, changes: dict[str, str | None], answer: tuple[int, str]
+) -> None:
+    sent = UPLOAD | {"Content-Length": str(len(body))} | changes
+    headers = {name: value for name, value in sent.items() if value is not None}
+    assert status_and_code("PUT", upload_url, body=body, headers=headers) == answer
+    stored = client("s3").list_objects_v2(Bucket="pictures", Prefix="uploads/")["KeyCount"]
+    assert stored == (1 if answer[0] == 200 else 0)
+
+
+def test_an_upload_in_chunks_has_no_length_and_so_not_the_signed_one(upload_url: str) -> None:
+    headers = {name: value for name, value in UPLOAD.items() if name != "Content-Length"}
+    answer = status_and_code("PUT", upload_url, body=iter([b"abc"]), headers=headers)
+    assert answer == (403, "SignatureDoesNotMatch")
+
+
+def test_an_upload_cannot_be_replaced(upload_url: str, client: Client) -> None:
+    assert status_and_code("PUT", upload_url, body=b"abc", headers=UPLOAD) == (200, "")
+    assert status_and_code("PUT", upload_url, body=b"xyz", headers=UPLOAD) == (412, "PreconditionFailed")
+    assert client("s3").get_object(Bucket="pictures", Key="uploads/a")["Body"].read() == b"abc"
+
+
+def test_metadata_of_a_signed_put_comes_back_with_its_object(moto_url: str, client: Client) -> None:
+    headers = {"Content-Type": "image/png", "x-amz-meta-generation-id": "gen_a", "x-amz-meta-size": "1024x1024"}
+    url = signed(moto_url, "PUT", "images/described", headers=headers)
+    assert urllib3.request("PUT", url, body=b"abc", headers=headers).status == 200
+    for method in ("GET", "HEAD"):
+        got = urllib3.request(method, signed(moto_url, method, "images/described"))
+        assert {name: got.headers.get(name) for name in headers} == headers
+    client("s3").delete_object(Bucket="pictures", Key="images/described")
+
+
+# CORS.
+
+PAGE = "https://app.example.com"
+CORS = [
+    {"AllowedMethods": ["GET", "HEAD"], "AllowedOrigins": ["*"], "AllowedHeaders": ["*"]},
+    {
+        "AllowedMethods": ["PUT"],
+        "AllowedOrigins": [PAGE, "https://*.pages.example.com"],
+        "AllowedHeaders": ["Content-Type", "x-amz-*"],
+        "ExposeHeaders": ["ETag", "x-amz-request-id"],
+        "MaxAgeSeconds": 600,
+    },
+]
+
+
+@pytest.fixture
+def shared(moto_url: str, client: Client) -> Iterator[str]:
+    """The URL of an object that exists, in a bucket with CORS rules."""
+    client("s3").put_bucket_cors(Bucket="pictures", CORSConfiguration={"CORSRules": CORS})
+    yield f"{moto_url}/pictures/images/a"
+    client("s3").delete_bucket_cors(Bucket="pictures")
+    client("s3").delete_object(Bucket="pictures", Key="pages/a")
+
+
+def cors_headers(answer: urllib3.BaseHTTPResponse) -> dict[str, str]:
+    prefix = "access-control-"
+    return {
+        name.lower().removeprefix(prefix): value
+        for name, value in answer.headers.items()
+        if name.lower().startswith(prefix)
+    }
+
+
+def preflight(url: str, origin: str | None, method: str | None, headers: str | None = None) -> Any:
+    asked = {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers}
+    return urllib3.request("OPTIONS", url, headers={name: value for name, value in asked.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("origin", "method", "headers", "allowed"),
+    [
+        ("null", "GET", "x-anything", {"origin": "*", "methods": "GET, HEAD", "headers": "x-anything"}),
+        (PAGE, "PUT", None, {"origin": PAGE, "methods": "PUT"}),
+        (PAGE, "PUT", "Content-Type,X-Amz-Meta-A", {"origin": PAGE, "headers": "content-type, x-amz-meta-a"}),
+        ("https://a.pages.example.com", "PUT", None, {"origin": "https://a.pages.example.com"}),
+    ],
+)
+def test_a_preflight_is_answered_by_the_first_rule_that_matches(
+    shared: str, origin: str, method: str, headers: str | None, allowed: dict[str, str]
+) -> None:
+    answer = preflight(shared, origin, method, headers)
+    assert (answer.status, answer.data) == (200, b"")
+    found = cors_headers(answer)
+    assert {name: found.get(f"allow-{name}") for name in allowed} == allowed
+    of_put = {"allow-credentials": "true", "expose-headers": "ETag, x-amz-request-id", "max-age": "600"}
+    assert {name: found.get(name) for name in of_put} == (of_put if method == "PUT" else dict.fromkeys(of_put))
+
+
+@pytest.mark.parametrize(
+    ("origin", "method", "headers"),
+    [
+        ("https://other.example.com", "PUT", None),
+        ("http://app.example.com", "PUT", None),
+        (PAGE.upper(), "PUT", None),
+        (f"{PAGE}.evil.example", "PUT", None),
+        ("https://.pages.example.co", "PUT", None),
+        ("null", "PUT", None),
+        (PAGE, "DELETE", None),
+        (PAGE, "put", None),
+        (PAGE, "PUT", "content-type, authorization"),
+        (PAGE, "PUT", "if-none-match"),
+    ],
+)
+def test_a_preflight_that_no_rule_allows_is_a_403(shared: str, origin: str, method: str, headers: str | None) -> None:
+    answer = preflight(shared, origin, method, headers)
+    assert (answer.status, b"<Code>AccessForbidden</Code>" in answer.data) == (403, True)
+    assert cors_headers(answer) == {}
+
+
+@pytest.mark.parametrize("bucket", ["plain", "none"])
+def test_without_rules_or_a_bucket_every_preflight_is_a_403(moto_url: str, client: Client, bucket: str) -> None:
+    client("s3").create_bucket(Bucket="plain")
+    answer = preflight(f"{moto_url}/{bucket}/a", PAGE, "GET")
+    assert (answer.status, b"CORS is not enabled for this bucket" in answer.data) == (403, True)
+    assert cors_headers(answer) == {}
+
+
+@pytest.mark.parametrize(("origin", "method"), [(None, "PUT"), (PAGE, None), (None, None)])
+def test_a_preflight_without_its_headers_is_a_400(shared: str, origin: str | None, method: str | None) -> None:
+    assert preflight(shared, origin, method).status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "origin", "allowed"),
+    [
+        ("GET", "images/a", "null", "*"),
+        ("GET", "images/none", "null", "*"),  # a 404
+        ("PUT", "pages/a", PAGE, PAGE),
+        ("PUT", "pages/a", "https://other.example.com", None),
+        ("DELETE", "pages/a", PAGE, None),
+        ("GET", "images/a", None, None),
+    ],
+)
+@pytest.mark.parametrize("secret", [SECRET, "guessed"])
+def test_a_page_can_read_the_answers_that_a_rule_allows(
+    shared: str, moto_url: str, method: str, key: str, origin: str | None, allowed: str | None, secret: str
+) -> None:
+    """S3 carries out the request of any page, and refuses none for its origin."""
+    headers = {"Origin": origin} if origin else {}
+    answer = urllib3.request(method, signed(moto_url, method, key, secret=secret), headers=headers)
+    assert (answer.status == 403) == (secret == "guessed")
+    found = cors_headers(answer)
+    assert found.get("allow-origin") == allowed
+    if allowed is None:
+        assert found == {}
+    if allowed == PAGE:
+        assert found["expose-headers"] == "ETag, x-amz-request-id"
 
 
 # Faults.

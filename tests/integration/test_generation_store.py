@@ -1,5 +1,6 @@
 """Generations and idempotency keys: the fakes and the real stores, on each emulator, pass one contract."""
 
+import dataclasses
 import json
 import threading
 from bisect import bisect
@@ -32,7 +33,8 @@ from imagegen.domain.generations import (
     UpstreamAttempt,
     UpstreamCall,
 )
-from imagegen.domain.images import ImageRequest, UpstreamImages
+from imagegen.domain.images import ImageAction, ImageRequest, ParentTask, UpstreamImages
+from imagegen.domain.inputs import MOST_SIDE, InputImage
 from imagegen.domain.models import LONGEST_USER, MAX_IMAGES
 from imagegen.domain.money import Spending
 from imagegen.domain.redaction import MOST_CHARACTERS
@@ -44,7 +46,7 @@ from imagegen.usecases.send_upstream_call import MOST_MESSAGE, MOST_SENT
 from imagegen.wire.request_events import MOST_CUSTOM_ID
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.idempotency_keys import FakeIdempotencyKeys
-from tests.support.models import admitted, read_request
+from tests.support.models import MODELS, admitted, read_request
 from tests.support.stores import JUDGES, NOW, RETENTION_SECONDS, Connect, Table, closed_url, new_generation
 
 DAY = 24 * 3600
@@ -62,6 +64,11 @@ FAILURE = Failure(
 )
 SPENDING, SETTLED = Spending(300, 300), Spending(300, 200, changes=1)
 MISSING = "gen_AAAAAAAAAAAAAAAAAAAAAA"
+INPUTS = (
+    InputImage("image", "inp_AAAAAAAAAAAAAAAAAAAAAA", "0f" * 32, "image/png", 1234, 64, 32),
+    InputImage("mask", "upl_AAAAAAAAAAAAAAAAAAAAAA", "f0" * 32, "image/webp", 99, 64, 32, has_alpha=True),
+)
+PARENT = ParentTask("reseller", "täsk 1", "account 1", (ImageAction("upscale_1", "U1", "MJ::JOB"), ImageAction("x")))
 
 
 @pytest.fixture
@@ -217,6 +224,16 @@ def test_a_record_is_read_as_it_was_written(records: Store) -> None:
     assert records.get(created(records, generation).id) == generation
 
 
+def edit(**fields: Any) -> Generation:
+    request = ImageRequest("a hat", "gpt-image-1", "url", operation="edit", inputs=INPUTS)
+    return admitted(request, caller="alice", base_url="https://x.example/v1", now=NOW, **fields)
+
+
+def test_a_record_has_its_input_images_and_the_task_that_made_them(records: Store) -> None:
+    for generation in (edit(), edit(parent=PARENT)):
+        assert records.get(created(records, generation).id) == generation
+
+
 def test_every_stored_part_is_read_back(records: Store) -> None:
     generation = claimed(records, n=2)
     answer = CallAnswer(
@@ -366,7 +383,13 @@ def test_the_largest_record_fits_an_item(
     users = dict.fromkeys(("user", "safety_identifier"), character * LONGEST_USER)
     body = {"model": model, "prompt": character * 32_000, "n": MAX_IMAGES, **users, **own}
     origin = Origin(character * MOST_CUSTOM_ID, "batch_AAAAAAAAAAAAAAAAAAAAAA", 10**9)
-    request, base_url = read_request(32_000).fields(body), f"https://{'x' * 250}/v1"
+    rules = MODELS[model].inputs["edit"]
+    roles = ["image"] * rules.most + ["mask"] * rules.mask
+    roles += [name for name, most in rules.references.items() for _ in range(most)]
+    large = (10**9, MOST_SIDE, MOST_SIDE, True)
+    inputs = tuple(InputImage(role, f"inp_{'x' * 22}", "0f" * 32, "image/webp", *large) for role in roles)
+    request = dataclasses.replace(read_request(32_000).fields(body), operation="edit", inputs=inputs)
+    base_url = f"https://{'x' * 250}/v1"
     generation = admitted(request, caller="a" * 64, base_url=base_url, now=NOW, origin=origin)
     ids = generation.image_ids
     grouped = tuple(UpstreamCall(ids[index * n : (index + 1) * n], number=index) for index in range(calls))
@@ -785,6 +808,14 @@ def test_a_buried_generation_stays_gone_with_a_tombstone(records: Store, state: 
     assert records.newest("alice", 10) == []
 
 
+def test_a_tombstone_names_the_inputs_that_came_inside_the_request(records: Store) -> None:
+    generation = created(records, edit())
+    records.cancel(generation.id, now=NOW)
+    buried = records.bury(now_of(records, generation), now=NOW + 1)
+    assert buried.input_ids == (INPUTS[0].id,)
+    assert records.tombstone(generation.id) == buried
+
+
 def test_a_generation_with_another_end_is_not_buried(records: Store) -> None:
     failed = in_state(records, "published")
     records.requeue(failed, now=NOW)
@@ -941,12 +972,20 @@ def test_a_record_of_a_later_version_is_refused_and_unchanged(table: Table, stat
     records = table.generations
     generation = in_state(records, state)
     (item,) = table.items()
-    later = item | {"version": {"N": "3"}}
+    later = item | {"version": {"N": "4"}}
     table.client.put_item(TableName=table.name, Item=later)
     for call in ("get", "newest", "claim", "claim late by another", "cancel", "void"):
         with pytest.raises(RecordsUnavailableError, match="later version"):
             CALLS[call](records, generation)
         assert (call, table.items()) == (call, [later])
+
+
+def test_only_a_record_with_input_images_has_the_version_that_older_processes_refuse(table: Table) -> None:
+    """They would make images from its prompt alone."""
+    for generation, version in ((new_generation(), "2"), (edit(), "3")):
+        created(table.generations, generation)
+        (item,) = (item for item in table.items() if item["pk"]["S"] == generation.id)
+        assert item["version"] == {"N": version}
 
 
 def test_a_record_of_version_1_has_a_provider_and_no_routes(table: Table) -> None:

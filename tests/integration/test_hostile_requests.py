@@ -81,7 +81,7 @@ BODIES: list[tuple[bytes, int, str | None]] = [
     (json.dumps({**GOOD, "user": "u" * 450_000}).encode(), 400, "user"),  # a record of DynamoDB holds 400 KB
     (json.dumps({"prompt": "a" * 500_000}).encode(), 400, "prompt"),
     (b"a" * 600_000, 413, None),
-    (b"a" * 7_000_000, 424, None),  # Lambda takes 6 MB
+    (b"a" * 7_000_000, 413, None),  # Lambda takes 6 MB
     (b"a" * 11_000_000, 413, None),  # the gateway takes 10 MB
 ]
 
@@ -162,7 +162,7 @@ def test_no_log_shows_a_bad_value(unpaid: InProcess, name: str) -> None:
     ("body", "status"),
     [
         *((text, 400) for text in ('{"prompt":"%s', '["%s"]', '{"prompt":["%s"]}')),
-        *(('{"prompt":"%s"}' + " " * size, status) for size, status in ((600_000, 413), (7_000_000, 424))),
+        *(('{"prompt":"%s"}' + " " * size, status) for size, status in ((600_000, 413), (7_000_000, 413))),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -294,6 +294,7 @@ _UNKNOWN = [
     *("http://evil.example//v1/models", "/" + "a" * 16_000, "/v1/images/img_AAAAAAAAAAAAAAAAAAAAAA/x", "/v1/images"),
     *(f"/v1/images/generations/{MISSING}/result/x", "/health/x"),
 ]
+_POSTED = ("edits", "variations/", "descriptions", "uploads")
 _NO_GENERATION = (404, "id", "generation_not_found")
 _NO_IMAGE = (404, "image_id", "image_not_found")
 _NO_METHOD = (405, None, "method_not_supported")
@@ -301,7 +302,10 @@ PATHS: list[tuple[str, str, int, str | None, str]] = [
     *(("GET", target, 404, None, "unknown_url") for target in _UNKNOWN),
     *((method, IMAGES, *_NO_METHOD) for method in ("PUT", "PATCH", "DELETE")),
     *((method, IMAGES, 404, None, "unknown_url") for method in ("TRACE", "CONNECT", "PROPFIND", "post", "FOO")),
-    *(("POST", path, 404, None, "unknown_url") for path in ("/v1/images/edits", "/v1/images/variations/")),
+    *(("POST", path, 404, None, "unknown_url") for path in ("/v1/images/edits/x", "/v1/images/variations/x/")),
+    *(("GET", f"/v1/images/{path}", *_NO_IMAGE) for path in _POSTED),  # as of any id that no image has
+    *(("PUT", f"/v1/images/{path}", *_NO_METHOD) for path in _POSTED),
+    *(("POST", f"/v1/images/{path}", 415, None, "unsupported_content_type") for path in _POSTED),
     *(("GET", f"/v1/images/{text}", *_NO_IMAGE) for text in _ODD_IDS),
     *(("GET", f"{IMAGES}/{text.replace('img_', 'gen_')}", *_NO_GENERATION) for text in _ODD_IDS),
     *(
@@ -339,6 +343,7 @@ def test_a_path_has_its_error(
         *((path, "GET, HEAD, OPTIONS") for path in ("/v1/models", "/v1/images/img_x", "/docs", "/", "/health")),
         (IMAGES, "GET, HEAD, OPTIONS, POST"),
         (f"{IMAGES}/gen_x/cancel", "OPTIONS, POST"),
+        *((f"/v1/images/{path}", "GET, HEAD, OPTIONS, POST") for path in _POSTED),
     ],
 )
 def test_a_refusal_of_a_method_names_the_methods_of_the_path(unpaid: InProcess, target: str, allowed: str) -> None:

@@ -105,16 +105,19 @@ def twin(request: pytest.FixtureRequest) -> Twin:
 
 def test_a_saved_image_is_stored_whole_with_its_type_and_is_not_overwritten(twin: Twin) -> None:
     image_id = new_image_id()
-    assert twin.store.save(image_id, ImageBody("image/webp", 6, iter([b"one", b"two"])), soon()) is True
-    assert twin.store.save(image_id, a_body(LARGE, "image/gif"), soon()) is False
+    assert (
+        twin.store.save(image_id, ImageBody("image/webp", 6, iter([b"one", b"two"])), soon(), generation_id="gen_1")
+        is True
+    )
+    assert twin.store.save(image_id, a_body(LARGE, "image/gif"), soon(), generation_id="gen_1") is False
     assert twin.objects() == {f"images/{image_id}": ("image/webp", b"onetwo")}
 
 
 @pytest.mark.parametrize("content", [b"x", LARGE], ids=["tiny", "large"])
 def test_a_saved_image_is_found_and_read_until_it_is_deleted(twin: Twin, content: bytes) -> None:
     store, image_id, other = twin.store, new_image_id(), new_image_id()
-    store.save(other, a_body(b"other"), soon())
-    store.save(image_id, a_body(content, "image/webp"), soon())
+    store.save(other, a_body(b"other"), soon(), generation_id="gen_1")
+    store.save(image_id, a_body(content, "image/webp"), soon(), generation_id="gen_1")
     assert store.find(image_id, soon()) == StoredImage("image/webp", len(content))
     with store.read(image_id, soon()) as blocks:  # not to its end
         assert next(blocks)[:1] == content[:1]
@@ -136,18 +139,20 @@ def test_an_error_of_the_blocks_stores_nothing(
 ) -> None:
     image_id, length, failure = new_image_id(), len(b"".join(before)) + 100, kind("cut")
     with pytest.raises(kind) as caught:
-        twin.store.save(image_id, ImageBody("image/png", length, breaking(failure, *before)), soon())
+        twin.store.save(
+            image_id, ImageBody("image/png", length, breaking(failure, *before)), soon(), generation_id="gen_1"
+        )
     assert caught.value is failure
     with pytest.raises(kind) as caught:
         twin.store.save_answer("gen_1", length, breaking(failure, *before), soon())
     assert caught.value is failure
     assert twin.objects() == {}
-    twin.store.save(image_id, a_body(), soon())
+    twin.store.save(image_id, a_body(), soon(), generation_id="gen_1")
     assert twin.objects() == {f"images/{image_id}": ("image/png", SMALL)}
 
 
 def test_a_newer_answer_replaces_an_older_one_and_stays_until_it_is_deleted(twin: Twin) -> None:
-    twin.store.save("gen_1", a_body(), soon())
+    twin.store.save("gen_1", a_body(), soon(), generation_id="gen_1")
     image = {"images/gen_1": ("image/png", SMALL)}
     twin.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
     twin.store.save_answer("gen_1", 9, iter([b'{"a":', b" 1}", b"", b"\n"]), soon())
@@ -159,11 +164,11 @@ def test_a_newer_answer_replaces_an_older_one_and_stays_until_it_is_deleted(twin
 
 def test_without_time_left_nothing_is_stored_or_deleted(twin: Twin) -> None:
     over, store = Deadline.after(0), twin.store
-    store.save("img_1", a_body(), soon())
+    store.save("img_1", a_body(), soon(), generation_id="gen_1")
     store.save_answer("gen_1", 2, iter([b"{}"]), soon())
     before = twin.objects()
     calls: tuple[Callable[[], object], ...] = (
-        lambda: store.save("img_2", a_body(), over),
+        lambda: store.save("img_2", a_body(), over, generation_id="gen_1"),
         lambda: store.find("img_1", over),
         lambda: store.read("img_1", over).__enter__(),
         lambda: store.delete("img_1", over),
@@ -189,7 +194,7 @@ def test_a_signed_url_has_its_object_and_expiry(twin: Twin) -> None:
 
 
 def test_a_signed_url_gives_the_stored_object(on_moto: Twin) -> None:
-    on_moto.store.save("img_1", a_body(LARGE, "image/webp"), soon())
+    on_moto.store.save("img_1", a_body(LARGE, "image/webp"), soon(), generation_id="gen_1")
     on_moto.store.save_answer("gen_1", 2, iter([b"{}"]), soon())
     for signed, media_type, content in (
         (on_moto.store.signed_url("img_1"), "image/webp", LARGE),
@@ -266,7 +271,7 @@ def some_json() -> Iterator[bytes]:
 
 # Every request to S3: its method, its path, and the call that sends it.
 CALLS: dict[str, tuple[str, str, Callable[[Bucket], object]]] = {
-    "save": ("PUT", IMAGE, lambda s3: s3.images.save("img_secret", a_body(LARGE), soon())),
+    "save": ("PUT", IMAGE, lambda s3: s3.images.save("img_secret", a_body(LARGE), soon(), generation_id="gen_1")),
     "save_answer": ("PUT", ANSWER, lambda s3: s3.images.save_answer("gen_secret", 6, some_json(), soon())),
     "find": ("GET", IMAGE, lambda s3: s3.images.find("img_secret", soon())),
     "read": ("GET", IMAGE, lambda s3: s3.read()),
@@ -311,7 +316,7 @@ def test_a_call_is_one_request_signed_for_a_minute(s3: StandIn, how: str) -> Non
 
 def test_a_session_token_is_part_of_the_signature(s3: StandIn) -> None:
     store = a_store(s3.url, lambda: ReadOnlyCredentials(ACCESS_KEY, SECRET, "a+token/of=a role"))
-    store.save(new_image_id(), a_body(), soon())
+    store.save(new_image_id(), a_body(), soon(), generation_id="gen_1")
     for url in (s3.requests[0].target, store.signed_url(new_image_id()).url):
         assert query_of(url)["X-Amz-Security-Token"] == ["a+token/of=a role"]
 
@@ -330,7 +335,7 @@ def test_a_url_is_signed_by_fresh_credentials_without_a_call(s3: StandIn) -> Non
 def test_calls_share_a_connection(s3: StandIn) -> None:
     store = a_store(s3.url)
     for _ in range(2):
-        store.save("img_1", a_body(), soon())
+        store.save("img_1", a_body(), soon(), generation_id="gen_1")
         store.delete("img_1", soon())
     assert len({request.connection for request in s3.requests}) == 1
 
@@ -509,7 +514,9 @@ def test_a_failed_body_is_never_sent_whole_and_ends_the_connection(failure: Exce
     sent = b"x" * 100_000
     with raw_s3() as s3:
         with pytest.raises(kind) as caught:
-            a_store(s3.url).save("img_1", ImageBody("image/png", len(sent) + 1, breaking(failure, sent)), soon())
+            a_store(s3.url).save(
+                "img_1", ImageBody("image/png", len(sent) + 1, breaking(failure, sent)), soon(), generation_id="gen_1"
+            )
         assert kind is ImageStorageInterruptedError or caught.value is failure
     headers, _, body = bytes(s3.received).partition(b"\r\n\r\n")
     assert b"content-length: 100001" in headers.lower()
@@ -518,10 +525,10 @@ def test_a_failed_body_is_never_sent_whole_and_ends_the_connection(failure: Exce
 
 def test_an_answer_before_the_end_of_the_body_is_used() -> None:
     with raw_s3(http("412 Precondition Failed")) as s3:
-        assert a_store(s3.url).save("img_1", a_body(LARGE), soon()) is False
+        assert a_store(s3.url).save("img_1", a_body(LARGE), soon(), generation_id="gen_1") is False
     for status, kind in (("403 Forbidden", ImageStorageError), ("503 Slow Down", ImageStorageInterruptedError)):
         with raw_s3(http(status)) as s3, pytest.raises(kind):
-            a_store(s3.url).save("img_1", a_body(LARGE), soon())
+            a_store(s3.url).save("img_1", a_body(LARGE), soon(), generation_id="gen_1")
 
 
 def test_an_upload_that_s3_cuts_can_be_retried() -> None:
@@ -533,7 +540,7 @@ def test_an_upload_that_s3_cuts_can_be_retried() -> None:
             yield SMALL[10:]
 
         with pytest.raises(ImageStorageInterruptedError):
-            a_store(s3.url).save("img_1", ImageBody("image/png", len(SMALL), blocks()), soon())
+            a_store(s3.url).save("img_1", ImageBody("image/png", len(SMALL), blocks()), soon(), generation_id="gen_1")
 
 
 def test_a_transfer_that_stalls_is_cut_at_the_deadline() -> None:
@@ -546,5 +553,5 @@ def test_a_transfer_that_stalls_is_cut_at_the_deadline() -> None:
     with raw_s3(answer, hang_up=False) as s3, pytest.raises(ImageStorageInterruptedError):
         Bucket(s3.url).inbox.read(FILE, 0, 10, Deadline.after(0.2))
     with raw_s3() as s3, pytest.raises(ImageStorageInterruptedError):
-        a_store(s3.url).save("img_1", a_body(), Deadline.after(0.2))
+        a_store(s3.url).save("img_1", a_body(), Deadline.after(0.2), generation_id="gen_1")
     assert time.monotonic() - begun < AT_MOST_SECONDS

@@ -1,11 +1,10 @@
-"""The protocols of the stand-in upstream other than OpenAI's, over HTTP."""
+"""The protocols of the stand-in upstream, over HTTP."""
 
 import io
 import json
 import re
 import time
-from base64 import b64decode
-from collections.abc import Iterator
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,20 +18,30 @@ from local import upstream_ideogram as ideogram
 from local import upstream_kling as kling
 from local import upstream_midjourney as midjourney
 from local import upstream_tasks as tasks
-from local.serving import HungUpError, Reply, serving
+from local.serving import HungUpError, Reply
 from local.upstream import Script, StandInUpstream
 from tests.support.client import Answer
+from tests.support.odd_hosts import ReusableHost
 
 KEY = "sk-test"
 FLASH_2, FLASH, PRO = "gemini-2.0-flash-exp-image-generation", "gemini-2.5-flash-image", "gemini-3-pro-image"
 CHAT, IDEOGRAM = "/v1/chat/completions", "/ideogram/v1/ideogram-v3/generate"
-KLING = "/kling/v1/images/generations"
+GENERATIONS, KLING = "/v1/images/generations", "/kling/v1/images/generations"
 TASKS: dict[str, tuple[str, dict[str, str]]] = {
     "kling": (KLING, {}),
     "midjourney": ("/mj/submit/imagine", {"botType": "MID_JOURNEY"}),
 }
 START = 1_700_000_000_000  # in milliseconds
 Fields = dict[str, Any] | list[tuple[str, Any]]
+
+
+def png() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(out, "png")
+    return out.getvalue()
+
+
+PNG = b64encode(png()).decode()
 
 
 @dataclass
@@ -92,12 +101,69 @@ class Upstream:
 
 
 @pytest.fixture
-def upstream() -> Iterator[Upstream]:
+def upstream(host: ReusableHost) -> Upstream:
     stand_in = StandInUpstream(KEY)
-    with serving(stand_in.respond) as port:
-        upstream = Upstream(stand_in, f"http://127.0.0.1:{port}")
-        stand_in.now, stand_in.task_seconds = lambda: upstream.seconds, 10.0
-        yield upstream
+    upstream = Upstream(stand_in, f"http://127.0.0.1:{host.port}")
+    stand_in.now, stand_in.task_seconds = lambda: upstream.seconds, 10.0
+    host.respond = stand_in.respond
+    return upstream
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "size"),
+    [
+        ("dall-e-2", {"n": 2, "size": "256x256"}, (256, 256)),
+        ("dall-e-3", {"response_format": "b64_json", "style": "vivid"}, (1024, 1024)),
+        ("gpt-image-1", {"size": "auto", "output_format": "png", "moderation": "low"}, (1024, 1024)),
+        ("flux-pro", {"size": "1024x576"}, (1024, 576)),
+        ("flux-kontext-pro", {"aspect_ratio": "3:2"}, (192, 128)),
+    ],
+)
+def test_openai_paints_what_was_asked_for(
+    upstream: Upstream, model: str, fields: dict[str, Any], size: tuple[int, int]
+) -> None:
+    sent = {"model": model, "prompt": "a cat", **fields}
+    answer = upstream.send("POST", GENERATIONS, json.dumps(sent).encode())
+
+    assert answer.status == 200, answer.content
+    images = answer.json["data"]
+    urls = [image.get("url") or f"data:image/png;base64,{image['b64_json']}" for image in images]
+    assert [upstream.image(url).size for url in urls] == [size] * fields.get("n", 1)
+    assert images[0].get("revised_prompt") == ("a cat, in detail" if model == "dall-e-3" else None)
+    assert ("usage" in answer.json) == model.startswith("gpt-")
+    assert upstream.stand_in.calls == [sent]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"model": "sdxl"}, 404, "model_not_found"),
+        ({"model": "gpt-image-1", "style": "vivid"}, 400, "unknown_parameter"),
+        ({"model": "gpt-image-1", "image": "x"}, 400, "unknown_parameter"),
+        ({"model": "dall-e-3", "n": 2}, 400, "invalid_value"),
+        ({"model": "flux-kontext-pro"}, 400, "missing_required_parameter"),
+    ],
+)
+def test_openai_refuses_what_a_model_does_not_take(
+    upstream: Upstream, fields: dict[str, Any], status: int, code: str
+) -> None:
+    answer = upstream.send("POST", GENERATIONS, json.dumps({"prompt": "a cat", **fields}).encode())
+    assert (answer.status, answer.json["error"]["code"]) == (status, code)
+    assert len(upstream.stand_in.calls) == 1
+
+
+def test_openai_notes_no_call_without_a_key_or_a_body(upstream: Upstream) -> None:
+    answers = [
+        upstream.send("POST", GENERATIONS, b"{", Authorization="Bearer sk-other"),
+        upstream.send("POST", GENERATIONS, b"{"),
+        upstream.send("GET", GENERATIONS),
+    ]
+    assert [(answer.status, answer.json["error"]["code"]) for answer in answers] == [
+        (401, "invalid_api_key"),
+        (400, None),
+        (404, None),
+    ]
+    assert upstream.stand_in.calls == []
 
 
 def image_config(**fields: str) -> dict[str, Any]:
@@ -446,10 +512,10 @@ def test_a_task_of_kling_becomes_images(upstream: Upstream) -> None:
     [
         {"prompt": "x" * 2500, "negative_prompt": "x" * 2500, "callback_url": "https://caller.example/done"},
         {"model_name": "kling-v1-5", "aspect_ratio": "21:9"},
-        {"model_name": "kling-v1-5", "image": "aGk=", "image_reference": "subject", "human_fidelity": 1},
+        {"model_name": "kling-v1-5", "image": PNG, "image_reference": "subject", "human_fidelity": 1},
         {"model_name": "kling-v1-5", "image": "https://images.example/1.png", "image_reference": "face"},
         {"model_name": "kling-v2", "resolution": "2k", "n": 9},
-        {"model_name": "kling-v2-new", "image": "aGk=", "image_fidelity": 0.5},
+        {"model_name": "kling-v2-new", "image": PNG, "image_fidelity": 0.5},
     ],
 )
 def test_kling_accepts_what_is_documented(upstream: Upstream, fields: dict[str, Any]) -> None:
@@ -474,15 +540,16 @@ def test_kling_accepts_what_is_documented(upstream: Upstream, fields: dict[str, 
         {"resolution": "4k"},
         {"resolution": "2k"},
         {"resolution": "2k", "model_name": "kling-v1-5"},
-        {"resolution": "2k", "model_name": "kling-v2", "image": "aGk="},
+        {"resolution": "2k", "model_name": "kling-v2", "image": PNG},
         {"model_name": "kling-v2-new"},
-        {"image": "data:image/png;base64,aGk="},
-        {"image": "aGk=", "negative_prompt": "dogs"},
-        {"image": "aGk=", "model_name": "kling-v1-5"},
-        {"image": "aGk=", "image_reference": "face"},
+        {"image": f"data:image/png;base64,{PNG}"},
+        {"image": "aGk="},
+        {"image": PNG, "negative_prompt": "dogs"},
+        {"image": PNG, "model_name": "kling-v1-5"},
+        {"image": PNG, "image_reference": "face"},
         {"image_reference": "face", "model_name": "kling-v1-5"},
         {"image_fidelity": 1.1},
-        {"image": "aGk=", "model_name": "kling-v1-5", "image_reference": "face", "human_fidelity": 0.5},
+        {"image": PNG, "model_name": "kling-v1-5", "image_reference": "face", "human_fidelity": 0.5},
     ],
 )
 def test_kling_refuses_what_is_not_documented(upstream: Upstream, fields: dict[str, Any]) -> None:

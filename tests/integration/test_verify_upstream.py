@@ -12,15 +12,15 @@ from unittest.mock import patch
 
 import pytest
 
-from imagegen.bootstrap.models_toml import CONFIGURATION
 from local.serving import Reply, Request, serving
-from local.upstream import StandInUpstream, paint
+from local.upstream import StandInUpstream
+from local.upstream_painting import paint
 from local.upstream_replies import json_reply, one_api_error
 from tests.conftest import ROOT
+from tests.support.models import GENERATING, MODELS
 from tools.verify_upstream import cheapest, main
 
 KEY = "sk-canary-of-the-verification"
-MODELS = CONFIGURATION.catalog.models
 
 
 class Terminal(io.StringIO):
@@ -95,15 +95,15 @@ def test_the_cheapest_model_of_each_protocol_makes_an_image(upstream: Upstream) 
     assert "1280x720 PNG" in lines[10]
     assert "1312x736 PNG" in lines[11]
     assert all("PNG" in line for line in lines[12:])
-    assert [model for model in upstream.sent if model in MODELS] == chosen
+    assert [model for model in upstream.sent if model in GENERATING] == chosen
     assert all(call.get("n", call.get("num_images", 1)) in (1, "1") for call in upstream.stand_in.calls)
 
 
 def test_all_models_of_an_upstream(upstream: Upstream) -> None:
     done = upstream.verified(model="all")
     assert done.returncode == 0, done.stdout
-    at_the_upstream = [{"niji": "mj_imagine"}.get(model, model) for model in MODELS]  # another bot of Midjourney
-    assert [model for model in upstream.sent if model in MODELS] == at_the_upstream
+    at_the_upstream = [{"niji": "mj_imagine"}.get(model, model) for model in GENERATING]  # another bot of Midjourney
+    assert [model for model in upstream.sent if model in GENERATING] == at_the_upstream
     assert ", and 13 of unknown price" in done.stdout
 
 

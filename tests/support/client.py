@@ -11,6 +11,7 @@ from tests.support.waiting import until
 
 Json = dict[str, Any]
 GENERATIONS = "/images/generations"
+EDITS = "/images/edits"
 ENDED = ("completed", "failed", "cancelled")
 MOST_REDIRECTS = 20  # as many as OpenAI's Python client follows
 _ERROR = {"message", "type", "param", "code"}
@@ -94,6 +95,20 @@ class Client:
                 break
             answer = self.result(answer.generation_id)
         return answer
+
+    def form(self, path: str, *parts: tuple[str, str | bytes], **headers: str) -> Answer:
+        """Posts a form and follows no redirect. A part of bytes is a file."""
+        files = [(name, each if isinstance(each, str) else (name, each)) for name, each in parts]
+        body, content_type = urllib3.encode_multipart_formdata(files)
+        return self.ask("POST", path, body, **{"Content_Type": content_type, **headers})
+
+    def upload(self, content: bytes, media_type: str = "image/png") -> str:
+        """Uploads an image. Returns its id."""
+        begun = self.ask("POST", "/images/uploads", {"bytes": len(content), "media_type": media_type})
+        assert begun.status == 200, begun.content
+        stored = urllib3.request("PUT", begun.json["url"], body=content, headers=begun.json["headers"], timeout=60)
+        assert stored.status == 200, stored.data
+        return str(begun.json["id"])
 
     def begin(self, **fields: Any) -> str:
         """Begins a generation without a wait. Returns its id."""

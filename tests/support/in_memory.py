@@ -39,6 +39,7 @@ from imagegen.usecases.manage_generation import (
     RetryGeneration,
     get_generation,
 )
+from imagegen.usecases.open_inputs import OpenInputs
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
 from imagegen.usecases.read_batch import ReadBatch
@@ -56,6 +57,7 @@ from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.idempotency_keys import FakeIdempotencyKeys
 from tests.fakes.image_source import FakeImageSource
 from tests.fakes.image_store import FakeImageStore
+from tests.fakes.input_store import FakeInputStore
 from tests.fakes.journal import FakeJournal
 from tests.fakes.provider import FakeProvider, png
 from tests.fakes.quota_counters import FakeQuotaCounters
@@ -188,6 +190,7 @@ class InMemoryService:
 
     def __post_init__(self) -> None:
         self.source = FakeImageSource(self.provider.files)
+        self.inputs = FakeInputStore(self.images)
         self.slots = FakeUpstreamSlots(self.concurrency, self.clock)
         self.lines = FakeBatchLines(self.batches)
         self.progress = cast("BatchProgress", _Progress(self))
@@ -266,7 +269,7 @@ class InMemoryService:
 
     @property
     def deletion(self) -> DeleteGeneration:
-        images = DeleteImages(self.images)
+        images = DeleteImages(self.images, self.inputs)
         return DeleteGeneration(self.records, self.queue, self.publisher, self.progress, images, self.clock)
 
     def submit(
@@ -308,6 +311,7 @@ class InMemoryService:
         calling = CallParts(
             routes=UpstreamRoutes(upstreams, "reseller"),
             limits=UpstreamLimits(self.slots, self.queue),
+            inputs=OpenInputs(self.inputs, None),
             records=self.records,
             journal=self.journal,
             repeat_unknown=self.repeat_unknown,
@@ -335,7 +339,7 @@ class InMemoryService:
             images=self.images,
             runner=self.runner,
             publisher=self.publisher,
-            deletion=DeleteImages(self.images),
+            deletion=DeleteImages(self.images, self.inputs),
             large_answer=self.large_answer,
             journal=self.journal,
             now=self.clock,
@@ -433,7 +437,8 @@ class InMemoryService:
     def store(self, *image_ids: str) -> None:
         for image_id in image_ids:
             content = png(image_id)
-            self.images.save(image_id, ImageBody("image/png", len(content), iter([content])), StillDeadline(9))
+            body = ImageBody("image/png", len(content), iter([content]))
+            self.images.save(image_id, body, StillDeadline(9), generation_id="gen_1")
 
     def answer(self, name: str) -> CallAnswer:
         """An answer of the upstream with one image by URL. The URL can be downloaded."""

@@ -31,7 +31,7 @@ from imagegen.usecases.wait import wait
 from local import stack
 from local.event_source import sqs_record
 from local.gateway import DELIMITER, Gateway
-from local.lambda_host import MOST_EVENT_BYTES, FunctionError, PayloadTooLargeError, ResponseStream
+from local.lambda_host import MOST_EVENT_BYTES, FunctionError, PayloadTooLargeError, ResponseStream, payload_of
 from local.lambda_host import Function as Configuration
 from local.serving import Request, serving
 from local.upstream import StandInUpstream
@@ -108,7 +108,7 @@ class Function:
         return future
 
     def invoke_streaming(self, event: object) -> ResponseStream:
-        payload = json.dumps(event).encode()
+        payload = payload_of(event)
         if len(payload) > MOST_EVENT_BYTES:
             raise PayloadTooLargeError
         handler = getattr(self._module, self.function.handler.rpartition(".")[2])

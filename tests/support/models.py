@@ -7,11 +7,15 @@ from typing import Any
 from imagegen.bootstrap.models_toml import CONFIGURATION
 from imagegen.domain.generations import Generation, admit
 from imagegen.domain.images import ImageRequest, UpstreamRequest
+from imagegen.domain.inputs import Operation
 from imagegen.domain.models import Catalog
 from imagegen.providers.catalog import KNOWN_MODELS
+from imagegen.wire.image_requests import ReadOperation, readers_of
 from imagegen.wire.requests import ReadRequest
 
 MODELS = CONFIGURATION.catalog.models
+# Those that make images from a prompt alone, with the fields that they then have.
+GENERATING = CONFIGURATION.catalog.doing("generate").models
 DEFAULT_MODEL = CONFIGURATION.catalog.default
 
 
@@ -29,12 +33,17 @@ def catalog(cap: int, aliases: Mapping[str, str]) -> Catalog:
         else model
         for name, model in known.models.items()
     }
-    return Catalog(models, known.default, {**known.aliases, **aliases})
+    return Catalog(models, known.default, {**known.aliases, **aliases}, known.defaults)
 
 
-def read_request(cap: int = 1_000, **aliases: str) -> ReadRequest:
-    """A reader of requests. `cap` is the limit of a prompt in characters."""
-    return ReadRequest(catalog(cap, aliases))
+def read_request(cap: int = 1_000, operation: Operation = "generate", **aliases: str) -> ReadRequest:
+    """A reader of requests for an operation. `cap` is the limit of a prompt in characters."""
+    return ReadRequest(catalog(cap, aliases), operation)
+
+
+def read_operation(cap: int = 1_000) -> ReadOperation:
+    """A reader of requests that name their operation, as events do."""
+    return ReadOperation(read_request(cap), readers_of(catalog(cap, {}), from_s3=True))
 
 
 def upstream_request(request: ImageRequest, n: int = 1, reference: str = "reference") -> UpstreamRequest:

@@ -38,11 +38,18 @@ class _Pool:
         self._connection.close()
 
     def request(
-        self, method: str, url: SplitResult, _: Deadline, *, headers: Mapping[str, str], body: bytes = b"", **__: Any
+        self,
+        method: str,
+        url: SplitResult,
+        _: Deadline,
+        *,
+        headers: Mapping[str, str],
+        body: Iterable[bytes] = (),
+        **__: Any,
     ) -> urllib3.BaseHTTPResponse:
         self._counted[f"upstream {method}"] += 1
         sent = [*headers.items(), ("Host", url.netloc), ("User-Agent", "imagegen")]
-        reply = self._upstream.respond(Request(method, url.path, sent, body, self._connection))
+        reply = self._upstream.respond(Request(method, url.path, sent, b"".join(body), self._connection))
         return urllib3.HTTPResponse(
             io.BytesIO(reply.body), reply.headers, reply.status, preload_content=False, decode_content=False
         )

@@ -4,6 +4,7 @@ A stack takes seconds to start, so one serves all tests of a worker process that
 has its own caller and its own prompts: the upstream's scripts and calls are by prompt.
 """
 
+import hashlib
 import json
 import os
 from base64 import b64encode
@@ -29,6 +30,7 @@ from tests.conftest import ROOT, UPSTREAM_KEY
 from tests.support.client import Client
 from tests.support.waiting import SECONDS, until
 
+EVENT_BUCKET = "photos"  # of a deployer, whose objects events may name
 # Waits and leases last seconds, not minutes. A shorter lease is lost on a busy machine.
 PARAMETERS = {
     "WaitSeconds": "1",
@@ -36,6 +38,7 @@ PARAMETERS = {
     "UpstreamTimeoutSeconds": "20",
     "ImagesPerDay": "1000000",  # a single image is still a visible percentage
     "ImagesPerClientPerDay": "100000",
+    "EventImageBucketArns": f"arn:aws:s3:::{EVENT_BUCKET}",
 }
 MOST_PROCESSES = 8  # of a function: a hundred concurrent clients would start 64
 # No event may contain these. The last one is part of each revised prompt.
@@ -172,6 +175,15 @@ class World:
         """The paid calls for a prompt."""
         return [call for call in list(self.upstream.calls) if call["prompt"] == prompt]
 
+    def calls_with(self, image: bytes) -> list[dict[str, Any]]:
+        """The paid calls that came with this image, unconverted. Some have no prompt."""
+        sha256 = hashlib.sha256(image).hexdigest()
+        return [
+            call
+            for call in list(self.upstream.calls)
+            if any(each["sha256"] == sha256 for each in call.get("images", ()))
+        ]
+
     # AWS.
 
     def queue_url(self, name: str) -> str:
@@ -200,6 +212,18 @@ class World:
         key = f"inbox/{folder}/{uuid4().hex}{suffix}"
         self.aws("s3").put_object(Bucket=self.stack.inbox, Key=key, Body=text.encode())
         return key
+
+    def s3_uri(self, content: bytes) -> str:
+        """Puts an object into the bucket whose objects events may name. Returns its URI."""
+        key = f"{uuid4().hex}.png"
+        self.aws("s3").put_object(Bucket=self._event_bucket, Key=key, Body=content)
+        return f"s3://{self._event_bucket}/{key}"
+
+    @cached_property
+    def _event_bucket(self) -> str:
+        """Is made at the first use."""
+        self.aws("s3").create_bucket(Bucket=EVENT_BUCKET)
+        return EVENT_BUCKET
 
     def lines(self, key: str) -> list[dict[str, Any]]:
         """The lines of a file in the bucket of the inbox and the outbox."""

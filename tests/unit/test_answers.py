@@ -14,6 +14,7 @@ from imagegen.domain.deadline import Deadline
 from imagegen.domain.failures import failure_of
 from imagegen.domain.generations import AnsweredImage, CallAnswer, Generation, Status, StoredImage, Supply, UpstreamCall
 from imagegen.domain.images import ImageRequest, ResponseFormat, SignedUrl
+from imagegen.domain.inputs import InputImage, Operation
 from imagegen.domain.models import ImageModel
 from imagegen.domain.money import ImagePrice
 from imagegen.wire import answers
@@ -274,7 +275,9 @@ class TestGeneration:
             "created_at": 1_767_225_600,
             "completed_at": 1_767_225_630,
             "model": "gpt-image-1",
+            "operation": "generate",
             "n": 1,
+            "inputs": [],
             "repeated_calls": 0,
             "extra_calls": 0,
             "upstream": None,
@@ -282,6 +285,23 @@ class TestGeneration:
             "data": [image],
             "error": None,
         }
+
+    def test_an_edit_lists_its_input_images(self) -> None:
+        given = InputImage("mask", "upl_1", "0" * 64, "image/png", 512, 64, 32, has_alpha=True)
+        request = ImageRequest("A hat", "gpt-image-1", "url", operation="edit", inputs=(given,))
+        shown = generation_answer(None, request=request)
+        assert shown["operation"] == "edit"
+        assert shown["inputs"] == [
+            {
+                "id": "upl_1",
+                "field": "mask",
+                "media_type": "image/png",
+                "bytes": 512,
+                "width": 64,
+                "height": 32,
+                "sha256": "0" * 64,
+            }
+        ]
 
     def test_an_ended_generation_has_its_cost_and_the_upstream_that_served_first(self) -> None:
         calls = tuple(
@@ -366,19 +386,52 @@ class TestModels:
         assert read.model_dump(exclude_unset=True) == model
         assert read.created > 0
         assert read.owned_by in {"black-forest-labs", "google", "ideogram", "kling", "midjourney", "openai", "qwen"}
-        plain = {"model": model["id"], "prompt": "x" * model["parameters"]["prompt"]["max_characters"]}
-        for name, rule in model["parameters"].items():
+        of_each = model["operations"]
+        assert tuple(of_each) == MODELS[model["id"]].operations
+        for operation in of_each:
+            parameters = model["parameters"].items()
+            own = {name: rule for name, rule in parameters if operation in rule.get("operations", of_each)}
+            self.check_request(model["id"], operation, own)
+
+    def check_request(self, model: str, operation: Operation, parameters: Mapping[str, Any]) -> None:
+        read_fields = read_request(1_000, operation).fields
+        plain = {"model": model, "prompt": "x" * parameters["prompt"]["max_characters"]}
+        plain |= {"index": 1} if "index" in parameters else {}
+        for name, rule in parameters.items():
             for value in rule.get("values", [rule.get("min"), rule.get("max")]):
                 if value is not None:
                     formats = {"output_compression": "webp", "frame_count": "gif", "frame_duration_ms": "gif"}
                     also = {"output_format": formats[name]} if name in formats else {}
-                    read_request(1_000).fields(plain | {name: value} | also)
+                    read_fields(plain | {name: value} | also)
             if "values" in rule or "max" in rule:
                 beyond = "7x1" if "values" in rule else rule["max"] + 1
                 with pytest.raises(errors.InvalidRequestError, match=name if "max" in rule else "Invalid value"):
-                    read_request(1_000).fields(plain | {name: beyond})
-        with pytest.raises(errors.InvalidRequestError, match="string too long"):
-            read_request(1_000).fields(plain | {"prompt": plain["prompt"] + "x"})
+                    read_fields(plain | {name: beyond})
+        if operation == "generate" or MODELS[model].inputs[operation].needs_prompt:
+            with pytest.raises(errors.InvalidRequestError, match="string too long"):
+                read_fields(plain | {"prompt": plain["prompt"] + "x"})
+
+    @pytest.mark.parametrize(
+        ("name", "operations", "least", "most"),
+        [
+            ("dall-e-3", ["generate"], 0, 0),
+            ("dall-e-2", ["generate", "edit", "variation"], 0, 1),
+            ("gpt-image-1", ["generate", "edit"], 0, 16),
+            ("qwen-image-edit", ["edit"], 1, 1),
+            ("mj_blend", ["edit"], 2, 5),
+            ("mj_describe", ["describe"], 1, 1),
+        ],
+    )
+    def test_a_model_says_what_it_can_do_and_how_many_input_images_it_takes(
+        self, name: str, operations: list[str], least: int, most: int
+    ) -> None:
+        shown = model_answer(name, catalog(1_000, {}), _no_upstreams)
+        assert (list(shown["operations"]), shown["images"]) == (operations, {"min": least, "max": most})
+
+    def test_a_parameter_of_some_operations_names_them(self) -> None:
+        parameters = model_answer("ideogram-v3", catalog(1_000, {}), _no_upstreams)["parameters"]
+        assert parameters["image_weight"]["operations"] == ("edit",)
+        assert "operations" not in parameters["rendering_speed"]
 
     def test_a_model_that_is_not_in_the_catalog_is_unknown(self) -> None:
         assert model_answer("x", catalog(1_000, {"x": "flux"}), _no_upstreams) == model_answer(

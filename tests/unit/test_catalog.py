@@ -1,4 +1,3 @@
-import json
 import re
 import socket
 from dataclasses import replace
@@ -8,22 +7,27 @@ from jsonschema import Draft202012Validator
 
 from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.generations import fingerprint
+from imagegen.domain.inputs import IMAGE, MASK, InputContent
 from imagegen.domain.models import MAX_IMAGES, Catalog, Choice, ImageModel, RequestField, Whole
 from imagegen.providers.openai.models import PROVIDER as OPENAI
+from imagegen.providers.request_bodies import UpstreamBody, form_body, json_body
 from imagegen.wire.models import model_answer
-from imagegen.wire.requests import ReadRequest
+from imagegen.wire.requests import PATHS, ReadRequest
 from imagegen.wire.schemas import schemas
 from local.serving import Request
 from local.upstream import StandInUpstream
 from tests.support.models import DEFAULT_MODEL, MODELS, read_request
+from tests.support.pictures import mask
 
+CLEAR = mask(64, (0, 0, 64, 64))
 EACH_MODEL = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
 @EACH_MODEL
 def test_a_model_is_consistent(model: ImageModel) -> None:
     assert MODELS[model.id] is model
-    assert model.sizes
+    assert model.operations
+    assert model.sizes or not model.generates
     assert all(size == "auto" or re.fullmatch(r"[1-9]\d{2,3}x[1-9]\d{2,3}", size) for size in model.sizes)
     assert not model.choice("size").allows("1x1")
     for name, field in model.fields.items():
@@ -38,6 +42,12 @@ def test_a_model_is_consistent(model: ImageModel) -> None:
         assert not sent & {"response_format", "style"}
     else:
         assert not sent & {"background", "moderation", "output_format", "output_compression"}
+    for field in model.own_fields:
+        assert set(field.operations) <= set(model.operations)
+    for rules in model.inputs.values():
+        assert 1 <= rules.least <= rules.most
+        # In a form and in JSON, an image stands beside the fields.
+        assert not {f"{IMAGE}s", IMAGE, MASK, *rules.references} & model.fields.keys()
 
 
 def test_a_new_field_of_one_model_changes_no_other_model_and_no_fingerprint() -> None:
@@ -78,11 +88,23 @@ def test_the_default_model_exists_and_only_these_models_differ_from_their_family
     assert {model.id for model in MODELS.values() if "xhigh" in model.choice("quality").values} == gpt_image_2_5
 
 
+def form(fields: dict[str, str], operation: str) -> UpstreamBody:
+    texts = {name: "1024x1024" if name == "size" else text for name, text in fields.items()}
+    if operation == "variation":
+        del texts["prompt"]
+    return form_body([*texts.items(), ("image", InputContent("image/png", len(CLEAR), lambda: iter([CLEAR])))])
+
+
+def answered(path: str, body: UpstreamBody) -> int:
+    headers = [("Authorization", "Bearer key"), ("Host", "127.0.0.1"), ("Content-Type", body.content_type)]
+    with socket.socket() as connection:
+        return StandInUpstream("key").respond(Request("POST", path, headers, b"".join(body.blocks), connection)).status
+
+
 def test_the_stand_in_for_the_upstream_has_every_model_of_openais_protocol() -> None:
-    for model in (model.id for model in MODELS.values() if model.provider == OPENAI):
-        shape = {"aspect_ratio": "1:1"} if "aspect_ratio" in MODELS[model].fields else {"size": "16x16"}
-        body = json.dumps({"model": model, "prompt": "an otter", **shape}).encode()
-        headers = [("Authorization", "Bearer key"), ("Host", "127.0.0.1")]
-        with socket.socket() as connection:
-            asked = Request("POST", "/v1/images/generations", headers, body, connection)
-            assert StandInUpstream("key").respond(asked).status == 200, model
+    for model in (model for model in MODELS.values() if model.provider == OPENAI):
+        shape = {"aspect_ratio": "1:1"} if "aspect_ratio" in model.fields else {"size": "16x16"}
+        fields = {"model": model.id, "prompt": "an otter", **shape}
+        for operation in model.operations:
+            body = json_body(fields) if operation == "generate" else form(fields, operation)
+            assert answered(PATHS[operation], body) == 200, (model.id, operation)

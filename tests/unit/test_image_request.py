@@ -11,10 +11,10 @@ from jsonschema import Draft202012Validator
 
 from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.domain.images import ImageRequest
-from imagegen.domain.models import Choice, Text, Whole
+from imagegen.domain.models import Choice, Decimal, Text, Whole
 from imagegen.wire.errors import CODELESS
 from imagegen.wire.requests import MAX_BODY_BYTES, ReadRequest
-from tests.support.models import MODELS, catalog, read_request
+from tests.support.models import GENERATING, MODELS, catalog, read_request
 
 PROMPT = "A cute baby sea otter"
 CAP = 1000
@@ -263,12 +263,21 @@ def test_a_prompt_over_the_cap_is_refused_with_its_length(model: str, cap: int, 
     ],
     ids=lambda name: name and name[:30],
 )
-def test_the_refusal_of_an_unknown_model_names_the_closest_and_all_known_models(name: str, closest: str | None) -> None:
+def test_the_refusal_of_an_unknown_model_names_the_closest_and_all_that_generate(
+    name: str, closest: str | None
+) -> None:
     shown = name if len(name) <= 64 else f"{name[:64]}…"
     hint = f" Did you mean '{closest}'?" if closest else ""
-    known = ", ".join(f"'{model}'" for model in MODELS)
+    known = ", ".join(f"'{model}'" for model in GENERATING)
     message = f"The model '{shown}' does not exist.{hint} Supported models are: {known}."
     assert refused(model=name) == (message, "model", "model_not_found")
+
+
+def test_the_refusal_of_a_model_that_only_changes_images_says_where_it_belongs_and_which_generate() -> None:
+    able = ", ".join(f"'{model}'" for model in GENERATING)
+    for model, path in (("mj_upscale", "edits"), ("mj_describe", "descriptions")):
+        message = f"The model '{model}' is for '/v1/images/{path}'. Models for /v1/images/generations are: {able}."
+        assert refused(model=model) == (message, "model", "invalid_value")
 
 
 def test_an_alias_stands_for_its_model() -> None:
@@ -311,9 +320,8 @@ def test_a_model_accepts_only_its_own_sizes(model: str) -> None:
 
 
 def test_the_refusal_of_a_size_lists_the_sizes_of_the_model_and_the_models_of_the_size() -> None:
-    elsewhere = (
-        f". Models with this size are: {', '.join(repr(each) for each in MODELS if '1792x1024' in MODELS[each].sizes)}"
-    )
+    others = ", ".join(f"'{name}'" for name, model in GENERATING.items() if "1792x1024" in model.sizes)
+    elsewhere = f". Models with this size are: {others}"
     words = unsupported("size", "1792x1024", *SIZES["dall-e-2"], more=elsewhere)
     assert refused(model="dall-e-2", size="1792x1024") == words
     bounds = (
@@ -389,7 +397,7 @@ def test_every_family_accepts_a_user_no_stream_and_one_to_ten_images(model: str)
 
 
 def test_every_model_refuses_svg_because_it_could_run_scripts_in_a_browser() -> None:
-    assert {refused(model=model, output_format="svg")[1] for model in MODELS} == {"output_format"}
+    assert {refused(model=model, output_format="svg")[1] for model in GENERATING} == {"output_format"}
 
 
 # Fields of GPT image models
@@ -528,7 +536,7 @@ PLAUSIBLE = st.sampled_from([*MODELS, *OF_SEVERAL, *OF_FEW]) | st.integers(-1, 1
 FIELDS = st.dictionaries(st.sampled_from(KNOWN_FIELDS), PLAUSIBLE | JSON)
 ONE_FIELD_OF_A_GOOD_REQUEST = st.builds(
     lambda model, field, value: {"prompt": PROMPT, "model": model, field: value},
-    *(st.sampled_from(sorted(MODELS)), st.sampled_from(KNOWN_FIELDS), PLAUSIBLE | JSON),
+    *(st.sampled_from(sorted(GENERATING)), st.sampled_from(KNOWN_FIELDS), PLAUSIBLE | JSON),
 )
 
 
@@ -554,7 +562,7 @@ def check_read_or_refused(body: bytes) -> None:
         assert len(refusal.message.encode()) < 2000
         assert len((refusal.param or "").encode()) < 300
         return
-    model = MODELS[request.model]
+    model = GENERATING[request.model]
     assert 1 <= request.n <= 10
     assert 1 <= len(request.prompt) <= model.prompt_limit
     assert request.prompt.encode()
@@ -566,6 +574,8 @@ def check_read_or_refused(body: bytes) -> None:
             assert rule.allows(str(value))
         elif isinstance(rule, Whole):
             assert rule.least <= int(value) <= rule.most
+        elif isinstance(rule, Decimal):
+            assert rule.least <= float(value) <= rule.most
         elif isinstance(rule, Text):
             assert len(str(value)) <= rule.longest
         else:

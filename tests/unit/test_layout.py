@@ -35,6 +35,7 @@ KNOWN = {
     "outbound": {"ports", "domain"},
     "providers": {"outbound", "ports", "domain"},
     "aws": {"outbound", "ports", "domain"},
+    "imaging": {"ports", "domain"},
     "settings": {"outbound", "domain"},
     "streaming_runtime": {"domain"},
     "bootstrap": {
@@ -48,6 +49,7 @@ KNOWN = {
             "providers",
             "outbound",
             "aws",
+            "imaging",
             "ports",
             "domain",
         )
@@ -145,6 +147,11 @@ def test_decisions_import_no_sdk_and_no_http_client() -> None:
     assert {name: found for name in FUNCTIONS if (found := imports_of(name) & slow)} == {}
 
 
+def test_only_imaging_imports_pillow() -> None:
+    importing = {name for name in PRODUCT | FUNCTIONS if "PIL" in imports_of(name)}
+    assert importing == {"imagegen.imaging.conversion"}
+
+
 # Imports each module of each group as if it were the first import of a process. Fails if that loads a library that the
 # group must not load. A library stays loaded, so the group that may load the least is first.
 LOAD = """
@@ -166,11 +173,12 @@ print(json.dumps(found))
 
 
 def test_a_module_can_be_imported_without_an_environment_and_loads_no_forbidden_library() -> None:
-    for_authorizer_alone = ["cryptography", "jwt"]
+    for_authorizer_alone, for_worker_alone = ["cryptography", "jwt"], ["PIL"]
     groups = [
-        (sorted(modules_of(*DECIDES)), sorted(SDKS)),
-        (sorted(FUNCTIONS), ["boto3", *for_authorizer_alone]),
-        (sorted(modules_of("providers", "aws", "outbound", "bootstrap")), for_authorizer_alone),
+        (sorted(modules_of(*DECIDES)), sorted([*SDKS, *for_worker_alone])),
+        (sorted(FUNCTIONS), ["boto3", *for_authorizer_alone, *for_worker_alone]),
+        (sorted(modules_of("providers", "aws", "outbound", "bootstrap")), [*for_authorizer_alone, *for_worker_alone]),
+        (sorted(modules_of("imaging")), for_authorizer_alone),
     ]
     done = subprocess.run(
         [sys.executable, "-c", LOAD],

@@ -9,10 +9,13 @@ from msgspec.structs import replace
 from imagegen.domain import errors
 from imagegen.domain.failures import failure_of
 from imagegen.domain.generations import Generation, LostClaimError, Status, UpstreamCall
+from imagegen.domain.images import new_image_id
+from imagegen.domain.inputs import new_upload_id
 from imagegen.usecases.manage_generation import LEASE_SECONDS
-from imagegen.usecases.submit import SAFETY_NET_LEASES
+from imagegen.usecases.submit import SAFETY_NET_LEASES, Submission
 from tests.support.hooks import after, before, raising
-from tests.support.in_memory import InMemoryService, attempts
+from tests.support.in_memory import BASE_URL, InMemoryService, attempts
+from tests.support.inputs import EDIT, at_hand, by_id, identified, sized
 
 N = 2  # images of each generation, in a call each
 SAFETY_NET = LEASE_SECONDS * SAFETY_NET_LEASES
@@ -299,3 +302,77 @@ def test_only_one_of_two_concurrent_retries_succeeds_and_takes_quota(service: In
 def test_a_missing_generation_is_not_retried(service: InMemoryService) -> None:
     assert service.retry("gen_AAAAAAAAAAAAAAAAAAAAAA") is None
     assert service.queue.sent == []
+
+
+# Input images.
+
+
+def edited(service: InMemoryService) -> tuple[Generation, list[str]]:
+    """A queued generation from a picture that came inside the request, an upload and an image made here.
+
+    And the ids of the three.
+    """
+    upload_id, image_id = new_upload_id(), new_image_id()
+    service.inputs.uploads["alice", upload_id] = sized(label="uploaded")
+    service.store(image_id)
+    given = [at_hand(sized(label="sent")), by_id(upload_id), by_id(image_id)]
+    inputs = identified(service, given)
+    submission = Submission(EDIT, service.caller("alice"), BASE_URL, inputs=inputs)
+    generation = service.submission.submit(submission).generation
+    return generation, [image.id for image in generation.request.inputs]
+
+
+def test_a_deletion_removes_only_the_inputs_that_came_inside_the_request(service: InMemoryService) -> None:
+    (generation, (own, upload_id, image_id)), (_, (of_another, *_)) = edited(service), edited(service)
+    assert set(service.inputs.saved) == {own, of_another}
+    asked: list[str] = []
+    before(service.inputs, "delete", lambda input_id, _: asked.append(input_id))
+    service.delete(generation.id)
+    assert asked == [own]
+    assert list(service.inputs.saved) == [of_another]
+    assert ("alice", upload_id) in service.inputs.uploads
+    assert image_id in service.images.saved
+
+
+def test_a_tombstone_keeps_the_ids_of_the_inputs_and_a_sweep_deletes_them_again(service: InMemoryService) -> None:
+    generation, (own, upload_id, image_id) = edited(service)
+    service.delete(generation.id)
+    tombstone = service.records.tombstone(generation.id)
+    assert tombstone is not None
+    assert (tombstone.input_ids, tombstone.image_ids) == ((own,), generation.image_ids)
+    service.inputs.saved[own] = sized()  # a write that was on its way
+    service.deliver(generation.id)
+    assert service.inputs.saved == {}
+    assert ("alice", upload_id) in service.inputs.uploads
+    assert image_id in service.images.saved
+
+
+def test_a_process_that_dies_after_the_tombstone_leaves_the_inputs_to_a_sweep(service: InMemoryService) -> None:
+    generation, (own, *_) = edited(service)
+    service.buried(generation)
+    assert list(service.inputs.saved) == [own]
+    service.deliver(generation.id)
+    assert service.inputs.saved == {}
+
+
+def test_a_deletion_is_unfinished_while_an_input_cannot_be_deleted(service: InMemoryService) -> None:
+    generation, (own, *_) = edited(service)
+    service.store(*generation.image_ids)
+    before(service.inputs, "delete", raising(*[errors.InputUnavailableError("no")] * 2))
+    with pytest.raises(errors.DeletionUnfinishedError):
+        service.delete(generation.id)
+    assert list(service.inputs.saved) == [own]
+    assert set(generation.image_ids).isdisjoint(service.images.saved)
+    with pytest.raises(errors.ImageStorageError):  # the sweep comes again
+        service.deliver(generation.id)
+    service.delete(generation.id)
+    assert service.inputs.saved == {}
+
+
+def test_a_worker_whose_generation_is_deleted_meanwhile_deletes_its_inputs(service: InMemoryService) -> None:
+    generation, (own, *_) = edited(service)
+    service.provider.during_call = lambda: service.buried(generation)
+    service.deliver(generation.id)
+    assert own not in service.inputs.saved
+    assert set(generation.image_ids).isdisjoint(service.images.saved)
+    assert len(service.inputs.uploads) == 1

@@ -27,7 +27,7 @@ WHOLE: dict[str, Any] = {
 def images(seed: int | None = 7, **fields: Any) -> Any:
     task = read_task(json.dumps(WHOLE | fields).encode(), "1")
     assert task
-    return images_of(task, seed)
+    return images_of(task, seed, is_grid=True)
 
 
 def button(custom_id: object, label: object = "", emoji: object = "") -> dict[str, object]:

@@ -12,10 +12,12 @@ from imagegen.domain.batches import is_batch_id
 from imagegen.domain.errors import InvalidRequestError, MethodNotAllowedError
 from imagegen.domain.generations import is_generation_id
 from imagegen.domain.images import is_image_id
-from imagegen.domain.models import Choice
+from imagegen.domain.inputs import Operation, is_upload_id
+from imagegen.domain.models import Choice, Decimal, Text, Whole
 from imagegen.wire.headers import EXPOSED
+from imagegen.wire.image_requests import readers_of
 from imagegen.wire.openapi import ERRORS, INVALID, openapi_document, shapes_of
-from imagegen.wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID
+from imagegen.wire.schemas import BATCH_ID, BODIES, GENERATION_ID, IMAGE_ID, UPLOAD_ID
 from tests.conftest import ROOT
 from tests.support.models import MODELS, catalog, read_request
 
@@ -79,8 +81,9 @@ def test_every_row_of_the_error_table_is_an_example_of_some_operation() -> None:
 
 def test_the_listed_codes_of_a_bad_request_are_those_that_are_raised() -> None:
     wire = ROOT / "layers/imagegen/imagegen/wire"
-    raised = re.findall(r'code="(\w+)"', (wire / "requests.py").read_text() + (wire / "headers.py").read_text())
-    assert set(INVALID) == set(raised)
+    readers = ("requests", "image_requests", "forms", "uploads", "headers")
+    raised = {code for name in readers for code in re.findall(r'code="(\w+)"', (wire / f"{name}.py").read_text())}
+    assert set(INVALID) == raised
 
 
 def test_every_example_matches_its_schema() -> None:
@@ -91,7 +94,8 @@ def test_every_example_matches_its_schema() -> None:
         for content in (body.get("content", {}).get("application/json", {}) for body in bodies):
             for example in content.get("examples", {}).values():
                 if "value" in example:
-                    validator(content["schema"]["$ref"].rpartition("/")[2]).validate(example["value"])
+                    schema = {**content["schema"], "components": DOCUMENT["components"]}
+                    Draft202012Validator(schema).validate(example["value"])
 
 
 def test_every_exposed_header_is_described_and_some_answer_has_it() -> None:
@@ -103,7 +107,12 @@ def test_every_exposed_header_is_described_and_some_answer_has_it() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "is_id", "prefix"),
-    [(GENERATION_ID, is_generation_id, "gen"), (IMAGE_ID, is_image_id, "img"), (BATCH_ID, is_batch_id, "batch")],
+    [
+        (GENERATION_ID, is_generation_id, "gen"),
+        (IMAGE_ID, is_image_id, "img"),
+        (UPLOAD_ID, is_upload_id, "upl"),
+        (BATCH_ID, is_batch_id, "batch"),
+    ],
 )
 def test_an_id_matches_its_pattern(pattern: str, is_id: Any, prefix: str) -> None:
     tails = ["A" * 22, "-_" * 11, "A" * 21, "A" * 23, "A" * 21 + "!", "A" * 21 + "é", ""]
@@ -178,3 +187,28 @@ def test_the_schema_accepts_compression_and_transparency_if_and_only_if_the_serv
 @settings(deadline=None, max_examples=50)
 def test_the_schema_accepts_fields_together_if_and_only_if_the_service_does(body: dict[str, Any]) -> None:
     check(body)
+
+
+def values_of(rule: object) -> list[Any]:
+    if isinstance(rule, Choice):
+        return list(rule.values)
+    return [rule.least, rule.most] if isinstance(rule, Whole | Decimal) else ["x"] if isinstance(rule, Text) else []
+
+
+@pytest.mark.parametrize("operation", BODIES)
+def test_a_request_with_images_that_the_service_accepts_is_described(operation: Operation) -> None:
+    described, read = validator(f"Create{BODIES[operation]}Request"), readers_of(catalog(CAP, {}))[operation].fields
+    formats = {"output_compression": "webp", "frame_count": "gif", "frame_duration_ms": "gif"}
+    images = [{"image_url": "https://i.example/1.png"}, {"file_id": f"upl_{'x' * 22}"}]
+    for model in catalog(CAP, {}).doing(operation).models.values():
+        rules = model.inputs[operation]
+        whole: dict[str, Any] = {"model": model.id, "prompt": "an otter", "images": images[: rules.most]}
+        whole |= {"index": 1} if "index" in model.fields else {}
+        roles = [*rules.references, *(["mask"] if rules.mask else [])]
+        bodies = [whole, *(whole | {role: images[0] if role == "mask" else images[:1]} for role in roles)]
+        for name, field in model.fields.items():
+            also = {"output_format": formats[name]} if name in formats else {}
+            bodies += [whole | also | {name: value} for value in values_of(field.rule)]
+        for body in bodies:
+            assert read(body).request.operation == operation
+            described.validate(body)

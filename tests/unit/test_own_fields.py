@@ -13,7 +13,7 @@ from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.generations import fingerprint
 from imagegen.domain.models import Structured
 from imagegen.wire.schemas import schemas
-from tests.support.models import MODELS, catalog, read_request
+from tests.support.models import GENERATING, MODELS, catalog, read_request
 
 GEMINI_2, GEMINI_2_5, GEMINI_3 = "gemini-2.0-flash-exp-image-generation", "gemini-2.5-flash-image", "gemini-3-pro-image"
 GEMINI, IDEOGRAM = (GEMINI_2, GEMINI_2_5, GEMINI_3), "ideogram-v3"
@@ -63,7 +63,7 @@ OWNERS = {
     "negative_prompt": {IDEOGRAM, *KLING, *MIDJOURNEY},
     "seed": {IDEOGRAM, *MIDJOURNEY},
 }
-CODES, PALETTE = (MODELS[IDEOGRAM].fields[name].rule for name in ("style_codes", "color_palette"))
+CODES, PALETTE = (GENERATING[IDEOGRAM].fields[name].rule for name in ("style_codes", "color_palette"))
 
 DESCRIBED = Draft202012Validator(schemas(catalog(1_000, {}))["CreateImagesRequest"])
 
@@ -109,7 +109,7 @@ def test_every_size_with_a_ratio_is_accepted_and_auto_is_the_default(model: str)
 
 
 def test_ideogram_has_its_resolutions() -> None:
-    resolutions = MODELS[IDEOGRAM].choice("resolution").values
+    resolutions = GENERATING[IDEOGRAM].choice("resolution").values
     assert len(set(resolutions)) == len(resolutions) == 2 * 34 + 1
     assert {"x".join(reversed(each.split("x"))) for each in resolutions} == set(resolutions)
     for resolution in ("1024x1024", "512x1536", "1536x512", "960x1088", "1088x960"):
@@ -178,7 +178,7 @@ def test_a_negative_prompt_has_at_most_2000_characters() -> None:
     ],
 )
 def test_a_structured_field_accepts_what_its_schema_describes(name: str, good: list[Any], bad: list[Any]) -> None:
-    rule = MODELS[IDEOGRAM].fields[name].rule
+    rule = GENERATING[IDEOGRAM].fields[name].rule
     assert isinstance(rule, Structured)
     described = Draft202012Validator(rule.schema)
     for value in good:
@@ -228,13 +228,22 @@ def test_of_two_fields_that_exclude_each_other_the_second_is_refused(
 
 @pytest.mark.parametrize("name", OWNERS)
 def test_a_field_of_one_model_is_unknown_to_the_others(name: str) -> None:
-    owners = {model.id for model in MODELS.values() if name in model.fields}
+    owners = {model.id for model in GENERATING.values() if name in model.fields}
     assert owners == OWNERS[name]
-    for model in MODELS.keys() - owners:
+    for model in GENERATING.keys() - owners:
         assert refused(model, **{name: "1:1"}) == (f"Unknown parameter: '{name}'.", name, "unknown_parameter")
     for model in NEW_MODELS:
         for other in ("background", "moderation", "output_format", "output_compression", "image"):
             assert refused(model, **{other: "x"}) == (f"Unknown parameter: '{other}'.", other, "unknown_parameter")
+
+
+def test_a_field_of_another_operation_is_unknown() -> None:
+    others = {name: MODELS[name].fields.keys() - model.fields.keys() for name, model in GENERATING.items()}
+    assert {"input_fidelity", "image_weight", "image_fidelity"} <= set().union(*others.values())
+    for model, fields in others.items():
+        for field in fields:
+            words = (f"Unknown parameter: '{field}'.", field, "unknown_parameter")
+            assert refused(model, **{field: 1}) == words
 
 
 # Schemas

@@ -14,6 +14,7 @@ from imagegen.domain.images import ImageRequest, UpstreamRequest, UpstreamTask
 from imagegen.ports import ImageProvider
 from imagegen.providers.kling.provider import KlingProvider
 from imagegen.providers.midjourney.provider import MidjourneyProvider
+from imagegen.providers.request_bodies import UpstreamBody
 from imagegen.providers.upstream_api import Refusal, UpstreamApi
 
 DEADLINE = Deadline.after(60)
@@ -36,9 +37,10 @@ class Answers:
         return text
 
     def post(
-        self, url: SplitResult, body: bytes, content_type: str, n: int, deadline: Deadline, refusal: Refusal
+        self, url: SplitResult, body: UpstreamBody, n: int, deadline: Deadline, refusal: Refusal
     ) -> tuple[bytearray, None]:
-        del url, body, content_type, n, deadline
+        del url, n, deadline
+        assert len(b"".join(body.blocks)) == body.length
         status, content = self._next()
         if status != 200:
             raise refusal(status, urllib3.HTTPHeaderDict(), content, "sk-key")

@@ -15,10 +15,11 @@ from imagegen.domain.generations import CallAnswer, Generation, Origin, Rejectio
 from imagegen.domain.images import ImageRequest
 from imagegen.wire.events import generation_event, rejection_event
 from imagegen.wire.openapi import ERRORS
+from imagegen.wire.request_events import read_event
 from tests.conftest import ROOT
 from tests.support.hooks import after, before
 from tests.support.in_memory import NOW, InMemoryService, attempts
-from tests.support.models import admitted, catalog, read_request
+from tests.support.models import admitted, catalog, read_operation, read_request
 
 REFUSED = failure_of(errors.UpstreamRateLimitedError("no"))
 ENDS = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
@@ -310,18 +311,23 @@ def test_there_is_a_schema_for_every_event() -> None:
 
 def test_the_examples_of_the_documentation_are_valid() -> None:
     page = (ROOT / "docs/events.md").read_text()
-    completed, failed, rejection, batch = map(json.loads, re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    completed, failed, rejection, batch, edit = map(json.loads, re.findall(r"```json\n(.*?)```", page, re.DOTALL))
     assert delivered((completed["detail-type"], completed["detail"])) == completed
     delivered(("Image Generation Failed", completed["detail"] | failed))
     delivered(("Image Generation Rejected", rejection))
     delivered(("Image Batch Completed", batch))
     (requested,) = re.findall(r'"Detail": (".*")\n', page)
-    validator(REQUESTED).validate(REQUEST | {"detail": json.loads(json.loads(requested))})
+    for detail in (json.loads(json.loads(requested)), edit):
+        validator(REQUESTED).validate(REQUEST | {"detail": detail})
+        read_event(json.dumps(REQUEST | {"detail": detail})).read(read_operation(1000).fields)
     assert all(f"(../events/schemas/{name}.json)" in page for name in SCHEMAS)
 
 
 REQUESTED = "image-generation-requested"
 (REQUEST,) = SCHEMAS[REQUESTED]["examples"]
+
+
+IMAGE_FIELDS = {"images", "mask", "style_reference_images", "character_reference_images"}
 
 
 def test_a_request_by_event_has_the_fields_of_a_request() -> None:
@@ -330,6 +336,8 @@ def test_a_request_by_event_has_the_fields_of_a_request() -> None:
         "prompt",
         "model",
         *catalog(1000, {}).fields,
+        "operation",
+        *IMAGE_FIELDS,
         *own,
     }
     body = json.dumps({key: value for key, value in REQUEST["detail"].items() if key not in own}).encode()

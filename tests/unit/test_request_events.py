@@ -7,13 +7,15 @@ import pytest
 
 from imagegen.domain.errors import InvalidRequestError, RecordsUnavailableError
 from imagegen.domain.images import ImageRequest
+from imagegen.domain.inputs import GivenImage
 from imagegen.usecases.submit import RejectEvent
+from imagegen.wire.image_requests import AskedImages
 from imagegen.wire.request_events import ImagesByEvent, read_event
 from tests.fakes.event_bus import FakeEventBus
-from tests.support.models import read_request
+from tests.support.models import read_operation
 
 CAP = 1000
-READ_FIELDS = read_request(CAP).fields
+READ_FIELDS = read_operation(CAP).fields
 
 
 def body(event_id: object = "e-1", **detail: object) -> str:
@@ -24,15 +26,25 @@ def test_a_full_event_is_read() -> None:
     own = {"client": "shop-1", "custom_id": "order 7", "idempotency_key": "k"}
     event = read_event(body(prompt="a cat", model="dall-e-2", n=3, **own))
     assert (event.event_id, event.caller, event.custom_id) == ("e-1", "shop-1", "order 7")
-    assert event.read(READ_FIELDS) == ImagesByEvent(
-        ImageRequest("a cat", "dall-e-2", "url", n=3, options={"response_format": "url"}), "shop-1", "order 7", "k"
-    )
+    request = ImageRequest("a cat", "dall-e-2", "url", n=3, options={"response_format": "url"})
+    assert event.read(READ_FIELDS) == ImagesByEvent(AskedImages(request, ()), "shop-1", "order 7", "k")
+
+
+def test_an_event_names_its_operation_and_its_images() -> None:
+    upload, s3_uri = f"upl_{'x' * 22}", "s3://orders/7.png"
+    event = read_event(body(operation="edit", prompt="a hat", images=[{"file_id": upload}, {"s3_uri": s3_uri}]))
+    asked = event.read(READ_FIELDS).asked
+    assert (asked.request.operation, asked.request.model) == ("edit", "gpt-image-1.5")
+    assert asked.images == [
+        GivenImage("image", "images[0]", id=upload),
+        GivenImage("image", "images[1]", s3_uri=s3_uri),
+    ]
 
 
 def test_a_missing_field_has_its_default() -> None:
     images = read_event(body(prompt="a cat", client=None, custom_id=None, idempotency_key=None)).read(READ_FIELDS)
     assert (images.caller, images.custom_id, images.idempotency_key) == ("events", None, "e-1")
-    assert images.request.model == "dall-e-3"
+    assert images.asked.request.model == "dall-e-3"
 
 
 @pytest.mark.parametrize(
@@ -44,6 +56,8 @@ def test_a_missing_field_has_its_default() -> None:
         ("prompt", ["", "x" * (CAP + 1)]),
         ("n", [0]),
         ("size", ["1x1"]),
+        ("operation", ["", "describing", 7]),
+        ("images", [[]]),
         ("webhook", ["https://x.example"]),
     ],
 )

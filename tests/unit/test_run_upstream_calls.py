@@ -243,7 +243,7 @@ def test_with_less_than_a_second_left_a_known_url_is_left_to_the_next_worker(
 
 
 def test_an_image_is_listed_if_the_answer_to_its_save_is_lost_and_its_link_is_dead(service: InMemoryService) -> None:
-    after(service.images, "save", lambda *_: service.provider.files.clear())
+    after(service.images, "save", lambda *_, **__: service.provider.files.clear())
     after(service.images, "save", raising(HICCUP))
     generation = service.begun()
     assert service.generate(generation).stored_ids == generation.image_ids

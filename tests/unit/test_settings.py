@@ -51,8 +51,8 @@ API = WORKER | only(
     f"{LIMITS} api_is_first_worker caller_share_of_waiters cors_origin most_waiters public_base_url wait_seconds"
 )
 INTAKE = only(
-    f"""{STORED} {LIMITS} base_url clients_path inbox_bucket intake_dead_letters_url
-    intake_queue_url"""
+    f"""{STORED} {LIMITS} base_url clients_path image_bucket inbox_bucket intake_dead_letters_url intake_queue_url
+    link_seconds upstream_base_url"""
 )
 SITE = only("cors_origin image_origin public_base_url")
 
@@ -64,7 +64,12 @@ FUNCTIONS: dict[str, tuple[FromEnv, dict[str, str]]] = {
     "site": (SiteSettings.from_env, SITE),
 }
 EACH_FUNCTION = pytest.mark.parametrize(("from_env", "environ"), FUNCTIONS.values(), ids=FUNCTIONS)
-OPTIONAL: dict[str, Any] = {"disabled_models": frozenset(), "s3_endpoint_url": None, "upstream_overrides": {}}
+OPTIONAL: dict[str, Any] = {
+    "disabled_models": frozenset(),
+    "event_image_buckets": frozenset(),
+    "s3_endpoint_url": None,
+    "upstream_overrides": {},
+}
 
 
 def error_of(environ: Mapping[str, str], from_env: FromEnv = ApiSettings.from_env) -> str:
@@ -185,6 +190,11 @@ def test_a_service_may_have_no_public_base_url() -> None:
 def test_models_are_disabled_by_name() -> None:
     for from_env, environ in (FUNCTIONS[name] for name in ("api", "intake", "site")):
         assert from_env(environ | {"DISABLED_MODELS": "flux,gpt-image-1"}).disabled_models == {"flux", "gpt-image-1"}
+
+
+def test_the_buckets_of_events_are_named_by_their_arns() -> None:
+    for text, buckets in (("", set()), ("arn:aws:s3:::a", {"a"}), ("arn:aws:s3:::a,arn:aws-cn:s3:::b.c", {"a", "b.c"})):
+        assert IntakeSettings.from_env(INTAKE | {"EVENT_IMAGE_BUCKET_ARNS": text}).event_image_buckets == buckets
 
 
 def test_an_upstream_may_have_another_address_or_time_limit() -> None:

@@ -1,7 +1,7 @@
 """Submission: repeated requests share a generation, and no crash loses one that was accepted."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -12,14 +12,27 @@ import pytest
 from imagegen.domain import errors
 from imagegen.domain.credentials import Caller
 from imagegen.domain.failures import failure_of
-from imagegen.domain.generations import IdTakenError, Origin, Status, fingerprint, is_generation_id
-from imagegen.domain.images import ImageRequest
+from imagegen.domain.generations import (
+    AnsweredImage,
+    CallAnswer,
+    IdTakenError,
+    Origin,
+    Status,
+    UpstreamAttempt,
+    UpstreamCall,
+    fingerprint,
+    is_generation_id,
+)
+from imagegen.domain.images import ImageAction, ImageBody, ImageRequest
+from imagegen.domain.inputs import GivenImage, new_upload_id
 from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.routes.results import MOST_HOPS
 from imagegen.settings import LONGEST_WAIT_SECONDS
-from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Submission
-from tests.support.hooks import before
+from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, SAFETY_NET_LEASES, Submission, Submitted
+from tests.fakes.input_source import FakeInputSource
+from tests.support.hooks import before, raising
 from tests.support.in_memory import BASE_URL, LEASE, NOW, REQUEST, InMemoryService
+from tests.support.inputs import EDIT, at_hand, by_id, by_url, identified, sized
 from tests.support.models import admitted
 
 OTHER = replace(REQUEST, prompt="a dog")
@@ -504,3 +517,247 @@ def test_a_refused_file_begins_one_generation_once_the_quota_suffices(service: I
     service.buried(begun.generation)
     with pytest.raises(errors.GenerationCancelledError):
         service.submit(generation_id=GIVEN)
+
+
+# Input images.
+
+
+PICTURE, OTHER_PICTURE = sized(label="picture"), sized(label="other")
+PICTURE_URL = "https://a.example/1.png"
+NOT_STORED = errors.InputUnavailableError("no")
+
+
+def edit(
+    service: InMemoryService,
+    identity: RetryIdentity = PLAIN,
+    given: Sequence[GivenImage] = (at_hand(PICTURE),),
+    *,
+    request: ImageRequest = EDIT,
+    caller: str = "alice",
+    web: FakeInputSource | None = None,
+) -> Submitted:
+    inputs = identified(service, given, model=request.model, caller=caller, web=web)
+    submission = Submission(request, service.caller(caller), BASE_URL, identity=identity, inputs=inputs)
+    try:
+        return service.submission.submit(submission)
+    finally:
+        service.now += 0.001
+
+
+def check_only_recorded_inputs_are_stored(service: InMemoryService) -> None:
+    recorded = [image_id for each in service.records.newest("alice", 100) for image_id in each.own_input_ids]
+    assert sorted(service.inputs.saved) == sorted(recorded)
+
+
+def an_upload(service: InMemoryService, content: bytes = PICTURE) -> str:
+    upload_id = new_upload_id()
+    service.inputs.uploads["alice", upload_id] = content
+    return upload_id
+
+
+def test_the_images_of_a_new_generation_are_stored_before_its_quota_and_are_on_its_record(
+    service: InMemoryService,
+) -> None:
+    log = service.keys.asked = service.records.asked
+    before(service.inputs, "save", lambda *_: log.append("image"))
+    before(service.counters, "take", lambda *_, **__: log.append("quota"))
+    before(service.queue, "send", lambda *_, delay=0, **__: log.append("safety net" if delay else "work message"))
+    upload_id = an_upload(service, OTHER_PICTURE)
+    submitted = edit(service, KEYED, [at_hand(PICTURE), by_id(upload_id, name="image[1]")])
+    assert log == ["hold", "image", "quota", "quota", "safety net", "create", "work message"]
+    generation = service.record(submitted.generation)
+    assert generation == submitted.generation
+    first, second = generation.request.inputs
+    assert (service.inputs.saved, second.id) == ({first.id: PICTURE}, upload_id)
+    assert generation.own_input_ids == (first.id,)
+    assert replace(generation.request, inputs=()) == EDIT
+    assert generation.supply.parent is None
+
+
+@REPEATED
+def test_a_retry_attaches_by_what_is_in_its_images_and_stores_nothing(
+    service: InMemoryService, identities: list[RetryIdentity]
+) -> None:
+    first = edit(service, identities[0])
+    saved = dict(service.inputs.saved)
+    before(service.inputs, "save", raising(AssertionError("it was stored again")))
+    for identity, given in zip(identities[1:], (at_hand(PICTURE), by_id(an_upload(service))), strict=True):
+        again = edit(service, identity, [given])
+        assert (again.attached, again.generation) == (True, first.generation)
+    assert service.inputs.saved == saved
+    assert service.used == {1}
+
+
+@REPEATED
+def test_a_retry_attaches_by_a_url_whose_content_is_gone(
+    service: InMemoryService, identities: list[RetryIdentity]
+) -> None:
+    web = FakeInputSource(**{PICTURE_URL: PICTURE})
+    first = edit(service, identities[0], [by_url(PICTURE_URL)], web=web)
+    web.files.clear()
+    for identity in identities[1:]:
+        assert edit(service, identity, [by_url(PICTURE_URL)], web=web).generation == first.generation
+    assert len(web.fetched) == 1
+    check_only_recorded_inputs_are_stored(service)
+
+
+def test_a_key_with_another_picture_order_or_way_of_a_url_is_refused_and_stores_nothing(
+    service: InMemoryService,
+) -> None:
+    web = FakeInputSource(**{PICTURE_URL: PICTURE})
+    first = [at_hand(PICTURE), at_hand(OTHER_PICTURE, name="image[1]")]
+    edit(service, KEYED, first)
+    saved = dict(service.inputs.saved)
+    for given in (
+        [*reversed(first)],
+        first[:1],
+        [by_url(PICTURE_URL), first[1]],
+        [first[0], by_id(an_upload(service))],
+    ):
+        with pytest.raises(errors.IdempotencyKeyReusedError):
+            edit(service, KEYED, given, web=web)
+    assert (service.inputs.saved, web.fetched) == (saved, [])
+
+
+def test_a_key_belongs_to_a_request_with_images_or_without(service: InMemoryService) -> None:
+    service.submit(KEYED, replace(EDIT, operation="generate"))
+    with pytest.raises(errors.IdempotencyKeyReusedError):
+        edit(service, KEYED)
+    assert service.inputs.saved == {}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [NOT_STORED, errors.InvalidImageError("broken"), errors.UnsupportedMediaTypeError("GIF")],
+    ids=lambda failure: failure.code,
+)
+@REPEATED
+def test_images_that_cannot_be_kept_spend_no_quota_and_the_retry_begins_the_generation(
+    service: InMemoryService, identities: list[RetryIdentity], failure: errors.NothingSpentError
+) -> None:
+    web = FakeInputSource(**{PICTURE_URL: PICTURE})
+    given = [at_hand(OTHER_PICTURE), by_url(PICTURE_URL, name="image[1]")]
+    if failure is NOT_STORED:
+        service.inputs.failures += [None, failure]
+    else:
+        before(web, "fetch", raising(failure))
+    with pytest.raises(type(failure)):
+        edit(service, identities[0], given, web=web)
+    assert (service.inputs.saved, service.counters.used, service.queue.sent) == ({}, {}, [])
+    assert service.records.newest("alice", 10) == []
+    begun = edit(service, identities[1], given, web=web)
+    assert (begun.attached, len(service.inputs.saved), service.used) == (False, 2, {1})
+    check_only_recorded_inputs_are_stored(service)
+    assert edit(service, identities[2], given, web=web).generation == begun.generation
+
+
+@pytest.mark.parametrize("refusal", ["images", "money", "no price"])
+def test_a_refused_request_leaves_no_image_behind(service: InMemoryService, refusal: str) -> None:
+    request = EDIT
+    if refusal == "images":
+        service.each_caller = 0
+    else:
+        service.own_usd_per_day = 1
+        request = replace(EDIT, model="chatgpt-image-latest") if refusal == "no price" else EDIT
+    upload_id = an_upload(service)
+    kind = errors.ModelHasNoPriceError if refusal == "no price" else errors.QuotaExceededError
+    for _ in range(2):
+        with pytest.raises(kind):
+            edit(service, KEYED, [at_hand(PICTURE), by_id(upload_id)], request=request)
+        assert service.inputs.saved == {}
+    assert list(service.inputs.uploads.values()) == [PICTURE]
+    service.each_caller, service.own_usd_per_day = 10, None
+    edit(service, KEYED, [at_hand(PICTURE), by_id(upload_id)], request=request)
+    check_only_recorded_inputs_are_stored(service)
+
+
+@pytest.mark.parametrize("port", ["counters", "queue", "records"])
+def test_an_image_stays_if_a_store_does_not_answer_and_the_retry_has_images_of_its_own(
+    service: InMemoryService, port: str
+) -> None:
+    """The record may exist. What no record names is deleted by the bucket's rule."""
+    getattr(service, port).failures.append("before")
+    with pytest.raises(errors.RecordsUnavailableError):
+        edit(service, KEYED)
+    assert list(service.inputs.saved.values()) == [PICTURE]
+    begun = edit(service, KEYED).generation
+    assert set(begun.own_input_ids) < set(service.inputs.saved)
+
+
+def test_the_images_of_a_record_that_may_have_been_written_stay(service: InMemoryService) -> None:
+    service.records.failures += ["after", "before"]  # the record, `void`
+    with pytest.raises(errors.SubmissionUncertainError) as uncertain:
+        edit(service, KEYED)
+    check_only_recorded_inputs_are_stored(service)
+    again = edit(service, KEYED)
+    assert (again.attached, again.generation.id) == (True, uncertain.value.generation_id)
+    check_only_recorded_inputs_are_stored(service)
+
+
+def test_the_images_stay_if_the_answer_to_the_write_of_the_record_is_lost(service: InMemoryService) -> None:
+    service.records.failures.append("after")
+    assert not edit(service, KEYED).attached
+    assert len(service.inputs.saved) == 1
+    check_only_recorded_inputs_are_stored(service)
+
+
+def test_concurrent_first_tries_with_one_key_share_a_generation_and_keep_only_its_images(
+    service: InMemoryService,
+) -> None:
+    service.each_caller = 1
+    barrier, save = threading.Barrier(4), service.inputs.save
+
+    def save_together(*arguments: Any) -> None:
+        barrier.wait(60)  # all have looked for the generation, and found none
+        save(*arguments)
+
+    service.inputs.save = save_together  # type: ignore[assignment,method-assign]
+    submitted = at_once(4, lambda: edit(service, KEYED))
+    assert len({each.generation.id for each in submitted}) == 1
+    assert sum(not each.attached for each in submitted) == 1
+    assert (len(service.inputs.saved), service.used) == (1, {1})
+    check_only_recorded_inputs_are_stored(service)
+
+
+@pytest.mark.parametrize("when", ["safety net", "record"])
+def test_a_request_that_loses_a_race_discards_its_images_and_not_those_of_the_winner(
+    service: InMemoryService, when: str
+) -> None:
+    twins: list[Submitted] = []
+    port, method = (service.queue, "send") if when == "safety net" else (service.records, "create")
+    before(port, method, lambda *_, **__: twins.append(edit(service, KEYED)), once=True)
+    submitted = edit(service, KEYED)
+    assert (submitted.attached, [submitted.generation.id]) == (True, [each.generation.id for each in twins])
+    assert len(service.inputs.saved) == 1
+    check_only_recorded_inputs_are_stored(service)
+
+
+@REPEATED
+def test_a_retry_of_an_edit_that_cost_nothing_stores_its_images_for_the_new_generation(
+    service: InMemoryService, identities: list[RetryIdentity]
+) -> None:
+    first = edit(service, identities[0]).generation
+    service.ended(first, Status.FAILED, failure=failure_of(errors.PromptRejectedError("no")))
+    anew = edit(service, identities[1])
+    assert (anew.attached, anew.generation.id != first.id) == (False, True)
+    assert set(anew.generation.own_input_ids).isdisjoint(first.own_input_ids)
+    assert len(service.inputs.saved) == 2
+    check_only_recorded_inputs_are_stored(service)
+
+
+def test_the_task_that_made_an_image_is_on_the_record(service: InMemoryService) -> None:
+    made = service.begun(model="mj_imagine")
+    answer = CallAnswer(
+        (AnsweredImage("https://a.example/g", actions=(ImageAction("reroll"),)),), upstream="reseller", task_id="task-7"
+    )
+    service.noted(made, UpstreamCall((), (UpstreamAttempt("reseller", NOW),), answer))
+    (image_id,) = made.image_ids
+    body = ImageBody("image/png", len(PICTURE), iter([PICTURE]))
+    service.images.save(image_id, body, service.deadline(), generation_id=made.id)
+    reroll = ImageRequest("", "mj_reroll", "url", operation="edit")
+    generation = edit(service, KEYED, [by_id(image_id)], request=reroll).generation
+    parent = service.record(generation).supply.parent
+    assert parent is not None
+    assert (parent.upstream, parent.task_id) == ("reseller", "task-7")
+    assert [route.upstream for route in generation.supply.routes] == ["reseller"]
+    assert generation.own_input_ids == ()

@@ -18,6 +18,7 @@ from imagegen.outbound.pool import HttpPool
 from imagegen.ports import ImageProvider
 from imagegen.providers.kling.provider import KlingProvider
 from imagegen.providers.midjourney.provider import MidjourneyProvider
+from imagegen.providers.request_bodies import UpstreamBody
 from imagegen.providers.tasks import failed_task, per_cent, task_id_of
 from imagegen.providers.upstream_api import Refusal, UpstreamApi
 from tests.support.models import upstream_request
@@ -123,8 +124,9 @@ class HostileApi(UpstreamApi):
         self.status = 200
 
     def post(
-        self, url: SplitResult, body: bytes, content_type: str, n: int, deadline: Deadline, refusal: Refusal
+        self, url: SplitResult, body: UpstreamBody, n: int, deadline: Deadline, refusal: Refusal
     ) -> tuple[bytearray, errors.MoneySpentError | None]:
+        assert len(b"".join(body.blocks)) == body.length
         return bytearray(self.body), None
 
     def get(self, url: SplitResult, deadline: Deadline) -> tuple[int, bytes] | None:

@@ -495,7 +495,7 @@ def test_a_writer_deletes_the_images_that_it_stored_after_a_deletion(
     service: InMemoryService, n: int, response_format: ResponseFormat
 ) -> None:
     generation = service.admitted(n=n, response_format=response_format)
-    before(service.images, "save", lambda *_: service.delete(generation.id), once=True)
+    before(service.images, "save", lambda *_, **__: service.delete(generation.id), once=True)
     assert service.deliver(generation.id) is None
     assert service.images.tries
     assert service.images.saved == {}

@@ -20,6 +20,7 @@ from imagegen.domain.generations import (
     UpstreamAttempt,
 )
 from imagegen.domain.images import ImageBody, SignedUrl, UpstreamImages, UpstreamRequest, UpstreamTask
+from imagegen.domain.inputs import MaskKind, ReadInput, SignedUpload
 from imagegen.domain.money import Spending
 from imagegen.domain.places import Place
 from imagegen.domain.queues import WorkQueue
@@ -64,8 +65,8 @@ class ImageSource(Protocol):
 
 
 class ImageStore(Protocol):
-    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
-        """Stores an image. Returns `False`, and changes nothing, if the id is already stored.
+    def save(self, image_id: str, body: ImageBody, deadline: Deadline, *, generation_id: str) -> bool:
+        """Stores an image of a generation. Returns `False`, and changes nothing, if the id is already stored.
 
         If the body's blocks raise, nothing is stored. Raises ImageStorageInterruptedError if another try may succeed,
         else ImageStorageError.
@@ -98,6 +99,55 @@ class ImageStore(Protocol):
 
     def delete_answer(self, generation_id: str, deadline: Deadline) -> None:
         """Deletes the stored answer. Succeeds if it does not exist. Raises ImageStorageError."""
+        ...
+
+
+class InputStore(Protocol):
+    """The input images. Every method raises InputUnavailableError if the store does not answer."""
+
+    def save(self, input_id: str, media_type: str, content: bytes | memoryview, deadline: Deadline) -> None:
+        """Stores an image that came inside a request."""
+        ...
+
+    def read(
+        self, image_id: str, caller: str, deadline: Deadline, *, offset: int = 0
+    ) -> AbstractContextManager[ReadInput | None]:
+        """Opens an input, an upload of the caller or an image made here, from the byte `offset` on.
+
+        `None` if it does not exist. Its blocks raise InputUnavailableError if reading breaks off.
+        """
+        ...
+
+    def delete(self, input_id: str, deadline: Deadline) -> None:
+        """Deletes an image that came inside a request. Succeeds if it does not exist."""
+        ...
+
+    def signed_upload(self, upload_id: str, caller: str, media_type: str, length: int) -> SignedUpload:
+        """Signs a PUT of an object with exactly this type and length, which works once. Makes no call."""
+        ...
+
+
+class InputSource(Protocol):
+    def fetch(self, url: str, most_bytes: int, deadline: Deadline) -> bytes:
+        """The image at an untrusted URL. Raises InvalidImageError, which says why it was not fetched."""
+        ...
+
+
+class ObjectSource(Protocol):
+    def fetch(self, s3_uri: str, most_bytes: int, deadline: Deadline) -> bytes:
+        """The object of a bucket that the stack may read. Raises InvalidImageError, InputUnavailableError."""
+        ...
+
+
+class ImageConverter(Protocol):
+    """Changes the format of images. Raises InvalidImageError if the image cannot be used so."""
+
+    def convert(self, content: bytes, media_types: Sequence[str]) -> tuple[str, bytes]:
+        """Returns the image in one of the media types, and that type."""
+        ...
+
+    def mask(self, content: bytes, kind: MaskKind) -> bytes:
+        """Returns a mask of either kind as a PNG of this kind, which marks the same pixels."""
         ...
 
 

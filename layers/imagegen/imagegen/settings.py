@@ -171,18 +171,24 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class IntakeSettings:
-    """`base_url` is the address of the API, for absolute links: an event has no address of its own."""
+    """`base_url` is the address of the API, for absolute links: an event has no address of its own.
+
+    `event_image_buckets` are the buckets whose objects an event may name as input images.
+    """
 
     runtime: RuntimeSettings
     journal: JournalSettings
     store: StoreSettings
     quota: QuotaSettings
+    images: ImageSettings
     base_url: str
     clients_path: str
     disabled_models: frozenset[str]
+    event_image_buckets: frozenset[str]
     inbox_bucket: str
     intake_dead_letters_url: str
     lease_seconds: int
+    upstream_base_url: str
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -193,12 +199,15 @@ class IntakeSettings:
                 journal=_journal(read),
                 store=_store(read),
                 quota=_quota(read),
+                images=_images(read),
                 base_url=read("BASE_URL", _http_url),
                 clients_path=read("CLIENTS_PATH", _path),
                 inbox_bucket=read("INBOX_BUCKET", _text),
                 intake_dead_letters_url=read("INTAKE_DEAD_LETTERS_URL", _text),
                 lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
                 disabled_models=read("DISABLED_MODELS", _names, default=""),
+                event_image_buckets=read("EVENT_IMAGE_BUCKET_ARNS", _buckets, default=""),
+                upstream_base_url=read("UPSTREAM_BASE_URL", _http_url),
             )
         )
 
@@ -346,6 +355,11 @@ def _flag(text: str) -> bool:
 def _names(text: str) -> frozenset[str]:
     """Reads names, separated by commas."""
     return frozenset(filter(None, text.split(",")))
+
+
+def _buckets(text: str) -> frozenset[str]:
+    """Reads the names of buckets from their ARNs."""
+    return frozenset(arn.rpartition(":")[2] for arn in _names(text))
 
 
 def _overrides(text: str) -> Mapping[tuple[str, str], str | int]:

@@ -12,10 +12,12 @@ import urllib3
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials
+from urllib3.exceptions import HTTPError
 
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.errors import ImageStorageError, ImageStorageInterruptedError
+from imagegen.domain.errors import ImagegenError, ImageStorageError, ImageStorageInterruptedError
 from imagegen.outbound.pool import HttpPool
+from imagegen.outbound.read_deadline import BLOCK_BYTES
 
 CALL_SECONDS = 60.0
 _MOST_ERROR_BYTES = 16 * 1024  # the errors of S3 have some hundred bytes
@@ -36,6 +38,11 @@ class S3Answer:
     @property
     def code(self) -> str:
         return self._element("Code")
+
+    @property
+    def is_missing(self) -> bool:
+        """`True` if there is no such object. Without s3:ListBucket, S3 answers AccessDenied for a missing key."""
+        return self.status == 404 or (self.code == "AccessDenied" and not self.may_pass)
 
     @property
     def may_pass(self) -> bool:
@@ -61,6 +68,30 @@ def s3_answer(response: urllib3.BaseHTTPResponse) -> S3Answer:
     text = response.read(_MOST_ERROR_BYTES) if response.status >= 400 else b""
     response.drain_conn()
     return S3Answer(response.status, text)
+
+
+def read_answer(response: urllib3.BaseHTTPResponse, broken: Callable[[], ImagegenError]) -> S3Answer:
+    """Reads an answer without an object. Raises what `broken` returns if the connection breaks off."""
+    try:
+        return s3_answer(response)
+    except (HTTPError, OSError):
+        raise broken() from None
+
+
+def read_blocks(
+    response: urllib3.BaseHTTPResponse, deadline: Deadline, broken: Callable[[], ImagegenError]
+) -> Iterator[bytes]:
+    """Yields the content of an object. Raises what `broken` returns if reading breaks off."""
+    while True:
+        try:
+            block = response.read(BLOCK_BYTES)
+        except (HTTPError, OSError):
+            raise broken() from None
+        if not deadline.remaining():  # cut off: under TLS the block may be ciphertext
+            raise broken()
+        if not block:
+            return
+        yield block
 
 
 class S3Bucket:

@@ -54,7 +54,9 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 _RECORD = "generation"
-_VERSION = 2  # of the record; a process refuses records of a later version
+# Of the record. A process refuses records of a later version. Those of requests with input images have their own: an
+# older process would make images from their prompts alone.
+_VERSION, _VERSION_WITHOUT_INPUTS = 3, 2
 _BURIED = "buried"  # a status that no Generation has
 # Longer than any message or process that could still write an image. SQS keeps a message for at most 14 days (SQS
 # developer guide, "Amazon SQS message quotas").
@@ -290,7 +292,7 @@ class DynamoGenerations:
         return True
 
     def bury(self, generation: Generation, *, now: float) -> Tombstone:
-        tombstone = Tombstone(generation.id, generation.caller, generation.image_ids, now)
+        tombstone = Tombstone(generation.id, generation.caller, generation.image_ids, now, generation.own_input_ids)
         item = {
             **key(generation.id, _RECORD),
             "status": {"S": _BURIED},
@@ -346,7 +348,7 @@ class DynamoGenerations:
     def _record(self, generation: Generation) -> Item:
         item: Item = {
             **key(generation.id, _RECORD),
-            "version": number(_VERSION),
+            "version": number(_VERSION_WITHOUT_INPUTS if generation.request.operation == "generate" else _VERSION),
             "status": {"S": generation.status.value},
             "caller": {"S": generation.caller},
             "created_at": number(generation.created_at),

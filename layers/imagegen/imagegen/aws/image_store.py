@@ -9,14 +9,15 @@ import urllib3
 from botocore.credentials import Credentials, ReadOnlyCredentials
 from urllib3.exceptions import HTTPError
 
-from imagegen.aws.bucket import S3Answer, S3Bucket, s3_answer
+from imagegen.aws.bucket import S3Bucket, read_answer, read_blocks
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageStorageInterruptedError, MoneySpentError
 from imagegen.domain.generations import StoredImage
 from imagegen.domain.images import ImageBody, SignedUrl
 from imagegen.outbound.pool import HttpPool
-from imagegen.outbound.read_deadline import BLOCK_BYTES, cut_off_at
+from imagegen.outbound.read_deadline import cut_off_at
 
+GENERATION_ID = "x-amz-meta-generation-id"  # of the generation that made an image; not secret, unlike the image's id
 _STORED_ALREADY = 412
 _NOT_STORED = "An image was made but could not be stored."
 _NOT_READ = "A stored image could not be read."
@@ -43,44 +44,43 @@ class S3ImageStore:
         self._bucket = S3Bucket(pool, url=bucket_url, region=region, credentials=credentials)
         self._link_seconds = link_seconds
 
-    def save(self, image_id: str, body: ImageBody, deadline: Deadline) -> bool:
-        create_only = {"If-None-Match": "*"}
-        return self._put(_image_key(image_id), body.media_type, body.length, body.blocks, deadline, create_only)
+    def save(self, image_id: str, body: ImageBody, deadline: Deadline, *, generation_id: str) -> bool:
+        create_only = {"If-None-Match": "*", GENERATION_ID: generation_id}
+        return self._put(image_key(image_id), body.media_type, body.length, body.blocks, deadline, create_only)
 
     def save_answer(self, generation_id: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
         self._put(_answer_key(generation_id), "application/json", length, blocks, deadline, {})
 
     def signed_url(self, image_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
-        return self._signed(_image_key(image_id), method)
+        return self._signed(image_key(image_id), method)
 
     def signed_answer_url(self, generation_id: str, method: Literal["GET", "HEAD"] = "GET") -> SignedUrl:
         return self._signed(_answer_key(generation_id), method)
 
     def find(self, image_id: str, deadline: Deadline) -> StoredImage | None:
         # GET with one byte: an answer to HEAD has no body, so its 403 does not say whether the image is missing.
-        with closing(self._ask("GET", _image_key(image_id), deadline, {"Range": "bytes=0-0"})) as response:
-            answer = _answer(response)
+        with closing(self._ask("GET", image_key(image_id), deadline, {"Range": "bytes=0-0"})) as response:
+            answer = read_answer(response, _not_read)
             if answer.status == 206:
                 length = response.headers["Content-Range"].rpartition("/")[2]
                 return StoredImage(response.headers["Content-Type"], int(length))
-            # Without s3:ListBucket, S3 answers AccessDenied for a missing key.
-            if answer.status == 404 or (answer.code == "AccessDenied" and not answer.may_pass):
+            if answer.is_missing:
                 return None
-            raise ImageStorageInterruptedError(_NOT_READ)
+            raise _not_read()
 
     @contextmanager
     def read(self, image_id: str, deadline: Deadline, *, offset: int = 0) -> Iterator[Iterator[bytes]]:
         part = {"Range": f"bytes={offset}-"} if offset else {}
         with (
-            closing(self._ask("GET", _image_key(image_id), deadline, part)) as response,
+            closing(self._ask("GET", image_key(image_id), deadline, part)) as response,
             cut_off_at(deadline, response.shutdown),
         ):
             if response.status != (206 if offset else 200):
-                raise _answer(response).refusal(_NOT_READ)
-            yield _blocks(response, deadline)
+                raise read_answer(response, _not_read).refusal(_NOT_READ)
+            yield read_blocks(response, deadline, _not_read)
 
     def delete(self, image_id: str, deadline: Deadline) -> None:
-        self._delete(_image_key(image_id), deadline)
+        self._delete(image_key(image_id), deadline)
 
     def delete_answer(self, generation_id: str, deadline: Deadline) -> None:
         self._delete(_answer_key(generation_id), deadline)
@@ -92,10 +92,10 @@ class S3ImageStore:
         length: int,
         blocks: Iterator[bytes],
         deadline: Deadline,
-        condition: Mapping[str, str],
+        more: Mapping[str, str],
     ) -> bool:
-        """Stores an object. Returns `False` if the condition did not hold."""
-        headers = {"Content-Type": media_type, "Content-Length": str(length), **condition}
+        """Stores an object with `more` headers. Returns `False` if their condition did not hold."""
+        headers = {"Content-Type": media_type, "Content-Length": str(length), **more}
         try:
             answer = self._bucket.put(key, blocks, headers, deadline)
         except MoneySpentError:  # from the blocks
@@ -108,7 +108,7 @@ class S3ImageStore:
 
     def _delete(self, key: str, deadline: Deadline) -> None:
         with closing(self._ask("DELETE", key, deadline)) as response:
-            answer = _answer(response)
+            answer = read_answer(response, _not_read)
             if answer.status not in (200, 204, 404):
                 raise answer.refusal(_NOT_DELETED)
 
@@ -118,14 +118,14 @@ class S3ImageStore:
         try:
             return self._bucket.ask(method, key, deadline, headers=headers)
         except (HTTPError, OSError):
-            raise ImageStorageInterruptedError(_NOT_READ) from None
+            raise _not_read() from None
 
     def _signed(self, key: str, method: str = "GET") -> SignedUrl:
         now = int(time.time())
         return SignedUrl(self._bucket.presigned(method, key, self._link_seconds, {}), now + self._link_seconds)
 
 
-def _image_key(image_id: str) -> str:
+def image_key(image_id: str) -> str:
     return f"images/{image_id}"
 
 
@@ -133,21 +133,5 @@ def _answer_key(generation_id: str) -> str:
     return f"answers/{generation_id}.json"
 
 
-def _answer(response: urllib3.BaseHTTPResponse) -> S3Answer:
-    try:
-        return s3_answer(response)
-    except (HTTPError, OSError):
-        raise ImageStorageInterruptedError(_NOT_READ) from None
-
-
-def _blocks(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> Iterator[bytes]:
-    while True:
-        try:
-            block = response.read(BLOCK_BYTES)
-        except (HTTPError, OSError):
-            raise ImageStorageInterruptedError(_NOT_READ) from None
-        if not deadline.remaining():  # cut off: under TLS the block may be ciphertext
-            raise ImageStorageInterruptedError(_NOT_READ)
-        if not block:
-            return
-        yield block
+def _not_read() -> ImageStorageInterruptedError:
+    return ImageStorageInterruptedError(_NOT_READ)

@@ -19,6 +19,8 @@ from imagegen.bootstrap.records import Records
 from imagegen.bootstrap.upstreams import generation_worker
 from imagegen.domain.configuration import Configuration
 from imagegen.domain.redacted_traceback import redacted_traceback
+from imagegen.outbound.input_source import HttpInputSource
+from imagegen.outbound.url_guard import UrlGuard
 from imagegen.ports import Journal, Places
 from imagegen.routes.batches import BatchRoutes
 from imagegen.routes.generations import GenerationRoutes
@@ -26,11 +28,13 @@ from imagegen.routes.images import ImageRoutes
 from imagegen.routes.middleware import Answer, ApiMiddleware, Handler, buffered, http_handler
 from imagegen.routes.models import ModelRoutes
 from imagegen.routes.results import Results
+from imagegen.routes.uploads import UploadRoutes
 from imagegen.settings import ApiSettings, SettingsError
 from imagegen.streaming_runtime import StreamedResponse
-from imagegen.usecases.delete_images import DeleteImages
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration
+from imagegen.usecases.take_inputs import TakeInputs
 from imagegen.usecases.work_on_generation import GenerationWorker
+from imagegen.wire.image_requests import readers_of
 from imagegen.wire.requests import ReadRequest
 
 logger = Logger(service="api")
@@ -81,7 +85,7 @@ def wired(settings: ApiSettings, configured: Configuration, records: Records, pl
             queue=records.queue,
             publisher=records.publisher,
             batches=records.progress,
-            deletion=DeleteImages(workers.images),
+            deletion=workers.deletion,
             now=time.time,
         ),
         records=records.generations,
@@ -89,6 +93,14 @@ def wired(settings: ApiSettings, configured: Configuration, records: Records, pl
         results=results,
         journal=records.journal,
         read_request=ReadRequest(models),
+        read_images=readers_of(models),
+        inputs=TakeInputs(
+            store=workers.inputs,
+            source=HttpInputSource(workers.http, UrlGuard(settings.upstream.upstream_base_url)),
+            objects=None,
+            generations=records.generations,
+            pool=workers.pool,
+        ),
         public_base_url=settings.public_base_url,
         wait_seconds=settings.wait_seconds,
         api_is_first_worker=settings.api_is_first_worker,
@@ -97,7 +109,8 @@ def wired(settings: ApiSettings, configured: Configuration, records: Records, pl
     )
     batches = BatchRoutes(records.batches, records.lines, records.batch_queue, time.time, Router())
     listed = ModelRoutes(models, workers.routes.available, Router())
-    routers = [each.register() for each in (generations, batches, ImageRoutes(workers.images, Router()), listed)]
+    images, uploads = ImageRoutes(workers.images, Router()), UploadRoutes(workers.inputs, Router())
+    routers = [each.register() for each in (generations, batches, uploads, images, listed)]
     middleware = ApiMiddleware(logger, cors_origin=settings.cors_origin, public_base_url=settings.public_base_url)
     return Api(settings, http_handler(routers, middleware.chain), records.journal, workers.worker, workers.pool)
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from imagegen.domain.configuration import Configuration
+from imagegen.domain.inputs import Operation
 from imagegen.domain.models import Catalog
 from imagegen.domain.money import ImagePrice
 from imagegen.domain.upstreams import Route, Upstream
@@ -172,6 +173,12 @@ _MODELS = {
         routes=(Route(upstream="reseller", model="qwen-image"),),
         quick=True,
     ),
+    "qwen-image-edit": replace(
+        KNOWN_MODELS["qwen-image-edit"],
+        prompt_limit=1000,
+        routes=(Route(upstream="reseller", model="qwen-image-edit"),),
+        quick=True,
+    ),
     "gemini-2.0-flash-exp-image-generation": replace(
         KNOWN_MODELS["gemini-2.0-flash-exp-image-generation"],
         prompt_limit=1000,
@@ -226,15 +233,38 @@ _MODELS = {
         routes=(Route(upstream="reseller", model="kling-v2"),),
         price=ImagePrice(table=14000, fields=()),
     ),
+    "kling-v2-new": replace(KNOWN_MODELS["kling-v2-new"], routes=(Route(upstream="reseller", model="kling-v2-new"),)),
     "kling-v2-1": replace(
         KNOWN_MODELS["kling-v2-1"],
         routes=(Route(upstream="reseller", model="kling-v2-1"),),
         price=ImagePrice(table=14000, fields=()),
     ),
+    "kolors-virtual-try-on-v1": replace(
+        KNOWN_MODELS["kolors-virtual-try-on-v1"], routes=(Route(upstream="reseller", model="kolors-virtual-try-on-v1"),)
+    ),
+    "kolors-virtual-try-on-v1-5": replace(
+        KNOWN_MODELS["kolors-virtual-try-on-v1-5"],
+        routes=(Route(upstream="reseller", model="kolors-virtual-try-on-v1-5"),),
+    ),
     "mj_imagine": replace(
         KNOWN_MODELS["mj_imagine"], prompt_limit=1000, routes=(Route(upstream="reseller", model="mj_imagine"),)
     ),
     "niji": replace(KNOWN_MODELS["niji"], prompt_limit=1000, routes=(Route(upstream="reseller", model="niji"),)),
+    "mj_blend": replace(
+        KNOWN_MODELS["mj_blend"], prompt_limit=1000, routes=(Route(upstream="reseller", model="mj_blend"),)
+    ),
+    "mj_describe": replace(
+        KNOWN_MODELS["mj_describe"], prompt_limit=1000, routes=(Route(upstream="reseller", model="mj_describe"),)
+    ),
+    "mj_upscale": replace(
+        KNOWN_MODELS["mj_upscale"], prompt_limit=1000, routes=(Route(upstream="reseller", model="mj_upscale"),)
+    ),
+    "mj_variation": replace(
+        KNOWN_MODELS["mj_variation"], prompt_limit=1000, routes=(Route(upstream="reseller", model="mj_variation"),)
+    ),
+    "mj_reroll": replace(
+        KNOWN_MODELS["mj_reroll"], prompt_limit=1000, routes=(Route(upstream="reseller", model="mj_reroll"),)
+    ),
 }
 _UPSTREAMS = {
     "reseller": Upstream(
@@ -275,4 +305,5 @@ _ALIASES = {
     "gemini-3-pro-image-preview": "gemini-3-pro-image",
     "midjourney": "mj_imagine",
 }
-CONFIGURATION = Configuration(Catalog(_MODELS, "dall-e-3", _ALIASES), _UPSTREAMS, "reseller")
+_DEFAULTS: dict[Operation, str] = {"edit": "gpt-image-1.5"}
+CONFIGURATION = Configuration(Catalog(_MODELS, "dall-e-3", _ALIASES, _DEFAULTS), _UPSTREAMS, "reseller")

@@ -9,8 +9,10 @@ import msgspec
 
 from imagegen.aws.bucket import bucket_url
 from imagegen.aws.image_store import S3ImageStore
+from imagegen.aws.input_store import S3InputStore
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
+from imagegen.bootstrap.inputs import input_store
 from imagegen.bootstrap.records import Records
 from imagegen.domain.configuration import Configuration
 from imagegen.domain.deadline import Deadline
@@ -20,7 +22,7 @@ from imagegen.domain.upstreams import Upstream
 from imagegen.outbound.image_source import HttpImageSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
-from imagegen.ports import ImageProvider
+from imagegen.ports import ImageConverter, ImageProvider
 from imagegen.providers.first_party import first_party
 from imagegen.providers.gemini_chat.models import PROVIDER as GEMINI_CHAT
 from imagegen.providers.gemini_chat.provider import GeminiChatProvider
@@ -40,6 +42,7 @@ from imagegen.settings import (
     UpstreamSettings,
 )
 from imagegen.usecases.delete_images import DeleteImages
+from imagegen.usecases.open_inputs import OpenInputs
 from imagegen.usecases.run_upstream_calls import UpstreamRunner
 from imagegen.usecases.send_upstream_call import CallParts
 from imagegen.usecases.upstream_routes import UpstreamAccess, UpstreamRoutes
@@ -116,11 +119,14 @@ def _image_store(http: HttpPool, runtime: RuntimeSettings, images: ImageSettings
 
 
 class Workers(msgspec.Struct, frozen=True, eq=False):
-    """A worker with the upstreams that it calls, and the pool of threads that it uses."""
+    """A worker with the upstreams that it calls, and the connections and the pool of threads that it uses."""
 
     worker: GenerationWorker
     routes: UpstreamRoutes
     images: S3ImageStore
+    inputs: S3InputStore
+    deletion: DeleteImages
+    http: HttpPool
     pool: Executor
 
 
@@ -132,11 +138,13 @@ def generation_worker(
     configuration: Configuration,
     *,
     streaming: bool,
+    converter: Callable[[], ImageConverter] | None = None,
 ) -> Workers:
-    """Raises SettingsError if the settings do not fit the configuration."""
+    """`converter` is needed for calls with input images. Raises SettingsError if the settings do not fit."""
     http = HttpPool()
     secrets = SsmParameters(sdk.ssm, cache_seconds=SECRET_CACHE_SECONDS)
-    images = _image_store(http, runtime, stored_in)
+    images, inputs = _image_store(http, runtime, stored_in), input_store(http, runtime, stored_in)
+    deletion = DeleteImages(images, inputs)
     pool = ThreadPoolExecutor(MAX_IMAGES, thread_name_prefix="image")
 
     @contextmanager
@@ -155,6 +163,7 @@ def generation_worker(
     calling = CallParts(
         routes=routes,
         limits=UpstreamLimits(records.slots, records.queue),
+        inputs=OpenInputs(inputs, converter),
         records=records.generations,
         journal=records.journal,
         repeat_unknown=upstream.repeat_unknown_calls,
@@ -166,10 +175,10 @@ def generation_worker(
         images=images,
         runner=UpstreamRunner(calling, images, pool),
         publisher=records.publisher,
-        deletion=DeleteImages(images),
+        deletion=deletion,
         large_answer=large_answer,
         journal=records.journal,
         now=time.time,
         lease=upstream.lease_seconds,
     )
-    return Workers(worker, routes, images, pool)
+    return Workers(worker, routes, images, inputs, deletion, http, pool)

@@ -17,7 +17,7 @@ from imagegen.bootstrap.records import Records
 from imagegen.bootstrap.upstreams import generation_worker
 from imagegen.consumers.generation_messages import GenerationMessages
 from imagegen.consumers.queue_consumer import QueueConsumer
-from imagegen.ports import GenerationQueue
+from imagegen.ports import GenerationQueue, ImageConverter
 from imagegen.settings import WorkerSettings
 
 CLOSING_SECONDS = 15.0  # of the function's time-out, kept free to note the outcome
@@ -38,7 +38,13 @@ def worker() -> Worker:
     settings = WorkerSettings.from_env(os.environ)
     records = Records.on_aws("worker", settings.store, settings.journal, CONFIGURATION.upstreams)
     workers = generation_worker(
-        records, settings.runtime, settings.images, settings.upstream, CONFIGURATION, streaming=settings.streaming
+        records,
+        settings.runtime,
+        settings.images,
+        settings.upstream,
+        CONFIGURATION,
+        streaming=settings.streaming,
+        converter=_converter,
     )
     urls = settings.store.generation_queues
     queues = {url.rpartition("/")[2]: SqsGenerations(sdk.sqs, urls, name) for name, url in urls.items()}
@@ -66,6 +72,13 @@ def worker() -> Worker:
         ),
         pool=workers.pool,
     )
+
+
+@cache
+def _converter() -> ImageConverter:
+    from imagegen.imaging.converter import PillowConverter  # noqa: PLC0415  # few calls need Pillow
+
+    return PillowConverter()
 
 
 def handle(event: dict[str, Any], context: LambdaContext) -> Any:

@@ -11,6 +11,7 @@ from imagegen.domain.credentials import Caller
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
     GenerationCancelledError,
+    InputUnavailableError,
     NothingSpentError,
     RecordsUnavailableError,
     RequestTooLargeError,
@@ -21,6 +22,8 @@ from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.ports import BatchStore, Inbox
 from imagegen.usecases.continue_batch import ContinueBatch, begin_batch
 from imagegen.usecases.submit import RejectEvent, Submission, SubmitGeneration
+from imagegen.usecases.take_inputs import TakeInputs
+from imagegen.wire.image_requests import ReadOperation
 from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message
 from imagegen.wire.request_events import MOST_CUSTOM_ID, RequestEvent, read_event
 from imagegen.wire.requests import MAX_BODY_BYTES, ReadRequest
@@ -36,7 +39,9 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
     batches: BatchStore
     continuation: ContinueBatch
     inbox: Inbox
+    inputs: TakeInputs
     read_request: ReadRequest
+    read_operation: ReadOperation
     base_url: str
     caller_named: Callable[[str], Caller]
     now: Callable[[], float]
@@ -106,7 +111,7 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
         try:
             event = read_event(body)
             generation_id = self._submit_event(event)
-        except (RecordsUnavailableError, SecretUnavailableError):
+        except (RecordsUnavailableError, SecretUnavailableError, InputUnavailableError):
             raise
         except NothingSpentError as error:
             if event is None:
@@ -117,13 +122,19 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
             self.logger.info("taken", extra={"event_id": event.event_id, "generation_id": generation_id})
 
     def _submit_event(self, event: RequestEvent) -> str:
-        asked = event.read(self.read_request.fields)
+        read = event.read(self.read_operation.fields)
+        request, caller = read.asked.request, self.caller_named(read.caller)
+        inputs = None
+        if request.operation != "generate":
+            model = self.read_request.catalog.models[request.model]
+            inputs = self.inputs.identify(read.asked.images, model.inputs[request.operation], model, caller.name)
         submission = Submission(
-            asked.request,
-            self.caller_named(asked.caller),
+            request,
+            caller,
             self.base_url,
-            identity=RetryIdentity(asked.idempotency_key),
-            origin=Origin(asked.custom_id),
+            identity=RetryIdentity(read.idempotency_key),
+            origin=Origin(read.custom_id),
+            inputs=inputs,
         )
         return self.submission.submit(submission).generation.id
 

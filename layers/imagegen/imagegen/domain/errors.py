@@ -59,7 +59,7 @@ class InvalidRequestError(NothingSpentError):
 
 
 class UnsupportedMediaTypeError(NothingSpentError):
-    """The body is not application/json."""
+    """The body, or an input image, has a type that is not accepted."""
 
     code = "unsupported_content_type"
 
@@ -81,6 +81,12 @@ class MethodNotAllowedError(NothingSpentError):
 
     code = "method_not_supported"
     allowed: Sequence[str] = ()
+
+
+class InvalidImageError(NothingSpentError):
+    """An input image cannot be used: it does not exist, is broken, or has a size that the model does not accept."""
+
+    code = "invalid_image"
 
 
 class UnknownModelError(NothingSpentError):
@@ -236,9 +242,16 @@ class UpstreamUnavailableError(TryLaterError):
 
 
 class UpstreamUnreachableError(TryLaterError):
-    """No connection was made, so no request was sent."""
+    """No connection was made, or it broke before the whole request was sent."""
 
     code = "upstream_unreachable"
+    another_attempt = True
+
+
+class InputUnavailableError(TryLaterError):
+    """An input image could not be stored or read now. No upstream got a whole request."""
+
+    code = "input_unavailable"
     another_attempt = True
 
 

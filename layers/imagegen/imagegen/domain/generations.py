@@ -12,7 +12,7 @@ import msgspec
 
 from imagegen.domain.errors import ModelHasNoPriceError, UpstreamTooFewImagesError
 from imagegen.domain.failures import Failure
-from imagegen.domain.images import ImageAction, ImageRequest, new_image_id
+from imagegen.domain.images import ImageAction, ImageRequest, ParentTask, new_image_id
 from imagegen.domain.models import DEADLINE_SECONDS, LONGEST_DEADLINE_SECONDS, MAX_IMAGES, ImageModel
 from imagegen.domain.money import ImagePrice, Price, Spending
 from imagegen.domain.queues import WorkQueue
@@ -37,8 +37,8 @@ ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
     """An image in an upstream's answer.
 
-    `failure` is why it is not usable. An image without URL and failure came as bytes and is already stored. `actions`
-    are what the upstream can do with it.
+    `failure` is why it is not usable. An image without URL, texts and failure came as bytes and is already stored.
+    `actions` are what the upstream can do with it. `texts` came instead of an image, and describe an input image.
     """
 
     url: str | None = None
@@ -46,6 +46,7 @@ class AnsweredImage(msgspec.Struct, frozen=True, omit_defaults=True):
     failure: Failure | None = None
     details: dict[str, str | int] = {}
     actions: tuple[ImageAction, ...] = ()
+    texts: tuple[str, ...] = ()
 
     @property
     def missing(self) -> bool:
@@ -204,6 +205,7 @@ class Supply(msgspec.Struct, frozen=True, omit_defaults=True):
     the request does not set. `price` is narrowed to what the request determines. While all upstreams refuse because of
     their rate limits, they are asked again until `deadline_seconds` after the first call. With `by_task` they answer
     with tasks, each of which is waited for during `task_seconds`. `slot_per_image` and `mode` are those of the model.
+    `parent` is the task that made the input image, where only its upstream can work on it.
     """
 
     provider: str
@@ -217,6 +219,7 @@ class Supply(msgspec.Struct, frozen=True, omit_defaults=True):
     task_seconds: int = DEADLINE_SECONDS
     slot_per_image: bool = False
     mode: str = ""
+    parent: ParentTask | None = None
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,6 +272,17 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     def stored_ids(self) -> tuple[str, ...]:
         """The images that are stored, in the order of the request."""
         return tuple(image_id for image_id in self.image_ids if image_id in self.stored)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the upstream answered instead of images."""
+        answers = [image for call in self.calls if call.answer for image in call.answer.images]
+        return tuple(text for image in answers for text in image.texts)
+
+    @property
+    def own_input_ids(self) -> tuple[str, ...]:
+        """The inputs that came inside the request, and are deleted with the generation."""
+        return tuple(image.id for image in self.request.inputs if image.is_own)
 
     def answered(self, image_id: str) -> AnsweredImage | None:
         """The image in the upstream's answer, if that has come."""
@@ -336,13 +350,14 @@ _BY_HTTP = Origin()
 class Tombstone(msgspec.Struct, frozen=True):
     """Replaces the record of a deleted generation. A worker that finds it deletes images that were written late.
 
-    `buried_at` is in Unix seconds.
+    `buried_at` is in Unix seconds. `input_ids` are the inputs that came inside the request.
     """
 
     id: str
     caller: str
     image_ids: tuple[str, ...]
     buried_at: float
+    input_ids: tuple[str, ...] = ()
 
 
 def admit(
@@ -354,8 +369,9 @@ def admit(
     now: float,
     origin: Origin = _BY_HTTP,
     generation_id: str | None = None,
+    parent: ParentTask | None = None,
 ) -> Generation:
-    """Returns a new generation. All ids are fixed before anything is spent.
+    """Returns a new generation. All ids are fixed before anything is spent. With a parent, only its upstream is called.
 
     Nobody waits for a line of a batch, and its file may be at the rate limit for hours, so it has the longest deadline.
     That of a task stays: it says how long the upstream works on it, and so how long a lost one holds its slot.
@@ -363,6 +379,9 @@ def admit(
     supply = supply_of(model, request)
     if origin.batch_id is not None:
         supply = msgspec.structs.replace(supply, deadline_seconds=LONGEST_DEADLINE_SECONDS)
+    if parent is not None:
+        routes = tuple(route for route in supply.routes if route.upstream == parent.upstream)
+        supply = msgspec.structs.replace(supply, parent=parent, routes=routes or (Route(parent.upstream, model.id),))
     return Generation(
         id=generation_id or new_generation_id(),
         caller=caller,
@@ -396,6 +415,7 @@ def reserving_money(generation: Generation) -> Generation:
 
 def supply_of(model: ImageModel, request: ImageRequest | None = None) -> Supply:
     """Where the images of the model come from. With a request, the price is narrowed to what it determines."""
+    model = model.doing(request.operation) if request else model
     price, defaults = model.price, model.defaults_for(request.options) if request else {}
     if request and isinstance(price, ImagePrice):
         of_fields = {field.name: field.default for field in model.own_fields if field.default is not None}
@@ -434,8 +454,12 @@ def new_owner() -> str:
     return secrets.token_urlsafe(12)
 
 
-def fingerprint(request: ImageRequest) -> str:
-    """Returns a hash that is equal only for equal requests. A new optional field changes no old fingerprint."""
+def fingerprint(request: ImageRequest, inputs: Iterable[tuple[str, str]] = ()) -> str:
+    """Returns a hash that is equal only for equal requests. A new optional field changes no old fingerprint.
+
+    `inputs` are the role of each input image and what identifies it: `sha256:` of its content, or `url:` of the address
+    that its content comes from.
+    """
     fields = {
         "model": request.model,
         "prompt": request.prompt,
@@ -443,7 +467,10 @@ def fingerprint(request: ImageRequest) -> str:
         "response_format": request.response_format,
         **request.options,
     }
-    return hashlib.sha256(_FINGERPRINT_VERSION + msgspec.json.encode(fields, order="sorted")).hexdigest()
+    text = _FINGERPRINT_VERSION + msgspec.json.encode(fields, order="sorted")
+    if request.operation != "generate":
+        text += msgspec.json.encode([request.operation, *inputs])
+    return hashlib.sha256(text).hexdigest()
 
 
 def summed_usage(usages: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from imagegen.domain.errors import MoneySpentError
+from imagegen.domain.inputs import InputImage, Operation, UpstreamInput
 
 ResponseFormat = Literal["url", "b64_json"]
 
@@ -28,7 +29,8 @@ def is_image_id(text: str) -> bool:
 class ImageRequest:
     """A request that is valid for its model.
 
-    `options` are the further fields that the caller set and that the upstream accepts, as JSON values.
+    `options` are the further fields that the caller set and that the upstream accepts, as JSON values. `inputs` are the
+    images that the operation works on. The prompt is empty if the operation needs none.
     """
 
     # Texts of the caller are left out of repr, and so of logs.
@@ -37,28 +39,8 @@ class ImageRequest:
     response_format: ResponseFormat
     n: int = 1
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
-    """The parameters of one upstream call. `n` is how many of the request's images it requests.
-
-    `model` is the model's name at the upstream. `like` is the model of the provider's package that it behaves like, ""
-    for one that only the upstream knows. `number` is the place of the call among those of its request, from 0. `mode`
-    is the speed at which the upstream works, "" for its default.
-
-    `reference` is the same for every repetition of a call whose outcome is unknown. An upstream that recognises it
-    answers a repetition with the task that the earlier call began. `repeats` is whether the call is such a repetition.
-    """
-
-    request: ImageRequest
-    model: str
-    like: str
-    n: int
-    reference: str
-    number: int = 0
-    mode: str = ""
-    repeats: bool = False
+    operation: Operation = "generate"
+    inputs: tuple[InputImage, ...] = ()
 
 
 class ImageAction(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,10 +54,50 @@ class ImageAction(msgspec.Struct, frozen=True, omit_defaults=True):
     button: str = ""
 
 
+class ParentTask(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The task that made an input image. Only that upstream, with that account of its own, can work on its result.
+
+    `actions` are what the upstream can do with it.
+    """
+
+    upstream: str
+    task_id: str
+    account: str = ""
+    actions: tuple[ImageAction, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """The parameters of one upstream call. `n` is how many of the request's images it requests.
+
+    `model` is the model's name at the upstream. `like` is the model of the provider's package that it behaves like, ""
+    for one that only the upstream knows. `number` is the place of the call among those of its request, from 0. `mode`
+    is the speed at which the upstream works, "" for its default.
+
+    `reference` is the same for every repetition of a call whose outcome is unknown. An upstream that recognises it
+    answers a repetition with the task that the earlier call began. `repeats` is whether the call is such a repetition.
+
+    `inputs` are the images of the request in their order. `parent` is the task that made the image which the call works
+    on.
+    """
+
+    request: ImageRequest
+    model: str
+    like: str
+    n: int
+    reference: str
+    number: int = 0
+    mode: str = ""
+    repeats: bool = False
+    inputs: tuple[UpstreamInput, ...] = ()
+    parent: ParentTask | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamImage:
-    """One image that was paid for. Either `source` (a URL, or the bytes) or `failure` is set, never both.
+    """One image that was paid for. Exactly one of `source` (a URL, or the bytes), `texts` and `failure` is set.
 
+    `texts` describe an input image: the upstream was asked for them instead of an image.
     `details` are what the upstream says about this image: `resolution`, `seed`, `style_type`. `actions` are what the
     upstream can do with it.
     """
@@ -85,6 +107,7 @@ class UpstreamImage:
     failure: MoneySpentError | None = None
     details: dict[str, str | int] = field(default_factory=dict)
     actions: tuple[ImageAction, ...] = ()
+    texts: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

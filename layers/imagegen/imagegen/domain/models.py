@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagegen.domain.images import ResponseFormat
+from imagegen.domain.inputs import InputRules, Operation
 from imagegen.domain.money import Price
 from imagegen.domain.upstreams import Route
 
@@ -71,6 +72,14 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
+class Decimal:
+    """A number from `least` to `most`."""
+
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A text of at most `longest` characters."""
 
@@ -86,7 +95,7 @@ class Structured:
     fits: Callable[[Any], bool]
 
 
-Rule = Choice | Whole | Text | Structured
+Rule = Choice | Whole | Decimal | Text | Structured
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +104,16 @@ class RequestField:
 
     Parsing, error messages, OpenAPI, `GET /v1/models`, the tables of the documentation, the event's schema and the
     playground's form are made from it. A field that is not `sent` is validated and not sent to the upstream. `default`
-    is the value that a request without the field has, `None` if the upstream chooses one.
+    is the value that a request without the field has, `None` if the upstream chooses one. `operations` are those that
+    have the field; empty means all of the model.
     """
 
     name: str
     rule: Rule
     description: str
     sent: bool = True
-    default: str | int | None = None
+    default: str | int | float | None = None
+    operations: tuple[Operation, ...] = ()
 
 
 # Fields that every model accepts. A model's own field of the same name replaces it. Clients send the default quality or
@@ -155,6 +166,9 @@ class ImageModel:
     `exclusive_fields`. The price depends on the fields `priced_by`. With `open_fields`, any further field is sent as
     it comes. `misfit` finds a field that does not fit the prompt and `n`: it returns its name and what is wrong.
 
+    `inputs` are the operations that take images, with what each accepts. `generates` is whether the model also makes
+    images from a prompt alone.
+
     With `by_task` the upstream answers with a task. With `slot_per_image` a call takes as many slots of its upstream as
     it has images. `modes` are the speeds among which models.toml may choose.
 
@@ -177,6 +191,8 @@ class ImageModel:
     priced_by: tuple[str, ...] = ("size", "quality")
     open_fields: bool = False
     misfit: Callable[[str, int, Mapping[str, Any]], tuple[str, str] | None] = _always_fits
+    inputs: Mapping[Operation, InputRules] = dataclasses.field(default_factory=dict)
+    generates: bool = True
     by_task: bool = False
     slot_per_image: bool = False
     modes: tuple[str, ...] = ()
@@ -189,15 +205,32 @@ class ImageModel:
     mode: str = ""
 
     @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (*(("generate",) if self.generates else ()), *self.inputs)
+
+    def doing(self, operation: Operation) -> "ImageModel":
+        """Returns the model with the fields of one operation."""
+        own = tuple(field for field in self.own_fields if not field.operations or operation in field.operations)
+        return self if own == self.own_fields else dataclasses.replace(self, own_fields=own)
+
+    @property
     def fields(self) -> dict[str, RequestField]:
         """Every field that the model accepts by name, in the order of the tables."""
         common = (each for each in COMMON_FIELDS if each.name in _OF_THIS_SERVICE or not self.open_fields)
         return _ordered((*common, *self.own_fields))
 
     def defaults_for(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the defaults for a request with these options: none that an option replaces or excludes."""
+        """Returns the defaults for a request with these options: none that an option replaces or excludes.
+
+        Nor one of a field that the operation does not have.
+        """
         excluded = {name for group in self.exclusive_fields if options.keys() & set(group) for name in group}
-        return {name: value for name, value in self.defaults.items() if name not in excluded | options.keys()}
+        known = self.defaults.keys() if self.open_fields else self.fields.keys()
+        return {
+            name: value
+            for name, value in self.defaults.items()
+            if name in known and name not in excluded | options.keys()
+        }
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -218,12 +251,21 @@ class ImageModel:
 class Catalog:
     """The models of a stack. `default` is the model of a request that names none.
 
-    `aliases` maps further names to names of models.
+    `aliases` maps further names to names of models. `defaults` are the models of requests with another operation than
+    `generate` that name none, where that is not `default`.
     """
 
     models: Mapping[str, ImageModel]
     default: str
     aliases: Mapping[str, str]
+    defaults: Mapping[Operation, str] = dataclasses.field(default_factory=dict)
+
+    def doing(self, operation: Operation) -> "Catalog":
+        """Returns the models with an operation, with the fields that it has."""
+        models = {name: each.doing(operation) for name, each in self.models.items() if operation in each.operations}
+        default = self.defaults.get(operation, self.default)
+        default = default if default in models else next(iter(models), "")
+        return Catalog(models, default, {alias: name for alias, name in self.aliases.items() if name in models})
 
     def named(self, name: str) -> ImageModel | None:
         return self.models.get(name) or self.models.get(self.aliases.get(name, ""))

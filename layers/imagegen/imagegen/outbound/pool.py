@@ -22,6 +22,7 @@ from imagegen.domain.deadline import Deadline
 from imagegen.outbound.read_deadline import cut_off_at
 
 CONNECT_SECONDS = 5.0
+STALL_SECONDS = 60.0  # in which a host must take some bytes of a request
 USER_AGENT = f"imagegen/{VERSION}"  # Cloudflare refuses the default names of HTTP libraries
 # A connection that idled longer may be dead: Lambda freezes the process between requests, and hosts close connections
 # after 5 s (Node's default) or more. A request that is sent on a dead connection is lost.
@@ -198,6 +199,7 @@ class _Connection(HTTPConnection):
             super().connect()
         except (OSError, SSLError, ValueError) as error:  # such as a time-out, or a certificate for another name
             raise NewConnectionError(self, "no connection was made") from error
+        self.sock.settimeout(STALL_SECONDS)  # urllib3 would keep the time-out of connecting until all is sent
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # the signature of urllib3
         with cut_off_at(Deadline.after(self.timeout or 0), partial(self.sock.shutdown, socket.SHUT_RD)):

@@ -1,6 +1,9 @@
-"""The aspect ratio that is sent for a `size`, to upstreams that know ratios and no sizes."""
+"""The aspect ratio that is sent for a `size` or an input image, to upstreams that know ratios and no sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import log
+
+from imagegen.domain.inputs import InputImage
 
 RATIOS: Mapping[str, tuple[int, int]] = {
     "256x256": (1, 1),
@@ -22,3 +25,13 @@ DESCRIPTION = "The nearest aspect ratio is sent."
 def ratio_of(size: str, separator: str) -> str:
     """Returns the ratio in the notation of an upstream, such as `16:9` or `16x9`."""
     return separator.join(map(str, RATIOS[size]))
+
+
+def nearest_ratio(image: InputImage, ratios: Iterable[str], separator: str) -> str:
+    """Returns the ratio that is closest to that of an image."""
+
+    def distance(ratio: str) -> float:
+        width, height = map(int, ratio.split(separator))
+        return abs(log(image.width * height / (image.height * width)))
+
+    return min(ratios, key=distance)

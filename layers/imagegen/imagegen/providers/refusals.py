@@ -46,6 +46,9 @@ _ACCOUNT_WORDS = re.compile(
 _KEY_WORDS = re.compile(r"(?i)\bAPI key (?:not valid|not found|expired|invalid)")
 # The statuses with which a server says that it did not take the request (RFC 9110, "Status Codes").
 _NOT_THERE = frozenset({301, 307, 308, 404, 405, 406, 410, 411, 414, 417, 421, 426, 428, 431, 451})
+# The code of one-api and new-api (`controller/relay.go`) for a path that they know and do not serve: variations, and in
+# one-api also edits. Another 501 may come from behind them.
+_NOT_IMPLEMENTED = "api_not_implemented"
 # The codes of one-api, new-api and OpenAI for an account without credit.
 _CREDIT_CODES = {
     "insufficient_quota",
@@ -106,6 +109,8 @@ def _by_code(status: int, fields: dict[str, str]) -> ImagegenError | None:
     code = fields.get("code")
     if status == 404 and code == "model_not_found":
         return UpstreamLacksModelError("The image model's provider does not have this model.", param="model")
+    if status == 501 and code == _NOT_IMPLEMENTED:
+        return _misconfigured(status)
     if status == 400 and _KEY_WORDS.search(fields.get("message", "")):
         return refusal(UpstreamKeyRefusedError)
     if status == 402 or code in _CREDIT_CODES:
@@ -132,9 +137,13 @@ def _by_status(status: int) -> ImagegenError | None:
         case 503:
             return refusal(UpstreamUnavailableError)
         case _ if status in _NOT_THERE:
-            return UpstreamMisconfiguredError(f"There is no images API at the image model's address (status {status}).")
+            return _misconfigured(status)
         case _:  # also 303, which an API answers that goes on with its work, and 499, with which a proxy gave up
             return UpstreamFailedError(f"The image model's API failed (status {status}).")
+
+
+def _misconfigured(status: int) -> UpstreamMisconfiguredError:
+    return UpstreamMisconfiguredError(f"There is no images API at the image model's address (status {status}).")
 
 
 def blames_the_prompt(message: str) -> bool:

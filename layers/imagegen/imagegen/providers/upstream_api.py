@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
@@ -14,6 +14,7 @@ from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
     ImagegenError,
     MoneySpentError,
+    NothingSpentError,
     SecretMissingError,
     SecretUnavailableError,
     UpstreamAnswerTooLargeError,
@@ -25,6 +26,7 @@ from imagegen.domain.errors import (
 from imagegen.domain.images import UpstreamImages, UpstreamRequest, UpstreamTask
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.read_deadline import BLOCK_BYTES, cut_off_at
+from imagegen.providers.request_bodies import UpstreamBody
 
 _JSON_SLACK_BYTES = 64 * 1024  # for the rest of an answer in addition to base64
 
@@ -83,16 +85,17 @@ class UpstreamApi:
         return bool((self._key(False) or "").strip())  # noqa: FBT003  # `fresh`
 
     def post(
-        self, url: SplitResult, body: bytes, content_type: str, n: int, deadline: Deadline, refusal: Refusal
+        self, url: SplitResult, body: UpstreamBody, n: int, deadline: Deadline, refusal: Refusal
     ) -> tuple[bytearray, MoneySpentError | None]:
         """Sends a call for `n` images in its answer.
 
         Returns the part of the answer that came in time, even if the rest is lost, and why it is: the part may have
-        complete images. Raises a NothingSpentError if no image was bought, else a MoneySpentError.
+        complete images. Raises a NothingSpentError if no image was bought, else a MoneySpentError. A NothingSpentError
+        of the blocks of the body passes: the upstream then got only a part of the request.
         """
         deadline = deadline.sooner(self._timeout)
         key = self._usable_key(fresh=False)
-        response = self._post(url, body, content_type, key, deadline)
+        response = self._post(url, body, key, deadline)
         try:
             if response.status in _SUCCESS:
                 return self._read_success(response, n, deadline)
@@ -140,14 +143,23 @@ class UpstreamApi:
             raise SecretMissingError("This service has no usable key for the image model; its operator must set one.")
         return key
 
-    def _post(
-        self, url: SplitResult, body: bytes, content_type: str, key: str, deadline: Deadline
-    ) -> urllib3.BaseHTTPResponse:
-        headers = {self._key_header: self._key_prefix + key, "Content-Type": content_type, "Accept": "application/json"}
+    def _post(self, url: SplitResult, body: UpstreamBody, key: str, deadline: Deadline) -> urllib3.BaseHTTPResponse:
+        headers = {
+            self._key_header: self._key_prefix + key,
+            "Content-Type": body.content_type,
+            "Content-Length": str(body.length),
+            "Accept": "application/json",
+        }
+        sending = _Sending(body, deadline)
         try:
-            return self._pool.request("POST", url, deadline, body=body, headers=headers)
+            return self._pool.request("POST", url, deadline, body=sending, headers=headers)
+        except NothingSpentError:
+            raise
         except Exception as error:  # noqa: BLE001  # after any failure, the request may have been sent
-            raise _not_answered(error, deadline) from None
+            raise _not_answered(error, deadline, is_part=sending.is_part) from None
+        finally:
+            with suppress(Exception):  # an answer that came before the whole body was sent must not be lost
+                body.blocks.close()
 
     def _read_success(
         self, response: urllib3.BaseHTTPResponse, n: int, deadline: Deadline
@@ -169,6 +181,28 @@ class UpstreamApi:
         return read, lost
 
 
+class _Sending:
+    """Hands the blocks of a body to a connection. `is_part` is whether it got some of them, but not the last one.
+
+    The time-out of a socket begins anew with each block, so the deadline is looked at too. Raises
+    UpstreamUnreachableError.
+    """
+
+    def __init__(self, body: UpstreamBody, deadline: Deadline) -> None:
+        self.is_part = False
+        self._body = body
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self._body.length
+        for block in self._body.blocks:
+            if not self._deadline.remaining():
+                raise UpstreamUnreachableError("The image model's API did not take the request in time.")
+            left -= len(block)
+            self.is_part = left > 0
+            yield block
+
+
 class AnswersAtOnce:
     """What the providers have in common whose upstream answers a call with its images."""
 
@@ -182,10 +216,15 @@ class AnswersAtOnce:
         raise NotImplementedError("this protocol has no tasks")
 
 
-def _not_answered(error: Exception, deadline: Deadline) -> ImagegenError:
-    """Returns the failure of a call without an answer. It depends on whether the request may have been sent."""
+def _not_answered(error: Exception, deadline: Deadline, *, is_part: bool) -> ImagegenError:
+    """Returns the failure of a call without an answer. It depends on whether the request may have been sent.
+
+    With `is_part` only a part of its body was handed to the connection: no server can act on it.
+    """
     if isinstance(error, NewConnectionError | ConnectTimeoutError):
         return UpstreamUnreachableError("The image model's API could not be reached.")
+    if is_part:
+        return UpstreamUnreachableError("The connection to the image model's API was lost before all was sent.")
     if isinstance(error, HTTPTimeoutError) or not deadline.remaining():
         return UpstreamTimeoutError("The image model's API did not answer in time.")
     return UpstreamConnectionLostError("The connection to the image model's API was lost.")

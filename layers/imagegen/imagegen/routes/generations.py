@@ -1,5 +1,6 @@
-"""`/v1/images/generations`: submits requests for images, and shows, cancels and deletes generations."""
+"""Submits requests for images by every operation; `/v1/images/generations`: shows, cancels and deletes generations."""
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import NoPlaceToBeginError
 from imagegen.domain.generations import Generation
 from imagegen.domain.images import ImageRequest
+from imagegen.domain.inputs import Operation
 from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.ports import GenerationStore, Journal, Places
 from imagegen.routes.request import body_of, caller_of, links_of
@@ -19,11 +21,13 @@ from imagegen.routes.results import MOST_HOPS, Results, retry_after
 from imagegen.usecases.first_work import FirstWork
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration, get_generation
 from imagegen.usecases.submit import Submission, SubmitGeneration, Submitted
+from imagegen.usecases.take_inputs import IdentifiedInputs, TakeInputs
 from imagegen.usecases.wait import place_to_wait
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.answers import generation_list_answer
 from imagegen.wire.headers import Preference, read_page, read_preference, read_retry_identity
-from imagegen.wire.requests import ReadRequest
+from imagegen.wire.image_requests import ReadImageRequest
+from imagegen.wire.requests import PATHS, ReadRequest
 
 CLOSING_SECONDS = 15.0  # of the function's time-out, kept free to note the outcome
 _DELETE_SECONDS = 20.0  # to delete images, within API Gateway's 29 s
@@ -45,6 +49,8 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
     results: Results
     journal: Journal
     read_request: ReadRequest
+    read_images: Mapping[str, ReadImageRequest]
+    inputs: TakeInputs
     public_base_url: str
     wait_seconds: float
     api_is_first_worker: bool
@@ -53,7 +59,10 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
 
     def register(self) -> Router:
         route, one = self.router.route, "/v1/images/generations/<generation_id>"
-        route("/v1/images/generations", "POST")(self.create)
+        route(PATHS["generate"], "POST")(self.create)
+        route(PATHS["edit"], "POST")(self.edit)
+        route(PATHS["variation"], "POST")(self.vary)
+        route(PATHS["describe"], "POST")(self.describe)
         route("/v1/images/generations", "GET")(self.list)
         route(one, "GET")(self.get)
         route(one, "DELETE")(self.delete)
@@ -63,9 +72,37 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
         return self.router
 
     def create(self) -> Response[Body]:
-        event, closing = self.router.current_event, self._closing
-        until = Deadline.after(self.wait_seconds)
+        event, until = self.router.current_event, self._until
         request = self.read_request(body_of(event), event.headers.get("Content-Type"))
+        return self._submit(request, lambda: None, until)
+
+    def edit(self) -> Response[Body]:
+        return self._from_images("edit")
+
+    def vary(self) -> Response[Body]:
+        return self._from_images("variation")
+
+    def describe(self) -> Response[Body]:
+        return self._from_images("describe")
+
+    def _from_images(self, operation: Operation) -> Response[Body]:
+        event, until = self.router.current_event, self._until
+        asked = self.read_images[operation](body_of(event), event.headers.get("Content-Type"))
+        model = self.read_request.catalog.models[asked.request.model]
+        caller = caller_of(event).name
+        return self._submit(
+            asked.request, lambda: self.inputs.identify(asked.images, model.inputs[operation], model, caller), until
+        )
+
+    @property
+    def _until(self) -> Deadline:
+        return Deadline.after(self.wait_seconds)
+
+    def _submit(
+        self, request: ImageRequest, identify: Callable[[], IdentifiedInputs | None], until: Deadline
+    ) -> Response[Body]:
+        """`identify` reads the input images, which takes time, so it is called once there is a place."""
+        event, closing = self.router.current_event, self._closing
         identity, preference = read_retry_identity(event.headers), read_preference(event.headers)
         caller = caller_of(event)
         if preference.wait is not None:
@@ -82,6 +119,7 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
                 links_of(event, self.public_base_url).base_url,
                 identity=identity,
                 claim=waits and self._is_made_here(request, identity, preference),
+                inputs=identify(),
             )
         )
         self.router.append_context(generation=submitted.generation, standing=submitted.standing)
@@ -107,6 +145,8 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
         return closing
 
     def _is_made_here(self, request: ImageRequest, identity: RetryIdentity, preference: Preference) -> bool:
+        if request.operation != "generate":
+            return False
         if self.streaming or not self.api_is_first_worker:
             return self.api_is_first_worker
         return (

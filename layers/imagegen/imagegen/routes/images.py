@@ -1,10 +1,10 @@
-"""`/v1/images/<id>`: the durable link of an image; and OpenAI's image routes that are not supported yet."""
+"""`/v1/images/<id>`: the durable link of an image."""
 
 import msgspec
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.api_gateway import Router
 
-from imagegen.domain.errors import UnknownImageError, UnknownRouteError
+from imagegen.domain.errors import UnknownImageError
 from imagegen.domain.images import is_image_id
 from imagegen.ports import ImageStore
 from imagegen.routes.request import method_to_sign_for
@@ -16,8 +16,6 @@ class ImageRoutes(msgspec.Struct, frozen=True, eq=False):
     router: Router
 
     def register(self) -> Router:
-        for unsupported in ("/v1/images/edits", "/v1/images/variations"):
-            self.router.route(unsupported, ["GET", "POST"])(self.unsupported)
         self.router.route("/v1/images/<image_id>", "GET")(self.redirect_to_image)
         return self.router
 
@@ -27,6 +25,3 @@ class ImageRoutes(msgspec.Struct, frozen=True, eq=False):
             raise UnknownImageError("There is no such image.", param="image_id")
         signed = self.images.signed_url(image_id, method_to_sign_for(event))
         return redirect(event, 302, signed.url, {"Cache-Control": "no-store"})
-
-    def unsupported(self) -> Response[Body]:
-        raise UnknownRouteError(f"{self.router.current_event.path} is not supported yet.")

@@ -31,6 +31,7 @@ from imagegen.wire.answers import (
     MAX_STREAMED_BYTES,
     base64_answer,
     base64_bytes,
+    description_answer,
     generation_answer,
     images_answer,
 )
@@ -147,6 +148,8 @@ class Results(msgspec.Struct, frozen=True, eq=False):
         if generation.status is not Status.COMPLETED:
             failure = generation.failure or failure_of(GenerationCancelledError("The generation was cancelled."))
             raise GenerationFailedError(failure, generation.stored_ids)
+        if generation.request.operation == "describe":
+            return json_response(200, description_answer(generation), applied(preference))
         if generation.request.response_format != "b64_json":
             body = encoded(images_answer(generation, self.images, durable_urls=self.durable_urls))
             return Response(200, "application/json", body, applied(preference))

@@ -119,7 +119,7 @@ class DeleteGeneration(msgspec.Struct, frozen=True, eq=False):
         else:
             tombstone = self._bury(generation_id, caller)
         try:
-            self.deletion.delete(tombstone.id, tombstone.image_ids, deadline)
+            self.deletion.delete(tombstone.id, tombstone.image_ids, tombstone.input_ids, deadline)
         except ImageStorageError as error:
             message = "The generation is deleted. Some of its images are not deleted yet: delete it again to make sure."
             raise DeletionUnfinishedError(message, param="id") from error

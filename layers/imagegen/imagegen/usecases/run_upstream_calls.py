@@ -184,7 +184,7 @@ class _Run:
                 self._unusable.append(image.failure)
             elif image.url:
                 to_fetch.append((image_id, image.url))
-            else:
+            elif not image.texts:
                 self._unusable.append(failure_of(ImageStorageError("An image was made but is not stored.")))
         return _Answered(to_fetch, answer.upstream, tuple(extra), is_known)
 
@@ -199,7 +199,7 @@ class _Run:
             nonlocal saving
             with self._calling.routes.access(upstream).source.open(source, self._deadline) as body:
                 saving = True
-                saved = self._runner.images.save(image_id, body, self._deadline)
+                saved = self._runner.images.save(image_id, body, self._deadline, generation_id=self._generation.id)
                 stored = StoredImage(body.media_type, body.length)
             # An image that was already stored may differ from this one.
             return stored if saved else self._runner.images.find(image_id, self._deadline) or stored
@@ -312,7 +312,9 @@ class _Run:
                 continue
             url = image.source if isinstance(image.source, str) else None
             failure = failure_of(image.failure) if image.failure else None
-            taken[image_id] = AnsweredImage(url, image.revised_prompt, failure, image.details, image.actions)
+            taken[image_id] = AnsweredImage(
+                url, image.revised_prompt, failure, image.details, image.actions, image.texts
+            )
             if isinstance(image.source, bytes):
                 inline[image_id] = image.source
         if not inline:

@@ -30,6 +30,7 @@ from imagegen.domain.images import UpstreamImages, UpstreamRequest, UpstreamTask
 from imagegen.domain.slots import Slot, call_name, slots_name
 from imagegen.domain.upstreams import Route
 from imagegen.ports import LONGEST_MESSAGE_DELAY_SECONDS, GenerationStore, ImageProvider, Journal
+from imagegen.usecases.open_inputs import OpenInputs
 from imagegen.usecases.tried import tried
 from imagegen.usecases.upstream_routes import UpstreamRoutes
 from imagegen.usecases.upstream_slots import NoSlotError, UpstreamLimits, pause_for_slot
@@ -90,6 +91,7 @@ class CallParts(msgspec.Struct, frozen=True, eq=False):
 
     routes: UpstreamRoutes
     limits: UpstreamLimits
+    inputs: OpenInputs
     records: GenerationStore
     journal: Journal
     repeat_unknown: bool
@@ -423,6 +425,8 @@ class CallSender:
             number=call.number,
             mode=supply.mode,
             repeats=repeats,
+            inputs=self._with.inputs.of(self._generation),
+            parent=supply.parent,
         )
 
     def _provider(self, upstream: str) -> ImageProvider:

@@ -1,14 +1,15 @@
 """Submits a request: finds the generation that it repeats, or begins a new one that no crash can lose.
 
-The order of writes is: idempotency key, quota, safety-net message, record, work message. A retry finds the key while
-the first try is still writing, and begins the same generation. The record is written while its safety-net message is
-still delayed, so a message that finds no record has none to wait for.
+The order of writes is: idempotency key, input images, quota, safety-net message, record, work message. A retry finds
+the key while the first try is still writing, and begins the same generation. The record is written while its safety-net
+message is still delayed, so a message that finds no record has none to wait for.
 """
 
 import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import msgspec
 
@@ -40,6 +41,7 @@ from imagegen.domain.quota import Standing
 from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.ports import DeadLetters, EventBus, GenerationQueue, GenerationStore, IdempotencyKeys, Journal
 from imagegen.usecases.quota import Quota
+from imagegen.usecases.take_inputs import IdentifiedInputs
 
 KEY_SECONDS = 24 * 3600.0  # how long an Idempotency-Key is valid
 RETRY_SECONDS = 80 * 60.0  # a request may wait 17 times 270 s; if its answer is lost, OpenAI's clients retry in seconds
@@ -57,7 +59,8 @@ class Submission(msgspec.Struct, frozen=True):
 
     `generation_id` is the id of its generation; if that exists, the request attaches to it. If that was refused before,
     a line of a batch stays refused, and another request begins the id that follows. With `claim` a new generation is
-    claimed for the process that submits it.
+    claimed for the process that submits it. `inputs` are the input images of the request, which are stored only for a
+    new generation.
     """
 
     request: ImageRequest
@@ -67,6 +70,7 @@ class Submission(msgspec.Struct, frozen=True):
     origin: Origin = _OVER_HTTP
     generation_id: str | None = None
     claim: bool = False
+    inputs: IdentifiedInputs | None = None
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -123,9 +127,25 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
 
         Raises IdempotencyKeyReusedError, ModelHasNoPriceError, QuotaExceededError, RecordsUnavailableError,
         SubmissionUncertainError, and GenerationCancelledError if the generation with the given id was deleted, or is
-        that of a line and was cancelled or refused before it began.
+        that of a line and was cancelled or refused before it began. If the request has input images, raises what
+        `IdentifiedInputs.keep` raises.
         """
-        body, given = fingerprint(submission.request), submission.generation_id
+        inputs = submission.inputs
+        if inputs is None:
+            return self._submit(submission, fingerprint(submission.request))
+        try:
+            submitted = self._submit(submission, fingerprint(submission.request, inputs.identities))
+        except RecordsUnavailableError:  # the record may exist
+            raise
+        except NothingSpentError:
+            inputs.discard()
+            raise
+        if submitted.attached:
+            inputs.discard()
+        return submitted
+
+    def _submit(self, submission: Submission, body: str) -> Submitted:
+        given, inputs = submission.generation_id, submission.inputs
         place = _Place(given, new=False) if given else self._place(submission, body)
         for race in range(_ROUNDS):
             found = None if place.new else self.records.get(place.generation_id)
@@ -136,14 +156,16 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
             if found is not None:
                 place = self._successor(place, submission, body)
                 continue
+            request = replace(submission.request, inputs=inputs.keep()) if inputs else submission.request
             generation = admit(
-                submission.request,
-                self.models[submission.request.model],
+                request,
+                self.models[request.model],
                 caller=submission.caller.name,
                 base_url=submission.base_url,
                 now=self.now(),
                 origin=submission.origin,
                 generation_id=place.generation_id,
+                parent=inputs.parent if inputs else None,
             )
             if submission.caller.usd_per_day is not None:
                 generation = reserving_money(generation)

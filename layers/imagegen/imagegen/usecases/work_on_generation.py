@@ -180,7 +180,7 @@ class GenerationWorker(msgspec.Struct, frozen=True, eq=False):
         """Releases the claim and returns the record. Deletes what was stored after the generation was deleted."""
         current = self.records.get(generation.id)
         if current is None:
-            self.deletion.delete(generation.id, generation.image_ids, deadline)
+            self.deletion.delete(generation.id, generation.image_ids, generation.own_input_ids, deadline)
             return None
         self.records.release(generation.id, owner)
         return current
@@ -248,7 +248,7 @@ def _may_be_stored_later(call: UpstreamCall, ended: Generation) -> bool:
         return True  # another answer may have an image that this one lacks
     has_task = any(attempt.task_id for attempt in call.attempts)
     images = zip(call.image_ids, call.answer.images, strict=True)
-    unlisted = [image.failure for image_id, image in images if image_id not in ended.stored]
+    unlisted = [image.failure for image_id, image in images if image_id not in ended.stored and not image.texts]
     # Then its owner may not have fetched the images.
     by_another = has_task or ended.status is Status.CANCELLED or call.sent - call.refused > 1
     return any(

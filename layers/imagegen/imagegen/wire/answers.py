@@ -1,7 +1,6 @@
 """Makes the bodies of successful answers: OpenAI's objects, with the extra fields of this service."""
 
 import secrets
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,9 +8,11 @@ from typing import Any
 import msgspec
 
 from imagegen.aws_limits import LAMBDA_RESPONSE_BYTES, LAMBDA_STREAM_BYTES
+from imagegen.domain.base64_blocks import base64_blocks, base64_length
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import ImageStorageInterruptedError
 from imagegen.domain.generations import Generation, Status
+from imagegen.domain.inputs import InputImage
 from imagegen.ports import ImageStore
 from imagegen.wire.costs import cost_answer
 from imagegen.wire.errors import error_object
@@ -31,6 +32,20 @@ def images_answer(generation: Generation, images: ImageStore, *, durable_urls: b
     return _answer(generation, lambda image_id: _url(generation, image_id, None if durable_urls else images))
 
 
+def description_answer(generation: Generation) -> dict[str, Any]:
+    """Returns the texts that describe the input image of a completed generation."""
+    return {
+        "created": int(generation.created_at),
+        "id": generation.id,
+        "model": generation.request.model,
+        "data": _texts(generation),
+    }
+
+
+def _texts(generation: Generation) -> list[dict[str, Any]]:
+    return [{"text": text} for text in generation.texts]
+
+
 def links_answer(generation: Generation, *, durable_urls: bool = False) -> dict[str, Any]:
     """Returns the same without `b64_json` and presigned URLs: an image has only its durable link."""
     return _answer(generation, lambda image_id: _url(generation, image_id, None) if durable_urls else {})
@@ -38,7 +53,7 @@ def links_answer(generation: Generation, *, durable_urls: bool = False) -> dict[
 
 def base64_bytes(generation: Generation) -> int:
     """Returns the size in bytes of the images of a completed generation as base64."""
-    return sum(4 * ((image.length + 2) // 3) for image in generation.stored.values())
+    return sum(base64_length(image.length) for image in generation.stored.values())
 
 
 @contextmanager
@@ -58,7 +73,7 @@ def base64_answer(
         def blocks() -> Iterator[bytes]:
             yield frame[0]
             for image_id, content, text in zip(generation.image_ids, contents, frame[1:], strict=True):
-                yield from _encoded(_whole(image_id, content, images, deadline))
+                yield from base64_blocks(_whole(image_id, content, images, deadline))
                 yield text
 
         yield sum(map(len, frame)) + base64_bytes(generation), blocks()
@@ -87,16 +102,6 @@ def _whole(image_id: str, content: Iterator[bytes], images: ImageStore, deadline
                 return
             offset += len(block)
             yield block
-
-
-def _encoded(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for block in blocks:
-        block = rest + block  # noqa: PLW2901
-        whole = len(block) - len(block) % 3
-        rest = block[whole:]
-        yield b64encode(block[:whole])
-    yield b64encode(rest)
 
 
 def _answer(generation: Generation, content: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
@@ -141,15 +146,28 @@ def generation_answer(generation: Generation, images: ImageStore, *, durable_url
         "created_at": int(generation.created_at),
         "completed_at": None if generation.completed_at is None else int(generation.completed_at),
         "model": generation.request.model,
+        "operation": generation.request.operation,
         "n": generation.request.n,
+        "inputs": [_input(image) for image in generation.request.inputs],
         "repeated_calls": generation.repeated_calls,
         "extra_calls": generation.extra_calls,
         "upstream": generation.upstream,
         "cost": cost_answer(generation),
-        "data": [
-            _image(generation, image_id, _url(generation, image_id, signer)) for image_id in generation.stored_ids
-        ],
+        "data": _texts(generation)
+        or [_image(generation, image_id, _url(generation, image_id, signer)) for image_id in generation.stored_ids],
         "error": error_object(generation.failure) if generation.failure else None,
+    }
+
+
+def _input(image: InputImage) -> dict[str, Any]:
+    return {
+        "id": image.id,
+        "field": image.role,
+        "media_type": image.media_type,
+        "bytes": image.length,
+        "width": image.width,
+        "height": image.height,
+        "sha256": image.sha256,
     }
 
 

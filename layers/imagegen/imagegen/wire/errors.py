@@ -44,6 +44,7 @@ ROWS: dict[str, Row] = {
     "unsupported_value": Row(400, _CALLER),
     "model_not_found": Row(400, _CALLER),  # the field of a request; the model's own route answers 404
     "model_has_no_price": Row(400, _CALLER),
+    "invalid_image": Row(400, _CALLER),
     "content_policy_violation": Row(400, _CALLER, spent=400),  # no client repeats a 400
     "moderation_blocked": Row(400, "image_generation_user_error"),  # a prompt that a GPT image model rejects
     "upstream_refused_request": Row(400, _CALLER),
@@ -70,6 +71,7 @@ ROWS: dict[str, Row] = {
     "secret_unavailable": Row(503, _SERVER),
     "authorizer_unavailable": Row(503, _SERVER),
     "records_unavailable": Row(503, _SERVER),
+    "input_unavailable": Row(503, _SERVER),
     "deletion_unfinished": Row(503, _SERVER),
     "upstream_failed": Row(424, _UPSTREAM),
     "upstream_timeout": Row(424, _UPSTREAM),

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from imagegen.domain.errors import UnknownModelError
-from imagegen.domain.models import COMMON_TEXTS, Catalog, Choice, ImageModel, Structured, Text, Whole
+from imagegen.domain.models import COMMON_TEXTS, Catalog, Choice, Decimal, ImageModel, Structured, Text, Whole
 from imagegen.domain.money import Price, TokenPrice, usd
 from imagegen.wire.requests import unknown_model
 
@@ -35,12 +35,20 @@ def _model(model: ImageModel, catalog: Catalog, upstreams_of: UpstreamsOf) -> di
         "created": _CREATED,
         "owned_by": model.owned_by,
         "default": model.id == catalog.default,
+        "operations": model.operations,
+        "images": _images(model),
         "available": bool(upstreams),
         "upstreams": upstreams,
         "quick": model.quick,
         "price": price_answer(model.price),
         "parameters": _parameters(model),
     }
+
+
+def _images(model: ImageModel) -> dict[str, int]:
+    """Returns how many input images a request may have, over all operations."""
+    least = 0 if model.generates else min(rules.least for rules in model.inputs.values())
+    return {"min": least, "max": max((rules.most for rules in model.inputs.values()), default=0)}
 
 
 def price_answer(price: Price | None) -> dict[str, Any] | None:
@@ -71,12 +79,13 @@ def _parameters(model: ImageModel) -> dict[str, dict[str, Any]]:
                 shown |= {"free": asdict(rule.free)} if rule.free else {}
             case Whole():
                 shown = {"type": "integer", "min": rule.least, "max": rule.most}
+            case Decimal():
+                shown = {"type": "number", "min": rule.least, "max": rule.most}
             case Text():
                 shown = {"type": "string", "max_characters": rule.longest}
             case Structured():
                 shown = {"type": "json", "schema": rule.schema}
         default = defaults.get(name, field.default)
-        parameters[name] = (
-            shown | {"description": field.description} | ({} if default is None else {"default": default})
-        )
+        shown |= {"description": field.description} | ({} if default is None else {"default": default})
+        parameters[name] = shown | ({"operations": field.operations} if field.operations else {})
     return parameters

@@ -8,10 +8,12 @@ from imagegen import VERSION
 from imagegen.domain import errors
 from imagegen.domain.errors import ImagegenError, MoneySpentError
 from imagegen.domain.generations import Status
+from imagegen.domain.inputs import Operation
 from imagegen.domain.models import Catalog
 from imagegen.wire.errors import answer_error
 from imagegen.wire.headers import LISTED, MOST_LISTED
-from imagegen.wire.schemas import BATCH_ID, GENERATION_ID, IMAGE_ID, ref, schemas
+from imagegen.wire.requests import PATHS
+from imagegen.wire.schemas import BATCH_ID, BODIES, GENERATION_ID, IMAGE_ID, ref, schemas
 
 Fragment = dict[str, Any]
 ErrorClass = type[Exception]
@@ -58,6 +60,7 @@ ERRORS: tuple[type[ImagegenError], ...] = tuple(_concrete(ImagegenError))
 _OWN_FAULT: tuple[ErrorClass, ...] = (Exception, errors.SecretMissingError, errors.SecretUnavailableError)
 _READ: tuple[ErrorClass, ...] = (*_OWN_FAULT, errors.RecordsUnavailableError, errors.UnknownGenerationError)
 _READ_BATCH: tuple[ErrorClass, ...] = (*_OWN_FAULT, errors.RecordsUnavailableError, errors.UnknownBatchError)
+_OF_INPUTS: tuple[ErrorClass, ...] = (errors.InvalidImageError, errors.InputUnavailableError)
 # The outcomes of a generation.
 _OUTCOME: tuple[ErrorClass, ...] = (
     errors.InternalError,
@@ -70,6 +73,7 @@ _OUTCOME: tuple[ErrorClass, ...] = (
     errors.UpstreamUnavailableError,
     errors.UpstreamUnreachableError,
     errors.UpstreamTaskRefundedError,
+    *_OF_INPUTS,  # also of a result
     *(error for error in ERRORS if issubclass(error, MoneySpentError)),
 )
 _NO_KEY: list[Fragment] = []
@@ -137,7 +141,9 @@ _GENERATION_EXAMPLE = {
     "created_at": 1795348800,
     "completed_at": None,
     "model": "dall-e-3",
+    "operation": "generate",
     "n": 1,
+    "inputs": [],
     "repeated_calls": 0,
     "extra_calls": 0,
     "upstream": None,
@@ -167,6 +173,29 @@ _COMPLETED_EXAMPLE = _GENERATION_EXAMPLE | {
     "data": [_IMAGE_EXAMPLE],
 }
 _REQUEST_EXAMPLE = {"model": "dall-e-3", "prompt": "A cute baby sea otter", "n": 1, "size": "1024x1024"}
+_EXAMPLES_WITH_IMAGES: dict[Operation, Fragment] = {
+    "edit": {
+        "model": "gpt-image-1.5",
+        "prompt": "Put the otter on a beach",
+        "images": [{"file_id": _IMAGE_EXAMPLE["id"]}, {"image_url": "https://www.example.com/beach.jpg"}],
+    },
+    "variation": {"model": "dall-e-2", "images": [{"file_id": "upl_h1Rj2c4TQ0y8mVx6Lw9sKg"}], "n": 2},
+    "describe": {"model": "mj_describe", "images": [{"file_id": _IMAGE_EXAMPLE["id"]}]},
+}
+_DESCRIPTIONS_EXAMPLE = {
+    "created": 1795348800,
+    "id": _GENERATION_EXAMPLE["id"],
+    "model": "mj_describe",
+    "data": [{"text": "a sea otter floating on its back, morning light --ar 1:1"}],
+}
+_UPLOAD_EXAMPLE = {
+    "id": "upl_h1Rj2c4TQ0y8mVx6Lw9sKg",
+    "object": "image.upload",
+    "method": "PUT",
+    "url": "https://images-123.s3.eu-central-1.amazonaws.com/inputs/5d41402a/upl_h1Rj2c4TQ0y8mVx6Lw9sKg?X-Amz-Expires=3600",
+    "headers": {"Content-Type": "image/jpeg", "If-None-Match": "*"},
+    "expires_at": 1795352400,
+}
 _BATCH_EXAMPLE = {
     "id": "batch_3q2-7wAAAAAAAAAAAAAAAA",
     "object": "batch",
@@ -235,6 +264,22 @@ def _paths() -> Fragment:
                 (errors.InvalidRequestError, *_OWN_FAULT, errors.RecordsUnavailableError),
                 parameters=[*_page(GENERATION_ID), _query("status", {"enum": [each.value for each in Status]})],
             ),
+        },
+        **{path: {"post": _create_from_images(each)} for each, path in PATHS.items() if each != "generate"},
+        "/v1/images/uploads": {
+            "post": _operation(
+                "createUpload",
+                "Images",
+                "Prepares the upload of an input image that is too large for a request",
+                {200: _answer("Where to upload the image.", "Upload", _UPLOAD_EXAMPLE)},
+                (
+                    errors.InvalidRequestError,
+                    errors.UnsupportedMediaTypeError,
+                    errors.RequestTooLargeError,
+                    *_OWN_FAULT,
+                ),
+            )
+            | _body({"application/json": ("CreateUploadRequest", {"bytes": 8_000_000, "media_type": "image/jpeg"})})
         },
         "/v1/images/generations/{generation_id}": {
             "get": _operation(
@@ -373,17 +418,50 @@ def _paths() -> Fragment:
 
 
 def _create() -> Fragment:
-    operation = _operation(
-        "createImages",
+    operation = _creating("createImages", "Creates images from a prompt", _images_answer())
+    return operation | _body({"application/json": ("CreateImagesRequest", _REQUEST_EXAMPLE)})
+
+
+def _create_from_images(operation: Operation) -> Fragment:
+    name = BODIES[operation]
+    summaries = {
+        "edit": "Creates images from input images and a prompt",
+        "variation": "Creates variations of an image",
+        "describe": "Describes an image",
+    }
+    answer = (
+        _answer("The texts.", "Descriptions", _DESCRIPTIONS_EXAMPLE, headers=(*_RESULT, "Preference-Applied", *_QUOTA))
+        if operation == "describe"
+        else _images_answer()
+    )
+    bodies: dict[str, tuple[str, Fragment | None]] = {
+        "multipart/form-data": (f"Create{name}Form", None),
+        "application/json": (f"Create{name}Request", _EXAMPLES_WITH_IMAGES[operation]),
+    }
+    return _creating(f"create{name}", summaries[operation], answer) | _body(bodies)
+
+
+def _images_answer() -> Fragment:
+    headers = (*_RESULT, "Preference-Applied", *_QUOTA)
+    return _answer("The images.", "ImagesResponse", _RESPONSE_EXAMPLE, headers=headers)
+
+
+def _body(of_type: dict[str, tuple[str, Fragment | None]]) -> Fragment:
+    """Returns the request body, with a schema and an example for each media type."""
+    content: Fragment = {}
+    for media_type, (schema, example) in of_type.items():
+        shown = {"examples": {schema: {"value": example}}} if example else {}
+        content[media_type] = {"schema": ref(schema), **shown}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _creating(operation_id: str, summary: str, answer: Fragment) -> Fragment:
+    return _operation(
+        operation_id,
         "Images",
-        "Creates images from a prompt",
+        summary,
         {
-            200: _answer(
-                "The images.",
-                "ImagesResponse",
-                _RESPONSE_EXAMPLE,
-                headers=(*_RESULT, "Preference-Applied", *_QUOTA),
-            ),
+            200: answer,
             202: _answer(
                 "The generation has begun (with `Prefer: respond-async`).",
                 "RunningGeneration",
@@ -427,17 +505,17 @@ def _create() -> Fragment:
         ],
         headers=(*_RESULT, *_QUOTA),
     )
-    body = {"schema": ref("CreateImagesRequest"), "examples": {"dall-e-3": {"value": _REQUEST_EXAMPLE}}}
-    return operation | {"requestBody": {"required": True, "content": {"application/json": body}}}
 
 
 def _result(operation_id: str, generation: Fragment) -> Fragment:
+    answer = _answer("The images, or the texts of a description.", "ImagesResponse", _RESPONSE_EXAMPLE, headers=_RESULT)
+    answer["content"]["application/json"]["schema"] = {"anyOf": [ref("ImagesResponse"), ref("Descriptions")]}
     return _operation(
         operation_id,
         "Generations",
         "Waits for the images and answers like the request that began the generation",
         {
-            200: _answer("The images.", "ImagesResponse", _RESPONSE_EXAMPLE, headers=_RESULT),
+            200: answer,
             303: _to_wait_further(
                 "A redirect to wait further, at most 16 times. Without streaming, also to an answer that is too large.",
                 "Cache-Control",

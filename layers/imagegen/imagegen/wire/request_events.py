@@ -7,8 +7,8 @@ from typing import Any
 
 from imagegen.domain.credentials import is_caller_name
 from imagegen.domain.errors import InvalidRequestError
-from imagegen.domain.images import ImageRequest
 from imagegen.wire.headers import read_idempotency_key
+from imagegen.wire.image_requests import AskedImages
 from imagegen.wire.json_text import decoded
 
 DEFAULT_CALLER = "events"
@@ -24,7 +24,7 @@ class RequestEvent:
     custom_id: str | None
     fields: Mapping[str, Any]
 
-    def read(self, read_fields: Callable[[Mapping[str, Any]], ImageRequest]) -> "ImagesByEvent":
+    def read(self, read_fields: Callable[[Mapping[str, Any]], AskedImages]) -> "ImagesByEvent":
         """Returns the checked request. Raises InvalidRequestError."""
         own = dict(self.fields)
         client = own.pop("client", None)
@@ -37,7 +37,7 @@ class RequestEvent:
         if key is not None and not isinstance(key, str):
             raise _invalid("idempotency_key", "a string")
         return ImagesByEvent(
-            request=read_fields(own),
+            asked=read_fields(own),
             caller=self.caller or DEFAULT_CALLER,
             custom_id=self.custom_id,
             idempotency_key=read_idempotency_key(key, "idempotency_key") or self.event_id,
@@ -46,7 +46,7 @@ class RequestEvent:
 
 @dataclass(frozen=True, slots=True)
 class ImagesByEvent:
-    request: ImageRequest
+    asked: AskedImages
     caller: str
     custom_id: str | None
     idempotency_key: str

@@ -1,7 +1,10 @@
-"""Reads the body of `POST /v1/images/generations`. Refuses invalid requests with OpenAI's messages."""
+"""Reads the fields of a request for images. Refuses invalid requests with OpenAI's messages.
+
+`wire.image_requests` reads the input images of a request.
+"""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +12,8 @@ import msgspec
 
 from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.domain.images import ImageRequest
-from imagegen.domain.models import Catalog, Choice, ImageModel, RequestField, Structured, Text
+from imagegen.domain.inputs import Operation
+from imagegen.domain.models import Catalog, Choice, Decimal, ImageModel, RequestField, Structured, Text
 from imagegen.wire.json_text import decoded
 
 # The longest prompt has 32,000 characters, which take at most 12 bytes each as JSON escapes.
@@ -18,29 +22,37 @@ _LONGEST_NAME = 64  # only so many characters of an unknown model are compared w
 _MOST_OPEN_BYTES = 32 * 1024  # of JSON; the record has 400 KB (DynamoDB developer guide, "Quotas in Amazon DynamoDB")
 _MOST_NESTED = 32  # levels; processes with less stack must read them too
 _MOST_PARTIAL_IMAGES = 3  # the limit of OpenAI
+PATHS: Mapping[Operation, str] = {
+    "generate": "/v1/images/generations",
+    "edit": "/v1/images/edits",
+    "variation": "/v1/images/variations",
+    "describe": "/v1/images/descriptions",
+}
 
 
 class ReadRequest(msgspec.Struct, frozen=True, eq=False):
-    """Reads the requests of one stack."""
+    """Reads the requests of one stack for an operation."""
 
     catalog: Catalog
+    operation: Operation = "generate"
 
     def __call__(self, body: bytes, content_type: str | None) -> ImageRequest:
         """Returns a request that is valid for its model. A field with the value null counts as absent.
 
         Raises UnsupportedMediaTypeError, RequestTooLargeError, InvalidRequestError.
         """
-        if (content_type or "").partition(";")[0].strip().lower() != "application/json":
+        if media_type_of(content_type) != "application/json":
             raise UnsupportedMediaTypeError("Unsupported content type: the request body must be application/json.")
         if len(body) > MAX_BODY_BYTES:
             raise RequestTooLargeError(f"The request body is over {MAX_BODY_BYTES} bytes.")
-        return self.fields(_object(body))
+        return self.fields(json_object(body))
 
-    def fields(self, body: Mapping[str, Any]) -> ImageRequest:
-        """Returns the same for a decoded body. Raises InvalidRequestError."""
+    def fields(self, body: Mapping[str, Any], roles: Collection[str] = ()) -> ImageRequest:
+        """Returns the same for a decoded body. `roles` are those of its input images. Raises InvalidRequestError."""
         left = {name: value for name, value in body.items() if value is not None}
-        model = self._model(left)
-        prompt = _prompt(left, model.prompt_limit)
+        model = self.model(left)
+        rules = model.inputs.get(self.operation)
+        prompt = _prompt(left, model.prompt_limit, required=rules is None or rules.needs_prompt)
         values = {name: self._value(left, field) for name, field in model.fields.items()}
         values["response_format"] = values["response_format"] or model.default_response_format
         sent = {name for name, field in model.fields.items() if field.sent}
@@ -50,9 +62,12 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
             n=values["n"] or 1,
             response_format=values["response_format"],
             options={name: value for name, value in values.items() if name in sent and value is not None},
+            operation=self.operation,
         )
         _check_exclusive(request.options, model)
-        _check_fit(request, model)
+        _check_fit(model.misfit(request.prompt, request.n, request.options))
+        if rules:
+            _check_fit(rules.misfit(request.options, roles))
         _check_no_stream(left, model)
         if model.open_fields:
             request = replace(request, options=_open_fields(left))
@@ -61,16 +76,26 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
             _check_output({**model.defaults_for(request.options), **request.options})
         return request
 
-    def _model(self, fields: dict[str, Any]) -> ImageModel:
-        """Returns the named model. Without a name: the default, or the first with the size if the default lacks it."""
+    def model(self, fields: dict[str, Any]) -> ImageModel:
+        """Removes the name of the model from the fields, and returns the model with the fields of the operation.
+
+        Without a name: the default, or the first with the size if the default lacks it.
+        """
+        able = self.catalog.doing(self.operation)
+        if not able.models:
+            raise InvalidRequestError("No model of this service can do this.", param="model", code="model_not_found")
         name = _text(fields, "model")
-        if name is None:
-            size = fields.get("size")
-            return self.catalog.for_size(size) if isinstance(size, str) else self.catalog.models[self.catalog.default]
-        model = self.catalog.named(name)
-        if model is None:
-            raise InvalidRequestError(unknown_model(name, self.catalog), param="model", code="model_not_found")
-        return model
+        if name is not None:
+            model = self.catalog.named(name)
+            if model is None:
+                raise InvalidRequestError(unknown_model(name, able), param="model", code="model_not_found")
+            if self.operation not in model.operations:
+                raise InvalidRequestError(
+                    _wrong_operation(model, self.operation, able), param="model", code="invalid_value"
+                )
+            return model.doing(self.operation)
+        size = fields.get("size")
+        return able.for_size(size) if isinstance(size, str) else able.models[able.default]
 
     def _value(self, fields: dict[str, Any], field: RequestField) -> Any:
         """Returns the value of a field, `None` if it is absent or means the model's default."""
@@ -89,6 +114,8 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
                     f"Invalid '{field.name}': expected {rule.summary}.", param=field.name, code="invalid_value"
                 )
             return value
+        if isinstance(rule, Decimal):
+            return _number(fields, field.name, rule.least, rule.most)
         return _integer(fields, field.name, rule.least, rule.most)
 
     def _choice(self, fields: dict[str, Any], name: str, rule: Choice) -> str | None:
@@ -111,13 +138,18 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
             if free
             else ""
         )
-        others = [other.id for other in self.catalog.models.values() if value in other.sizes]
+        others = [other.id for other in self.catalog.doing(self.operation).models.values() if value in other.sizes]
         elsewhere = (
             f"Models with this size are: {_listed(others)}"
             if others
             else "GET /v1/models lists the sizes of all models"
         )
         return f"{values}{also}. {elsewhere}"
+
+
+def _wrong_operation(model: ImageModel, operation: Operation, able: Catalog) -> str:
+    paths = _listed(PATHS[each] for each in model.operations)
+    return f"The model '{model.id}' is for {paths}. Models for {PATHS[operation]} are: {_listed(able.models)}."
 
 
 def unknown_model(name: str, catalog: Catalog) -> str:
@@ -139,7 +171,13 @@ def _closest_model(name: str, catalog: Catalog) -> str | None:
 # Each of these functions removes its field from `fields`. Fields that are left at the end are unknown.
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def media_type_of(content_type: str | None) -> str:
+    """Returns the media type in a Content-Type, without its parameters, in lower case."""
+    return (content_type or "").partition(";")[0].strip().lower()
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Returns the JSON object in a body. Raises InvalidRequestError."""
     try:
         value = decoded(body)
     except ValueError:
@@ -149,8 +187,11 @@ def _object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _prompt(fields: dict[str, Any], longest: int) -> str:
+def _prompt(fields: dict[str, Any], longest: int, *, required: bool) -> str:
+    """Returns the prompt. If none is required, it has no effect: OpenAI's clients always send one with an edit."""
     prompt = _text(fields, "prompt")
+    if not required:
+        return ""
     if prompt is None:
         raise InvalidRequestError(
             "Missing required parameter: 'prompt'.", param="prompt", code="missing_required_parameter"
@@ -190,6 +231,21 @@ def _integer(fields: dict[str, Any], name: str, least: int, most: int) -> int | 
             code="integer_above_max_value",
         )
     return value
+
+
+def _number(fields: dict[str, Any], name: str, least: float, most: float) -> float | None:
+    value = fields.pop(name, None)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _invalid_type(name, "a number", value)
+    if not least <= value <= most:
+        raise InvalidRequestError(
+            f"Invalid '{name}': expected a number from {least:g} to {most:g}, but got {_shown(value)}.",
+            param=name,
+            code="invalid_value",
+        )
+    return float(value)
 
 
 def _check_no_stream(fields: dict[str, Any], model: ImageModel) -> None:
@@ -248,8 +304,8 @@ def _check_exclusive(options: Mapping[str, Any], model: ImageModel) -> None:
             )
 
 
-def _check_fit(request: ImageRequest, model: ImageModel) -> None:
-    if wrong := model.misfit(request.prompt, request.n, request.options):
+def _check_fit(wrong: tuple[str, str] | None) -> None:
+    if wrong:
         name, reason = wrong
         raise InvalidRequestError(f"Invalid '{name}': {reason}.", param=name, code="invalid_value")
 

@@ -7,12 +7,15 @@ from typing import Any, get_args
 from imagegen.domain.batches import BatchStatus
 from imagegen.domain.cost import Basis
 from imagegen.domain.generations import Status
+from imagegen.domain.inputs import MASK, MEDIA_TYPES, MOST_BYTES, Operation
 from imagegen.domain.models import (
     COMMON_TEXTS,
+    LONGEST_PROMPT,
     MAX_IMAGES,
     MOST_COMPRESSION,
     Catalog,
     Choice,
+    Decimal,
     ImageModel,
     RequestField,
     Structured,
@@ -25,6 +28,10 @@ Schema = dict[str, Any]
 GENERATION_ID = r"^gen_[A-Za-z0-9_-]{22}$"
 IMAGE_ID = r"^img_[A-Za-z0-9_-]{22}$"
 BATCH_ID = r"^batch_[A-Za-z0-9_-]{22}$"
+UPLOAD_ID = r"^upl_[A-Za-z0-9_-]{22}$"
+INPUT_ID = r"^(inp|upl|img)_[A-Za-z0-9_-]{22}$"
+# The bodies of requests with input images: OpenAI's JSON, and a form.
+BODIES: dict[Operation, str] = {"edit": "Edit", "variation": "Variation", "describe": "Description"}
 _FREE_SIZE = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 _NO_STREAM = "Streaming is not supported."
 
@@ -36,7 +43,51 @@ def ref(name: str) -> Schema:
 def schemas(catalog: Catalog) -> dict[str, Schema]:
     """Returns all schemas, by name."""
     return {
-        "CreateImagesRequest": _request(catalog),
+        "CreateImagesRequest": _request(catalog.doing("generate")),
+        **{f"Create{name}Request": _with_images(catalog, each) for each, name in BODIES.items()},
+        **{f"Create{name}Form": _form(catalog, each) for each, name in BODIES.items()},
+        "NamedImage": _named_image(),
+        "Descriptions": _object(
+            {
+                "created": _time(),
+                "id": _id(GENERATION_ID),
+                "model": {"type": "string"},
+                "data": {"type": "array", "items": ref("Description"), "minItems": 1},
+            }
+        ),
+        "Description": _object({"text": {"type": "string"}}),
+        "CreateUploadRequest": _object(
+            {
+                "bytes": {"type": "integer", "minimum": 1, "maximum": MOST_BYTES, "description": "The exact size."},
+                "media_type": {"enum": list(MEDIA_TYPES)},
+            }
+        )
+        | {"additionalProperties": False},
+        "Upload": _object(
+            {
+                "id": _id(UPLOAD_ID) | {"description": "Names the image in a request, once it is uploaded."},
+                "object": {"const": "image.upload"},
+                "method": {"const": "PUT"},
+                "url": {"type": "string", "format": "uri"},
+                "headers": {
+                    "type": "object",
+                    "additionalProperties": {"type": "string"},
+                    "description": "The headers that the PUT must have.",
+                },
+                "expires_at": _time("The PUT works once, until then."),
+            }
+        ),
+        "InputImage": _object(
+            {
+                "id": _id(INPUT_ID),
+                "field": {"type": "string", "description": "The field that it came in."},
+                "media_type": {"enum": list(MEDIA_TYPES)},
+                "bytes": _count(),
+                "width": _count("Pixels."),
+                "height": _count("Pixels."),
+                "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+            }
+        ),
         "ImagesResponse": _images_response(),
         "Image": _image(),
         "Usage": _object(
@@ -90,13 +141,68 @@ def request_fields(catalog: Catalog) -> dict[str, Schema]:
     """Returns the fields of a request, by name. Each accepts the values of any model."""
     models = list(catalog.models.values())
     fields: dict[str, Schema] = {
-        "prompt": _prompt(max(model.prompt_limit for model in models)),
+        "prompt": _prompt(max((model.prompt_limit for model in models), default=LONGEST_PROMPT)),
         "model": _choice(
             catalog.models,
             f"Default `{catalog.default}`, or the first model with the `size`. An operator may add aliases.",
         ),
     }
     return fields | {name: _any_of(variants) for name, variants in catalog.fields.items()}
+
+
+def _with_images(catalog: Catalog, operation: Operation) -> Schema:
+    """Returns the JSON of a request with images. It is one object: what each model accepts is in its own object."""
+    able = catalog.doing(operation)
+    images = {"type": "array", "items": ref("NamedImage"), "minItems": 1, "maxItems": _most_images(able, operation)}
+    fields = {"images": images} | {role: ref("NamedImage") for role in _roles(able, operation) if role == MASK}
+    fields |= {role: images for role in _roles(able, operation) if role != MASK}
+    return _fields_with(fields, able, "images")
+
+
+def _form(catalog: Catalog, operation: Operation) -> Schema:
+    """Returns the form of a request with images. Numbers are text in it."""
+    able = catalog.doing(operation)
+    file: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+    described = "A file, or a text: an id, a data: URL or an https URL. Several images are several parts `image[]`."
+    files: dict[str, Schema] = {"image": {"type": "array", "items": file, "minItems": 1, "description": described}}
+    files |= dict.fromkeys(_roles(able, operation), file)
+    return _fields_with(files, able, "image")
+
+
+def _fields_with(images: dict[str, Schema], catalog: Catalog, required: str) -> Schema:
+    fields = request_fields(catalog)
+    fields["prompt"] = {"type": ["string", "null"], "description": "Required, unless the model needs none."}
+    is_open = any(model.open_fields for model in catalog.models.values())
+    more = {"type": "null"} if not is_open else True
+    return {
+        "type": "object",
+        "description": "`GET /v1/models` says which fields and how many images each model accepts.",
+        "properties": images | fields,
+        "required": [required],
+        "additionalProperties": more,
+    }
+
+
+def _roles(catalog: Catalog, operation: Operation) -> list[str]:
+    """Returns the fields of further images."""
+    rules = [model.inputs[operation] for model in catalog.models.values()]
+    masks = [MASK] if any(each.mask for each in rules) else []
+    return [*masks, *_all(each.references for each in rules)]
+
+
+def _most_images(catalog: Catalog, operation: Operation) -> int:
+    return max((model.inputs[operation].most for model in catalog.models.values()), default=1)
+
+
+def _named_image() -> Schema:
+    url = {"type": "string", "description": "An https URL, or a data: URL in base64."}
+    file = {"type": "string", "description": "`upl_…` of an upload, or `img_…` of an image made here."}
+    return {
+        "oneOf": [
+            _object({"image_url": url}) | {"additionalProperties": False},
+            _object({"file_id": file}) | {"additionalProperties": False},
+        ]
+    }
 
 
 def _request(catalog: Catalog) -> Schema:
@@ -120,7 +226,7 @@ def _any_of(variants: Sequence[RequestField]) -> Schema:
     """Returns the schema of all values that any variant of a field accepts."""
     rules = [field.rule for field in variants]
     choices, bounds = [each for each in rules if isinstance(each, Choice)], [r for r in rules if isinstance(r, Whole)]
-    texts = [each for each in rules if isinstance(each, Text)]
+    texts, numbers = [each for each in rules if isinstance(each, Text)], [r for r in rules if isinstance(r, Decimal)]
     schema: Schema = {}
     if choices:
         free = next((each.free for each in choices if each.free), None)
@@ -129,6 +235,9 @@ def _any_of(variants: Sequence[RequestField]) -> Schema:
     if bounds:
         schema = {"type": ["integer", "null"]}
         schema |= {"minimum": min(each.least for each in bounds), "maximum": max(each.most for each in bounds)}
+    if numbers:
+        schema = {"type": ["number", "null"]}
+        schema |= {"minimum": min(each.least for each in numbers), "maximum": max(each.most for each in numbers)}
     if texts:
         schema = {"type": ["string", "null"], "maxLength": max(each.longest for each in texts)}
     for rule in rules:
@@ -277,7 +386,9 @@ def _generation(**more: Schema) -> Schema:
             "created_at": _time(),
             "completed_at": _nullable(_time()),
             "model": {"type": "string"},
+            "operation": {"type": "string", "enum": list(get_args(Operation))},
             "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES},
+            "inputs": {"type": "array", "items": ref("InputImage"), "description": "The input images, in order."},
             "repeated_calls": _count(
                 "Upstream calls with an unknown outcome that were sent again. Each may be paid twice."
             ),
@@ -292,8 +403,8 @@ def _generation(**more: Schema) -> Schema:
             },
             "data": {
                 "type": "array",
-                "items": ref("Image"),
-                "description": "The images stored so far, with fresh URLs.",
+                "items": {"anyOf": [ref("Image"), ref("Description")]},
+                "description": "The images stored so far, with fresh URLs. For a description, its texts.",
             },
             "error": {"anyOf": [ref("ErrorObject"), {"type": "null"}]},
             **more,
@@ -317,6 +428,9 @@ def _model() -> Schema:
             "created": _time(),
             "owned_by": {"type": "string"},
             "default": {"type": "boolean", "description": "Whether it is the model of requests that name none."},
+            "operations": {"type": "array", "items": {"enum": list(get_args(Operation))}},
+            "images": _object({"min": _count(), "max": _count()})
+            | {"description": "How many input images a request may have. `min` is 0 if the model also generates."},
             "available": {"type": "boolean", "description": "Whether at least one of its upstreams has a key."},
             "upstreams": {
                 "type": "array",
@@ -360,19 +474,28 @@ def _price() -> Schema:
 
 def _model_parameters(catalog: Catalog) -> Schema:
     text, number = {"type": "string"}, {"type": "integer"}
+    operations: Schema = {
+        "type": "array",
+        "items": {"enum": list(get_args(Operation))},
+        "description": "Those that have the field. Without it, all of the model.",
+    }
 
     def parameter(kind: str, own: dict[str, Schema], default: Schema, **more: Schema) -> Schema:
-        return _object({"type": {"const": kind}, **own, "description": text}, {"default": default, **more})
+        return _object(
+            {"type": {"const": kind}, **own, "description": text},
+            {"default": default, "operations": operations, **more},
+        )
 
     def values(**more: Schema) -> Schema:
         return parameter("string", {"values": {"type": "array", "items": text}}, text, **more)
 
     bounds = parameter("integer", {"min": _count(), "max": _count()}, number)
+    limits = parameter("number", {"min": {"type": "number"}, "max": {"type": "number"}}, {"type": "number"})
     free = _object(
         {name: _count() for name in ("multiple_of", "longest_edge", "least_pixels", "most_pixels", "widest_ratio")}
     )
     longest = {"max_characters": _count()}
-    of_rule = {Choice: values(), Whole: bounds, Text: parameter("string", longest, text)}
+    of_rule = {Choice: values(), Whole: bounds, Decimal: limits, Text: parameter("string", longest, text)}
     a_schema = {"schema": {"type": "object", "description": "JSON Schema of the value."}}
     of_rule[Structured] = parameter("json", a_schema, {})
     own = {field.name: type(field.rule) for model in catalog.models.values() for field in model.own_fields}

@@ -1,8 +1,10 @@
 """Defines Ideogram's models (developer.ideogram.ai, generate-v3)."""
 
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from imagegen.domain.inputs import MASK, InputRules
 from imagegen.domain.models import Choice, ImageModel, RequestField, Structured, Text, Whole
 from imagegen.providers.aspect_ratios import DESCRIPTION, SIZES
 
@@ -110,6 +112,25 @@ _PALETTE = Structured(
     _is_palette,
 )
 
+STYLE_IMAGES, CHARACTER_IMAGES = "style_reference_images", "character_reference_images"
+_MOST_BYTES = 10_000_000
+NOT_IN_AN_EDIT = ("size", "aspect_ratio", "resolution", "negative_prompt", "image_weight")
+STYLES = ("style_type", "style_codes")
+
+
+def _misfit(options: Mapping[str, Any], roles: Collection[str]) -> tuple[str, str] | None:
+    """With a mask, the call is Ideogram's edit, else its remix."""
+    if MASK in roles:
+        for name in NOT_IN_AN_EDIT:
+            if name in options:
+                return name, "it cannot be combined with 'mask'"
+    if STYLE_IMAGES in roles:
+        for name in STYLES:
+            if name in options:
+                return name, f"it cannot be combined with '{STYLE_IMAGES}'"
+    return None
+
+
 MODELS = (
     ImageModel(
         id="ideogram-v3",
@@ -130,11 +151,27 @@ MODELS = (
             ),
             RequestField("style_codes", _CODES, "Codes of 8 hexadecimal digits, instead of `style_type`."),
             RequestField("color_palette", _PALETTE, "A named palette, or colors with weights."),
+            RequestField(
+                "image_weight",
+                Whole(1, 100),
+                "How closely the image is followed, without a mask.",
+                default=50,
+                operations=("edit",),
+            ),
         ),
         default_response_format="url",
         images_per_call=8,
         exclusive_fields=(("size", "aspect_ratio", "resolution"), ("style_type", "style_codes")),
         priced_by=("rendering_speed",),
+        inputs={
+            "edit": InputRules(
+                most=1,
+                most_bytes=_MOST_BYTES,
+                mask=True,
+                references={STYLE_IMAGES: 3, CHARACTER_IMAGES: 1},  # Ideogram: 10 MB of style images in all
+                misfit=_misfit,
+            )
+        },
         slot_per_image=True,  # developer.ideogram.ai, "Rate Limits": ten images in flight
     ),
 )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 
 import msgspec
 
@@ -15,7 +16,14 @@ from imagegen.domain.errors import (
     UpstreamUnavailableError,
 )
 from imagegen.domain.images import ImageAction, UpstreamImage, UpstreamImages
-from imagegen.providers.answer_values import NULL, detail_of, image_url, revised_prompt, value_of
+from imagegen.providers.answer_values import (
+    NULL,
+    detail_of,
+    image_url,
+    invalid_answer,
+    revised_prompt,
+    value_of,
+)
 from imagegen.providers.lenient_json import decoded
 from imagegen.providers.refusals import refusal, refused_because
 from imagegen.providers.tasks import NO_TASK, task_id_of
@@ -32,6 +40,11 @@ _ACTIONS = tuple(
     ImageAction(name)
     for name in (*(f"{kind}_{index}" for kind in ("upscale", "variation") for index in range(1, 5)), "reroll")
 )
+
+# A describe answers with four prompts, numbered and separated by blank lines.
+_MOST_TEXTS = 10
+_BLANK_LINES = re.compile(r"\n\s*\n")
+_NUMBER = re.compile(r"\s*\d(?:\ufe0f?\u20e3|[.)](?=\s))\s*")  # as 1️⃣, or as 1. before a space: not "3d", "2.5"
 
 # The queue is full, a group of accounts is busy (new-api), a banned word, no account.
 _KINDS: Mapping[int, type[ImagegenError]] = {
@@ -67,6 +80,7 @@ class Task(msgspec.Struct, rename="camel"):
     fail_reason: msgspec.Raw = NULL
     buttons: msgspec.Raw = NULL
     properties: msgspec.Raw = NULL
+    prompt_en: msgspec.Raw = NULL
 
 
 def read_submitted(body: bytes | bytearray) -> tuple[int | None, str, str | None]:
@@ -103,14 +117,38 @@ def refusal_of_code(code: int, description: str) -> ImagegenError:
     )
 
 
-def images_of(task: Task, seed: int | None) -> UpstreamImages:
-    """Returns the grid. Raises ImageUrlRefusedError, UpstreamAnswerInvalidError."""
+def is_unknown_parent(code: int | None, description: str) -> bool:
+    """Whether an answer to a change says that the server does not have the task which made the image."""
+    return code == 3 or bool(NO_TASK.search(description))
+
+
+def texts_of(task: Task) -> UpstreamImages:
+    """Returns the prompts of a described image. Raises UpstreamAnswerInvalidError.
+
+    Proxies say them twice (midjourney-proxy, `DescribeSuccessHandler`), and older gateways drop the properties.
+    """
+    properties = value_of(task.properties, _Properties) or _Properties()
+    whole = value_of(properties.final_prompt, str) or value_of(task.prompt_en, str) or ""
+    cut = ((revised_prompt(_without_number(part)) or "").strip() for part in _BLANK_LINES.split(whole))
+    texts = tuple(islice((text for text in cut if text), _MOST_TEXTS))
+    if not texts:
+        raise invalid_answer()
+    return UpstreamImages((UpstreamImage(texts=texts),))
+
+
+def _without_number(text: str) -> str:
+    number = _NUMBER.match(text)
+    return text[number.end() if number else 0 :].strip()
+
+
+def images_of(task: Task, seed: int | None, *, is_grid: bool) -> UpstreamImages:
+    """Returns the grid, or the one picture of an upscale. Raises ImageUrlRefusedError, UpstreamAnswerInvalidError."""
     properties = value_of(task.properties, _Properties) or _Properties()
     image = UpstreamImage(
         image_url(value_of(task.image_url, str) or ""),
         revised_prompt(value_of(properties.final_prompt, str) or ""),
         details={} if seed is None else {"seed": seed},
-        actions=_actions(task),
+        actions=_actions(task) or (_ACTIONS if is_grid else ()),
     )
     return UpstreamImages((image,), account=detail_of(properties.discord_instance_id) or "")
 
@@ -118,7 +156,7 @@ def images_of(task: Task, seed: int | None) -> UpstreamImages:
 def _actions(task: Task) -> tuple[ImageAction, ...]:
     shown = (value_of(task.buttons, list[msgspec.Raw]) or [])[:_MOST_BUTTONS]
     found = (_action(value_of(raw, _Button) or _Button()) for raw in shown)
-    return tuple(action for action in found if action) or _ACTIONS
+    return tuple(action for action in found if action)
 
 
 def _action(button: _Button) -> ImageAction | None:

@@ -5,6 +5,7 @@ Flux in the format of dall-e-3; for Flux Kontext those of other resellers. The d
 the models whose own limit is 4,000 or less, or unknown.
 """
 
+from imagegen.domain.inputs import InputRules
 from imagegen.domain.models import (
     LONGEST_USER,
     MAX_IMAGES,
@@ -50,6 +51,16 @@ _NEWER_FIELDS = (
     RequestField("frame_duration_ms", Whole(1, 655_350), "Milliseconds of each frame of a `gif`.", default=200),
 )
 _FORMATS = ("png", "jpeg", "webp")
+# GPT image 2 and later have no such field (openai-python 3.57, `image_edit_params.py`).
+_INPUT_FIDELITY = RequestField(
+    "input_fidelity",
+    Choice(("high", "low")),
+    "How closely the images are followed.",
+    default="low",
+    operations=("edit",),
+)
+_DALL_E_2_BYTES = 4_000_000
+_ONE_IMAGE = InputRules(most=1)
 
 
 def _gpt_image(
@@ -74,8 +85,13 @@ def _gpt_image(
                 default="auto",
             ),
             RequestField(
-                "moderation", Choice(("low", "auto")), "How strictly OpenAI moderates the prompt.", default="auto"
+                "moderation",
+                Choice(("low", "auto")),
+                "How strictly OpenAI moderates the prompt.",
+                default="auto",
+                operations=("generate",),
             ),
+            *(() if newer_fields else (_INPUT_FIDELITY,)),
             RequestField("output_format", Choice(formats), "Without it, the upstream chooses.", default="png"),
             RequestField(
                 "output_compression",
@@ -90,6 +106,7 @@ def _gpt_image(
         default_response_format="b64_json",
         images_per_call=MAX_IMAGES,
         prompt_capped=False,
+        inputs={"edit": InputRules(mask=True)},
     )
 
 
@@ -126,6 +143,24 @@ def _flux_kontext(model_id: str) -> ImageModel:
         default_response_format="url",
         images_per_call=1,
         exclusive_fields=(("size", "aspect_ratio"),),
+        inputs={"edit": _ONE_IMAGE},
+    )
+
+
+def _qwen(model_id: str, *, generates: bool) -> ImageModel:
+    return ImageModel(
+        id=model_id,
+        owned_by="qwen",
+        provider=PROVIDER,
+        own_fields=(  # the sizes of its model card (huggingface.co/Qwen/Qwen-Image)
+            _size(
+                "1024x1024", "1328x1328", *("1664x928", "928x1664", "1472x1104", "1104x1472", "1584x1056", "1056x1584")
+            ),
+        ),
+        default_response_format="url",
+        images_per_call=1,
+        inputs={"edit": _ONE_IMAGE},
+        generates=generates,
     )
 
 
@@ -144,6 +179,10 @@ MODELS = (
         default_response_format="url",
         images_per_call=MAX_IMAGES,
         prompt_limit=1_000,
+        inputs={
+            "edit": InputRules(most=1, most_bytes=_DALL_E_2_BYTES, mask=True, square=True, transparent=True),
+            "variation": InputRules(most=1, most_bytes=_DALL_E_2_BYTES, square=True, needs_prompt=False),
+        },
     ),
     ImageModel(
         id="dall-e-3",
@@ -182,18 +221,8 @@ MODELS = (
     _flux("flux-dev"),
     _flux("flux"),
     *FLUX_KONTEXT,
-    ImageModel(
-        id="qwen-image",
-        owned_by="qwen",
-        provider=PROVIDER,
-        own_fields=(  # the sizes of its model card (huggingface.co/Qwen/Qwen-Image)
-            _size(
-                "1024x1024", "1328x1328", *("1664x928", "928x1664", "1472x1104", "1104x1472", "1584x1056", "1056x1584")
-            ),
-        ),
-        default_response_format="url",
-        images_per_call=1,
-    ),
+    _qwen("qwen-image", generates=True),
+    _qwen("qwen-image-edit", generates=False),
 )
 # A model that only its upstream knows, for models.toml.
 PASSTHROUGH = ImageModel(
@@ -204,4 +233,5 @@ PASSTHROUGH = ImageModel(
     default_response_format="url",
     images_per_call=1,  # servers of OpenAI's protocol differ in whether they know `n`
     open_fields=True,
+    inputs={"edit": InputRules(mask=True)},
 )
