@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen.bootstrap.models_toml import CONFIGURATION
-from imagegen.domain.inputs import InputRules
+from imagegen.domain.inputs import InputRules, Operation
 from imagegen.domain.models import (
     COMMON_FIELDS,
     Catalog,
@@ -79,13 +79,24 @@ def fields_table(models: Catalog) -> str:
         defaults = {field.default for field in variants}
         default = next(iter(defaults)) if len(defaults) == 1 else None
         description = f"{'' if default is None else f'Default `{default}`. '}{description_of(variants)}".strip()
-        operations = {field.operations for field in variants}
-        if len(operations) == 1 and (only := operations.pop()):
-            description += f" Only for {_listed(PATHS[each].rpartition('/')[2] for each in only)}."
+        description += _only_for(name, models)
         rows.append((f"`{name}`", _values(variants), _models(name, models), description))
     rows.append(("`stream`", "`false`", "all", "Streaming is not supported."))
     rows.append(("`partial_images`", "0", "`gpt-image-*`, `chatgpt-image-latest`", "Streaming is not supported."))
     return _table(("field", "values", "models", "notes"), rows)
+
+
+def _only_for(name: str, models: Catalog) -> str:
+    """Returns for which operations a field is, by the owner of the models if they differ."""
+    owners: dict[tuple[Operation, ...], dict[str, None]] = {}
+    for model in models.with_field(name):
+        owners.setdefault(model.fields[name].operations, {})[model.owned_by] = None
+    notes = ""
+    for operations, of_owners in owners.items():
+        whose = "Only" if len(owners) == 1 else f"With models of {', '.join(of_owners)} only"
+        paths = _listed(PATHS[each].rpartition("/")[2] for each in operations)
+        notes += f" {whose} for {paths}." if operations else ""
+    return notes
 
 
 def _values(variants: list[RequestField]) -> str:
@@ -106,8 +117,11 @@ def _values(variants: list[RequestField]) -> str:
 def _models(name: str, models: Catalog) -> str:
     if all(name in model.fields for model in models.models.values()):
         return "all"
-    names = [re.sub(r"^gpt-image-.*", "gpt-image-*", model.id) for model in models.with_field(name)]
-    return _listed(dict.fromkeys(names))
+    of_field = [model.id for model in models.with_field(name)]
+    family = [each for each in models.models if each.startswith("gpt-image-")]
+    if set(family) <= set(of_field):
+        of_field = ["gpt-image-*" if each in family else each for each in of_field]
+    return _listed(dict.fromkeys(of_field))
 
 
 def requests_table(models: Catalog) -> str:
@@ -118,7 +132,7 @@ def requests_table(models: Catalog) -> str:
 
 def _accepted(model: ImageModel) -> tuple[str, ...]:
     size = model.choice("size")
-    sizes = _listed(size.values)
+    sizes = _listed(size.values) or "none"
     if size.free:
         free = size.free
         sizes += (

@@ -332,8 +332,9 @@ function showImages({element, images, generation}, title) {
   const list = element.querySelector(".images");
   for (const waiting of list.querySelectorAll(".waiting")) waiting.remove();
   generation.data.forEach((image, index) => {
-    if (!images.has(image.id)) images.set(image.id, imageItem(image, `Image ${index + 1} of ${generation.n}, ${title}`));
-    list.append(images.get(image.id));
+    const key = image.id ?? index; // a description has texts without an id
+    if (!images.has(key)) images.set(key, imageItem(image, `Image ${index + 1} of ${generation.n}, ${title}`));
+    list.append(images.get(key));
   });
   if (ENDED.has(generation.status)) return;
   for (let missing = generation.n - generation.data.length; missing > 0; missing -= 1) {
@@ -342,6 +343,7 @@ function showImages({element, images, generation}, title) {
 }
 
 function imageItem(image, name) {
+  if (image.text !== undefined) return made("li", {textContent: image.text});
   const item = $("image").content.firstElementChild.cloneNode(true);
   const picture = item.querySelector("img");
   picture.alt = image.revised_prompt ? `${name}: ${image.revised_prompt}` : name;
@@ -358,7 +360,8 @@ function imageItem(image, name) {
 
 function tick({element, generation}) {
   const until = generation.completed_at ?? Date.now() / 1000;
-  const parts = [`${generation.data.length} of ${generation.n}`, duration(until - generation.created_at)];
+  const {data, n, operation} = generation;
+  const parts = [operation === "describe" ? `${data.length} texts` : `${data.length} of ${n}`, duration(until - generation.created_at)];
   if (generation.progress !== undefined && !ENDED.has(generation.status)) parts.push(`${generation.progress} %`);
   element.querySelector(".elapsed").textContent = parts.join(" · ");
 }

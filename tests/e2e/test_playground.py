@@ -14,6 +14,7 @@ import pytest
 from local.serving import Reply
 from tests.support.chromium import Page
 from tests.support.client import SMALL, Client, fetched
+from tests.support.pictures import picture
 from tests.support.world import World
 
 HOSTILE = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script>"
@@ -166,6 +167,16 @@ def test_the_gallery_shows_the_callers_own_generations_page_by_page(caller: Clie
     page.click("#more")
     page.until("$$('article').length === 13")
     assert page.run("$('#more').hidden")
+
+
+def test_the_gallery_shows_the_texts_of_a_description(caller: Client, page: Page) -> None:
+    described = caller.follow(caller.form("/images/descriptions", ("model", "mj_describe"), ("image", picture())))
+    connect(page, caller)
+    page.until("$$('article .images li').length === 4")
+    assert page.run("$$('article .images li').map((item) => item.textContent)") == [
+        each["text"] for each in described.json["data"]
+    ]
+    assert page.run("$('article .elapsed').textContent").startswith("4 texts")
 
 
 def test_a_user_cancels_a_generation_and_deletes_it_after_a_confirmation(

@@ -48,6 +48,11 @@ class FakeIdempotencyKeys(Failing):
                 self._keys[caller, idempotency_key] = holder
             return holder
 
+    def find(self, caller: str, idempotency_key: str, *, expired_before: float) -> str | None:
+        with self._noted("find"):
+            holder = self._keys.get((caller, idempotency_key))
+            return holder.generation_id if holder and holder.created_at >= expired_before else None
+
     def mark(self, caller: str, fingerprint: str, generation_id: str, retry: int, *, now: float) -> None:
         with self._noted("mark"):
             markers = self._retries.setdefault((caller, fingerprint), [])

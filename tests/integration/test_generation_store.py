@@ -127,6 +127,7 @@ def attach(keys: Keys, retry: int, *, body: str = "body", since: float = NOW - 1
 
 KEY_CALLS: dict[str, Callable[[Keys], object]] = {
     "hold": lambda k: hold(k, MISSING),
+    "find": lambda k: k.find("alice", "k ~", expired_before=NOW),
     "mark": lambda k: begin(k, MISSING),
     "attach": lambda k: attach(k, 1),
 }
@@ -480,6 +481,16 @@ def test_a_replaced_or_expired_generation_loses_its_key(keys: Keys) -> None:
     assert hold(keys, "gen_c", at=NOW + 9, expired_before=NOW) == ("gen_b", "two")
     assert hold(keys, "gen_c", at=NOW + 9, expired_before=NOW + 0.001) == ("gen_c", "body")
     assert hold(keys, "gen_d", at=NOW + 9, expired_before=NOW + 0.001) == ("gen_c", "body")
+
+
+def test_the_holder_of_a_key_is_found_until_it_expires(keys: Keys) -> None:
+    hold(keys, "gen_a")
+    assert keys.find("alice", "k ~", expired_before=NOW) == "gen_a"
+    assert keys.find("alice", "k ~", expired_before=NOW + 0.001) is None
+    assert keys.find("alice", "k", expired_before=NOW) is None
+    assert keys.find("bob", "k ~", expired_before=NOW) is None
+    hold(keys, "gen_b", replacing="gen_a")
+    assert keys.find("alice", "k ~", expired_before=NOW) == "gen_b"
 
 
 @pytest.mark.parametrize("replacing", [None, "gen_before"])

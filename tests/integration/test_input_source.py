@@ -36,7 +36,7 @@ SMALL, LARGE = png("small"), png("x" * 300_000)
 MOST = 4_000_000
 REFUSED = "its URL is not on a public https host, or is not valid, so it was not fetched"
 NOT_FETCHED = "the image at its URL could not be fetched"
-NO_IMAGE = "there is no PNG, JPEG, WebP or GIF image at its URL"
+NO_IMAGE = "there is no PNG, JPEG or WebP image at its URL"
 ADDRESSES: Mapping[str, tuple[str, ...]] = {
     "public.example": ("198.41.0.4",),
     "private.example": ("10.0.0.1",),

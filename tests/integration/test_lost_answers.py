@@ -374,6 +374,7 @@ READS: dict[Callable[..., object], Step] = {
     G.get: now_of,
     G.newest: lambda t: t.generations.newest("alice", 5),
     G.tombstone: lambda t: t.generations.tombstone(ID),
+    K.find: lambda t: t.keys.find("alice", "k", expired_before=NOW - 50),
     B.get: lambda t: t.batches.get(BATCH.id),
     B.newest: lambda t: t.batches.newest("alice", 5),
     L.pending: lambda t: list(t.lines.pending(BATCH.id)),

@@ -1,7 +1,7 @@
 """Places to wait, through the gateway and the handlers. The contract of the places is in test_places.py."""
 
 import threading
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +14,9 @@ from imagegen.domain.places import KEPT_SECONDS
 from local.aws_door import Fault
 from local.serving import Reply
 from tests.fakes.provider import png
-from tests.support.client import GENERATIONS, INLINE, Answer
+from tests.support.client import EDITS, GENERATIONS, INLINE, Answer
 from tests.support.in_process import InProcess
+from tests.support.inputs import sized
 from tests.support.stores import NOW
 from tests.support.waiting import until
 from tests.support.world import answering
@@ -140,6 +141,20 @@ def test_a_request_that_does_not_wait_needs_no_place(one_place: OnePlace, prefer
     assert one_place.is_taken() is False
     assert caller.post(one_place.body, Prefer=prefer).status == status
     assert one_place.in_use() == ["place"]  # a redirect keeps none for a request that had none
+
+
+@pytest.mark.parametrize(("prefer", "status"), [("respond-async", 202), ("wait=0", 303)])
+def test_a_request_with_images_needs_a_place_while_they_are_read(one_place: OnePlace, prefer: str, status: int) -> None:
+    caller = one_place.service.caller()
+    image = f"data:image/png;base64,{b64encode(sized()).decode()}"
+    body = one_place.body | {"model": "gpt-image-1.5", "images": [{"image_url": image}]}
+    before = one_place.items()
+    assert one_place.is_taken() is False
+    assert refused(caller.ask("POST", EDITS, body, Prefer=prefer), 429)
+    assert one_place.items() == before
+    one_place.clear()
+    assert caller.ask("POST", EDITS, body, Prefer=prefer).status == status
+    assert one_place.in_use() == []
 
 
 def test_without_waits_a_result_needs_no_place_either(one_place: OnePlace) -> None:

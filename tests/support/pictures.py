@@ -3,9 +3,10 @@
 import os
 from io import BytesIO
 from math import ceil, sqrt
+from typing import Any
 from uuid import uuid4
 
-from PIL import Image, ImageChops
+from PIL import ExifTags, Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from local.upstream_painting import strip_boxes
@@ -17,7 +18,7 @@ UNPAINTED = (255, 0, 254)  # a color that the stand-in upstream paints nowhere
 _NOISE_BYTES = 1.85  # of each pixel, with the quality below
 
 
-def encoded(picture: Image.Image, kind: str = "png") -> bytes:
+def encoded(picture: Image.Image, kind: str = "png", **options: Any) -> bytes:
     """A PNG or JPEG with a comment that no other file has."""
     comment, out = uuid4().hex, BytesIO()
     if kind == "png":
@@ -25,13 +26,21 @@ def encoded(picture: Image.Image, kind: str = "png") -> bytes:
         info.add_text("Comment", comment)
         picture.save(out, kind, pnginfo=info)
     else:
-        picture.save(out, kind, comment=comment.encode(), quality=90, subsampling=0)
+        picture.save(out, kind, comment=comment.encode(), quality=90, subsampling=0, **options)
     return out.getvalue()
 
 
 def picture(color: Color = RED, side: int = 320) -> bytes:
     """A square PNG of one color. The smallest that all models take has 300 pixels."""
     return encoded(Image.new("RGB", (side, side), color))
+
+
+def turned(orientation: int) -> bytes:
+    """A JPEG of 40x30 pixels, the left half red, which its EXIF turns."""
+    image, exif = Image.new("RGB", (40, 30)), Image.Exif()
+    image.paste(RED, (0, 0, 20, 30))
+    exif[ExifTags.Base.Orientation] = orientation
+    return encoded(image, "jpeg", exif=exif)
 
 
 def photograph(least_bytes: int) -> bytes:

@@ -395,7 +395,7 @@ class TestModels:
 
     def check_request(self, model: str, operation: Operation, parameters: Mapping[str, Any]) -> None:
         read_fields = read_request(1_000, operation).fields
-        plain = {"model": model, "prompt": "x" * parameters["prompt"]["max_characters"]}
+        plain = {"model": model, "prompt": "x" * parameters.get("prompt", {"max_characters": 1})["max_characters"]}
         plain |= {"index": 1} if "index" in parameters else {}
         for name, rule in parameters.items():
             for value in rule.get("values", [rule.get("min"), rule.get("max")]):
@@ -407,7 +407,9 @@ class TestModels:
                 beyond = "7x1" if "values" in rule else rule["max"] + 1
                 with pytest.raises(errors.InvalidRequestError, match=name if "max" in rule else "Invalid value"):
                     read_fields(plain | {name: beyond})
-        if operation == "generate" or MODELS[model].inputs[operation].needs_prompt:
+        needs_prompt = operation == "generate" or MODELS[model].inputs[operation].needs_prompt
+        assert not needs_prompt or "prompt" in parameters
+        if needs_prompt:
             with pytest.raises(errors.InvalidRequestError, match="string too long"):
                 read_fields(plain | {"prompt": plain["prompt"] + "x"})
 

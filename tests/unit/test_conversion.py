@@ -1,4 +1,5 @@
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -549,6 +550,44 @@ before = largest()
 transparent_mask(content) if sys.argv[1] == "mask" else converted(content, [sys.argv[1]])
 print((largest() - before) * 1024)
 """
+
+
+KEPT = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from imagegen.domain.errors import InvalidImageError
+from imagegen.imaging.converter import PillowConverter
+
+def now():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+def convert():
+    try:
+        PillowConverter().mask(content, "black")
+    except InvalidImageError as error:
+        refused.append(error)
+
+content, refused = sys.stdin.buffer.read(), []
+before = now()
+with ThreadPoolExecutor(3) as pool:
+    for each in [pool.submit(convert) for _ in range(3)]:
+        each.result()
+    print(len(refused), (now() - before) * 1024)
+"""
+
+
+def test_a_failed_conversion_keeps_no_pixels() -> None:
+    """The frames of its traceback would keep them, and a second thread's arena of malloc. Both ended a worker."""
+    worker = re.search(r"\n  WorkerFunction:.*?\n  WorkerRole:", (ROOT / "template.yaml").read_text(), re.DOTALL)
+    assert worker
+    (arenas,) = re.findall(r'MALLOC_ARENA_MAX: "(\d+)"', worker[0])
+    environment = {"PYTHONPATH": str(ROOT / "layers/imagegen"), "MALLOC_ARENA_MAX": arenas}
+    content = written("PNG", Image.new("RGB", (SIDE, SIDE), "white"))
+    command = [sys.executable, "-c", KEPT]
+    done = subprocess.run(command, input=content, env=environment, capture_output=True, check=True)
+    refused, kept = map(int, done.stdout.split())
+    assert refused == 3
+    assert kept / (SIDE * SIDE) < 1  # Pillow itself is some 5 MB
 
 
 def peak(content: bytes, what: str) -> float:

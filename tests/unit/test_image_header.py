@@ -5,12 +5,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from imagegen.domain.image_format import GIF, JPEG, PNG, WEBP
 from imagegen.domain.image_header import HEADER_BYTES, ImageHeader, UnreadableImageError, read_header
@@ -73,6 +73,28 @@ IMAGES: dict[str, bytes] = {
 EVERY_KIND = pytest.mark.parametrize("content", IMAGES.values(), ids=IMAGES)
 
 
+def tiff(
+    order: Literal["little", "big"], orientation: int, *, first: int = 20, count: int = 2, tag: int = 0x0112
+) -> bytes:
+    """The TIFF of an EXIF segment, whose first directory has two entries and begins at `first`."""
+
+    def number(value: int, length: int) -> bytes:
+        return value.to_bytes(length, order)
+
+    def entry(tag: int, value: int) -> bytes:
+        return number(tag, 2) + number(3, 2) + number(1, 4) + number(value, 2) + b"\0\0"
+
+    head = (b"II" if order == "little" else b"MM") + number(42, 2) + number(first, 4)
+    return head + bytes(12) + number(count, 2) + entry(0x0103, 6) + entry(tag, orientation) + bytes(4)
+
+
+def with_exif(*exifs: bytes) -> bytes:
+    """A JPEG with an EXIF segment for each."""
+    segments = [b"\xff\xe1" + (len(exif) + 8).to_bytes(2) + b"Exif\0\0" + exif for exif in exifs]
+    jpeg = IMAGES["jpeg RGB"]
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+
+
 def by_pillow(content: bytes) -> ImageHeader:
     """What Pillow finds in the header; it knows more about a GIF."""
     with Image.open(BytesIO(content)) as image:
@@ -105,6 +127,38 @@ def test_a_header_is_what_pillow_reads(content: bytes) -> None:
 def test_a_size_is_read(kind: str, mode: str, size: tuple[int, int]) -> None:
     header = read_header(written(kind, Image.new(mode, size)))
     assert (header.width, header.height) == size
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("value", range(1, 9))
+def test_the_orientation_in_exif_is_read(order: Literal["little", "big"], value: int) -> None:
+    content = with_exif(tiff(order, value))
+    header = read_header(content)
+    assert (header.width, header.height, header.orientation) == (WIDTH, HEIGHT, value)
+    with Image.open(BytesIO(content)) as image:
+        assert image.getexif()[ExifTags.Base.Orientation] == value
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"II*\0",
+        b"XX*\0" + tiff("little", 6)[4:],
+        tiff("little", 0),
+        tiff("little", 9),
+        tiff("little", 6)[:-5],
+        tiff("little", 6, first=2**32 - 1),
+        tiff("little", 6, count=0),
+        tiff("little", 6, tag=0x0113),
+    ],
+)
+def test_exif_without_a_valid_orientation_turns_nothing(exif: bytes) -> None:
+    assert read_header(with_exif(exif)).orientation == 1
+
+
+def test_the_first_exif_segment_counts() -> None:
+    assert read_header(with_exif(tiff("big", 6), tiff("big", 3))).orientation == 6
 
 
 def test_the_largest_sizes_are_read() -> None:

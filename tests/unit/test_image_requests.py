@@ -272,6 +272,8 @@ PALETTE = 'expected {"name": …} with one of EMBER'
         (IDEOGRAM, [("color_palette", "EMBER")], "color_palette", "invalid_value", PALETTE),
         (IDEOGRAM, [("color_palette", "{")], "color_palette", "invalid_value", PALETTE),
         (IDEOGRAM, [("color_palette", "[" * 100_000)], "color_palette", "invalid_value", PALETTE),
+        (IDEOGRAM, [("color_palette[name]", "EMBER")], "color_palette", "invalid_value", "its JSON as one text"),
+        (IDEOGRAM, [("color_palette[members][][color_hex]", "#fff")], "color_palette", "invalid_value", "as one text"),
         (IDEOGRAM, [("color_palette[]", "{}")], "color_palette[]", "unknown_parameter", "Unknown parameter"),
         (GPT, [("svg[model]", "x")], "svg[model]", "unknown_parameter", "Unknown parameter: 'svg[model]'."),
         (GPT, [("svg[reasoning][effort]", "low")], "svg[reasoning][effort]", "unknown_parameter", "Unknown parameter"),
@@ -280,7 +282,7 @@ PALETTE = 'expected {"name": …} with one of EMBER'
         (GPT, [("[]", "a")], "[]", "unknown_parameter", "Unknown parameter"),
         (GPT, [("markup", "a")], "markup", "unknown_parameter", "Unknown parameter: 'markup'."),
         (GPT, [("moderation", "low")], "moderation", "unknown_parameter", "Unknown parameter"),  # not of edits
-        (GPT, [("images", IMG)], "images", "unknown_parameter", "Unknown parameter"),  # of the JSON
+        (GPT, [("images", IMG)], "images", "invalid_value", "as 'image' or 'image[]'"),  # of the JSON
         ("gpt-image-2", [("input_fidelity", "high")], "input_fidelity", "unknown_parameter", "Unknown parameter"),
         (GPT, [("image_weight", "1")], "image_weight", "unknown_parameter", "Unknown parameter"),
         (GPT, [("n", "0")], "n", "integer_below_min_value", "Expected a value >= 1, but got 0."),
@@ -305,7 +307,7 @@ PALETTE = 'expected {"name": …} with one of EMBER'
         (GPT, [("size", "1x1")], "size", "invalid_value", "Supported values are"),
         (IDEOGRAM, [("size", "512x512"), ("mask", FILE)], "size", "invalid_value", "it cannot be combined with 'mask'"),
         (IDEOGRAM, [("style_type", "AUTO"), (STYLE, FILE)], "style_type", "invalid_value", f"combined with '{STYLE}'"),
-        ("mj_upscale", [], "index", "invalid_value", "it is required, from 1 to 4"),
+        ("mj_upscale", [], "index", "missing_required_parameter", "Missing required parameter: 'index'."),
         (GPT, [("markup", FILE)], "markup", "unknown_parameter", "Unknown parameter: 'markup'."),
         (GPT, [("file", FILE)], "file", "unknown_parameter", "Unknown parameter: 'file'."),
         (GPT, [("", FILE)], None, "invalid_request", "a part has no name"),

@@ -18,8 +18,10 @@ from tests.fakes.image_store import BLOCK_BYTES
 from tests.support.hooks import before
 from tests.support.in_memory import BASE_URL, InMemoryService
 from tests.support.inputs import EDIT, at_hand, by_id, identified, sized
+from tests.support.pictures import turned
 
 CONTENT = sized(label="x" * 7 * BLOCK_BYTES)
+PORTRAIT = turned(6)
 CONVERTED, MASKED = b"converted " * 300_000, b"a mask"  # the first one does not stay in memory
 
 
@@ -116,7 +118,7 @@ def test_a_reading_that_breaks_off_goes_on_where_it_ended(
     service.inputs.breaks += breaks
     if is_converted:
         read(service, image, (JPEG,))
-        assert converter.asked == [(CONTENT, (JPEG,))]
+        assert converter.asked == [(CONTENT, [JPEG])]
     else:
         assert read(service, image) == CONTENT
     assert found == expected
@@ -192,8 +194,8 @@ def test_the_upload_of_another_caller_is_not_read(service: InMemoryService) -> N
 @pytest.mark.parametrize(
     ("media_types", "mask", "how", "kind", "expected"),
     [
-        ((JPEG,), None, (JPEG,), JPEG, CONVERTED),
-        ((JPEG, WEBP), None, (JPEG, WEBP), WEBP, CONVERTED),
+        ((JPEG,), None, [JPEG], JPEG, CONVERTED),
+        ((JPEG, WEBP), None, [JPEG, WEBP], WEBP, CONVERTED),
         ((PNG, JPEG), "black", "black", PNG, MASKED),
         ((JPEG,), "transparent", "transparent", PNG, MASKED),
     ],
@@ -231,16 +233,32 @@ def test_a_converter_is_made_only_when_it_is_needed(service: InMemoryService) ->
     assert (converter.made, converter.asked) == (0, [])
 
 
-@pytest.mark.parametrize(("role", "mask"), [("image", None), ("mask", "black")])
-def test_an_image_that_cannot_be_converted_is_refused_by_its_field(
-    service: InMemoryService, role: str, mask: MaskKind | None
+def test_a_photograph_that_its_exif_turns_is_converted_to_its_own_type_if_the_upstream_takes_it(
+    service: InMemoryService,
+) -> None:
+    """An upstream may ignore EXIF, and a mask has the size that people see."""
+    converter = Converter()
+    generation = edit(service, [at_hand(PORTRAIT)])
+    assert [(image.width, image.height) for image in generation.request.inputs] == [(30, 40)]
+    (image,) = opened(service, generation, converter)
+    for media_types in (PNG, WEBP, JPEG), (PNG,):
+        with image.open(service.deadline(), media_types, None):
+            pass
+    assert converter.asked == [(PORTRAIT, [JPEG, PNG, WEBP]), (PORTRAIT, [PNG])]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "mask"), [(0, "image[0]", None), (1, "image[1]", None), (2, "mask", "black")]
+)
+def test_an_image_that_cannot_be_converted_is_refused_by_its_place(
+    service: InMemoryService, place: int, name: str, mask: MaskKind | None
 ) -> None:
     converter = Converter(InvalidImageError("it cannot be decoded"))
-    generation = edit(service, [at_hand(CONTENT), at_hand(CONTENT, "mask")])
-    image = next(image for image in opened(service, generation, converter) if image.image.role == role)
+    generation = edit(service, [at_hand(CONTENT), at_hand(CONTENT), at_hand(CONTENT, "mask")])
+    image = opened(service, generation, converter)[place]
     with pytest.raises(InvalidImageError) as caught:
         read(service, image, (JPEG,), mask)
-    assert (caught.value.message, caught.value.param) == (f"Invalid '{role}': it cannot be decoded.", role)
+    assert (caught.value.message, caught.value.param) == (f"Invalid '{name}': it cannot be decoded.", name)
     assert not failure_of(caught.value).money_spent
 
 

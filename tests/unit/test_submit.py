@@ -588,6 +588,36 @@ def test_a_retry_attaches_by_what_is_in_its_images_and_stores_nothing(
     assert service.used == {1}
 
 
+def again(service: InMemoryService, upload_id: str, identity: RetryIdentity, request: ImageRequest) -> Submitted:
+    """Submits a request, whose upload may be gone."""
+    submission = Submission(request, service.caller("alice"), BASE_URL, identity=identity)
+    return service.submission.submit_with(lambda: identified(service, [by_id(upload_id)]), submission)
+
+
+def test_a_retry_attaches_by_its_key_if_its_upload_is_gone(service: InMemoryService) -> None:
+    upload_id = an_upload(service)
+    first = edit(service, KEYED, [by_id(upload_id)])
+    service.inputs.uploads.clear()
+    attached = again(service, upload_id, KEYED, EDIT)
+    assert (attached.generation, attached.attached) == (first.generation, True)
+    assert service.used == {1}
+    for identity, request in ((PLAIN, EDIT), (RetryIdentity("other"), EDIT), (KEYED, replace(EDIT, prompt="a scarf"))):
+        with pytest.raises(errors.InvalidImageError):
+            again(service, upload_id, identity, request)
+    service.now += KEY_SECONDS + 1
+    with pytest.raises(errors.InvalidImageError):
+        again(service, upload_id, KEYED, EDIT)
+
+
+def test_a_request_whose_upload_is_gone_does_not_repeat_a_free_failure(service: InMemoryService) -> None:
+    upload_id = an_upload(service)
+    first = edit(service, KEYED, [by_id(upload_id)]).generation
+    service.ended(first, Status.FAILED, failure=failure_of(NOT_STORED))
+    service.inputs.uploads.clear()
+    with pytest.raises(errors.InvalidImageError):
+        again(service, upload_id, KEYED, EDIT)
+
+
 @REPEATED
 def test_a_retry_attaches_by_a_url_whose_content_is_gone(
     service: InMemoryService, identities: list[RetryIdentity]

@@ -28,6 +28,7 @@ from tests.support.images import HTML, SVG
 from tests.support.in_memory import InMemoryService, attempts, in_memory_service
 from tests.support.inputs import EDIT, SEVERAL, at_hand, by_id, by_url, identified, sized, taking
 from tests.support.models import MODELS
+from tests.support.pictures import turned
 
 URL, OTHER_URL = "https://a.example/1.png", "https://a.example/2.png"
 FIRST, SECOND = sized(label="first"), sized(label="second")
@@ -73,33 +74,42 @@ def web(files: dict[str, bytes]) -> FakeInputSource:
 
 
 @pytest.mark.parametrize(
-    ("content", "media_type", "width", "height", "has_alpha"),
+    ("content", "media_type", "width", "height", "has_alpha", "is_turned"),
     [
-        (picture("PNG"), PNG, 40, 30, False),
-        (sized(7, 9, alpha=True), PNG, 7, 9, True),
-        (picture("JPEG"), JPEG, 40, 30, False),
-        (picture("WEBP"), WEBP, 40, 30, False),
-        (sized(16_384, 1), PNG, 16_384, 1, False),
-        (sized(10_000, 10_000), PNG, 10_000, 10_000, False),
-        (picture("PNG") + b"\0" * 900, PNG, 40, 30, False),  # some encoders add bytes after the end
+        (picture("PNG"), PNG, 40, 30, False, False),
+        (sized(7, 9, alpha=True), PNG, 7, 9, True, False),
+        (picture("JPEG"), JPEG, 40, 30, False, False),
+        (picture("WEBP"), WEBP, 40, 30, False, False),
+        (turned(3), JPEG, 40, 30, False, True),
+        (turned(6), JPEG, 30, 40, False, True),
+        (sized(16_384, 1), PNG, 16_384, 1, False, False),
+        (sized(10_000, 10_000), PNG, 10_000, 10_000, False, False),
+        (picture("PNG") + b"\0" * 900, PNG, 40, 30, False, False),  # some encoders add bytes after the end
     ],
-    ids=["PNG", "alpha", "JPEG", "WebP", "longest side", "most pixels", "padded"],
+    ids=["PNG", "alpha", "JPEG", "WebP", "upside down", "portrait", "longest side", "most pixels", "padded"],
 )
 def test_an_image_is_identified_by_its_bytes(
-    service: InMemoryService, content: bytes, media_type: str, width: int, height: int, has_alpha: bool
+    service: InMemoryService,
+    content: bytes,
+    media_type: str,
+    width: int,
+    height: int,
+    has_alpha: bool,
+    is_turned: bool,
 ) -> None:
     inputs = identified(service, [at_hand(content)])
     assert inputs.identities == [("image", f"sha256:{hashlib.sha256(content).hexdigest()}")]
     assert service.inputs.saved == {}
     (image,) = inputs.keep()
     digest = hashlib.sha256(content).hexdigest()
-    assert image == InputImage("image", image.id, digest, media_type, len(content), width, height, has_alpha)
+    size = (len(content), width, height)
+    assert image == InputImage("image", image.id, digest, media_type, *size, has_alpha, is_turned)
     assert re.fullmatch(r"inp_[A-Za-z0-9_-]{22}", image.id)
     assert image.is_own
     assert service.inputs.saved == {image.id: content}
 
 
-NO_IMAGE = "it is no image; use PNG, JPEG or WebP."
+NO_IMAGE = "it is not an image; use PNG, JPEG or WebP."
 BROKEN: dict[str, tuple[type[errors.NothingSpentError], bytes, str]] = {
     "nothing": (errors.UnsupportedMediaTypeError, b"", NO_IMAGE),
     "a byte": (errors.UnsupportedMediaTypeError, b"\x89", NO_IMAGE),
@@ -210,8 +220,8 @@ def test_a_mask_makes_an_opaque_image_editable(service: InMemoryService) -> None
     assert [image.role for image in inputs.keep()] == ["image", "mask"]
 
 
-@pytest.mark.parametrize("at_urls", [{"image"}, {"mask"}, {"image", "mask"}, set()], ids=str)
-def test_a_mask_must_have_the_size_of_the_first_image(service: InMemoryService, at_urls: set[str]) -> None:
+@pytest.mark.parametrize("at_urls", [("image",), ("mask",), ("image", "mask"), ()])
+def test_a_mask_must_have_the_size_of_the_first_image(service: InMemoryService, at_urls: tuple[str, ...]) -> None:
     """It is known as soon as both are: before the retry is looked for, or after the images at URLs are fetched."""
     contents = {"image": sized(64, 64), "mask": sized(64, 65, alpha=True)}
     source = web({f"https://a.example/{role}": content for role, content in contents.items()})
@@ -296,7 +306,7 @@ def test_the_upload_of_another_caller_is_refused_like_a_missing_one(service: InM
     anothers = refusal(errors.InvalidImageError, lambda: identified(service, given), "image[1]")
     given[1] = by_id(missing, name="image[1]")
     assert refusal(errors.InvalidImageError, lambda: identified(service, given), "image[1]") == anothers
-    assert anothers == "Invalid 'image[1]': there is no upload with this id."
+    assert anothers == "Invalid 'image[1]': there is no upload with this id, or its content was not sent (PUT) yet."
     assert identified(service, [by_id(upload_id)], caller="bob").keep()[0].id == upload_id
 
 
@@ -375,6 +385,20 @@ def test_an_object_of_s3_is_read_when_it_is_identified_and_belongs_to_the_reques
         assert reason in message
     message = refusal(errors.InvalidImageError, lambda: identified(service, [given]))
     assert message == "Invalid 'image': only events can name objects of S3."
+
+
+def test_each_object_of_s3_is_read_once_and_their_bytes_are_limited_in_all(
+    service: InMemoryService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(take_inputs, "_MOST_READ_BYTES", 2 * len(FIRST))
+    uris = [f"s3://orders/{place}.png" for place in (1, 1, 2, 3)]
+    buckets = web(dict.fromkeys(uris, FIRST))
+    given = [GivenImage("image", f"images[{place}]", s3_uri=uri) for place, uri in enumerate(uris)]
+    take, model = taking(service, objects=buckets), MODELS[EDIT.model]
+    assert len(take.identify(given[:3], InputRules(), model, "alice").identities) == 3
+    assert buckets.fetched == [(uris[0], 2 * len(FIRST)), (uris[2], len(FIRST))]
+    message = refusal(errors.InvalidImageError, lambda: take.identify(given, InputRules(), model, "alice"), "images[3]")
+    assert "has over 0 bytes" in message
 
 
 # Images at URLs.
@@ -560,7 +584,9 @@ def test_an_image_that_its_provider_cannot_work_on_is_refused(
     if made_by is not None:
         service.images.made_by[image_id] = made_by
     message = refusal(errors.InvalidImageError, lambda: identified(service, [by_id(image_id)], model="mj_upscale"))
-    assert message == "Invalid 'image': its provider cannot work on it; 'mj_upscale' needs an image with actions."
+    assert message == (
+        "Invalid 'image': 'mj_upscale' needs an image that midjourney made here and that has 'actions', such as a grid."
+    )
 
 
 def test_a_deleted_generation_is_no_parent(service: InMemoryService) -> None:

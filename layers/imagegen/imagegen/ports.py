@@ -183,6 +183,10 @@ class IdempotencyKeys(Protocol):
         """
         ...
 
+    def find(self, caller: str, idempotency_key: str, *, expired_before: float) -> str | None:
+        """Returns the id of the generation that got the key after `expired_before`, `None` if there is none."""
+        ...
+
     def mark(self, caller: str, fingerprint: str, generation_id: str, retry: int, *, now: float) -> None:
         """Notes that a client that counts its retries begins this generation with its retry `retry` (first try: 0)."""
         ...

@@ -67,6 +67,14 @@ class DynamoIdempotencyKeys:
                 return _KeyHolder(found["generation_id"]["S"], found["fingerprint"]["S"])
         return _KeyHolder(generation_id, fingerprint)
 
+    def find(self, caller: str, idempotency_key: str, *, expired_before: float) -> str | None:
+        with asking():
+            place = key(_key_pk(caller, idempotency_key), _KEY)
+            found = self._client().get_item(TableName=self._table, Key=place, ConsistentRead=True).get("Item")
+        if found is None or float(found["created_at"]["N"]) < expired_before:
+            return None
+        return found["generation_id"]["S"]
+
     def mark(self, caller: str, fingerprint: str, generation_id: str, retry: int, *, now: float) -> None:
         marker = {
             **key(_retry_pk(caller, fingerprint), f"{time_text(now)}#{generation_id}"),

@@ -22,7 +22,7 @@ from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.ports import BatchStore, Inbox
 from imagegen.usecases.continue_batch import ContinueBatch, begin_batch
 from imagegen.usecases.submit import RejectEvent, Submission, SubmitGeneration
-from imagegen.usecases.take_inputs import TakeInputs
+from imagegen.usecases.take_inputs import IdentifiedInputs, TakeInputs
 from imagegen.wire.image_requests import ReadOperation
 from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message
 from imagegen.wire.request_events import MOST_CUSTOM_ID, RequestEvent, read_event
@@ -124,19 +124,21 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
     def _submit_event(self, event: RequestEvent) -> str:
         read = event.read(self.read_operation.fields)
         request, caller = read.asked.request, self.caller_named(read.caller)
-        inputs = None
-        if request.operation != "generate":
+
+        def identify() -> IdentifiedInputs | None:
+            if request.operation == "generate":
+                return None
             model = self.read_request.catalog.models[request.model]
-            inputs = self.inputs.identify(read.asked.images, model.inputs[request.operation], model, caller.name)
+            return self.inputs.identify(read.asked.images, model.inputs[request.operation], model, caller.name)
+
         submission = Submission(
             request,
             caller,
             self.base_url,
             identity=RetryIdentity(read.idempotency_key),
             origin=Origin(read.custom_id),
-            inputs=inputs,
         )
-        return self.submission.submit(submission).generation.id
+        return self.submission.submit_with(identify, submission).generation.id
 
     def _reject(
         self, error: NothingSpentError, body: str, event_id: str | None, caller: str | None, custom_id: str | None

@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -21,7 +22,9 @@ class UnreadableImageError(Exception):
 
 
 class ImageHeader(msgspec.Struct, frozen=True):
-    """`width` and `height` are those of the stored pixels, before an orientation in EXIF is applied.
+    """`width` and `height` are those of the stored pixels. `orientation` is that of a JPEG's EXIF, which turns them.
+
+    An orientation of 1 leaves them as they are, and those from 5 swap width and height.
 
     `has_alpha` says whether the header announces transparent pixels: an alpha channel, or a PNG's tRNS chunk in the
     first `HEADER_BYTES`. The pixels may be opaque all the same. It is always `False` for a GIF, whose header says
@@ -32,6 +35,7 @@ class ImageHeader(msgspec.Struct, frozen=True):
     width: int
     height: int
     has_alpha: bool
+    orientation: int = 1
 
 
 def read_header(head: bytes | memoryview) -> ImageHeader:
@@ -120,6 +124,9 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF1
 _JPEG_SKIPPED = frozenset((0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xDE, 0xDF, *range(0xE0, 0xF0), 0xFE))
 _JPEG_ALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # TEM and RST0 to RST7, which have no length
 _JPEG_STUFFED = 0x00  # 0xFF 0x00 is no marker
+_JPEG_APP1, _EXIF = 0xE1, b"Exif\0\0"  # Exif 2.32, 4.7.2
+_TIFF_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}  # TIFF 6.0, section 2
+_TIFF_ORIENTATION = 0x0112  # Exif 2.32, 4.6.4: 1 to 8
 
 
 def _jpeg(data: bytes) -> ImageHeader:
@@ -127,31 +134,49 @@ def _jpeg(data: bytes) -> ImageHeader:
 
     Bytes between segments are passed over, as libjpeg and browsers do.
     """
-    start = 2  # after SOI
+    start, orientation = 2, 0  # after SOI
     for _ in range(_MOST_PARTS):
         fill = _JPEG_FILL.search(data, start)
         start = fill.end() if fill else len(data)
         marker = _part(data, start, 1)[0]
         start += 1
         if marker in _JPEG_FRAMES:
-            return _jpeg_frame(data, start)
+            return _jpeg_frame(data, start, orientation or 1)
         if marker in _JPEG_SKIPPED:
             length = int.from_bytes(_part(data, start, 2))
             if length < 2:
                 raise _invalid()
+            if marker == _JPEG_APP1 and not orientation and data.startswith(_EXIF, start + 2):
+                orientation = _orientation(data[start + 2 + len(_EXIF) : start + length])
             start += length
         elif marker != _JPEG_STUFFED and marker not in _JPEG_ALONE:
             raise _invalid()
     raise _invalid()
 
 
-def _jpeg_frame(data: bytes, start: int) -> ImageHeader:
+def _orientation(tiff: bytes) -> int:
+    """Returns the orientation that the first directory of an EXIF segment names, 1 if there is no valid one."""
+    order = _TIFF_ORDERS.get(tiff[:4])
+    if order is None:
+        return 1
+    first = int.from_bytes(tiff[4:8], order)
+    entries = first + 2 + 12 * int.from_bytes(tiff[first : first + 2], order)
+    for start in range(first + 2, min(entries, len(tiff) - 11), 12):
+        if int.from_bytes(tiff[start : start + 2], order) == _TIFF_ORIENTATION:
+            value = int.from_bytes(tiff[start + 8 : start + 10], order)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _jpeg_frame(data: bytes, start: int, orientation: int) -> ImageHeader:
     """Reads the frame header: B.2.2. A height of 0, which a later DNL segment sets, is not valid; libjpeg agrees."""
     frame = _part(data, start, 8)
     length, precision, components = int.from_bytes(frame[:2]), frame[2], frame[7]
     if not (components in (1, 3, 4) and length == 8 + 3 * components and 2 <= precision <= 16):
         raise _invalid()
-    return ImageHeader(JPEG, int.from_bytes(frame[5:7]), int.from_bytes(frame[3:5]), has_alpha=False)
+    return ImageHeader(
+        JPEG, int.from_bytes(frame[5:7]), int.from_bytes(frame[3:5]), has_alpha=False, orientation=orientation
+    )
 
 
 # WebP: https://www.rfc-editor.org/rfc/rfc9649

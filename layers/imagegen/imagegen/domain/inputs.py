@@ -42,7 +42,7 @@ class InputImage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `id` is `inp_…` for an image that came inside the request, `upl_…` for an upload of the caller, `img_…` for an image
     made here. `length` is in bytes, `width` and `height` are in pixels. `has_alpha` is whether pixels may be
-    transparent.
+    transparent. `is_turned` is whether its EXIF turns the stored pixels; `width` and `height` are then those after it.
     """
 
     role: str
@@ -53,6 +53,7 @@ class InputImage(msgspec.Struct, frozen=True, omit_defaults=True):
     width: int
     height: int
     has_alpha: bool = False
+    is_turned: bool = False
 
     @property
     def is_own(self) -> bool:
@@ -91,8 +92,8 @@ class InputRules(msgspec.Struct, frozen=True):
     With `square`, images must be square. No side may be under `least_side` pixels, and no side longer than
     `widest_ratio` times the other. With `made_here`, the image must be one that the model's provider made in this
     stack. With `transparent`, an image without a mask must have transparent pixels itself. `needs_prompt` is whether
-    the request must have a prompt. `misfit` finds an option that does not fit the
-    roles of the images: it returns its name and what is wrong.
+    the request must have a prompt. `needs` are the fields that it must have. `misfit` finds a field that does not fit
+    the roles of the images: it returns its name and what is wrong.
     """
 
     least: int = 1
@@ -106,6 +107,7 @@ class InputRules(msgspec.Struct, frozen=True):
     made_here: bool = False
     transparent: bool = False
     needs_prompt: bool = True
+    needs: tuple[str, ...] = ()
     misfit: Callable[[Mapping[str, Any], Collection[str]], tuple[str, str] | None] = _always_fits
 
     def most_of(self, role: str) -> int:
@@ -136,7 +138,7 @@ def wrong_size(width: int, height: int) -> str | None:
 
 
 class InputContent(msgspec.Struct, frozen=True):
-    """The content of an input image, ready to be sent. `blocks` reads it from its begin; each call reads it again."""
+    """The content of an input image, ready to be sent. Each call of `blocks` reads it from its beginning."""
 
     media_type: str
     length: int
@@ -146,8 +148,8 @@ class InputContent(msgspec.Struct, frozen=True):
 class UpstreamInput(msgspec.Struct, frozen=True):
     """An input image of an upstream call.
 
-    `open` gives its content in one of the media types, converted if it has another; as a mask of a kind if it is one.
-    Raises InvalidImageError, InputUnavailableError.
+    `open` gives its content in one of the media types, converted if it has another or is turned. With a
+    MaskKind, it gives a mask of that kind. Raises InvalidImageError, InputUnavailableError.
     """
 
     image: InputImage

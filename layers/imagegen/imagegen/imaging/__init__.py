@@ -1,1 +1,1 @@
-"""Decodes and encodes images. Alone imports Pillow, which only the worker function carries."""
+"""Decodes and encodes images. The only package that imports Pillow, which only the worker function has."""

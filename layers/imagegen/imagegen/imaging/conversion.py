@@ -1,6 +1,6 @@
 """Converts input images into formats and kinds of masks that an upstream takes.
 
-A mask marks the pixels that change. In one of transparent kind, alpha 0 marks them. In one of black kind, black does,
+A mask marks the pixels that change. In a transparent mask, alpha 0 marks them. In a black mask, black does,
 and all else is white. Only the upper byte of a 16-bit channel counts, as in Pillow; a grey that a tRNS chunk names is
 compared with both bytes.
 """
@@ -62,7 +62,7 @@ class UnusableImageError(Exception):
 
 
 def converted(content: bytes, media_types: Collection[str]) -> tuple[str, bytes]:
-    """Returns the image in the first of the media types that keeps it, and that type. It has another type so far.
+    """Returns the image in the first of the media types that keeps it, and that type.
 
     PNG keeps every image, and JPEG one without transparency. If neither does, it becomes a JPEG on white. The pixels
     are turned as EXIF says, since no EXIF is written. An ICC profile is kept if it fits the pixels. Of an animation,
@@ -86,7 +86,7 @@ def converted(content: bytes, media_types: Collection[str]) -> tuple[str, bytes]
 
 
 def transparent_mask(content: bytes) -> bytes:
-    """Returns a mask of either kind as one of transparent kind: a PNG with colour and alpha, which is 0 or 255.
+    """Returns a mask of either kind as a transparent mask: a PNG with colour and alpha, which is 0 or 255.
 
     Raises UnusableImageError.
     """
@@ -117,7 +117,7 @@ def _pillow() -> Iterator[None]:
 
 
 def _decoded(content: bytes) -> Image.Image:
-    """Returns the first frame, upright. Its colour key, if any, has the scale of its samples."""
+    """Returns the first frame, upright. Its transparent colour, if any, is scaled as Pillow scales samples."""
     header = _checked_header(content)
     image = _upright(_first_frame(content, header))
     if header.media_type == PNG and "transparency" in image.info:

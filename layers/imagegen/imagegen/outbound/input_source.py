@@ -33,7 +33,7 @@ def _reason(error: MoneySpentError, most_bytes: int) -> str:
     if isinstance(error, ImageUrlRefusedError):
         return "its URL is not on a public https host, or is not valid, so it was not fetched"
     if isinstance(error, ImageTooLargeError):
-        return f"the image at its URL has over {most_bytes} bytes, which are left for this request"
+        return f"the image at its URL has over {most_bytes} bytes, the most that may be fetched for it"
     if isinstance(error, NotAnImageError):
-        return "there is no PNG, JPEG, WebP or GIF image at its URL"
+        return "there is no PNG, JPEG or WebP image at its URL"
     return "the image at its URL could not be fetched"

@@ -25,7 +25,10 @@ class UpstreamBody(msgspec.Struct, frozen=True):
 
 
 class Base64Image:
-    """An image as a JSON string: its base64 after the prefix. No dataclass, for msgspec would encode its fields."""
+    """An image as a JSON string: its base64 after the prefix.
+
+    Not a dataclass, because msgspec would encode its fields.
+    """
 
     def __init__(self, content: InputContent, prefix: str = "") -> None:
         self.content = content
@@ -40,9 +43,10 @@ def opened(
     *,
     mask: MaskKind | None = None,
 ) -> list[InputContent]:
-    """Returns the contents of the inputs in one of the media types, until `closing` ends. `mask` is that of masks.
+    """Returns the contents of the inputs in one of the media types, until `closing` ends.
 
-    Raises InvalidImageError, InputUnavailableError.
+    `mask` is the kind that the upstream takes, if the inputs are masks. Raises InvalidImageError,
+    InputUnavailableError.
     """
     return [closing.enter_context(each.open(deadline, media_types, mask)) for each in inputs]
 

@@ -112,16 +112,19 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
             if not preference.respond_async:
                 raise _no_place_to_begin()
             waits = False
-        submitted = self.submission.submit(
-            Submission(
-                request,
-                caller,
-                links_of(event, self.public_base_url).base_url,
-                identity=identity,
-                claim=waits and self._is_made_here(request, identity, preference),
-                inputs=identify(),
-            )
+        submission = Submission(
+            request,
+            caller,
+            links_of(event, self.public_base_url).base_url,
+            identity=identity,
+            claim=waits and self._is_made_here(request, identity, preference),
         )
+        with ExitStack() as reading:
+            # To read images takes up to 40 s of an execution, which nobody may hold without a place.
+            needs_place = not waits and request.operation != "generate"
+            if needs_place and not reading.enter_context(place_to_wait(self.places, caller.name)):
+                raise _no_place_to_begin()
+            submitted = self.submission.submit_with(identify, submission)
         self.router.append_context(generation=submitted.generation, standing=submitted.standing)
         work = self._work_here(submitted, submitted.owner) if submitted.owner else None
         return self.results.respond(
@@ -223,7 +226,7 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
 def _no_place_to_begin() -> NoPlaceToBeginError:
     error = NoPlaceToBeginError(
         "Too many requests wait for their images. Nothing was begun. Retry later, or send 'Prefer: respond-async', "
-        "which needs no place to wait."
+        "which needs no place to wait, but with input images one while they are read."
     )
     error.retry_after = retry_after()
     return error

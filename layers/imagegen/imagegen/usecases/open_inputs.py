@@ -1,6 +1,7 @@
 """Opens the stored input images of a generation for its upstream calls, in bounded memory."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,30 +22,42 @@ _IN_MEMORY_BYTES = 1024 * 1024
 
 
 class OpenInputs(msgspec.Struct, frozen=True, eq=False):
-    """`converter` makes one when it is first needed; it is `None` in functions that cannot convert."""
+    """`converter` returns the converter, and loads it when first called. `None` in functions that cannot convert."""
 
     store: InputStore
     converter: Callable[[], ImageConverter] | None
 
     def of(self, generation: Generation) -> tuple[UpstreamInput, ...]:
+        inputs = generation.request.inputs
         return tuple(
-            UpstreamInput(image, partial(self._open, image, generation.caller)) for image in generation.request.inputs
+            UpstreamInput(image, partial(self._open, image, name, generation.caller))
+            for image, name in zip(inputs, _names(inputs), strict=True)
         )
 
     @contextmanager
     def _open(
-        self, image: InputImage, caller: str, deadline: Deadline, media_types: Sequence[str], mask: MaskKind | None
+        self,
+        image: InputImage,
+        name: str,
+        caller: str,
+        deadline: Deadline,
+        media_types: Sequence[str],
+        mask: MaskKind | None,
     ) -> Iterator[InputContent]:
-        if mask is None and image.media_type in media_types:
-            yield InputContent(image.media_type, image.length, partial(self._blocks, image, caller, deadline))
+        blocks = partial(self._blocks, image, name, caller, deadline)
+        # An upstream may ignore EXIF, and a mask has the size that people see.
+        if mask is None and image.media_type in media_types and not image.is_turned:
+            yield InputContent(image.media_type, image.length, blocks)
             return
         converter = self._converter()
-        whole = b"".join(self._blocks(image, caller, deadline))
+        own_first = sorted(media_types, key=lambda each: each != image.media_type)
+        whole = b"".join(blocks())
         try:
-            kind, content = (PNG, converter.mask(whole, mask)) if mask else converter.convert(whole, media_types)
+            kind, content = (PNG, converter.mask(whole, mask)) if mask else converter.convert(whole, own_first)
         except InvalidImageError as error:
-            raise InvalidImageError(f"Invalid '{image.role}': {error.message}.", param=image.role) from None
-        del whole
+            raise InvalidImageError(f"Invalid '{name}': {error.message}.", param=name) from None
+        finally:
+            del whole  # a failure's traceback keeps this frame
         with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as file:
             length = len(content)
             try:
@@ -59,7 +72,7 @@ class OpenInputs(msgspec.Struct, frozen=True, eq=False):
             raise ValueError("this function cannot convert images")
         return self.converter()
 
-    def _blocks(self, image: InputImage, caller: str, deadline: Deadline) -> Iterator[bytes]:
+    def _blocks(self, image: InputImage, name: str, caller: str, deadline: Deadline) -> Iterator[bytes]:
         """The whole image. Opens it again, a few times, where reading breaks off.
 
         Raises InvalidImageError if it does not exist any more.
@@ -68,7 +81,7 @@ class OpenInputs(msgspec.Struct, frozen=True, eq=False):
         for again in range(_MOST_OPENED_AGAIN + 1):
             try:
                 with self.store.read(image.id, caller, deadline, offset=offset) as read:
-                    for block in _existing(read, image).blocks:
+                    for block in _existing(read, image, name).blocks:
                         offset += len(block)
                         yield block
             except InputUnavailableError:
@@ -78,10 +91,18 @@ class OpenInputs(msgspec.Struct, frozen=True, eq=False):
                 return
 
 
-def _existing(read: ReadInput | None, image: InputImage) -> ReadInput:
+def _existing(read: ReadInput | None, image: InputImage, name: str) -> ReadInput:
     if read is None or read.length != image.length:
-        raise InvalidImageError(f"The image in '{image.role}' was deleted in the meantime.", param=image.role)
+        raise InvalidImageError(f"The image in '{name}' was deleted in the meantime.", param=name)
     return read
+
+
+def _names(inputs: Sequence[InputImage]) -> Iterator[str]:
+    """Yields the place of each image for error messages: `image`, or `image[1]` if there are several of its role."""
+    counts, places = Counter(image.role for image in inputs), Counter[str]()
+    for image in inputs:
+        yield image.role if counts[image.role] == 1 else f"{image.role}[{places[image.role]}]"
+        places[image.role] += 1
 
 
 def _blocks_of(file: IO[bytes]) -> Iterator[bytes]:

@@ -17,6 +17,7 @@ from imagegen.domain.credentials import Caller
 from imagegen.domain.errors import (
     GenerationCancelledError,
     IdempotencyKeyReusedError,
+    InvalidImageError,
     NothingSpentError,
     RecordsUnavailableError,
     SubmissionUncertainError,
@@ -121,6 +122,32 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
     now: Callable[[], float]
     lease: float
     sleep: Callable[[float], None] = time.sleep
+
+    def submit_with(self, identify: Callable[[], IdentifiedInputs | None], submission: Submission) -> Submitted:
+        """Submits a request whose input images `identify` reads.
+
+        An image may be gone when the request is repeated. Then it attaches to the generation with its Idempotency-Key,
+        if the rest of that request was the same. Raises what `identify` and `submit` raise.
+        """
+        try:
+            inputs = identify()
+        except InvalidImageError:
+            begun = self._begun_with_its_key(submission)
+            if begun is None:
+                raise
+            return begun
+        return self.submit(msgspec.structs.replace(submission, inputs=inputs))
+
+    def _begun_with_its_key(self, submission: Submission) -> Submitted | None:
+        idempotency_key, expired_before = submission.identity.idempotency_key, self.now() - KEY_SECONDS
+        if not idempotency_key:
+            return None
+        holder = self.keys.find(submission.caller.name, idempotency_key, expired_before=expired_before)
+        found = self.records.get(holder) if holder else None
+        if found is None or _begins_anew(found) or replace(found.request, inputs=()) != submission.request:
+            return None
+        self.journal.attached(found)
+        return Submitted(found, attached=True)
 
     def submit(self, submission: Submission) -> Submitted:
         """The generation of a request: the one that it repeats, or a new one with a message behind it.

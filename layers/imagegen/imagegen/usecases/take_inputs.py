@@ -43,10 +43,15 @@ from imagegen.ports import GenerationStore, InputSource, InputStore, ObjectSourc
 T = TypeVar("T")
 R = TypeVar("R")
 
-TAKE_SECONDS = 20.0  # for all images of a request, each time that they are read; API Gateway may wait only 29 s
+# To identify all images of a request, and once more to keep those of a new generation. Usually both take a second, and
+# API Gateway may wait only 29 s.
+TAKE_SECONDS = 20.0
 _MOST_FETCHED_BYTES = 50_000_000  # from the URLs of one request, in all
+_MOST_READ_BYTES = 200_000_000  # from objects of S3 for one event, in all: the intake has them in its memory of 1 GB
 _TAIL_BYTES = 1024
+_FIRST_THAT_SWAPS = 5  # of the orientations in EXIF
 _KINDS = "PNG, JPEG or WebP"
+_NO_UPLOAD = "there is no upload with this id, or its content was not sent (PUT) yet"
 
 
 class _Content(msgspec.Struct, frozen=True):
@@ -58,6 +63,7 @@ class _Content(msgspec.Struct, frozen=True):
     width: int
     height: int
     has_alpha: bool
+    is_turned: bool
     generation_id: str = ""
 
 
@@ -99,41 +105,48 @@ class TakeInputs(msgspec.Struct, frozen=True, eq=False):
             if image.id is None or not image.id.startswith("img_"):
                 raise _invalid(image, "expected the id of an image that the model's provider made here, such as img_…")
         deadline = Deadline.after(TAKE_SECONDS)
+        given = self._with_objects(given, rules, deadline)
         first = {image.id: image for image in reversed(given) if image.id}  # each is read once, however often named
         reading = {
             image_id: self.pool.submit(self._stored, image, caller, deadline) for image_id, image in first.items()
         }
-        identify = partial(self._identified, rules=rules, reading=reading, deadline=deadline)
+        identify = partial(self._identified, rules=rules, reading=reading)
         images = _side_by_side(self.pool, identify, given)
         _check_together(images, rules)
         parent = self._parent(images[0], model) if rules.made_here else None
         return IdentifiedInputs(self, images, rules, parent)
 
     def _identified(
-        self, given: GivenImage, *, rules: InputRules, reading: Mapping[str, Future[_Content]], deadline: Deadline
+        self, given: GivenImage, *, rules: InputRules, reading: Mapping[str, Future[_Content]]
     ) -> IdentifiedImage:
         if given.url is not None:
             return IdentifiedImage(given)
-        if given.s3_uri is not None:
-            given = self._read_object(given, rules, deadline)
         at_hand = given.content
         content = reading[given.id or ""].result() if at_hand is None else _content(given, len(at_hand), (at_hand,))
         return IdentifiedImage(given, _checked(given, content, rules))
 
-    def _read_object(self, given: GivenImage, rules: InputRules, deadline: Deadline) -> GivenImage:
-        if self.objects is None or given.s3_uri is None:
-            raise _invalid(given, "only events can name objects of S3")
-        with _naming(given):
-            content = self.objects.fetch(given.s3_uri, rules.most_bytes, deadline)
-        return GivenImage(given.role, given.name, content=content)
+    def _with_objects(self, given: Sequence[GivenImage], rules: InputRules, deadline: Deadline) -> list[GivenImage]:
+        """The images, with the content of those in S3. Each object is read once. Their bytes are limited in all."""
+        left, contents, found = _MOST_READ_BYTES, dict[str, bytes](), list[GivenImage]()
+        for image in given:
+            uri = image.s3_uri
+            if uri is None:
+                found.append(image)
+                continue
+            if self.objects is None:
+                raise _invalid(image, "only events can name objects of S3")
+            if uri not in contents:
+                with _naming(image):
+                    contents[uri] = self.objects.fetch(uri, min(left, rules.most_bytes), deadline)
+                left -= len(contents[uri])
+            found.append(GivenImage(image.role, image.name, content=contents[uri]))
+        return found
 
     def _stored(self, given: GivenImage, caller: str, deadline: Deadline) -> _Content:
         image_id = given.id or ""
         with self.store.read(image_id, caller, deadline) as read:
             if read is None:
-                raise _invalid(
-                    given, f"there is no {'upload' if image_id.startswith('upl_') else 'image'} with this id"
-                )
+                raise _invalid(given, _NO_UPLOAD if image_id.startswith("upl_") else "there is no image with this id")
             if read.length > MOST_BYTES:
                 raise _invalid(given, f"it has over {MOST_BYTES} bytes")
             content = _content(given, read.length, read.blocks)
@@ -145,7 +158,10 @@ class TakeInputs(msgspec.Struct, frozen=True, eq=False):
         made_by = self.generations.get(generation_id) if generation_id else None
         parent = _task_of(made_by, image.given.id or "", model) if made_by else None
         if parent is None:
-            raise _invalid(image.given, f"its provider cannot work on it; '{model.id}' needs an image with actions")
+            raise _invalid(
+                image.given,
+                f"'{model.id}' needs an image that {model.owned_by} made here and that has 'actions', such as a grid",
+            )
         return parent
 
 
@@ -160,7 +176,7 @@ class IdentifiedInputs:
         self._images = images
         self._rules = rules
         self._kept: tuple[InputImage, ...] | None = None
-        self._begun: list[str] = []  # the ids of all that may be stored
+        self._begun: list[str] = []  # the ids whose storing has begun
 
     @property
     def identities(self) -> list[tuple[str, str]]:
@@ -222,6 +238,7 @@ class IdentifiedInputs:
             width=content.width,
             height=content.height,
             has_alpha=content.has_alpha,
+            is_turned=content.is_turned,
         )
 
 
@@ -288,7 +305,7 @@ def _content(given: GivenImage, length: int, blocks: Iterable[bytes | memoryview
     try:
         kind = image_format.media_type(bytes(head[: image_format.HEAD_BYTES]))
     except NotAnImageError:
-        raise _unsupported(given, "it is no image") from None
+        raise _unsupported(given, "it is not an image") from None
     if kind not in MEDIA_TYPES:
         raise _unsupported(given, f"{kind} is not accepted")
     try:
@@ -298,7 +315,10 @@ def _content(given: GivenImage, length: int, blocks: Iterable[bytes | memoryview
     # Phones append films to their JPEGs, of any length.
     if kind != JPEG and not image_format.is_whole(kind, bytes(head[: image_format.HEAD_BYTES]), tail, length):
         raise _invalid(given, "it ends too early")
-    return _Content(digest.hexdigest(), kind, length, header.width, header.height, header.has_alpha)
+    width, height = header.width, header.height
+    if header.orientation >= _FIRST_THAT_SWAPS:
+        width, height = height, width
+    return _Content(digest.hexdigest(), kind, length, width, height, header.has_alpha, header.orientation != 1)
 
 
 def _unsupported(given: GivenImage, reason: str) -> UnsupportedMediaTypeError:
@@ -317,7 +337,7 @@ def _checked(given: GivenImage, content: _Content, rules: InputRules) -> _Conten
 
 
 def _check_together(images: Sequence[IdentifiedImage], rules: InputRules) -> None:
-    """Raises InvalidImageError if the mask does not fit the first image. Waits for both to be known."""
+    """Raises InvalidImageError if the mask does not fit the first image. Checks nothing while one is unknown."""
     first = next((image for image in images if image.given.role == IMAGE), None)
     mask = next((image for image in images if image.given.role == MASK), None)
     if not first or not first.content:

@@ -98,6 +98,8 @@ class ReadImageRequest(msgspec.Struct, frozen=True, eq=False):
         pictures: dict[str, list[FormPart]] = {role: [] for role in self._roles()}
         for part in parts:
             role = part.name.removesuffix(_LIST)
+            if role == f"{IMAGE}s":
+                raise _invalid(part.name, "each image as 'image' or 'image[]' in a form")
             if role in pictures:
                 if part.content or part.filename:  # a browser sends an empty file without a name if none is chosen
                     pictures[role].append(part)
@@ -119,7 +121,11 @@ class ReadImageRequest(msgspec.Struct, frozen=True, eq=False):
         model = self.read.model(dict(named))
         typed: dict[str, Any] = {}
         for full_name, values in texts.items():
-            field = model.fields.get(full_name.removesuffix(_LIST))
+            outer, bracket, _ = full_name.removesuffix(_LIST).partition("[")
+            field = model.fields.get(outer)
+            if bracket and field and isinstance(field.rule, Structured):  # nested lists of objects are ambiguous
+                raise _invalid(outer, f"its JSON as one text, but got '{_shown(full_name)}'")
+            field = field if not bracket else None
             is_list = (
                 field is not None and isinstance(field.rule, Structured) and field.rule.schema.get("type") == "array"
             )

@@ -67,7 +67,9 @@ def _table_in_usd(table: Any) -> Any:
 
 def _parameters(model: ImageModel) -> dict[str, dict[str, Any]]:
     """Returns the fields that have an effect for the model, with their values or bounds."""
-    parameters: dict[str, dict[str, Any]] = {"prompt": {"type": "string", "max_characters": model.prompt_limit}}
+    parameters: dict[str, dict[str, Any]] = {}
+    if model.generates or any(rules.needs_prompt for rules in model.inputs.values()):
+        parameters["prompt"] = {"type": "string", "max_characters": model.prompt_limit}
     defaults = {"response_format": model.default_response_format, **model.defaults}
     for name, field in model.fields.items():
         rule = field.rule

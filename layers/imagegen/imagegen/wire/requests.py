@@ -67,6 +67,8 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
         _check_exclusive(request.options, model)
         _check_fit(model.misfit(request.prompt, request.n, request.options))
         if rules:
+            for name in (name for name in rules.needs if name not in request.options):
+                raise _missing(name)
             _check_fit(rules.misfit(request.options, roles))
         _check_no_stream(left, model)
         if model.open_fields:
@@ -193,9 +195,7 @@ def _prompt(fields: dict[str, Any], longest: int, *, required: bool) -> str:
     if not required:
         return ""
     if prompt is None:
-        raise InvalidRequestError(
-            "Missing required parameter: 'prompt'.", param="prompt", code="missing_required_parameter"
-        )
+        raise _missing("prompt")
     if not prompt.strip():
         raise InvalidRequestError(
             "Invalid 'prompt': expected a string that is not blank.", param="prompt", code="empty_string"
@@ -203,6 +203,10 @@ def _prompt(fields: dict[str, Any], longest: int, *, required: bool) -> str:
     if len(prompt) > longest:
         raise _too_long("prompt", longest, len(prompt))
     return prompt
+
+
+def _missing(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
 
 
 def _text(fields: dict[str, Any], name: str) -> str | None:

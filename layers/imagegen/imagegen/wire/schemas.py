@@ -7,7 +7,7 @@ from typing import Any, get_args
 from imagegen.domain.batches import BatchStatus
 from imagegen.domain.cost import Basis
 from imagegen.domain.generations import Status
-from imagegen.domain.inputs import MASK, MEDIA_TYPES, MOST_BYTES, Operation
+from imagegen.domain.inputs import IMAGE, MASK, MEDIA_TYPES, MOST_BYTES, Operation
 from imagegen.domain.models import (
     COMMON_TEXTS,
     LONGEST_PROMPT,
@@ -140,11 +140,12 @@ def schemas(catalog: Catalog) -> dict[str, Schema]:
 def request_fields(catalog: Catalog) -> dict[str, Schema]:
     """Returns the fields of a request, by name. Each accepts the values of any model."""
     models = list(catalog.models.values())
+    or_by_size = ", or the first model with the `size`" if any(model.sizes for model in models) else ""
     fields: dict[str, Schema] = {
         "prompt": _prompt(max((model.prompt_limit for model in models), default=LONGEST_PROMPT)),
         "model": _choice(
             catalog.models,
-            f"Default `{catalog.default}`, or the first model with the `size`. An operator may add aliases.",
+            f"Default `{catalog.default}`{or_by_size}. An operator may add aliases.",
         ),
     }
     return fields | {name: _any_of(variants) for name, variants in catalog.fields.items()}
@@ -153,45 +154,53 @@ def request_fields(catalog: Catalog) -> dict[str, Schema]:
 def _with_images(catalog: Catalog, operation: Operation) -> Schema:
     """Returns the JSON of a request with images. It is one object: what each model accepts is in its own object."""
     able = catalog.doing(operation)
-    images = {"type": "array", "items": ref("NamedImage"), "minItems": 1, "maxItems": _most_images(able, operation)}
-    fields = {"images": images} | {role: ref("NamedImage") for role in _roles(able, operation) if role == MASK}
-    fields |= {role: images for role in _roles(able, operation) if role != MASK}
-    return _fields_with(fields, able, "images")
+    most = _most_images(able, operation)
+    fields = {f"{IMAGE}s": _several(ref("NamedImage"), most.pop(IMAGE))}
+    for role, number in most.items():
+        fields[role] = ref("NamedImage") if role == MASK else _several(ref("NamedImage"), number)
+    return _fields_with(fields, able, operation) | {"required": [f"{IMAGE}s"]}
 
 
 def _form(catalog: Catalog, operation: Operation) -> Schema:
     """Returns the form of a request with images. Numbers are text in it."""
     able = catalog.doing(operation)
     file: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
-    described = "A file, or a text: an id, a data: URL or an https URL. Several images are several parts `image[]`."
-    files: dict[str, Schema] = {"image": {"type": "array", "items": file, "minItems": 1, "description": described}}
-    files |= dict.fromkeys(_roles(able, operation), file)
-    return _fields_with(files, able, "image")
+    most = _most_images(able, operation)
+    image = file | {"description": "A file, or a text: an id, a data: URL or an https URL."}
+    several = {f"{IMAGE}[]": _several(file, most[IMAGE])} if most[IMAGE] > 1 else {}
+    files: dict[str, Schema] = {IMAGE: image} | several
+    for role in (role for role in most if role != IMAGE):
+        files[role] = file if role == MASK else _several(file, most[role])
+    needed: Schema = (
+        {"anyOf": [{"required": [name]} for name in (IMAGE, *several)]} if several else {"required": [IMAGE]}
+    )
+    return _fields_with(files, able, operation) | needed
 
 
-def _fields_with(images: dict[str, Schema], catalog: Catalog, required: str) -> Schema:
+def _several(image: Schema, most: int) -> Schema:
+    return {"type": "array", "items": image, "minItems": 1, "maxItems": most}
+
+
+def _fields_with(images: dict[str, Schema], catalog: Catalog, operation: Operation) -> Schema:
     fields = request_fields(catalog)
-    fields["prompt"] = {"type": ["string", "null"], "description": "Required, unless the model needs none."}
+    is_needed = any(model.inputs[operation].needs_prompt for model in catalog.models.values())
+    effect = "Required, unless the model needs none. Then it has no effect." if is_needed else "Has no effect."
+    fields["prompt"] = {"type": ["string", "null"], "description": effect}
     is_open = any(model.open_fields for model in catalog.models.values())
     more = {"type": "null"} if not is_open else True
     return {
         "type": "object",
         "description": "`GET /v1/models` says which fields and how many images each model accepts.",
         "properties": images | fields,
-        "required": [required],
         "additionalProperties": more,
     }
 
 
-def _roles(catalog: Catalog, operation: Operation) -> list[str]:
-    """Returns the fields of further images."""
+def _most_images(catalog: Catalog, operation: Operation) -> dict[str, int]:
+    """Returns the fields of images, with the most images of each that any model accepts."""
     rules = [model.inputs[operation] for model in catalog.models.values()]
-    masks = [MASK] if any(each.mask for each in rules) else []
-    return [*masks, *_all(each.references for each in rules)]
-
-
-def _most_images(catalog: Catalog, operation: Operation) -> int:
-    return max((model.inputs[operation].most for model in catalog.models.values()), default=1)
+    roles = _all((IMAGE, *([MASK] if each.mask else []), *each.references) for each in rules) or [IMAGE]
+    return {role: max((each.most_of(role) for each in rules), default=1) for role in roles}
 
 
 def _named_image() -> Schema:
@@ -501,11 +510,11 @@ def _model_parameters(catalog: Catalog) -> Schema:
     own = {field.name: type(field.rule) for model in catalog.models.values() for field in model.own_fields}
     return _object(
         {
-            "prompt": _object({"type": {"const": "string"}, **longest}),
             "n": bounds,
             "response_format": values(),
         },
         {
+            "prompt": _object({"type": {"const": "string"}, **longest}),
             "size": values(free=free | {"description": "Bounds of any other WIDTHxHEIGHT that the model accepts."}),
             **{
                 name: of_rule[rule]

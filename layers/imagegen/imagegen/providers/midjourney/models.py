@@ -1,7 +1,6 @@
 """Defines Midjourney's models. Each image is a grid of four pictures, except that of `mj_upscale`."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from imagegen.domain.inputs import InputRules, Operation
 from imagegen.domain.models import Choice, ImageModel, RequestField, Text, Whole
@@ -24,7 +23,9 @@ BLEND, DESCRIBE = "mj_blend", "mj_describe"
 # The models that work on a grid that Midjourney made, with the names of what they do.
 CHANGES: Mapping[str, str] = {"mj_upscale": "upscale", "mj_variation": "variation", "mj_reroll": "reroll"}
 _N = RequestField("n", Whole(1, 1), "One for each request.", sent=False, default=1)
-_INDEX = RequestField("index", Whole(1, 4), "Which picture of the grid, as its four corners are read.")
+_INDEX = RequestField(
+    "index", Whole(1, 4), "1 top left, 2 top right, 3 bottom left, 4 bottom right of the grid. Required."
+)
 _DEADLINE_SECONDS = 3_900  # resellers end a task after an hour (new-api, `controller/midjourney.go`)
 
 
@@ -71,12 +72,8 @@ def _without_prompt(
     )
 
 
-def _without_index(options: Mapping[str, Any], _roles: Collection[str]) -> tuple[str, str] | None:
-    return None if "index" in options else ("index", "it is required, from 1 to 4")
-
-
 _OF_A_GRID = InputRules(most=1, made_here=True, needs_prompt=False)
-_OF_A_PICTURE = InputRules(most=1, made_here=True, needs_prompt=False, misfit=_without_index)
+_OF_A_PICTURE = InputRules(most=1, made_here=True, needs_prompt=False, needs=("index",))
 MODELS = (
     _model("mj_imagine", ("raw",)),
     _model("niji", ("raw", "cute", "expressive", "original", "scenic")),
