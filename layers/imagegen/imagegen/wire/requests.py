@@ -83,21 +83,20 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
 
         Without a name: the default, or the first with the size if the default lacks it.
         """
+        name = _text(fields, "model")
+        model = None if name is None else self.catalog.named(name)
+        if model and self.operation in model.operations:
+            return model.doing(self.operation)
         able = self.catalog.doing(self.operation)
         if not able.models:
             raise InvalidRequestError("No model of this service can do this.", param="model", code="model_not_found")
-        name = _text(fields, "model")
-        if name is not None:
-            model = self.catalog.named(name)
-            if model is None:
-                raise InvalidRequestError(unknown_model(name, able), param="model", code="model_not_found")
-            if self.operation not in model.operations:
-                raise InvalidRequestError(
-                    _wrong_operation(model, self.operation, able), param="model", code="invalid_value"
-                )
-            return model.doing(self.operation)
-        size = fields.get("size")
-        return able.for_size(size) if isinstance(size, str) else able.models[able.default]
+        if name is None:
+            size = fields.get("size")
+            return able.for_size(size) if isinstance(size, str) else able.models[able.default]
+        if model is None:
+            raise InvalidRequestError(unknown_model(name, able), param="model", code="model_not_found")
+        message = _wrong_operation(model, self.operation, able)
+        raise InvalidRequestError(message, param="model", code="invalid_value")
 
     def _value(self, fields: dict[str, Any], field: RequestField) -> Any:
         """Returns the value of a field, `None` if it is absent or means the model's default."""
