@@ -188,13 +188,13 @@ def test_an_image_at_a_private_address_is_refused(world: World, caller: Client, 
 
 
 def test_the_refusal_of_a_form_that_is_too_large_names_the_uploads(world: World, caller: Client, prompt: str) -> None:
-    with caller.openai() as client, pytest.raises(openai.APIStatusError, match="/v1/images/uploads") as error:
+    with caller.openai() as client, pytest.raises(openai.APIStatusError, match="POST /v1/images/uploads") as error:
         client.images.edit(model="gpt-image-1.5", image=photograph(8_000_000), prompt=prompt)
     assert (error.value.status_code, error.value.code) == (413, "request_too_large")
     assert world.calls(prompt) == []
 
 
-def test_an_upload_belongs_to_its_caller_and_an_image_to_whoever_knows_its_id(
+def test_an_upload_belongs_to_its_caller_and_an_image_works_for_all_who_know_its_id(
     world: World, caller: Client, prompt: str
 ) -> None:
     other, image = world.caller(), picture(GREEN)

@@ -56,7 +56,7 @@ def test_the_answers_to_a_request_that_is_too_large_name_the_way_out(template: T
     }
     for _, answer in found.values():
         assert "a form over 4.4 MB does not fit" in answer["error"]["message"]
-        assert "/v1/images/uploads" in answer["error"]["message"]
+        assert "POST /v1/images/uploads" in answer["error"]["message"]
 
 
 def test_a_form_of_that_size_fits_with_the_longest_headers() -> None:

@@ -363,7 +363,7 @@ def test_a_deletion_is_unfinished_while_an_input_cannot_be_deleted(service: InMe
         service.delete(generation.id)
     assert list(service.inputs.saved) == [own]
     assert set(generation.image_ids).isdisjoint(service.images.saved)
-    with pytest.raises(errors.ImageStorageError):  # the sweep comes again
+    with pytest.raises(errors.ImageStorageError):  # the sweep tries again later
         service.deliver(generation.id)
     service.delete(generation.id)
     assert service.inputs.saved == {}

@@ -69,7 +69,7 @@ class S3InputStore:
             length = response.headers.get("Content-Length")
             if length is None:  # the connection broke off within the headers
                 raise _not_read()
-            response.decode_content = False  # whoever uploads may name a Content-Encoding, which is not signed
+            response.decode_content = False  # a caller may upload with a Content-Encoding, which is not signed
             blocks = read_blocks(response, deadline, _not_read)
             yield ReadInput(offset + int(length), blocks, response.headers.get(GENERATION_ID, ""))
 

@@ -15,6 +15,7 @@ HEADER_BYTES = 1024 * 1024  # the part of a file in which the header must lie
 # Each segment of a JPEG and each chunk of a PNG costs one turn of a loop in Python, so their number is limited. Real
 # headers have some dozens. An ICC profile takes 255 segments at most (ICC.1:2010, annex B).
 _MOST_PARTS = 2048
+_FIRST_THAT_SWAPS = 5  # of the orientations 1 to 8: Exif 2.32, 4.6.4
 
 
 class UnreadableImageError(Exception):
@@ -24,7 +25,7 @@ class UnreadableImageError(Exception):
 class ImageHeader(msgspec.Struct, frozen=True):
     """`width` and `height` are those of the stored pixels. `orientation` is that of a JPEG's EXIF, which turns them.
 
-    An orientation of 1 leaves them as they are, and those from 5 swap width and height.
+    An orientation of 1 leaves them as they are.
 
     `has_alpha` says whether the header announces transparent pixels: an alpha channel, or a PNG's tRNS chunk in the
     first `HEADER_BYTES`. The pixels may be opaque all the same. It is always `False` for a GIF, whose header says
@@ -36,6 +37,11 @@ class ImageHeader(msgspec.Struct, frozen=True):
     height: int
     has_alpha: bool
     orientation: int = 1
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Width and height after the turn."""
+        return (self.height, self.width) if self.orientation >= _FIRST_THAT_SWAPS else (self.width, self.height)
 
 
 def read_header(head: bytes | memoryview) -> ImageHeader:

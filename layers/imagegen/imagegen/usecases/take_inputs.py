@@ -49,7 +49,6 @@ TAKE_SECONDS = 20.0
 _MOST_FETCHED_BYTES = 50_000_000  # from the URLs of one request, in all
 _MOST_READ_BYTES = 200_000_000  # from objects of S3 for one event, in all: the intake has them in its memory of 1 GB
 _TAIL_BYTES = 1024
-_FIRST_THAT_SWAPS = 5  # of the orientations in EXIF
 _KINDS = "PNG, JPEG or WebP"
 _NO_UPLOAD = "there is no upload with this id, or its content was not sent (PUT) yet"
 
@@ -315,9 +314,7 @@ def _content(given: GivenImage, length: int, blocks: Iterable[bytes | memoryview
     # Phones append films to their JPEGs, of any length.
     if kind != JPEG and not image_format.is_whole(kind, bytes(head[: image_format.HEAD_BYTES]), tail, length):
         raise _invalid(given, "it ends too early")
-    width, height = header.width, header.height
-    if header.orientation >= _FIRST_THAT_SWAPS:
-        width, height = height, width
+    width, height = header.shown_size
     return _Content(digest.hexdigest(), kind, length, width, height, header.has_alpha, header.orientation != 1)
 
 
