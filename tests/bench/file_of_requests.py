@@ -5,26 +5,39 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
-from imagegen.domain.batches import EndedLine, InboxFile
+from imagegen.domain.batches import EndedLine
 from imagegen.domain.deadline import Deadline
+from imagegen.domain.files import StoredObject
 from imagegen.domain.generations import Generation
 from imagegen.domain.queues import WorkQueue
-from imagegen.usecases.continue_batch import begin_batch
+from imagegen.usecases.begin_batch import begin_inbox_batch
 from imagegen.usecases.manage_generation import CancelGeneration
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
 from imagegen.usecases.read_batch import CHUNK_THREADS
 from imagegen.usecases.submit import SubmitGeneration
+from imagegen.usecases.take_inputs import TakeInputs
 from imagegen.wire.batches import outcome_line
-from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore
+from tests.fakes.batches import (
+    FakeBatchBus,
+    FakeBatchLines,
+    FakeBatchQueue,
+    FakeBatchStore,
+    FakeFileContents,
+    FakeFileStore,
+)
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.idempotency_keys import FakeIdempotencyKeys
+from tests.fakes.image_store import FakeImageStore
+from tests.fakes.input_source import FakeInputSource
+from tests.fakes.input_store import FakeInputStore
 from tests.fakes.journal import FakeJournal
 from tests.fakes.quota_counters import FakeQuotaCounters
 from tests.support.in_memory import batch_continuation
 from tests.support.models import MODELS
+from tests.support.same_thread import SameThread
 
 _BODY = {"model": "dall-e-3", "prompt": "x" * 900}
 _FIELDS = {"custom_id": "line", "method": "POST", "url": "/v1/images/generations", "body": _BODY}
@@ -66,20 +79,15 @@ class _Lines(FakeBatchLines):
         return repeat(EndedLine(completed=True, text="x" * (len(LINE) - 1)), self._count)
 
 
-class _Files:
-    def has(self, file: InboxFile, deadline: Deadline) -> bool:
-        return True
-
-    def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
+class _Files(FakeFileContents):
+    def read(self, file: StoredObject, offset: int, length: int, deadline: Deadline) -> bytes:
         start = offset % len(LINE)
         return (LINE * (length // len(LINE) + 2))[start : start + length]
 
-    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
+    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> StoredObject:
         if sum(map(len, blocks)) != length:
             raise AssertionError("a file does not have the declared length")
-
-    def delete(self, key: str, deadline: Deadline) -> None:
-        pass
+        return StoredObject(key, "1", length)
 
 
 def run(count: int) -> None:
@@ -101,9 +109,12 @@ def run(count: int) -> None:
     with ThreadPoolExecutor(CHUNK_THREADS) as pool:
         publisher = PublishGeneration(records, returns, progress, bus)
         cancellation = CancelGeneration(records, publisher, lambda: 1.0)
-        continuation = batch_continuation(progress, submission, cancellation, files, FakeBatchBus(), pool)
-        file = InboxFile("inbox/bench/file.jsonl", "1", count * len(LINE))
-        batch = begin_batch("bucket", file, "bench", batches, 0.0)
+        inputs = TakeInputs(FakeInputStore(FakeImageStore()), FakeInputSource(), None, records, SameThread())
+        continuation = batch_continuation(
+            progress, submission, cancellation, FakeFileStore(), files, FakeBatchBus(), pool, inputs=inputs
+        )
+        file = StoredObject("inbox/bench/file.jsonl", "1", count * len(LINE))
+        batch = begin_inbox_batch("bucket", file, "bench", batches, FakeFileStore(), 0.0)
         continuation.run(batch.id, Deadline.after(_SECONDS), lambda _: None)
     ended = batches.get(batch.id)
     if ended is None or ended.counts is None or ended.counts.completed != count:

@@ -23,7 +23,7 @@ from imagegen.bootstrap.records import Records
 from imagegen.settings import ApiSettings, WorkerSettings
 from imagegen.usecases.work_on_generation import GenerationWorker
 from tests.bench.sink import ROOT
-from tests.fakes.batches import FakeBatchLines, FakeBatchQueue, FakeBatchStore
+from tests.fakes.batches import FakeBatchLines, FakeBatchQueue, FakeBatchStore, FakeFileStore
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
@@ -110,6 +110,7 @@ def _in_memory() -> Records:
         keys=FakeIdempotencyKeys(),
         batches=batches,
         lines=FakeBatchLines(batches),
+        files=FakeFileStore(),
         counters=FakeQuotaCounters(),
         slots=FakeUpstreamSlots({}),
         queue=FakeGenerationQueue(),

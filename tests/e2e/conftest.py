@@ -42,7 +42,7 @@ def issuer() -> Iterator[FakeIssuer]:
 @pytest.fixture(scope="session")
 def staged_world(issuer: FakeIssuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """From source, under a stage. A request is redirected after a second."""
-    parameters = {"OidcIssuer": issuer.url, "OidcAudience": AUDIENCE, "WaitSeconds": "1"}
+    parameters = {"OidcIssuer": issuer.url, "OidcAudience": AUDIENCE, "WaitSeconds": "1", "BatchWindowSeconds": "4"}
     with running_world(tmp_path_factory.mktemp("staged"), parameters, stage="prod") as world:
         yield world
 

@@ -242,9 +242,9 @@ def test_a_retry_of_openais_clients_attaches_without_a_key(deployed: Deployment)
 @pytest.mark.deployed(images=1)
 def test_a_generation_is_polled_listed_hidden_from_others_and_deleted(deployed: Deployment) -> None:
     begun = deployed.post(deployed.asked(), Prefer="respond-async")
-    assert begun.status == 202, begun.content
     generation_id = begun.json["id"]
-    assert begun.headers["location"] == f"generations/{generation_id}"
+    if begun.status != 200:  # the worker was not faster than the answer
+        assert (begun.status, begun.headers["location"]) == (202, f"generations/{generation_id}"), begun.content
     generation = deployed.until_ended(generation_id, SECONDS)
     assert (generation["object"], generation["status"]) == ("image.generation", "completed"), generation
     (image,) = generation["data"]
@@ -342,7 +342,7 @@ def test_a_file_is_answered_although_its_key_changes_with_url_encoding(
     s3.put_object(Bucket=bucket, Key=dropped, Body=b"{")
     try:
         batch = deployed.until_batch_ended(dropped)
-        assert (batch["status"], batch["output_file_id"], batch["error_file_id"]) == ("completed", None, errors)
+        assert (batch["status"], batch["output_key"], batch["error_key"]) == ("completed", None, errors)
         (line,) = s3.get_object(Bucket=bucket, Key=errors)["Body"].read().splitlines()
         assert json.loads(line)["response"]["status_code"] == 400
     finally:

@@ -15,10 +15,10 @@ from local.aws_door import AwsCall, Fault
 from local.serving import Reply, Request
 from local.upstream_tasks import NEVER_ENDS
 from tests.fakes.provider import png
-from tests.support.client import EDITS, INLINE, QUEUED, SMALL, Client, fetched
+from tests.support.client import EDITS, EDITS_PATH, INLINE, QUEUED, SMALL, Client, fetched
 from tests.support.pictures import picture
 from tests.support.waiting import until
-from tests.support.world import PARAMETERS, Gate, World, answering, batch_line, refusing, running_world
+from tests.support.world import PARAMETERS, Gate, World, answering, batch_line, edit_line, refusing, running_world
 
 # Not the functions' own calls: the Lambda service writes a function's log by the function's role.
 CALLED_BY_LAMBDA = {"logs:CreateLogStream", "logs:PutLogEvents"}
@@ -54,6 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         left_to_the_worker(world, caller)
         by_event(world, caller)
         by_file(world, caller)
+        by_batch(world, caller)
         given_up(world, caller)
         yield world
 
@@ -110,19 +111,32 @@ def by_event(world: World, caller: Client) -> None:
 
 
 def by_file(world: World, caller: Client) -> None:
-    """A file that is made, and one that is cancelled before its image is made."""
+    """A file that is made, and is then read and deleted by the API, and one that is cancelled while it is made."""
     prompt = world.will("by file", lambda _: Reply(429))  # its next message goes to the queue of lines
     batch = caller.until_batch_ended(world.drop(batch_line("made", prompt), caller.name))
-    (output,) = world.lines(batch["output_file_id"])
+    (output,) = world.lines(batch["output_key"])
     (image,) = output["response"]["body"]["data"]
     assert image["url"] == image["permalink"]
     assert caller.delete(line_generation_id(batch["id"], 1)).status == 200
+    for file_id in (batch["input_file_id"], batch["output_file_id"]):
+        assert caller.get(f"/files/{file_id}/content").status == 200
+        assert caller.ask("DELETE", f"/files/{file_id}").status == 200
     gate = world.hold("cancelled by file")
     key = world.drop(batch_line("cancelled", "cancelled by file"), caller.name)
     gate.until_reached()
     assert caller.cancel_batch(until(lambda: caller.batch_of(key))["id"]).status == 200  # type: ignore[index]
-    assert caller.until_batch_ended(key)["status"] == "cancelled"
     gate.open()
+    assert caller.until_batch_ended(key)["status"] == "cancelled"
+
+
+def by_batch(world: World, caller: Client) -> None:
+    """A batch over HTTP that edits a file of the caller."""
+    image = caller.give(picture(), "vision")
+    line = edit_line("edit", "an edit by batch", image)
+    batch = caller.until_ended_batch(caller.create_batch(caller.give(line.encode()), EDITS_PATH).json["id"])
+    assert batch["request_counts"]["completed"] == 1
+    assert caller.get(f"/files/{batch['output_file_id']}/content").status == 200
+    assert caller.ask("DELETE", f"/files/{image}").status == 200
 
 
 def given_up(world: World, caller: Client) -> None:

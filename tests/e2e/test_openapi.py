@@ -76,6 +76,7 @@ class Described:
         return dict(answer.json)
 
 
+RUNNING: Json = {"status": "queued"}
 # By operation: its path, and a model with the further fields of a request.
 WITH_IMAGES: dict[str, tuple[str, Json]] = {
     "createEdit": ("/v1/images/edits", {"model": "gpt-image-1", "prompt": "a hat", "response_format": "url"}),
@@ -94,8 +95,8 @@ def check_requests_with_images(ask: Described) -> None:
     ask("POST", "/v1/images/uploads", body={}, Authorization="Bearer ig_local_wrong")
     one, by_url = "/v1/images/generations/{generation_id}", f"data:image/png;base64,{b64encode(content).decode()}"
     for operation, (path, fields) in WITH_IMAGES.items():
-        made: Json = {}
-        while not made.get("data"):  # a redirect has none yet
+        made: Json = RUNNING
+        while "status" in made:  # a redirect has the generation
             body = {**fields, "images": [{"image_url": by_url}]}
             made = ask("POST", path, body=body, Idempotency_Key=operation)
         for image in (("image.png", content), by_url, begun["id"]):
@@ -103,7 +104,7 @@ def check_requests_with_images(ask: Described) -> None:
             made = ask("POST", path, body=form, Content_Type=media_type, **QUEUED)
             shown = ask("GET", f"/v1/images/generations/{made['id']}", one)
             assert [each["bytes"] for each in shown["inputs"]] == [len(content)]
-        while not made.get("data"):
+        while "status" in made:
             made = ask("GET", f"/v1/images/generations/{made['id']}/result", f"{one}/result")
         assert ask("GET", f"/v1/images/generations/{made['id']}", one)["data"]
         ask("POST", path, body=fields)
@@ -113,17 +114,45 @@ def check_requests_with_images(ask: Described) -> None:
     assert {200, 400, 401, 413, 415} <= {status for each, status in ask.seen if each == "createUpload"}
 
 
+def check_files_and_batches(ask: Described, caller: Client, lines: str) -> None:
+    one = "/v1/files/{file_id}"
+    form, media_type = urllib3.encode_multipart_formdata([("purpose", "batch"), ("file", ("a.jsonl", lines))])
+    file = ask("POST", "/v1/files", body=form, Content_Type=media_type)["id"]
+    ask("POST", "/v1/files", body={"purpose": "batch"})
+    upload = {"purpose": "vision", "filename": "a.png", "bytes": 3}
+    for body in (upload, upload | {"bytes": 0}):
+        ask("POST", "/v1/files/uploads", body=body)
+    for query in ("", "?order=asc&purpose=batch&limit=1", "?limit=0"):
+        ask("GET", f"/v1/files{query}")
+    asked = {"input_file_id": file, "endpoint": "/v1/images/generations", "completion_window": "24h"}
+    for body in (asked, asked | {"completion_window": "1h"}, asked | {"input_file_id": f"file-{'A' * 22}"}):
+        ask("POST", "/v1/batches", body=body, Idempotency_Key=str(body))
+    form, media_type = urllib3.encode_multipart_formdata([("purpose", "vision"), ("file", ("a.png", picture()))])
+    image = ask("POST", "/v1/files", body=form, Content_Type=media_type)["id"]
+    for each in (file, image, "file-x"):
+        ask("GET", f"/v1/files/{each}", one)
+        ask("GET", f"/v1/files/{each}/content", f"{one}/content")
+        ask("DELETE", f"/v1/files/{each}", one)
+    for batch in ask("GET", "/v1/batches")["data"]:
+        caller.until_ended_batch(batch["id"])
+        ask("GET", f"/v1/batches/{batch['id']}", "/v1/batches/{batch_id}")
+        ask("POST", f"/v1/batches/{batch['id']}/cancel", "/v1/batches/{batch_id}/cancel")
+    assert ask("GET", f"/v1/batches?after={batch['id']}")["data"] == []
+    ask("GET", "/v1/batches/batch_x", "/v1/batches/{batch_id}")
+    assert {200, 302, 404} <= {status for each, status in ask.seen if each == "getFileContent"}
+
+
 def test_each_answer_of_a_whole_life_is_described(staged_world: World, document: Json) -> None:
     caller, run = staged_world.caller(), uuid4().hex
     ask = Described(caller, document)
     create, one = "/v1/images/generations", "/v1/images/generations/{generation_id}"
-    made: Json = {}
+    made: Json = RUNNING
     for model in ("dall-e-3", "gpt-image-1"):
-        body, made = {"prompt": "an otter", "model": model, "response_format": "url"}, {}
-        while not made.get("data"):  # a redirect has none yet
+        body, made = {"prompt": "an otter", "model": model, "response_format": "url"}, RUNNING
+        while "status" in made:  # a redirect has the generation
             made = ask("POST", create, body=body, Idempotency_Key=model, **INLINE)
     whole = ask("POST", create, body={**SMALL, "prompt": "whole", "response_format": "b64_json"}, **INLINE)
-    while not whole.get("data"):
+    while "status" in whole:
         whole = ask("GET", f"{create}/{whole['id']}/result", f"{one}/result")
     assert whole["data"][0]["b64_json"]
     gate = staged_world.hold(run)
@@ -156,10 +185,7 @@ def test_each_answer_of_a_whole_life_is_described(staged_world: World, document:
         ask("GET", f"/v1/models/{name}", "/v1/models/{model}")
     lines = batch_line("one", "by file") + "\n" + batch_line("bad", "")
     caller.until_batch_ended(staged_world.drop(lines, caller.name))
-    batch = ask("GET", "/v1/batches")["data"][0]["id"]
-    assert ask("GET", f"/v1/batches?after={batch}")["data"] == []
-    ask("GET", f"/v1/batches/{batch}", "/v1/batches/{batch_id}")
-    ask("POST", f"/v1/batches/{batch}/cancel", "/v1/batches/{batch_id}/cancel")
+    check_files_and_batches(ask, caller, lines)
     for page in ("/health", "/v1/models", "/", "/playground.js", "/playground.css", "/docs", "/openapi.json"):
         ask("GET", page)
     for name in ("docs.js", "swagger-ui.min.css", "nothing"):

@@ -29,12 +29,12 @@ from imagegen.usecases.heartbeat import heartbeat
 from imagegen.usecases.wait import wait
 from local.aws_door import TokenBucket
 from tests.conftest import ROOT
-from tests.explorer.schedule import SameThread
 from tests.explorer.simulated_time import SimulatedTime
 from tests.fakes.dynamo_items import FakeDynamoItems
 from tests.support.client import MOST_REDIRECTS
 from tests.support.in_memory import InMemoryService
 from tests.support.models import read_request
+from tests.support.same_thread import SameThread
 
 FUNCTION_SECONDS = 900.0
 ROUND_TRIP_SECONDS = 0.05  # a poll in a loop takes no less

@@ -2,9 +2,9 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from imagegen.domain.batches import Counts
+from imagegen.domain.batches import Batch, BatchStatus, Counts
 from imagegen.domain.errors import OutcomeUnknownError, UpstreamTaskUnfinishedError
 from imagegen.domain.generations import Generation, Status
 from imagegen.usecases.send_upstream_call import MOST_SENT
@@ -252,10 +252,16 @@ def broken_in_batch(world: BatchWorld) -> list[str]:
 
 
 def _batch(world: BatchWorld) -> Iterator[str]:
-    """The batch ends and is published. Each line is in its files once, as the counts say. None is pending."""
-    batch = world.batches._records.get(world.batch_id)
+    """The batch ends and is published. None of its lines is pending."""
     if world.batch_mailbox.dead:
         yield "a message of the batch is a dead letter"
+    if len(world.batches._records) > 1:
+        yield "a client that repeats its request has created two batches"
+    batch = world.batches._records.get(str(world.batch_id))
+    if batch is None and world.scenario.http:
+        if not world.creator.failed or world.store._records:
+            yield "the client was answered, or a line began, and there is no batch"
+        return
     if batch is None or not batch.ended:
         yield f"the batch never ends: {batch and batch.status}"
         return
@@ -263,27 +269,47 @@ def _batch(world: BatchWorld) -> Iterator[str]:
         yield "the end of the batch was never published"
     if world.batch_lines._pending:
         yield "a line is pending after the end"
-    files = world.box.there
+    if batch.status is BatchStatus.FAILED:
+        if not world.is_file_deleted or world.store._records or world.box.there:
+            yield f"the batch failed: {batch.problems}"
+        return
+    yield from _files_of(batch, world)
+    yield from _lines_of(batch, world)
+
+
+def _files_of(batch: Batch, world: BatchWorld) -> Iterator[str]:
+    """The files are those that the batch names, and have records. None is empty."""
+    files, records = world.box.there, world.file_records.records
     answer = batch_answer(batch, batch.counts or Counts(0, 0))
-    yield from _files(files, {answer["output_file_id"], answer["error_file_id"]} - {None})
-    lines = [json.loads(text) for content in files.values() for text in content.splitlines()]
-    names = [line["custom_id"] for line in lines]
-    if len(set(names)) != len(names):
-        yield "a line is in the files twice"
-    wanted = {f"c{number}" for number in range(world.size)}
-    if not set(names) <= wanted or (batch.cancelling_at is None and set(names) != wanted):
-        yield f"the files have the lines {names} of {world.size}"
-    completed = {line["custom_id"] for line in lines if line["response"]["status_code"] == 200}
+    named = {batch.output_key: answer["output_file_id"], batch.errors_key: answer["error_file_id"]}
+    existing = {key: file_id for key, file_id in named.items() if file_id}
+    if files.keys() != existing.keys():
+        yield f"the files are {sorted(files)}, the batch names {sorted(existing)}"
+    if not all(files.values()):
+        yield "a file has no line"
+    for key, file_id in existing.items():
+        record = records.get(file_id)
+        if record is None or (record.object.key, record.object.size) != (key, len(files.get(key, b""))):
+            yield f"{file_id} has no record, or that of another file"
+
+
+def _lines_of(batch: Batch, world: BatchWorld) -> Iterator[str]:
+    """Each line is in the files once, as the counts say, and with its own custom_id."""
+    lines = [json.loads(text) for content in world.box.there.values() for text in content.splitlines()]
+    numbers = sorted(line["line"] for line in lines)
+    if numbers != list(range(1, world.size + 1)):
+        yield f"the files have the lines {numbers} of {world.size}"
+    wrong = [line["line"] for line in lines if line["custom_id"] not in (f"c{line['line'] - 1}", None)]
+    unknown = [line["line"] for line in lines if line["custom_id"] is None]
+    if wrong or (unknown and not world.is_file_deleted):
+        yield f"the lines {wrong + unknown} have the custom_id of another, or none"
+    completed = {line["custom_id"] for line in lines if (line["response"] or {}).get("status_code") == 200}
     if batch.counts != Counts(len(completed), len(lines) - len(completed)):
         yield f"the counts are {batch.counts}, the files have {len(completed)} completed of {len(lines)}"
     for record in _live(world):
         if record.status is Status.COMPLETED and record.origin.custom_id not in completed:
             yield f"{record.id} is completed, and not in the output"
-
-
-def _files(files: Mapping[str, bytes], named: set[str]) -> Iterator[str]:
-    """The files are those that the batch names, and none is empty."""
-    if files.keys() != named:
-        yield f"the files are {sorted(files)}, the batch names {sorted(named)}"
-    if not all(files.values()):
-        yield "a file has no line"
+    stopped = {line["error"]["code"] for line in lines if line["error"]}
+    reasons = {"batch_cancelled": batch.cancelling_at, "batch_expired": batch.expiring_at}
+    if not stopped <= {code for code, at in reasons.items() if at}:
+        yield f"lines ended as {stopped}"

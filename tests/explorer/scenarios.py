@@ -80,6 +80,8 @@ class Scenario:
     slot_per_image: bool = False
     removed: float = 0.0
     until: float = 1e6  # the seconds of one turn of the intake
+    http: bool = False  # a client creates the batch, for a file of its own
+    window: float = 24 * 3600.0  # seconds
     rounds: tuple[int, ...] = (40, 80, 160)
     refusals: tuple[str, ...] = ("key",)
     failures: tuple[str, ...] = ("failed",)
@@ -304,6 +306,21 @@ REQUESTS |= {
     "routes, slots and money": but(
         _MONEY_TROUBLE, slots=(1, 1), clients=_CROWD, refused=0.3, cancel=True, delete=True, operator=True, hurry=0.1
     ),
+}
+
+_OVER_HTTP = but(_BATCH, http=True, duplicate=True)
+_HTTP_KILLS = but(_BATCH_KILLS, http=True)
+
+BATCHES |= {
+    "http": _OVER_HTTP,
+    "http, kills": _HTTP_KILLS,
+    "http, faults": but(_OVER_HTTP, before=0.03, after=0.03, repeat=0.02),
+    "http, cancel and delete": but(_OVER_HTTP, cancel=True, delete=True),
+    "http, all trouble": but(_HTTP_KILLS, before=0.01, after=0.02, kill=0.08, cancel=True, delete=True),
+    "http, window": but(_OVER_HTTP, window=60.0, jump=45, cancel=True),
+    "http, window and trouble": but(_HTTP_KILLS, window=90.0, before=0.02, after=0.02, delete=True),
+    "http, tasks": but(_HTTP_KILLS, tasks=_ANY_END, slots=(2,), window=120.0, before=0.01, after=0.01, cancel=True),
+    "http, little time": but(_OVER_HTTP, hurry=0.3, until=0, kill=0.05, window=300.0),
 }
 
 # Leases are lost, and images that cost nothing are returned to the quota: of two processes, only one may find enough.

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from imagegen.consumers.queue_consumer import retry_delay
-from imagegen.domain.batches import InboxFile, batch_id_of
+from imagegen.domain.batches import AskedBatch, batch_id_of
 from imagegen.domain.credentials import Caller
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
+    FileUnavailableError,
     ImageDownloadInterruptedError,
     ImagegenError,
     ImageStorageInterruptedError,
@@ -25,6 +26,7 @@ from imagegen.domain.errors import (
     SecretUnavailableError,
 )
 from imagegen.domain.failures import Failure
+from imagegen.domain.files import File, Purpose, StoredObject, new_file_id, object_key
 from imagegen.domain.generations import Generation, LostClaimError, Status, UpstreamCall
 from imagegen.domain.images import ImageRequest, ResponseFormat
 from imagegen.domain.inputs import GivenImage, InputRules, Operation
@@ -33,8 +35,10 @@ from imagegen.domain.queues import WorkQueue
 from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.domain.slots import slots_name
 from imagegen.domain.upstreams import Route
-from imagegen.usecases.continue_batch import begin_batch, cancel_batch
+from imagegen.usecases.begin_batch import BeginBatch, begin_inbox_batch
+from imagegen.usecases.continue_batch import cancel_batch
 from imagegen.usecases.delete_images import DeleteImages
+from imagegen.usecases.manage_files import ManageFiles
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration, RetryGeneration
 from imagegen.usecases.open_inputs import OpenInputs
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
@@ -48,10 +52,10 @@ from imagegen.usecases.upstream_slots import UpstreamLimits
 from imagegen.usecases.work_on_generation import GenerationWorker
 from imagegen.wire.batches import outcome_line
 from tests.explorer.scenarios import REPEATED_BY_TOKEN, Scenario
-from tests.explorer.schedule import Actor, SameThread, Schedule
+from tests.explorer.schedule import Actor, Schedule
 from tests.explorer.slots import OpenSlots
 from tests.explorer.upstreams import CALL_SECONDS, PRICES, PROTOCOL, Asked, PaintingUpstream, Task, UnexpectedError
-from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchStore, FakeFiles
+from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchStore, FakeFileContents, FakeFileStore
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.idempotency_keys import FakeIdempotencyKeys
@@ -64,6 +68,7 @@ from tests.fakes.quota_counters import FakeQuotaCounters
 from tests.fakes.slots import FakeUpstreamSlots
 from tests.support.in_memory import batch_continuation
 from tests.support.models import MODELS
+from tests.support.same_thread import SameThread
 
 START = 1_760_000_000.0
 LEASE = 60.0
@@ -455,13 +460,13 @@ class World:
         return result
 
     def seen(self, actor: Actor, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if name in ("end", "cancel") and isinstance(result, Generation):
+        if name in ("end", "cancel", "cancel_unbegun") and isinstance(result, Generation):
             self.ends.add((result.id, result.completed_at))
         elif name == "save_attempt":
             actor.sending, actor.attempt, actor.sent_at = (args[0], args[2]), args[3], args[4].sent_at
         elif name in ("claim", "get") and args[0] in self.store._records:
             self._note_claim(actor, kwargs.get("poll"), result)
-        elif name == "create":
+        elif name == "create" and isinstance(args[0], Generation):
             actor.owner = args[0].owner
         elif name == "await_poll":
             self._note_round(*args)
@@ -871,7 +876,10 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
 
 
 class BatchWorld(World):
-    """A run with a file of one to five lines in the inbox, of which one may be invalid."""
+    """A run with a file of one to five lines, of which one may be invalid.
+
+    The file is in the inbox or, with `http`, a client creates the batch for it, and repeats that until it is answered.
+    """
 
     # A line that could not begin begins with the same id when the file is read again. If its batch is cancelled before,
     # it is unknown whether its quota was taken, so it stays taken.
@@ -880,30 +888,69 @@ class BatchWorld(World):
     def __init__(self, scenario: Scenario, seed: int) -> None:
         super().__init__(scenario, seed)
         self.clients = []
-        self.batch_bus, self.box = FakeBatchBus(), FakeFiles()
-        box: Any = Faulty(self, self.box, "images", ImageStorageInterruptedError)
+        self.batch_bus, self.box, self.file_records = FakeBatchBus(), FakeFileContents(), FakeFileStore()
+        box: Any = Faulty(self, self.box, "images", FileUnavailableError)
+        self.faulty_files = self.faulty(self.file_records, "records")
         bus = self.faulty(self.batch_bus, "bus")
         self.continuation = batch_continuation(
             self.progress,
             self.submission,
             self.cancellation,
+            self.faulty_files,
             box,
             bus,
             SameThread(),
-            caller_named=self._caller_named,
+            inputs=TakeInputs(self.faulty_inputs, NoSource(), None, self.records, self.pool),
+            recorded_caller=self._batch_caller,
         )
         self.size = self.rng.choice((1, 3, 5))
         wrong = self.rng.randrange(self.size) if self.rng.random() < 0.4 else -1
-        self.box.content = b"\n".join(self._line(number, wrong=number == wrong) for number in range(self.size))
-        self.file = InboxFile("inbox/alice/a.jsonl", "v1", len(self.box.content))
-        self.batch_id = batch_id_of("bucket", self.file.key, self.file.version)
+        content = b"\n".join(self._line(number, wrong=number == wrong) for number in range(self.size))
+        self.file = StoredObject("inbox/alice/a.jsonl", "v1", len(content))
         self.repeated_drops = 0
         self.cancelling = False
-        self.batch_mailbox.send(_DROPPED, "alice")
+        self.creator = Client("alice", "key" if self.rng.random() < 0.4 else None)
+        self.is_key_deleted = self.is_file_deleted = False
+        if scenario.http:
+            file_id = new_file_id()
+            self.file = StoredObject(object_key("alice", file_id), "", len(content))
+            self.given = File(
+                id=file_id,
+                caller="alice",
+                purpose=Purpose.BATCH,
+                filename="a.jsonl",
+                object=self.file,
+                created_at=START,
+            )
+            self.file_records.create(self.given)
+            managed = ManageFiles(self.faulty_files, box, SameThread(), 1e9, self.clock)
+            self.beginning = BeginBatch(
+                self.progress.batches,
+                managed,
+                self.progress.queue,
+                self.submission.keys,
+                scenario.window,
+                LEASE,
+                self.clock,
+            )
+        else:
+            self.batch_mailbox.send(_DROPPED, "alice")
+        self.box.given[self.file.key] = content
+
+    @property
+    def batch_id(self) -> str | None:
+        """The id of the batch, `None` as long as no client has created it."""
+        if not self.scenario.http:
+            return batch_id_of("bucket", self.file.key, self.file.version)
+        return next(iter(self.batches._records), None)
+
+    def _batch_caller(self, name: str) -> Caller | None:
+        return None if self.is_key_deleted else self._caller_named(name)
 
     def _line(self, number: int, *, wrong: bool) -> bytes:
-        url = "/nowhere" if wrong else "/v1/images/generations"
-        body = {"prompt": f"cat {number}", "response_format": self.response_format}
+        """A line. A wrong one has a request that is not valid, and in the inbox a wrong URL."""
+        url = "/nowhere" if wrong and not self.scenario.http else "/v1/images/generations"
+        body = {"prompt": "" if wrong else f"cat {number}", "response_format": self.response_format}
         return json.dumps({"custom_id": f"c{number}", "method": "POST", "url": url, "body": body}).encode()
 
     def waiting(self) -> list[Message]:
@@ -926,7 +973,40 @@ class BatchWorld(World):
         if scenario.delete and self.most_deletions and chance() < 0.05:
             existing = [each.id for each in self.store._records.values() if each]
             moves += [partial(self._delete, self.rng.choice(existing))] * 3 if existing else []
+        if scenario.http:
+            moves += self._creations()
+        if scenario.http and scenario.delete and self.batches._records and chance() < 0.02:
+            moves += [self._delete_file, self._delete_key]
         return moves
+
+    def _creations(self) -> list[Actor | Move]:
+        """The next try of the client, once its last one has failed or died."""
+        client = self.creator
+        is_over = client.actor is not None and not client.failed
+        if is_over or client.tries >= self.scenario.tries or client.actor in self.schedule.live:
+            return []
+        return [self._create]
+
+    def _create(self) -> Actor:
+        client, retry = self.creator, self.creator.tries
+        identity = RetryIdentity(client.key, retry if self.scenario.counts else None)
+        client.tries += 1
+        client.failed = True  # until it is answered
+
+        def create() -> None:
+            self.beginning.begin(AskedBatch(self.given.id, "/v1/images/generations"), "alice", identity)
+            client.failed = False
+
+        client.actor = self.spawn("creator", lambda: self.answered(create))
+        return client.actor
+
+    def _delete_file(self) -> None:
+        self.is_file_deleted = True
+        self.box.given.pop(self.file.key, None)
+        self.file_records.records.pop(self.given.id, None)
+
+    def _delete_key(self) -> None:
+        self.is_key_deleted = True
 
     def _continue_batch(self, message: Message) -> Actor:
         message.at = self.now + LEASE
@@ -934,20 +1014,21 @@ class BatchWorld(World):
 
     def _intake(self, message: Message, extend: Callable[[float], None]) -> float | None:
         if message.body == _DROPPED:
-            begin_batch("bucket", self.file, "alice", self.progress.batches, self.now)
-        return self.continuation.run(self.batch_id, Deadline.after(self.scenario.until), extend)
+            begin_inbox_batch("bucket", self.file, "alice", self.progress.batches, self.faulty_files, self.now)
+        batch_id = str(self.batch_id) if message.body == _DROPPED else message.body
+        return self.continuation.run(batch_id, Deadline.after(self.scenario.until), extend)
 
     def _cancel_batch(self) -> Actor:
         self.cancelling = True
 
         def cancel() -> None:
-            cancel_batch(self.batch_id, "alice", self.progress.batches, self.progress.queue, self.now)
+            cancel_batch(str(self.batch_id), "alice", self.progress.batches, self.progress.queue, self.now)
 
         return self.spawn("canceller", lambda: self.answered(cancel))
 
     def _repeat_drop(self) -> None:
         self.repeated_drops += 1
-        self.batch_mailbox.send(_DROPPED, "alice")
+        self.batch_mailbox.send(str(self.batch_id) if self.scenario.http else _DROPPED, "alice")
 
 
 _DROPPED = "the message of S3 about the file"

@@ -1,12 +1,17 @@
-"""Batches, their lines, their queue and their files in memory."""
+"""Batches, their lines and their queue, and files, in memory."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
-from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
+from imagegen.domain.batches import Batch, BatchProblem, BatchStatus, Checkpoint, Counts, EndedLine
 from imagegen.domain.deadline import Deadline
+from imagegen.domain.errors import UnknownFileError
+from imagegen.domain.files import FILES, File, Purpose, StoredObject
 from imagegen.domain.generations import LostClaimError
+from imagegen.domain.images import SignedUrl
+from imagegen.domain.inputs import SignedUpload
 from tests.fakes.failing import Failing
 
 
@@ -52,6 +57,35 @@ class FakeBatchStore(Failing):
             if batch is not None and batch.owner == owner:
                 self._put(batch, owner=None, lease_until=0.0)
 
+    def begin_lines(self, batch_id: str, owner: str, lines: int, *, now: float) -> Batch:
+        with self._asked():
+            batch = self._owned(batch_id, owner)
+            if batch.status is BatchStatus.CANCELLING:
+                return batch
+            if batch.status not in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
+                raise LostClaimError
+            return self._put(batch, status=BatchStatus.IN_PROGRESS, validated=lines, begun_at=batch.begun_at or now)
+
+    def fail(self, batch_id: str, owner: str, problems: Sequence[BatchProblem], *, now: float) -> Batch:
+        with self._asked():
+            batch = self._records.get(batch_id)
+            if batch is None or batch.owner != owner:
+                raise LostClaimError
+            if batch.status is BatchStatus.CANCELLING:
+                return batch
+            if batch.status not in (BatchStatus.VALIDATING, BatchStatus.FAILED):
+                raise LostClaimError
+            return self._put(batch, status=BatchStatus.FAILED, problems=tuple(problems), ended_at=now)
+
+    def save_wake(self, batch_id: str, owner: str, wake_at: float) -> None:
+        with self._asked():
+            self._put(self._owned(batch_id, owner), wake_at=wake_at)
+
+    def begin_expiring(self, batch_id: str, owner: str, *, now: float) -> Batch:
+        with self._asked():
+            batch = self._owned(batch_id, owner)
+            return self._put(batch, expiring_at=batch.expiring_at or now)
+
     def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch:
         with self._asked():
             return self._put(self._owned(batch_id, owner), checkpoint=checkpoint)
@@ -64,7 +98,8 @@ class FakeBatchStore(Failing):
     def begin_cancelling(self, batch_id: str, *, now: float) -> Batch | None:
         with self._asked():
             batch = self._records.get(batch_id)
-            if batch is None or batch.status not in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING):
+            stoppable = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
+            if batch is None or batch.status not in stoppable:
                 return None
             return self._put(batch, status=BatchStatus.CANCELLING, cancelling_at=batch.cancelling_at or now)
 
@@ -76,10 +111,9 @@ class FakeBatchStore(Failing):
     def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
         with self._asked():
             batch = self._records.get(batch_id)
-            if batch is None or batch.owner != owner or not (batch.ended or batch.status is BatchStatus.FINALIZING):
+            if batch is None or batch.owner != owner or batch.status not in (BatchStatus.FINALIZING, batch.end_status):
                 raise LostClaimError
-            ended = BatchStatus.COMPLETED if batch.cancelling_at is None else BatchStatus.CANCELLED
-            return self._put(batch, status=ended, ended_at=now, counts=counts)
+            return self._put(batch, status=batch.end_status, ended_at=now, counts=counts)
 
     def mark_published(self, batch_id: str) -> None:
         with self._asked():
@@ -183,33 +217,95 @@ class FakeBatchBus(Failing):
             self.ended.append(batch)
 
 
-class FakeFiles(Failing):
-    """Passes the contracts of `ports.Inbox` and `ports.Outbox`.
+class FakeFileContents(Failing):
+    """Passes the contract of `ports.FileContents`.
 
-    `saved` are all files that were written, in order. `there` are those that exist.
+    `given` are the input files by key. `saved` are all files that were written, in order. `there` are those of them
+    that exist.
     """
 
-    def __init__(self, content: bytes = b"") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.content = content
+        self.given: dict[str, bytes] = {}
         self.saved: list[tuple[str, bytes]] = []
         self.there: dict[str, bytes] = {}
 
-    def has(self, file: InboxFile, deadline: Deadline) -> bool:
+    def find(self, key: str, version: str, deadline: Deadline) -> StoredObject | None:
         with self._asked():
-            return True
+            content = (self.given | self.there).get(key)
+            return None if content is None else StoredObject(key, version, len(content))
 
-    def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
+    def read(self, file: StoredObject, offset: int, length: int, deadline: Deadline) -> bytes:
         with self._asked():
-            return self.content[offset : offset + length]
+            content = (self.given | self.there).get(file.key)
+            if content is None:
+                raise UnknownFileError("The content of this file was deleted, or this service may not read it.")
+            return content[offset : offset + length]
 
-    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
+    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> StoredObject:
         with self._asked():
             content = b"".join(blocks)
             assert len(content) == length
             self.saved.append((key, content))
             self.there[key] = content
+            return StoredObject(key, "" if key.startswith(FILES) else "v", length)
 
-    def delete(self, key: str, deadline: Deadline) -> None:
+    def delete(self, file: StoredObject, deadline: Deadline) -> None:
         with self._asked():
-            self.there.pop(key, None)
+            self.there.pop(file.key, None)
+            self.given.pop(file.key, None)
+
+    def signed_url(self, file: StoredObject, filename: str, method: Literal["GET", "HEAD"]) -> SignedUrl:
+        return SignedUrl(f"https://bucket.example/{file.key}", 0)
+
+    def signed_upload(self, file: StoredObject) -> SignedUpload:
+        return SignedUpload(f"https://bucket.example/{file.key}", {"If-None-Match": "*"}, 0)
+
+
+def _listed_at(file: File) -> tuple[float, str]:
+    """The place in the list: the index of a table orders items of one moment by their keys."""
+    return file.created_at, file.id
+
+
+class FakeFileStore(Failing):
+    """Passes the contract of `ports.FileStore`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: dict[str, File] = {}
+
+    def create(self, file: File) -> File:
+        with self._asked():
+            return self.records.setdefault(file.id, file)
+
+    def get(self, file_id: str) -> File | None:
+        with self._asked():
+            return self.records.get(file_id)
+
+    def newest(
+        self,
+        caller: str,
+        limit: int,
+        *,
+        after: str | None = None,
+        purpose: Purpose | None = None,
+        oldest_first: bool = False,
+    ) -> Sequence[File]:
+        with self._asked():
+            own = [file for file in self.records.values() if file.caller == caller and purpose in (None, file.purpose)]
+            own.sort(key=_listed_at, reverse=not oldest_first)
+            last = self.records.get(after) if after else None
+            if after and (last is None or last.caller != caller):
+                return []
+            if last:
+                own = [file for file in own if (_listed_at(file) > _listed_at(last)) is oldest_first and file != last]
+            return own[:limit]
+
+    def mark_uploaded(self, file_id: str) -> None:
+        with self._asked():
+            if file := self.records.get(file_id):
+                self.records[file_id] = msgspec.structs.replace(file, is_uploaded=True)
+
+    def delete(self, file_id: str) -> None:
+        with self._asked():
+            self.records.pop(file_id, None)

@@ -158,6 +158,16 @@ class FakeGenerationStore(Failing):
                 return None
             return self._put(record, status=Status.CANCELLED, completed_at=record.completed_at or now)
 
+    def cancel_unbegun(self, generation: Generation, failure: Failure, *, now: float) -> Generation | None:
+        with self._noted("cancel_unbegun"):
+            record = self._records.get(generation.id)
+            if record is None or record.status not in _ACTIVE:
+                return None
+            is_idle = record.status is Status.QUEUED or record.lease_until < now
+            if not is_idle or [call.sent for call in record.calls] != [call.sent for call in generation.calls]:
+                return None
+            return self._put(record, status=Status.CANCELLED, completed_at=now, failure=failure)
+
     def requeue(self, generation: Generation, *, now: float) -> Generation | None:
         with self._noted("requeue"):
             record = self._records.get(generation.id)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import InputUnavailableError
+from imagegen.domain.files import is_file_id
 from imagegen.domain.images import is_image_id
 from imagegen.domain.inputs import ReadInput, SignedUpload, is_upload_id
 from tests.fakes.image_store import BLOCK_BYTES, LINK_SECONDS, FakeImageStore
@@ -15,8 +16,8 @@ from tests.fakes.image_store import BLOCK_BYTES, LINK_SECONDS, FakeImageStore
 class FakeInputStore:
     """Passes the contract of `ports.InputStore`. Images made here are those of `images`.
 
-    `saved` are the inputs by id, `uploads` the uploads by caller and id. Each of `breaks` ends one reading after so
-    many bytes.
+    `saved` are the inputs by id, `uploads` the uploads and files by caller and id. Each of `breaks` ends one reading
+    after so many bytes.
     """
 
     def __init__(self, images: FakeImageStore) -> None:
@@ -37,7 +38,7 @@ class FakeInputStore:
         _in_time(deadline)
         if is_image_id(image_id):
             found = self.images.saved.get(image_id, (None, None))[1]
-        elif is_upload_id(image_id):
+        elif is_upload_id(image_id) or is_file_id(image_id):
             found = self.uploads.get((caller, image_id))
         else:
             found = self.saved.get(image_id)

@@ -17,6 +17,7 @@ from samtranslator.yaml_helper import yaml_parse
 from imagegen import settings
 from imagegen.bootstrap.authorizer import CALLER_CACHE_SECONDS
 from imagegen.routes.batches import BatchRoutes
+from imagegen.routes.files import FileRoutes
 from imagegen.routes.generations import GenerationRoutes
 from imagegen.routes.images import ImageRoutes
 from imagegen.routes.models import ModelRoutes
@@ -83,7 +84,7 @@ def routes_of(template: Template) -> set[Route]:
 def handled() -> set[Route]:
     """The routes of the functions' routers."""
     found = set()
-    kinds: list[Any] = [GenerationRoutes, BatchRoutes, ImageRoutes, UploadRoutes, ModelRoutes, SiteRoutes]
+    kinds: list[Any] = [GenerationRoutes, FileRoutes, BatchRoutes, ImageRoutes, UploadRoutes, ModelRoutes, SiteRoutes]
     for kind in kinds:
         router = Router()
         kind(

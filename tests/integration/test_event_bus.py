@@ -10,9 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.aws.events import SOURCE, EventBridgeBatchBus, EventBridgeBus
-from imagegen.domain.batches import Batch, InboxFile
+from imagegen.domain.batches import Batch
 from imagegen.domain.errors import RecordsUnavailableError
 from imagegen.domain.failures import Failure
+from imagegen.domain.files import StoredObject
 from imagegen.domain.generations import Generation, Origin, Rejection, Status
 from imagegen.domain.images import ImageRequest
 from imagegen.ports import EventBus
@@ -155,7 +156,7 @@ def test_events_arrive_unchanged_with_their_source_on_one_bus(new_bus: Callable[
     for generation in generations:
         on_moto.bus().generation_ended(generation)
     on_moto.bus().request_rejected(rejection)
-    batch = Batch(id="batch_a", caller="alice", file=InboxFile("inbox/alice/a.jsonl", "v", 7), created_at=NOW)
+    batch = Batch(id="batch_a", caller="alice", file=StoredObject("inbox/alice/a.jsonl", "v", 7), created_at=NOW)
     batches = EventBridgeBatchBus(lambda: on_moto.events, on_moto.name, ended=lambda batch: ("Ended", {"id": batch.id}))
     batches.batch_ended(batch)
     arrived = on_moto.arrived()

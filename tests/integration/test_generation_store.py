@@ -156,6 +156,8 @@ CALLS: dict[str, Callable[[Store, Generation], object]] = {
     "end as failed": lambda s, g: s.end(g.id, "me", Status.FAILED, now=NOW, failure=FAILURE),
     "mark_published": lambda s, g: s.mark_published(g),
     "cancel": lambda s, g: s.cancel(g.id, now=NOW),
+    "cancel_unbegun": lambda s, g: s.cancel_unbegun(g, REFUSAL, now=NOW),
+    "cancel_unbegun late": lambda s, g: s.cancel_unbegun(g, REFUSAL, now=NOW + 9999),
     "requeue": lambda s, g: s.requeue(g, now=NOW + 5),
     "void": lambda s, g: s.void(g.id, now=NOW),
     "note_returned": lambda s, g: s.note_returned(g, 1),
@@ -670,6 +672,8 @@ REFUSED: Sequence[tuple[str, object, set[str]]] = (
     ("note_returned", False, {*GONE}),
     ("note_spending", False, {*GONE}),
     ("cancel", None, {"completed", "failed", "published", *GONE}),
+    ("cancel_unbegun", None, {"mine", "another's", *ENDED, *GONE}),
+    ("cancel_unbegun late", None, {"another's", *ENDED, *GONE}),
     ("requeue", None, {*STATES} - {"published"}),
     ("bury", LostClaimError, {"absent", *ACTIVE}),
     ("bury as if ended", LostClaimError, {"absent", *ACTIVE}),
@@ -727,6 +731,49 @@ def test_a_repeated_cancellation_of_an_active_generation_changes_nothing(records
         assert records.get(before.id) == expected
 
 
+@pytest.mark.parametrize("state", ["queued", "mine", "polled", "requeued"])
+def test_a_generation_without_a_valid_lease_is_cancelled_for_a_reason(records: Store, state: str) -> None:
+    before = in_state(records, state)
+    if state == "mine":
+        assert records.cancel_unbegun(before, REFUSAL, now=before.lease_until) is None
+        assert records.get(before.id) == before
+    now = before.lease_until + 0.001 if state == "mine" else NOW + 1
+    cancelled = records.cancel_unbegun(before, REFUSAL, now=now)
+    assert cancelled == replace(before, status=Status.CANCELLED, completed_at=now, failure=REFUSAL)
+    for failure, at in ((FAILURE, now), (REFUSAL, now + 1)):
+        assert records.cancel_unbegun(before, failure, now=at) is None
+    assert records.cancel(before.id, now=now + 1) == records.get(before.id) == cancelled
+
+
+@pytest.mark.parametrize("call", range(3))
+@pytest.mark.parametrize("sent", [0, 1, 2])
+def test_a_generation_is_not_cancelled_for_a_reason_if_a_call_was_sent_meanwhile(
+    records: Store, call: int, sent: int
+) -> None:
+    """The call may have been paid for since the generation was read."""
+    generation = claimed(records, n=3)
+    for number in range(1, sent + 1):
+        records.save_attempt(generation.id, "me", call, number, ATTEMPT)
+        records.save_failure(generation.id, call, number, REFUSAL)
+    known = now_of(records, generation)
+    records.save_attempt(generation.id, "me", call, sent + 1, SECOND_ATTEMPT)
+    records.release(generation.id, "me")
+    changed = now_of(records, generation)
+    assert records.cancel_unbegun(known, REFUSAL, now=NOW + 1) is None
+    assert records.get(generation.id) == changed
+    cancelled = records.cancel_unbegun(changed, REFUSAL, now=NOW + 1)
+    assert cancelled == replace(changed, status=Status.CANCELLED, completed_at=NOW + 1, failure=REFUSAL)
+
+
+def test_no_call_of_a_generation_that_was_cancelled_for_a_reason_is_sent(records: Store) -> None:
+    generation = claimed(records, n=3, lease_until=NOW)
+    cancelled = records.cancel_unbegun(generation, REFUSAL, now=NOW + 1)
+    for call in ("save_attempt", "end", "end as failed"):
+        assert outcome(call, records, generation) is LostClaimError
+    assert outcome("claim late by another", records, generation) is None
+    assert cancelled == now_of(records, generation)
+
+
 def test_a_requeued_generation_keeps_all_results(records: Store) -> None:
     generation = claimed(records, n=3)
     for call, number in ((0, 1), (1, 1), (1, 2)):
@@ -779,11 +826,12 @@ def test_a_generation_without_a_spending_takes_none(records: Store) -> None:
     ("state", "call"),
     [
         ("queued", lambda s, g, index: s.claim(g.id, str(index), now=NOW, lease_until=NOW + 60)),
+        ("queued", lambda s, g, index: s.cancel_unbegun(g, REFUSAL, now=NOW + index)),
         ("failed", lambda s, g, _: s.note_returned(g, 2)),
         ("failed", lambda s, g, _: s.note_spending(g, SETTLED)),
         ("published", lambda s, g, _: s.requeue(g, now=NOW + 5)),
     ],
-    ids=["claim", "note_returned", "note_spending", "requeue"],
+    ids=["claim", "cancel_unbegun", "note_returned", "note_spending", "requeue"],
 )
 def test_of_concurrent_calls_one_has_an_effect(records: Store, state: str, call: Callable[..., object]) -> None:
     before = in_state(records, state)
@@ -985,7 +1033,7 @@ def test_a_record_of_a_later_version_is_refused_and_unchanged(table: Table, stat
     (item,) = table.items()
     later = item | {"version": {"N": "4"}}
     table.client.put_item(TableName=table.name, Item=later)
-    for call in ("get", "newest", "claim", "claim late by another", "cancel", "void"):
+    for call in ("get", "newest", "claim", "claim late by another", "cancel", "cancel_unbegun late", "void"):
         with pytest.raises(RecordsUnavailableError, match="later version"):
             CALLS[call](records, generation)
         assert (call, table.items()) == (call, [later])

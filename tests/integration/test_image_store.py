@@ -19,12 +19,18 @@ import pytest
 from botocore.credentials import ReadOnlyCredentials
 
 from imagegen.aws.bucket import S3Answer, S3Bucket, bucket_url
+from imagegen.aws.files import S3FileContents
 from imagegen.aws.image_store import S3ImageStore
-from imagegen.aws.inbox import S3Inbox, S3Outbox
 from imagegen.domain import errors
-from imagegen.domain.batches import InboxFile
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.errors import ImageStorageError, ImageStorageInterruptedError
+from imagegen.domain.errors import (
+    FileUnavailableError,
+    ImagegenError,
+    ImageStorageError,
+    ImageStorageInterruptedError,
+    UnknownFileError,
+)
+from imagegen.domain.files import StoredObject
 from imagegen.domain.generations import StoredImage
 from imagegen.domain.images import ImageBody, new_image_id
 from imagegen.outbound.pool import HttpPool
@@ -33,6 +39,7 @@ from local.serving import HungUpError, Reply, Request, serving
 from tests.fakes import image_store
 from tests.fakes.image_store import FakeImageStore
 from tests.fakes.provider import png
+from tests.support.odd_hosts import SlowHost
 from tests.support.stores import ACCESS_KEY, SECRET, Connect, closed_url
 
 REGION = "eu-central-1"
@@ -248,7 +255,8 @@ def s3() -> Iterator[StandIn]:
         yield s3
 
 
-FILE = InboxFile("inbox/alice/secret.jsonl", "version", 10)
+FILE = StoredObject("inbox/alice/secret.jsonl", "version", 10)
+HTTP_FILE = StoredObject("files/0f/file-secret", "", 10)
 IMAGE, ANSWER = "images/img_secret", "answers/gen_secret.json"
 
 
@@ -258,7 +266,7 @@ class Bucket:
     def __init__(self, url: str) -> None:
         self.images = a_store(url)
         bucket = S3Bucket(HttpPool(), url=url, region=REGION, credentials=lambda: CREDENTIALS)
-        self.inbox, self.outbox = S3Inbox(bucket), S3Outbox(bucket)
+        self.files = S3FileContents(inbox=bucket, images=bucket, link_seconds=60, upload_seconds=60)
 
     def read(self) -> bytes:
         with self.images.read("img_secret", soon()) as blocks:
@@ -277,19 +285,27 @@ CALLS: dict[str, tuple[str, str, Callable[[Bucket], object]]] = {
     "read": ("GET", IMAGE, lambda s3: s3.read()),
     "delete": ("DELETE", IMAGE, lambda s3: s3.images.delete("img_secret", soon())),
     "delete_answer": ("DELETE", ANSWER, lambda s3: s3.images.delete_answer("gen_secret", soon())),
-    "read from the inbox": ("GET", FILE.key, lambda s3: s3.inbox.read(FILE, 5, 10, soon())),
-    "look into the inbox": ("HEAD", FILE.key, lambda s3: s3.inbox.has(FILE, soon())),
-    "save to the outbox": ("PUT", "secret", lambda s3: s3.outbox.save("secret", 6, some_json(), soon())),
-    "delete from the outbox": ("DELETE", "secret", lambda s3: s3.outbox.delete("secret", soon())),
+    "read from the inbox": ("GET", FILE.key, lambda s3: s3.files.read(FILE, 5, 10, soon())),
+    "look into the inbox": ("HEAD", FILE.key, lambda s3: s3.files.find(FILE.key, FILE.version, soon())),
+    "save to the outbox": ("PUT", "secret.jsonl", lambda s3: s3.files.save("secret.jsonl", 6, some_json(), soon())),
+    "delete from the outbox": ("DELETE", "secret", lambda s3: s3.files.delete(StoredObject("secret", "", 0), soon())),
+    "read a file": ("GET", HTTP_FILE.key, lambda s3: s3.files.read(HTTP_FILE, 5, 10, soon())),
+    "look for a file": ("HEAD", HTTP_FILE.key, lambda s3: s3.files.find(HTTP_FILE.key, "", soon())),
+    "save a file": ("PUT", HTTP_FILE.key, lambda s3: s3.files.save(HTTP_FILE.key, 6, some_json(), soon())),
+    "delete a file": ("DELETE", HTTP_FILE.key, lambda s3: s3.files.delete(HTTP_FILE, soon())),
 }
+FILE_CALLS = [how for how in CALLS if how.endswith((" file", "box"))]
 SENT: dict[str, tuple[str | None, bytes]] = {
     "save": ("image/png", LARGE),
     "save_answer": ("application/json", b"[1, 2]"),
     "save to the outbox": ("application/jsonl", b"[1, 2]"),
+    "save a file": ("application/octet-stream", b"[1, 2]"),
 }
+RANGES = {"find": "bytes=0-0", "read from the inbox": "bytes=5-14", "read a file": "bytes=5-14"}
 GIVEN: dict[str, Reply] = {
     "find": Reply(206, b"x", {"Content-Type": "image/png", "Content-Range": "bytes 0-0/1000"}),
     "read from the inbox": Reply(206, b"0123456789"),
+    "read a file": Reply(206, b"0123456789"),
 }
 
 
@@ -308,7 +324,7 @@ def test_a_call_is_one_request_signed_for_a_minute(s3: StandIn, how: str) -> Non
         signed |= {"content-type", "content-length"} | ({"if-none-match"} if how == "save" else set())
     assert [request.header(each) for each in ("Authorization", "Transfer-Encoding")] == [None, None]
     assert request.header("If-None-Match") == ("*" if how == "save" else None)
-    assert request.header("Range") == {"find": "bytes=0-0", "read from the inbox": "bytes=5-14"}.get(how)
+    assert request.header("Range") == RANGES.get(how)
     assert query.get("versionId") == (["version"] if "inbox" in how else None)
     assert signed <= set(query["X-Amz-SignedHeaders"][0].split(";"))
     assert (query["X-Amz-Algorithm"], query["X-Amz-Expires"]) == (["AWS4-HMAC-SHA256"], ["60"])
@@ -372,6 +388,23 @@ def test_a_transient_refusal_is_an_interruption(
     assert type(S3Answer(status, an_error(code, message)).refusal("")) is kind
 
 
+Kinds = dict[str, type[ImagegenError]]
+OF_IMAGES: Kinds = {
+    "any other": ImageStorageInterruptedError,
+    "not allowed": ImageStorageError,
+    "elsewhere": ImageStorageError,
+}
+OF_FILES: Kinds = {"any other": FileUnavailableError}
+OF_READ_FILES: Kinds = {**OF_FILES, "not allowed": UnknownFileError}
+# What the calls raise, by the name of the reply, if not that of images.
+RAISED: dict[str, Kinds] = {
+    # An image that `find` does not find may be bought again, so each of its errors is an interruption.
+    "find": {"any other": ImageStorageInterruptedError},
+    **dict.fromkeys(FILE_CALLS, OF_FILES),
+    **dict.fromkeys(("read from the inbox", "read a file"), OF_READ_FILES),
+}
+
+
 @pytest.mark.parametrize("how", CALLS)
 def test_a_failed_call_raises_after_one_attempt_without_a_secret(s3: StandIn, how: str) -> None:
     method, _, call = CALLS[how]
@@ -386,17 +419,16 @@ def test_a_failed_call_raises_after_one_attempt_without_a_secret(s3: StandIn, ho
     }
     if method == "HEAD":  # without a body there is no code, so the object is missing
         replies = {name: reply for name, reply in replies.items() if reply.status not in (400, 405)}
-    kinds: dict[str, type[ImageStorageError]] = {}
+    kinds: Kinds = {}
     for name, s3.reply in replies.items():
         s3.requests.clear()
-        with pytest.raises(ImageStorageError) as caught:
+        with pytest.raises(ImagegenError) as caught:
             call(Bucket(f"{closed_url()}/a-bucket" if name == "closed port" else s3.url))
         kinds[name] = type(caught.value)
         assert len(s3.requests) == (name != "closed port")
         assert not any(secret in caught.value.message for secret in ("secret", "a-bucket"))
-    # An image that `find` does not find may be bought again, so each of its errors is an interruption.
-    final = set() if how == "find" or method == "HEAD" else {"not allowed", "elsewhere"}
-    assert kinds == {name: ImageStorageError if name in final else ImageStorageInterruptedError for name in replies}
+    raised = RAISED.get(how, OF_IMAGES)
+    assert kinds == {name: raised.get(name, raised["any other"]) for name in replies}
 
 
 @pytest.mark.parametrize(
@@ -424,24 +456,50 @@ def test_an_image_is_missing_only_if_s3_says_so(
 def test_a_file_is_missing_if_s3_refuses_its_version(s3: StandIn) -> None:
     for status in (400, 403, 404, 405):
         s3.reply = Reply(status)
-        assert Bucket(s3.url).inbox.has(FILE, soon()) is False
+        assert Bucket(s3.url).files.find(FILE.key, FILE.version, soon()) is None
 
 
-@pytest.mark.parametrize("how", ["delete", "delete_answer"])
+@pytest.mark.parametrize(
+    ("status", "code", "message", "kind"),
+    [
+        (400, "InvalidArgument", "Invalid version id specified", UnknownFileError),
+        (403, "AccessDenied", "Access Denied", UnknownFileError),  # without permission to list the bucket
+        (404, "NoSuchKey", "", UnknownFileError),
+        (404, "NoSuchVersion", "", UnknownFileError),
+        (405, "MethodNotAllowed", "", UnknownFileError),  # the version is a delete marker
+        (400, "ExpiredToken", "The provided token has expired.", FileUnavailableError),
+        (403, "AccessDenied", "Request has expired", FileUnavailableError),
+        (403, "RequestTimeTooSkewed", "", FileUnavailableError),
+        *((status, "", "", FileUnavailableError) for status in (307, 416, 429, 500, 503)),
+    ],
+)
+def test_a_file_that_is_read_is_unknown_only_if_s3_may_have_no_such_object(
+    s3: StandIn, status: int, code: str, message: str, kind: type[ImagegenError]
+) -> None:
+    s3.reply = Reply(status, an_error(code, message))
+    with pytest.raises(kind) as caught:
+        Bucket(s3.url).files.read(FILE, 0, 10, soon())
+    assert caught.type is kind
+
+
+@pytest.mark.parametrize("how", ["delete", "delete_answer", "delete from the outbox", "delete a file"])
 def test_deleting_a_missing_object_succeeds_and_a_refused_deletion_raises(s3: StandIn, how: str) -> None:
     for status in (200, 204, 404):
         s3.reply = Reply(status)
         CALLS[how][2](Bucket(s3.url))
     s3.reply = Reply(403, b"<Error/>")
-    with pytest.raises(ImageStorageError):
+    kind = FileUnavailableError if how in FILE_CALLS else ImageStorageError
+    with pytest.raises(kind) as caught:
         CALLS[how][2](Bucket(s3.url))
+    assert caught.type is kind
 
 
 def test_a_piece_of_a_file_must_have_the_requested_length(s3: StandIn) -> None:
     for length in (9, 11):
         s3.reply = Reply(206, b"x" * length)
-        with pytest.raises(ImageStorageError):
-            Bucket(s3.url).inbox.read(FILE, 0, 10, soon())
+        with pytest.raises(FileUnavailableError) as caught:
+            Bucket(s3.url).files.read(FILE, 0, 10, soon())
+        assert caught.type is FileUnavailableError
 
 
 def test_an_image_that_ends_before_its_length_is_not_whole(s3: StandIn) -> None:
@@ -550,8 +608,41 @@ def test_a_transfer_that_stalls_is_cut_at_the_deadline() -> None:
         reading = a_store(s3.url).read("img_1", Deadline.after(0.2))
         with pytest.raises(ImageStorageInterruptedError), reading as blocks:
             b"".join(blocks)
-    with raw_s3(answer, hang_up=False) as s3, pytest.raises(ImageStorageInterruptedError):
-        Bucket(s3.url).inbox.read(FILE, 0, 10, Deadline.after(0.2))
+    with raw_s3(answer, hang_up=False) as s3, pytest.raises(FileUnavailableError) as caught:
+        Bucket(s3.url).files.read(FILE, 0, 10, Deadline.after(0.2))
+    assert caught.type is FileUnavailableError
     with raw_s3() as s3, pytest.raises(ImageStorageInterruptedError):
         a_store(s3.url).save("img_1", a_body(), Deadline.after(0.2), generation_id="gen_1")
+    calls: tuple[Callable[[S3FileContents, Deadline], object], ...] = (
+        lambda files, until: files.find(FILE.key, FILE.version, until),
+        lambda files, until: files.save("secret.jsonl", 6, some_json(), until),
+        lambda files, until: files.delete(FILE, until),
+    )
+    for call in calls:
+        with raw_s3() as s3, pytest.raises(FileUnavailableError) as caught:
+            call(Bucket(s3.url).files, Deadline.after(0.2))
+        assert caught.type is FileUnavailableError
     assert time.monotonic() - begun < AT_MOST_SECONDS
+
+
+def test_a_file_that_drips_is_cut_at_the_deadline() -> None:
+    """A socket's time-out restarts with every byte."""
+    slow, requests = SlowHost(), list[Request]()
+    drips = slow.drips(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1000000\r\n\r\n", b"x")
+
+    def respond(request: Request) -> Reply:
+        requests.append(request)
+        return drips(request)
+
+    with serving(respond) as port:
+
+        def attempt(seconds: float) -> type[Exception]:
+            files = Bucket(f"http://127.0.0.1:{port}/a-bucket").files
+            with pytest.raises(FileUnavailableError) as caught:
+                files.read(FILE, 0, 1_000_000, Deadline.after(seconds))
+            return caught.type
+
+        try:
+            assert slow.cuts(attempt, requests, too_soon=lambda _: not requests) is FileUnavailableError
+        finally:
+            slow.over.set()

@@ -13,13 +13,15 @@ from botocore.exceptions import ConnectionClosedError
 from msgspec.structs import replace
 
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
+from imagegen.aws.file_records import DynamoFiles
 from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.idempotency_keys import DynamoIdempotencyKeys
 from imagegen.aws.quota_counters import DynamoQuotaCounters
 from imagegen.aws.slots import DynamoUpstreamSlots
 from imagegen.bootstrap import sdk
-from imagegen.domain.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile, batch_id_of
+from imagegen.domain.batches import Batch, BatchProblem, BatchStatus, Checkpoint, Counts, EndedLine, batch_id_of
 from imagegen.domain.failures import Failure
+from imagegen.domain.files import File, Purpose, StoredObject
 from imagegen.domain.generations import (
     AnsweredImage,
     CallAnswer,
@@ -44,8 +46,22 @@ ATTEMPT = UpstreamAttempt("default", NOW)
 REFUSAL = Failure("rate_limit_exceeded", "Later.", money_spent=False)
 FAILURE = Failure("upstream_failed", "It failed.", money_spent=True)
 ANOTHER_ANSWER = CallAnswer((AnsweredImage("https://i.example/2"),))
-FILE = InboxFile("inbox/alice/a.jsonl", "v", 7)
-BATCH = Batch(id=batch_id_of("bucket", FILE.key, "v"), caller="alice", file=FILE, created_at=NOW)
+OBJECT = StoredObject("inbox/alice/a.jsonl", "v", 7)
+BATCH = Batch(id=batch_id_of("bucket", OBJECT.key, "v"), caller="alice", file=OBJECT, created_at=NOW)
+BATCH_OVER_HTTP = replace(
+    BATCH, endpoint="/v1/images/edits", metadata={"a": "b"}, expires_at=NOW + 9, status=BatchStatus.VALIDATING
+)
+PROBLEMS = (BatchProblem("empty_file", "The file has no line."),)
+FILE = File(
+    id="file-AAAAAAAAAAAAAAAAAAAAAA",
+    caller="alice",
+    purpose=Purpose.BATCH,
+    filename="a.jsonl",
+    object=OBJECT,
+    created_at=NOW,
+    expires_at=float(int(NOW) + 3600),
+    is_uploaded=False,
+)
 
 
 class Wire:
@@ -187,8 +203,8 @@ def free_slot(t: Table) -> Sequence[Waiter]:
     return upstream_slots(t).free(SLOT)
 
 
-# The steps by name. They change one generation, one batch, its line 1, the counter of one day, and the slots of one
-# upstream.
+# The steps by name. They change one generation, one batch, its line 1, one file, the counter of one day, and the slots
+# of one upstream.
 STEPS: dict[str, Step] = {
     "hold": hold,
     "hold for another": lambda t: hold(t, OTHER.id),
@@ -218,6 +234,7 @@ STEPS: dict[str, Step] = {
     "fail": lambda t: t.generations.end(ID, "me", Status.FAILED, now=NOW + 9, failure=FAILURE),
     "publish": lambda t: t.generations.mark_published(now_of(t)),
     "cancel": lambda t: t.generations.cancel(ID, now=NOW + 5),
+    "cancel unbegun": lambda t: t.generations.cancel_unbegun(now_of(t), REFUSAL, now=NOW + 70),
     "requeue": lambda t: t.generations.requeue(now_of(t), now=NOW + 20),
     "void": lambda t: t.generations.void(ID, now=NOW),
     "note returned": lambda t: t.generations.note_returned(now_of(t), 2),
@@ -226,10 +243,15 @@ STEPS: dict[str, Step] = {
     "note spending of old": lambda t: t.generations.note_spending(GENERATION, SETTLED),
     "bury": lambda t: t.generations.bury(now_of(t), now=NOW + 30),
     "create batch": lambda t: t.batches.create(BATCH),
+    "create batch over HTTP": lambda t: t.batches.create(BATCH_OVER_HTTP),
     "claim batch": claim_batch,
     "claim batch for another": lambda t: claim_batch(t, "other"),
     "renew batch": lambda t: t.batches.renew(BATCH.id, "me", NOW + 99),
     "release batch": lambda t: t.batches.release(BATCH.id, "me"),
+    "begin lines": lambda t: t.batches.begin_lines(BATCH.id, "me", 2, now=NOW + 1),
+    "fail batch": lambda t: t.batches.fail(BATCH.id, "me", PROBLEMS, now=NOW + 1),
+    "save wake": lambda t: t.batches.save_wake(BATCH.id, "me", NOW + 900),
+    "expire batch": lambda t: t.batches.begin_expiring(BATCH.id, "me", now=NOW + 10),
     "checkpoint": lambda t: t.batches.save_checkpoint(BATCH.id, "me", Checkpoint(7, 2)),
     "total": lambda t: t.batches.save_total(BATCH.id, "me", 2),
     "cancel batch": lambda t: t.batches.begin_cancelling(BATCH.id, now=NOW + 1),
@@ -239,6 +261,10 @@ STEPS: dict[str, Step] = {
     "begin line": lambda t: t.lines.begin(BATCH.id, 1, "c"),
     "end line": lambda t: t.lines.end(BATCH.id, 1, EndedLine(completed=True, text="{}")),
     "refuse line": lambda t: t.lines.refuse(BATCH.id, 1, EndedLine(completed=False, text="{}")),
+    "create file": lambda t: t.files.create(FILE),
+    "create another file with the id": lambda t: t.files.create(replace(FILE, filename="b", created_at=NOW + 1)),
+    "mark file uploaded": lambda t: t.files.mark_uploaded(FILE.id),
+    "delete file": lambda t: t.files.delete(FILE.id),
     "take": take,
     "take more": partial(take, token="b"),
     "take the last": partial(take, token="b", images=6),
@@ -257,7 +283,7 @@ STEPS: dict[str, Step] = {
     "free slot": free_slot,
 }
 G, K, B, L = DynamoGenerations, DynamoIdempotencyKeys, DynamoBatches, DynamoBatchLines
-C, S = DynamoQuotaCounters, DynamoUpstreamSlots
+F, C, S = DynamoFiles, DynamoQuotaCounters, DynamoUpstreamSlots
 CLAIMED = ("create", "claim")
 SENT = (*CLAIMED, "attempt")
 FAILED = (*SENT, "fail")
@@ -267,6 +293,7 @@ WAITING = (*SENT, "task", "await poll")
 CANCELLED_TASK = (*SENT, "task", "cancel")
 BURIED = (*CLAIMED, "cancel", "bury")
 BATCH_CLAIMED = ("create batch", "claim batch")
+VALIDATING = ("create batch over HTTP", "claim batch")
 FINALIZING = (*BATCH_CLAIMED, "finalize")
 SLOT_KEPT = ("take slot", "wait for slot", "free slot")
 # A method, the steps before it, and the step that calls it.
@@ -317,6 +344,10 @@ WRITES: Sequence[tuple[Callable[..., object], Sequence[str], str]] = (
     (G.mark_published, FAILED, "publish"),
     (G.cancel, ("create",), "cancel"),
     (G.cancel, SENT, "cancel"),
+    (G.cancel_unbegun, ("create",), "cancel unbegun"),
+    (G.cancel_unbegun, SENT, "cancel unbegun"),
+    (G.cancel_unbegun, (*SENT, "renew"), "cancel unbegun"),
+    (G.cancel_unbegun, CANCELLED, "cancel unbegun"),
     (G.requeue, PUBLISHED, "requeue"),
     (G.requeue, FAILED, "requeue"),
     (G.void, (), "void"),
@@ -330,16 +361,28 @@ WRITES: Sequence[tuple[Callable[..., object], Sequence[str], str]] = (
     (G.bury, FAILED, "bury"),
     (G.bury, CLAIMED, "bury"),
     (B.create, (), "create batch"),
+    (B.create, (), "create batch over HTTP"),
+    (B.create, ("create batch",), "create batch over HTTP"),
     (B.claim, ("create batch",), "claim batch"),
     (B.claim, BATCH_CLAIMED, "claim batch for another"),
     (B.renew, BATCH_CLAIMED, "renew batch"),
     (B.release, BATCH_CLAIMED, "release batch"),
+    (B.begin_lines, VALIDATING, "begin lines"),
+    (B.begin_lines, (*VALIDATING, "cancel batch"), "begin lines"),
+    (B.begin_lines, (*VALIDATING, "fail batch"), "begin lines"),
+    (B.fail, VALIDATING, "fail batch"),
+    (B.fail, (*VALIDATING, "cancel batch"), "fail batch"),
+    (B.fail, (*VALIDATING, "begin lines"), "fail batch"),
+    (B.save_wake, BATCH_CLAIMED, "save wake"),
+    (B.begin_expiring, (*VALIDATING, "begin lines"), "expire batch"),
     (B.save_checkpoint, BATCH_CLAIMED, "checkpoint"),
     (B.save_total, BATCH_CLAIMED, "total"),
     (B.begin_cancelling, BATCH_CLAIMED, "cancel batch"),
+    (B.begin_cancelling, VALIDATING, "cancel batch"),
     (B.begin_finalizing, BATCH_CLAIMED, "finalize"),
     (B.end, FINALIZING, "end batch"),
     (B.end, (*BATCH_CLAIMED, "cancel batch", "finalize"), "end batch"),
+    (B.end, (*BATCH_CLAIMED, "expire batch", "finalize"), "end batch"),
     (B.end, BATCH_CLAIMED, "end batch"),
     (B.mark_published, (*FINALIZING, "end batch"), "publish batch"),
     (L.begin, (), "begin line"),
@@ -349,6 +392,12 @@ WRITES: Sequence[tuple[Callable[..., object], Sequence[str], str]] = (
     (L.end, (*BATCH_CLAIMED, "end line", "finalize"), "end line"),
     (L.refuse, ("begin line",), "refuse line"),
     (L.refuse, ("begin line", "end line"), "refuse line"),
+    (F.create, (), "create file"),
+    (F.create, ("create file",), "create another file with the id"),
+    (F.mark_uploaded, ("create file",), "mark file uploaded"),
+    (F.mark_uploaded, (), "mark file uploaded"),
+    (F.delete, ("create file",), "delete file"),
+    (F.delete, (), "delete file"),
     (C.take, (), "take"),
     (C.take, ("take",), "take more"),
     (C.take, ("take",), "take the last"),
@@ -381,6 +430,8 @@ READS: dict[Callable[..., object], Step] = {
     L.any_pending: lambda t: t.lines.any_pending(BATCH.id),
     L.ended: lambda t: list(t.lines.ended(BATCH.id)),
     L.counts: lambda t: t.lines.counts(BATCH.id),
+    F.get: lambda t: t.files.get(FILE.id),
+    F.newest: lambda t: t.files.newest("alice", 5),
 }
 
 
@@ -422,13 +473,13 @@ def test_a_lost_answer_changes_no_result(
 
 def test_every_public_method_of_the_stores_is_in_a_table() -> None:
     public = {
-        method for store in (G, K, B, L, C, S) for name, method in vars(store).items() if not name.startswith("_")
+        method for store in (G, K, B, L, F, C, S) for name, method in vars(store).items() if not name.startswith("_")
     }
     assert {method for method, _, _ in WRITES} | READS.keys() == public
 
 
 def test_every_method_in_the_table_of_reads_writes_nothing(wire: Wire, table: Table) -> None:
-    for step in ("create", "create batch", "begin line"):
+    for step in ("create", "create batch", "begin line", "create file"):
         STEPS[step](table)
     assert wire.writes
     wire.writes.clear()
@@ -472,6 +523,15 @@ MEETINGS: Sequence[tuple[Sequence[str], str, str, Callable[[Table, Any], object]
         (1, 1, "other"),
     ),
     (SENT, "cancel", "renew", lambda t, r: (r.status, now_of(t).lease_until), (Status.CANCELLED, NOW + 99)),
+    (
+        SENT,
+        "cancel unbegun",
+        "second attempt",
+        lambda t, r: (r.status, now_of(t).failure, now_of(t).calls[0].sent),
+        (Status.CANCELLED, REFUSAL, 1),
+    ),
+    (SENT, "cancel unbegun", "publish", lambda t, r: (r.status, now_of(t).published), (Status.CANCELLED, True)),
+    (SENT, "cancel unbegun", "cancel", lambda t, r: (r.failure, now_of(t).completed_at), (REFUSAL, NOW + 70)),
     ((), "void", "create", lambda t, r: (r, t.generations.get(ID)), (None, None)),
     (
         FAILED,
@@ -488,6 +548,22 @@ MEETINGS: Sequence[tuple[Sequence[str], str, str, Callable[[Table, Any], object]
         (True, SETTLED, 1),
     ),
     (BATCH_CLAIMED, "release batch", "claim batch for another", lambda t, _: lease_of_batch(t), ("other", NOW + 60)),
+    (
+        VALIDATING,
+        "begin lines",
+        "cancel batch",
+        lambda _, r: (r.status, r.validated, r.begun_at),
+        (BatchStatus.CANCELLING, 2, NOW + 1),
+    ),
+    (VALIDATING, "fail batch", "cancel batch", lambda t, r: r == t.batches.get(BATCH.id) and r.problems, PROBLEMS),
+    (
+        (*BATCH_CLAIMED, "expire batch", "finalize"),
+        "end batch",
+        "publish batch",
+        lambda _, r: (r.status, r.published),
+        (BatchStatus.EXPIRED, True),
+    ),
+    ((), "create file", "mark file uploaded", lambda t, r: r == t.files.get(FILE.id) and r.is_uploaded, True),
     ((), "begin line", "end line", lambda t, _: t.lines.any_pending(BATCH.id), False),
     ((), "take", "take more", lambda t, r: (r, used(t)), ((True, 8), 8)),
     ((), "take", "take the last", lambda t, r: (r, used(t)), ((True, 10), 10)),

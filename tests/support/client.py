@@ -12,7 +12,9 @@ from tests.support.waiting import until
 Json = dict[str, Any]
 GENERATIONS = "/images/generations"
 EDITS = "/images/edits"
+GENERATIONS_PATH, EDITS_PATH = "/v1/images/generations", "/v1/images/edits"
 ENDED = ("completed", "failed", "cancelled")
+BATCH_ENDED = (*ENDED, "expired")
 MOST_REDIRECTS = 20  # as many as OpenAI's Python client follows
 _ERROR = {"message", "type", "param", "code"}
 # OpenAI's clients send it. The api function itself then makes images of quick models.
@@ -142,17 +144,44 @@ class Client:
     def newest(self, limit: int = 100) -> list[Json]:
         return list(self.get(f"{GENERATIONS}?limit={limit}").json["data"])
 
+    def give(self, content: bytes, purpose: str = "batch") -> str:
+        """Creates a file. Returns its id."""
+        created = self.form("/files", ("purpose", purpose), ("file", content))
+        assert created.status == 200, created.content
+        return str(created.json["id"])
+
+    def content_of(self, file_id: str) -> bytes:
+        """The content of a file, which large or binary files redirect to."""
+        answer = self.get(f"/files/{file_id}/content")
+        assert answer.status in (200, 302), answer.content
+        return answer.content if answer.status == 200 else fetched(answer.headers["location"]).content
+
+    def create_batch(self, file_id: str, endpoint: str = GENERATIONS_PATH, **headers: str) -> Answer:
+        body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h"}
+        return self.ask("POST", "/batches", body, **headers)
+
+    def until_ended_batch(self, batch_id: str, seconds: float = 60) -> Json:
+        """The batch, once it has ended."""
+
+        def ended() -> Json | None:
+            batch: Json = self.get(f"/batches/{batch_id}").json
+            return batch if batch["status"] in BATCH_ENDED else None
+
+        batch = until(ended, seconds, what=f"the end of {batch_id}")
+        assert batch
+        return batch
+
     def batches(self) -> list[Json]:
         return list(self.get("/batches?limit=100").json["data"])
 
     def batch_of(self, key: str) -> Json | None:
         """The batch of a file, by its key in the inbox. None: it has not begun yet."""
-        return next((each for each in self.batches() if each["input_file_id"] == key), None)
+        return next((each for each in self.batches() if each.get("input_key") == key), None)
 
     def until_batch_ended(self, key: str, seconds: float = 60) -> Json:
         def ended() -> Json | None:
             batch = self.batch_of(key)
-            return batch if batch and batch["status"] in ("completed", "cancelled") else None
+            return batch if batch and batch["status"] in BATCH_ENDED else None
 
         batch = until(ended, seconds, what=f"the end of the batch of {key}")
         assert batch

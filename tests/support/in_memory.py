@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-from imagegen.domain.batches import Batch, InboxFile
+from imagegen.domain.batches import AskedBatch, Batch
 from imagegen.domain.credentials import Caller
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.failures import Failure
+from imagegen.domain.files import File, Purpose, StoredObject
 from imagegen.domain.generations import (
     AnsweredImage,
     CallAnswer,
@@ -28,10 +29,12 @@ from imagegen.domain.generations import (
 from imagegen.domain.images import ImageBody, ImageRequest
 from imagegen.domain.models import ImageModel
 from imagegen.domain.retry_identity import RetryIdentity
-from imagegen.ports import BatchBus, Journal
+from imagegen.ports import BatchBus, FileContents, FileStore, Journal
 from imagegen.providers.catalog import PROTOCOLS
-from imagegen.usecases.continue_batch import ContinueBatch, begin_batch
+from imagegen.usecases.begin_batch import BeginBatch, begin_inbox_batch
+from imagegen.usecases.continue_batch import ContinueBatch
 from imagegen.usecases.delete_images import DeleteImages
+from imagegen.usecases.manage_files import ManageFiles
 from imagegen.usecases.manage_generation import (
     LEASE_SECONDS,
     CancelGeneration,
@@ -42,33 +45,47 @@ from imagegen.usecases.manage_generation import (
 from imagegen.usecases.open_inputs import OpenInputs
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
-from imagegen.usecases.read_batch import ReadBatch
+from imagegen.usecases.read_batch import FetchingLines, ReadBatch
 from imagegen.usecases.run_upstream_calls import UpstreamRunner
 from imagegen.usecases.send_upstream_call import CallParts
 from imagegen.usecases.submit import Submission, SubmitGeneration, Submitted
+from imagegen.usecases.take_inputs import TakeInputs
 from imagegen.usecases.upstream_routes import UpstreamAccess, UpstreamRoutes
 from imagegen.usecases.upstream_slots import UpstreamLimits
+from imagegen.usecases.validate_batch import ValidateBatch
 from imagegen.usecases.work_on_generation import GenerationWorker, LargeAnswer
-from imagegen.wire.batches import outcome_line, read_batch_line, refused_line
-from tests.fakes.batches import FakeBatchBus, FakeBatchLines, FakeBatchQueue, FakeBatchStore, FakeFiles
+from imagegen.usecases.write_batch import WriteBatch
+from imagegen.wire.batch_requests import check_batch_line, line_readers, read_batch_line
+from imagegen.wire.batches import outcome_line, refused_line
+from tests.fakes.batches import (
+    FakeBatchBus,
+    FakeBatchLines,
+    FakeBatchQueue,
+    FakeBatchStore,
+    FakeFileContents,
+    FakeFileStore,
+)
 from tests.fakes.event_bus import FakeEventBus
 from tests.fakes.generation_queue import FakeGenerationQueue
 from tests.fakes.generation_store import FakeGenerationStore
 from tests.fakes.idempotency_keys import FakeIdempotencyKeys
 from tests.fakes.image_source import FakeImageSource
 from tests.fakes.image_store import FakeImageStore
+from tests.fakes.input_source import FakeInputSource
 from tests.fakes.input_store import FakeInputStore
 from tests.fakes.journal import FakeJournal
 from tests.fakes.provider import FakeProvider, png
 from tests.fakes.quota_counters import FakeQuotaCounters
 from tests.fakes.slots import FakeUpstreamSlots
-from tests.support.models import MODELS, read_request
+from tests.support.models import MODELS, read_edit, read_request
+from tests.support.same_thread import SameThread
 
 NOW = 1_760_000_000.5
 LEASE = LEASE_SECONDS
 REQUEST = ImageRequest("a cat", "dall-e-3", "url")
 BASE_URL = "https://x.example/v1"
 DEADLINE_SECONDS = 10.0
+FILE_SECONDS = 30 * 24 * 3600.0
 
 Beat = Callable[[], None]
 
@@ -104,35 +121,42 @@ def batch_continuation(
     progress: BatchProgress,
     submission: SubmitGeneration,
     cancellation: CancelGeneration,
-    files: Any,
+    files: FileStore,
+    contents: FileContents,
     bus: BatchBus,
     pool: Executor,
     *,
-    caller_named: Callable[[str], Caller] = Caller,
+    inputs: TakeInputs,
+    recorded_caller: Callable[[str], Caller | None] = Caller,
+    waits_for_quota: bool = False,
 ) -> ContinueBatch:
-    """The intake. `files` are its inbox and its outbox; the stores and the clock are those of the other parts."""
+    """The intake. The stores and the clock are those of the other parts."""
     reader = ReadBatch(
         batches=progress.batches,
         lines=progress.lines,
         generations=submission.records,
         submission=submission,
-        inbox=files,
+        models=submission.models,
+        inputs=inputs,
+        contents=contents,
         pool=pool,
         base_url=BASE_URL,
-        read_line=partial(read_batch_line, read_fields=read_request().fields),
+        read_line=partial(read_batch_line, read_fields=line_readers(read_request(), read_edit())),
         refusal=refused_line,
-        caller_named=caller_named,
+        recorded_caller=recorded_caller,
+        waits_for_quota=waits_for_quota,
+        fetching=FetchingLines(),
         now=submission.now,
     )
     return ContinueBatch(
         batches=progress.batches,
         lines=progress.lines,
         queue=progress.queue,
+        validation=ValidateBatch(contents, check_batch_line),
         reader=reader,
+        writer=WriteBatch(progress.lines, files, contents, FILE_SECONDS, submission.now),
         progress=progress,
-        generations=submission.records,
         cancellation=cancellation,
-        outbox=files,
         bus=bus,
         now=submission.now,
         lease=submission.lease,
@@ -171,13 +195,17 @@ class InMemoryService:
     batches: FakeBatchStore = field(default_factory=FakeBatchStore)
     batch_queue: FakeBatchQueue = field(default_factory=FakeBatchQueue)
     batch_bus: FakeBatchBus = field(default_factory=FakeBatchBus)
-    files: FakeFiles = field(default_factory=FakeFiles)
+    files: FakeFileContents = field(default_factory=FakeFileContents)
+    file_records: FakeFileStore = field(default_factory=FakeFileStore)
     now: float = NOW
     lease: float = LEASE
     each_caller: int = 10_000
     whole_stack: int = 10_000
     own_images_per_day: int | None = None
     own_usd_per_day: int | None = None
+    without_key: set[str] = field(default_factory=set)
+    waits_for_quota: bool = False
+    window: float = 24 * 3600.0
     models: Mapping[str, ImageModel] = field(default_factory=lambda: MODELS)
     repeat_unknown: bool = True
     may_send: bool = True
@@ -454,16 +482,60 @@ class InMemoryService:
             self.progress,
             self.submission,
             self.cancellation,
+            self.file_records,
             self.files,
             self.batch_bus,
             self.pool,
-            caller_named=self.caller,
+            inputs=self.taking,
+            recorded_caller=self.recorded_caller,
+            waits_for_quota=self.waits_for_quota,
         )
 
+    @property
+    def taking(self) -> TakeInputs:
+        # Lines have a pool of their own: here they run in the pool, and their images in the thread of each.
+        return TakeInputs(self.inputs, FakeInputSource(), None, self.records, SameThread())
+
+    def recorded_caller(self, name: str) -> Caller | None:
+        return None if name in self.without_key else self.caller(name)
+
+    # Files and batches over HTTP.
+
+    @property
+    def managed_files(self) -> ManageFiles:
+        return ManageFiles(self.file_records, self.files, SameThread(), FILE_SECONDS, self.clock)
+
+    @property
+    def beginning(self) -> BeginBatch:
+        return BeginBatch(
+            self.batches, self.managed_files, self.batch_queue, self.keys, self.window, self.lease, self.clock
+        )
+
+    def give(self, *lines: str, caller: str = "alice", purpose: Purpose = Purpose.BATCH) -> File:
+        """A file of the caller with these lines."""
+        try:
+            return self.managed_files.create(caller, purpose, "a.jsonl", "\n".join(lines).encode())
+        finally:
+            self.now += 0.001
+
+    def begin_batch(
+        self,
+        file: File,
+        identity: RetryIdentity = RetryIdentity(),  # noqa: B008  # frozen
+        *,
+        caller: str = "alice",
+        endpoint: str = "/v1/images/generations",
+    ) -> Batch:
+        try:
+            return self.beginning.begin(AskedBatch(file.id, endpoint), caller, identity)
+        finally:
+            self.now += 0.001
+
     def drop(self, *lines: str) -> Batch:
-        self.files.content = "\n".join(lines).encode()
-        file = InboxFile("inbox/alice/a.jsonl", "v1", len(self.files.content))
-        return begin_batch("bucket", file, "alice", self.batches, self.now)
+        content = "\n".join(lines).encode()
+        file = StoredObject("inbox/alice/a.jsonl", "v1", len(content))
+        self.files.given[file.key] = content
+        return begin_inbox_batch("bucket", file, "alice", self.batches, self.file_records, self.now)
 
     def continue_batch(self, batch: Batch, *, seconds: float = 100) -> float | None:
         return self.continuation.run(batch.id, Deadline.after(seconds), lambda _: None)
@@ -495,9 +567,15 @@ class InMemoryService:
         return found
 
     def written(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The lines of the output file and of the error file."""
-        output, errors = (self.files.there.get(f"outbox/alice/a.{kind}.jsonl", b"") for kind in ("output", "errors"))
-        return [json.loads(each) for each in output.splitlines()], [json.loads(each) for each in errors.splitlines()]
+        """The lines of the output file and of the error file of the file in the inbox."""
+        return self._lines("outbox/alice/a.output.jsonl"), self._lines("outbox/alice/a.errors.jsonl")
+
+    def answers(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The lines of the output file and of the error file of a batch."""
+        return self._lines(batch.output_key), self._lines(batch.errors_key)
+
+    def _lines(self, key: str) -> list[dict[str, Any]]:
+        return [json.loads(each) for each in self.files.there.get(key, b"").splitlines()]
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from imagegen.aws.cloudwatch import CloudWatchJournal
-from imagegen.domain.batches import Batch, BatchStatus, Counts, InboxFile
+from imagegen.domain.batches import Batch, BatchStatus, Counts
 from imagegen.domain.failures import Failure
+from imagegen.domain.files import StoredObject
 from imagegen.domain.generations import (
     CallAnswer,
     Generation,
@@ -42,7 +43,7 @@ def failed(code: str, cause: str | None = None) -> Generation:
 
 
 def batch(counts: Counts | None) -> Batch:
-    file = InboxFile("inbox/alice/x.jsonl", "v1", 1)
+    file = StoredObject("inbox/alice/x.jsonl", "v1", 1)
     return Batch(id="batch_1", caller="alice", file=file, created_at=NOW, status=BatchStatus.COMPLETED, counts=counts)
 
 

@@ -10,7 +10,7 @@ from imagegen.domain.images import ImageRequest, UpstreamRequest
 from imagegen.domain.inputs import Operation
 from imagegen.domain.models import Catalog
 from imagegen.providers.catalog import KNOWN_MODELS
-from imagegen.wire.image_requests import ReadOperation, readers_of
+from imagegen.wire.image_requests import ReadImageRequest, ReadOperation, readers_of
 from imagegen.wire.requests import ReadRequest
 
 MODELS = CONFIGURATION.catalog.models
@@ -39,6 +39,10 @@ def catalog(cap: int, aliases: Mapping[str, str]) -> Catalog:
 def read_request(cap: int = 1_000, operation: Operation = "generate", **aliases: str) -> ReadRequest:
     """A reader of requests for an operation. `cap` is the limit of a prompt in characters."""
     return ReadRequest(catalog(cap, aliases), operation)
+
+
+def read_edit() -> ReadImageRequest:
+    return ReadImageRequest(read_request(operation="edit"))
 
 
 def read_operation(cap: int = 1_000) -> ReadOperation:

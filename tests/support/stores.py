@@ -25,6 +25,7 @@ from samtranslator.yaml_helper import yaml_parse
 from werkzeug.serving import make_server
 
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
+from imagegen.aws.file_records import DynamoFiles
 from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.idempotency_keys import DynamoIdempotencyKeys
 from imagegen.aws.quota_counters import DynamoQuotaCounters
@@ -151,6 +152,10 @@ class Table:
     @property
     def lines(self) -> DynamoBatchLines:
         return DynamoBatchLines(lambda: self.client, self.name, retention_seconds=1000)
+
+    @property
+    def files(self) -> DynamoFiles:
+        return DynamoFiles(lambda: self.client, self.name, retention_seconds=1000)
 
     @property
     def counters(self) -> DynamoQuotaCounters:

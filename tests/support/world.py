@@ -51,6 +51,12 @@ def batch_line(custom_id: str, prompt: str, **body: Any) -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/images/generations", "body": fields})
 
 
+def edit_line(custom_id: str, prompt: str, image: str) -> str:
+    """A line that edits an image, given by its id."""
+    body = {"model": "gpt-image-1.5", "prompt": prompt, "images": [{"file_id": image}]}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/images/edits", "body": body})
+
+
 def answering(*images: Mapping[str, str] | bytes) -> Script:
     """The upstream answers with these images. Bytes are sent as base64."""
     data = [{"b64_json": b64encode(image).decode()} if isinstance(image, bytes) else image for image in images]
@@ -73,6 +79,10 @@ class Gate:
     def __call__(self, _: Request) -> None:
         self._reached.set()
         self._opened.wait(SECONDS)
+
+    @property
+    def is_reached(self) -> bool:
+        return self._reached.is_set()
 
     def until_reached(self) -> None:
         assert self._reached.wait(SECONDS), "the request did not come"

@@ -11,9 +11,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from imagegen.domain import errors, file_lines
-from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, InboxFile, batch_id_of, line_generation_id
+from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, batch_id_of, line_generation_id
 from imagegen.domain.credentials import Caller
 from imagegen.domain.file_lines import Line, lines_of
+from imagegen.domain.files import StoredObject
 from imagegen.domain.generations import Generation, Origin
 from imagegen.usecases.continue_batch import cancel_batch, get_batch
 from imagegen.usecases.read_batch import CHUNK_LINES
@@ -405,7 +406,7 @@ def test_a_late_process_that_finds_a_line_invalid_leaves_it_to_its_successor(ser
 # Cancelling.
 
 
-def test_a_cancelled_batch_is_read_no_further_and_its_lines_are_cancelled(service: InMemoryService) -> None:
+def test_lines_of_a_cancelled_batch_that_have_not_begun_are_lines_of_the_error_file(service: InMemoryService) -> None:
     batch = service.drop(*requests(3 * CHUNK_LINES))
     service.continue_batch(batch, seconds=0)
     service.make(line_generation_id(batch.id, 1))
@@ -416,11 +417,11 @@ def test_a_cancelled_batch_is_read_no_further_and_its_lines_are_cancelled(servic
     assert service.batch_queue.callers == {"alice"}
     service.continue_all()
     ended = service.batch(batch)
-    assert (ended.status, ended.counts) == (BatchStatus.CANCELLED, Counts(1, CHUNK_LINES - 1))
+    assert (ended.status, ended.counts) == (BatchStatus.CANCELLED, Counts(1, 3 * CHUNK_LINES - 1))
     output, failed = service.written()
     assert custom_ids(output) == ["c0"]
-    answers = {(error["response"]["status_code"], error_of(error)["code"]) for error in failed}
-    assert answers == {(424, "generation_cancelled")}
+    assert custom_ids(failed) == [f"c{number}" for number in range(1, 3 * CHUNK_LINES)]
+    assert {(error["response"], error["error"]["code"]) for error in failed} == {(None, "batch_cancelled")}
     assert service.used == {1}  # no call was sent for the others
     with pytest.raises(errors.BatchEndedError):
         cancel(service, batch)
@@ -444,7 +445,7 @@ def test_a_late_process_begins_no_line_of_a_cancelled_batch(service: InMemorySer
     assert service.records.get(line_generation_id(batch.id, 1)) is None
     assert service.used <= {0}
     assert not service.lines.any_pending(batch.id)
-    assert custom_ids(service.written()[1]) == ([] if noted_pending == "after it" else ["a"])
+    assert custom_ids(service.written()[1]) == ["a"]
     assert service.lines.counts(batch.id) == Counts(0, 1)
 
 
@@ -500,7 +501,13 @@ def test_batch_and_event_name_only_files_that_have_a_line(
     assert (running["output_file_id"], running["error_file_id"], running["completed_at"]) == (None, None, None)
     batch = end(service, batch)
     answer = batch_answer(batch, batch.counts or Counts(0, 0))
-    assert (answer["output_file_id"], answer["error_file_id"]) == (output, failed)
+    assert (answer["input_key"], answer["output_key"], answer["error_key"]) == (batch.file.key, output, failed)
+    named = {answer["output_file_id"]: output, answer["error_file_id"]: failed}
+    records = service.file_records.records
+    assert {file_id: records[file_id].object.key for file_id in named if file_id} == {
+        file_id: key for file_id, key in named.items() if key
+    }
+    assert records[answer["input_file_id"]].object == batch.file
     expected = {"total": len(lines), "completed": counts.completed, "failed": counts.failed}
     assert (answer["request_counts"], answer["completed_at"]) == (expected, int(NOW))
     assert service.files.there.keys() == {output, failed} - {None}
@@ -565,7 +572,7 @@ def message(key: str = "inbox/shop/a.jsonl", **changes: Any) -> str:
 def dropped(name: str) -> DroppedFile:
     file = read_inbox_message(message(f"inbox/{name}"))
     assert isinstance(file, DroppedFile)
-    assert (file.event_id, file.bucket, file.file) == ("e", "b", InboxFile(f"inbox/{name}", "v", 7))
+    assert (file.event_id, file.bucket, file.file) == ("e", "b", StoredObject(f"inbox/{name}", "v", 7))
     return file
 
 
@@ -587,7 +594,7 @@ def test_a_file_belongs_to_the_caller_of_its_folder_and_its_key_may_be_url_encod
     file = dropped(name)
     assert (file.owner(), file.is_batch) == (caller, is_batch)
     found = file.decoded()
-    assert (found and found.file) == (decoded and InboxFile(f"inbox/{decoded}", "v", 7))
+    assert (found and found.file) == (decoded and StoredObject(f"inbox/{decoded}", "v", 7))
 
 
 @pytest.mark.parametrize("name", ["Shop/a.jsonl", "oidc:0/a.jsonl", "/a.jsonl", "a.csv", "a", f"{'ü' * 503}.jsonl"])

@@ -10,7 +10,7 @@ import pytest
 
 from imagegen.domain.credentials import BearerKey, Caller, CallerRecord
 from imagegen.domain.errors import IssuerUnavailableError
-from imagegen.usecases.authorize import authorize, caller_named
+from imagegen.usecases.authorize import authorize, recorded_caller
 from tests.fakes.parameters import FakeParameters
 
 SECRET = "Ab0_-" * 8 + "xyz"
@@ -144,7 +144,15 @@ def test_a_record_written_by_hand_is_read_with_the_callers_own_quotas(
 ) -> None:
     record = f'\n{{ "key_sha256" : "{hashlib.sha256(ALICE.key.encode()).hexdigest()}"{own} }}\n'
     assert caller(f"Bearer {ALICE.key}", records(alice=record)) == Caller("alice", images, usd)
-    assert caller_named("alice", callers=records(alice=record), path=PATH) == Caller("alice", images, usd)
+    assert recorded_caller("alice", callers=records(alice=record), path=PATH) == Caller("alice", images, usd)
+
+
+@pytest.mark.parametrize("name", ["bob", "oidc:0", "a/b", ""])
+def test_a_caller_without_a_record_is_not_looked_for_by_an_impossible_name(name: str) -> None:
+    """A name with a colon is a version of a parameter to SSM, which refuses it."""
+    known = records(alice=stored(ALICE))
+    assert recorded_caller(name, callers=known, path=PATH) is None
+    assert known.asked == ([(f"{PATH}/bob", False)] if name == "bob" else [])
 
 
 # The caller of a token.

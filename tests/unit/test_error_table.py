@@ -85,7 +85,7 @@ def test_each_failure_either_spent_money_or_not_and_its_status_says_which() -> N
         else:
             # The task of an upstream took minutes, and is a failed dependency even if its price came back.
             refunded = {424} if failure is errors.UpstreamTaskRefundedError else set()
-            assert answer.status in {400, 404, 405, 409, 413, 415, 422, 429, 502, 503} | refunded, failure
+            assert answer.status in {400, 401, 404, 405, 409, 413, 415, 422, 429, 502, 503} | refunded, failure
         # Client libraries retry these statuses.
         assert answer.status not in {408, 409} or answer.headers["x-should-retry"] == "false", failure
 

@@ -15,11 +15,11 @@ from urllib3 import encode_multipart_formdata
 
 from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.domain.image_format import PNG as PNG_TYPE
-from imagegen.domain.images import ImageRequest
+from imagegen.domain.images import AskedImages, ImageRequest
 from imagegen.domain.inputs import MEDIA_TYPES, GivenImage, InputRules
 from imagegen.domain.models import Catalog
 from imagegen.providers.catalog import PASSTHROUGH
-from imagegen.wire.image_requests import AskedImages, ReadImageRequest, ReadOperation, readers_of
+from imagegen.wire.image_requests import ReadImageRequest, ReadOperation, readers_of
 from imagegen.wire.requests import ReadRequest
 from imagegen.wire.uploads import read_upload
 from tests.support.images import REAL_PNG
@@ -33,7 +33,7 @@ PROMPT = "Put a hat on it"
 GPT, IDEOGRAM, KLING, OWN = "gpt-image-1.5", "ideogram-v3", "kling-v1-5", "own-model"
 STYLE, CHARACTER = "style_reference_images", "character_reference_images"
 CODES = ["0123abcd", "89abcdef"]
-NO_IMAGE = "expected a file, an id such as upl_… or img_…, a data: URL in base64, or an https URL."
+NO_IMAGE = "expected a file, an id such as upl_…, file-… or img_…, a data: URL in base64, or an https URL."
 NO_OBJECT = "expected an object with one of image_url and file_id."
 
 File = tuple[str, bytes]
@@ -145,10 +145,10 @@ def test_the_images_have_one_order_in_every_process_and_in_every_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [f"file-{'a' * 22}", "file_abc", f"inp_{'A' * 22}", f"gen_{'A' * 22}", UPL[:-1], f"{UPL}x"]
+    "name", [f"file-{'a' * 21}", "file_abc", f"inp_{'A' * 22}", f"gen_{'A' * 22}", UPL[:-1], f"{UPL}x"]
 )
 def test_an_id_that_names_no_upload_and_no_image_is_refused_by_its_place(name: str) -> None:
-    """Input images of another request, and files of OpenAI, cannot be named."""
+    """Input images of another request cannot be named."""
     expected = [
         (lambda: edit(("image", name)), "image"),
         (lambda: edit(("image[]", IMG), ("image[]", name)), "image[1]"),

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from msgspec.structs import replace
 
 from imagegen.domain import errors, generations
-from imagegen.domain.errors import ImagegenError
+from imagegen.domain.errors import BatchCancelledError, BatchExpiredError, ImagegenError
 from imagegen.domain.failures import Failure, failure_of
 from imagegen.domain.generations import CallAnswer, Generation, Origin, Rejection, Status, StoredImage, UpstreamCall
 from imagegen.domain.images import ImageRequest
@@ -185,6 +185,7 @@ def test_the_event_of_a_completion_has_the_caller_the_model_and_the_images() -> 
         "id": generation.id,
         "client": "shop",
         "custom_id": CUSTOM_ID,
+        "batch_id": None,
         "model": "dall-e-3",
         "n": 2,
         "images": [
@@ -199,6 +200,14 @@ def test_the_event_of_a_completion_has_the_caller_the_model_and_the_images() -> 
         "completed_at": int(NOW + 7),
         "error": None,
     }
+
+
+@pytest.mark.parametrize("error", [BatchCancelledError("no"), BatchExpiredError("no"), None])
+def test_the_event_of_a_cancelled_generation_says_which_end_of_its_batch_it_met(error: ImagegenError | None) -> None:
+    batch_id = f"batch_{'A' * 22}"
+    stopped = full(Status.CANCELLED, error, origin=Origin(CUSTOM_ID, batch_id, 1))
+    detail = delivered(generation_event(stopped))["detail"]
+    assert (detail["batch_id"], detail["error"] and detail["error"]["code"]) == (batch_id, error and error.code)
 
 
 def test_the_event_of_a_generation_without_a_custom_id_has_none() -> None:

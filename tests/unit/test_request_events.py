@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from imagegen.domain.errors import InvalidRequestError, RecordsUnavailableError
-from imagegen.domain.images import ImageRequest
+from imagegen.domain.images import AskedImages, ImageRequest
 from imagegen.domain.inputs import GivenImage
 from imagegen.usecases.submit import RejectEvent
-from imagegen.wire.image_requests import AskedImages
 from imagegen.wire.request_events import ImagesByEvent, read_event
 from tests.fakes.event_bus import FakeEventBus
 from tests.support.models import read_operation

@@ -16,9 +16,11 @@ from imagegen.settings import (
 )
 
 URLS = ("PUBLIC_BASE_URL", "UPSTREAM_BASE_URL")
-FLAGS = ("API_IS_FIRST_WORKER", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS")
+FLAGS = ("API_IS_FIRST_WORKER", "BATCH_WAITS_FOR_QUOTA", "DURABLE_URLS", "REPEAT_UNKNOWN_CALLS")
 HERE = "http://[::1]"
 BOUNDS = [
+    ("BATCH_WINDOW_SECONDS", 1, 86_400),
+    ("INPUT_RETENTION_DAYS", 1, 36_500),
     ("LEASE_SECONDS", 1, 60),
     ("LINK_SECONDS", 60, 604_800),
     ("MAX_IMAGE_BYTES", 1, 104_857_600),
@@ -48,11 +50,12 @@ WORKER = only(
 )
 LIMITS = "images_per_client_per_day images_per_day"
 API = WORKER | only(
-    f"{LIMITS} api_is_first_worker caller_share_of_waiters cors_origin most_waiters public_base_url wait_seconds"
+    f"""{LIMITS} api_is_first_worker batch_window_seconds caller_share_of_waiters cors_origin inbox_bucket
+    input_retention_days most_waiters public_base_url wait_seconds"""
 )
 INTAKE = only(
-    f"""{STORED} {LIMITS} base_url clients_path image_bucket inbox_bucket intake_dead_letters_url intake_queue_url
-    link_seconds upstream_base_url"""
+    f"""{STORED} {LIMITS} base_url batch_waits_for_quota clients_path image_bucket inbox_bucket input_retention_days
+    intake_dead_letters_url intake_queue_url link_seconds upstream_base_url"""
 )
 SITE = only("cors_origin image_origin public_base_url")
 
@@ -78,11 +81,14 @@ def error_of(environ: Mapping[str, str], from_env: FromEnv = ApiSettings.from_en
     return str(error.value)
 
 
+PARTS = ("runtime", "journal", "store", "images", "files", "quota", "upstream")
+
+
 def flat(settings: Any) -> dict[str, Any]:
     """All fields, including those of the parts."""
     fields: dict[str, Any] = {}
     for name, value in asdict(settings).items():
-        fields |= value if name in ("runtime", "journal", "store", "images", "quota", "upstream") else {name: value}
+        fields |= value if name in PARTS else {name: value}
     return fields
 
 
@@ -127,7 +133,9 @@ def test_missing_and_bad_variables_are_named_together() -> None:
 def test_a_flag_is_true_or_false(name: str) -> None:
     assert (setting(name, "true"), setting(name, "false")) == (True, False)
     for text in ("", " ", "True", "FALSE", "1", "0", "yes", "no", " true", "true\n", "truefalse"):
-        assert error_of(API | {name: text}) == f"{name} is neither true nor false"
+        for from_env, environ in FUNCTIONS.values():
+            if name in environ:
+                assert error_of(environ | {name: text}, from_env) == f"{name} is neither true nor false"
 
 
 @pytest.mark.parametrize(("name", "least", "most"), BOUNDS)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
-from imagegen.domain.batches import Batch, Checkpoint, Counts, EndedLine, InboxFile
+from imagegen.domain.batches import Batch, BatchProblem, Checkpoint, Counts, EndedLine
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.failures import Failure
+from imagegen.domain.files import File, Purpose, StoredObject
 from imagegen.domain.generations import (
     CallAnswer,
     Generation,
@@ -282,6 +283,13 @@ class GenerationStore(Protocol):
         """Cancels the generation and returns its record; `None` if it was completed, has failed or does not exist."""
         ...
 
+    def cancel_unbegun(self, generation: Generation, failure: Failure, *, now: float) -> Generation | None:
+        """Cancels a generation for this reason and returns its record; `None` if it has changed or is worked on.
+
+        It is worked on if it has a valid lease. It has changed if a call was sent since `generation` was read.
+        """
+        ...
+
     def requeue(self, generation: Generation, *, now: float) -> Generation | None:
         """Queues a failed generation again and returns its record; `None` if its published end has changed."""
         ...
@@ -452,6 +460,18 @@ class BatchStore(Protocol):
         """Ends the owner's lease. Succeeds if the owner has none."""
         ...
 
+    def begin_lines(self, batch_id: str, owner: str, lines: int, *, now: float) -> Batch:
+        """Notes that the file is valid and how many lines it has. Its lines begin, unless the batch was cancelled."""
+        ...
+
+    def fail(self, batch_id: str, owner: str, problems: Sequence[BatchProblem], *, now: float) -> Batch:
+        """Ends a batch whose file is not valid, unless it was cancelled. Returns its record."""
+        ...
+
+    def save_wake(self, batch_id: str, owner: str, wake_at: float) -> None:
+        """Notes when a delayed message arrives."""
+        ...
+
     def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch: ...
 
     def save_total(self, batch_id: str, owner: str, total: int) -> Batch:
@@ -462,10 +482,17 @@ class BatchStore(Protocol):
         """Starts cancelling the batch and returns its record; `None` if all of its lines have ended."""
         ...
 
+    def begin_expiring(self, batch_id: str, owner: str, *, now: float) -> Batch:
+        """Notes that the completion window has ended."""
+        ...
+
     def begin_finalizing(self, batch_id: str, owner: str, *, now: float) -> Batch: ...
 
     def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
-        """Ends the batch, as cancelled if it was being cancelled, else as completed. Returns its new record."""
+        """Ends the batch: as cancelled or expired if it was being cancelled or expired, else as completed.
+
+        Returns its new record.
+        """
         ...
 
     def mark_published(self, batch_id: str) -> None: ...
@@ -510,23 +537,61 @@ class BatchQueue(MessageQueue, Protocol):
         ...
 
 
-class Inbox(Protocol):
-    def has(self, file: InboxFile, deadline: Deadline) -> bool:
-        """Whether this version of the object exists. Raises ImageStorageInterruptedError."""
+class FileContents(Protocol):
+    """The objects of files, in the inbox and in the bucket of the images. Raises FileUnavailableError."""
+
+    def find(self, key: str, version: str, deadline: Deadline) -> StoredObject | None:
+        """The object, `None` if it does not exist."""
         ...
 
-    def read(self, file: InboxFile, offset: int, length: int, deadline: Deadline) -> bytes:
-        """Exactly `length` bytes of a file. Raises ImageStorageError."""
+    def read(self, file: StoredObject, offset: int, length: int, deadline: Deadline) -> bytes:
+        """Exactly `length` bytes of a file. Raises UnknownFileError if it does not exist."""
+        ...
+
+    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> StoredObject:
+        """Stores a file of `length` bytes."""
+        ...
+
+    def delete(self, file: StoredObject, deadline: Deadline) -> None:
+        """Deletes a file. Succeeds if it does not exist. Without a version, the inbox hides the file and keeps it."""
+        ...
+
+    def signed_url(self, file: StoredObject, filename: str, method: Literal["GET", "HEAD"]) -> SignedUrl:
+        """Signs a new URL for the file, which a browser stores under its name. Makes no call."""
+        ...
+
+    def signed_upload(self, file: StoredObject) -> SignedUpload:
+        """Signs a PUT of an object with exactly this size, which works once. Makes no call."""
         ...
 
 
-class Outbox(Protocol):
-    def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> None:
-        """Stores a file of `length` bytes. Raises ImageStorageError."""
+class FileStore(Protocol):
+    """The records of files. Every method raises RecordsUnavailableError if the store does not answer."""
+
+    def create(self, file: File) -> File:
+        """Writes the record unless it exists. Returns the record that exists afterwards."""
         ...
 
-    def delete(self, key: str, deadline: Deadline) -> None:
-        """Deletes a file. Succeeds if it does not exist. Raises ImageStorageError."""
+    def get(self, file_id: str) -> File | None: ...
+
+    def newest(
+        self,
+        caller: str,
+        limit: int,
+        *,
+        after: str | None = None,
+        purpose: Purpose | None = None,
+        oldest_first: bool = False,
+    ) -> Sequence[File]:
+        """The caller's files, newest first or oldest first, that follow the id `after`."""
+        ...
+
+    def mark_uploaded(self, file_id: str) -> None:
+        """Notes that the content of an upload was seen. Succeeds if the record does not exist."""
+        ...
+
+    def delete(self, file_id: str) -> None:
+        """Deletes the record. Succeeds if it does not exist."""
         ...
 
 

@@ -70,6 +70,14 @@ class ImageSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSettings:
+    """A file that came or goes over HTTP is kept for `input_retention_days`. Others are in the inbox."""
+
+    inbox_bucket: str
+    input_retention_days: int
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaSettings:
     images_per_client_per_day: int
     images_per_day: int
@@ -99,6 +107,8 @@ class ApiSettings:
 
     `cors_origin` is the one web origin whose pages may call, or `*`.
 
+    `batch_window_seconds` is how long lines of a batch may begin.
+
     `wait_seconds` is how long a request may wait; at most `most_waiters` wait at once, and of one caller at most
     `caller_share_of_waiters` per cent of them. `streaming` is whether the function streams its answers.
     """
@@ -107,9 +117,11 @@ class ApiSettings:
     journal: JournalSettings
     store: StoreSettings
     images: ImageSettings
+    files: FileSettings
     quota: QuotaSettings
     upstream: UpstreamSettings
     api_is_first_worker: bool
+    batch_window_seconds: int
     cors_origin: str
     caller_share_of_waiters: int
     disabled_models: frozenset[str]
@@ -129,8 +141,10 @@ class ApiSettings:
                 journal=_journal(read),
                 store=_store(read),
                 images=_images(read),
+                files=_files(read),
                 quota=_quota(read),
                 upstream=_upstream(read),
+                batch_window_seconds=read("BATCH_WINDOW_SECONDS", _integer(1, 86_400)),
                 api_is_first_worker=read("API_IS_FIRST_WORKER", _flag),
                 cors_origin=read("CORS_ORIGIN", _text),
                 caller_share_of_waiters=read("CALLER_SHARE_OF_WAITERS", _integer(1, 100)),
@@ -173,7 +187,8 @@ class WorkerSettings:
 class IntakeSettings:
     """`base_url` is the address of the API, for absolute links: an event has no address of its own.
 
-    `event_image_buckets` are the buckets whose objects an event may name as input images.
+    `event_image_buckets` are the buckets whose objects an event may name as input images. With
+    `batch_waits_for_quota`, a line of a batch that exceeds a quota begins later, else it fails.
     """
 
     runtime: RuntimeSettings
@@ -181,11 +196,12 @@ class IntakeSettings:
     store: StoreSettings
     quota: QuotaSettings
     images: ImageSettings
+    files: FileSettings
     base_url: str
+    batch_waits_for_quota: bool
     clients_path: str
     disabled_models: frozenset[str]
     event_image_buckets: frozenset[str]
-    inbox_bucket: str
     intake_dead_letters_url: str
     lease_seconds: int
     upstream_base_url: str
@@ -202,7 +218,8 @@ class IntakeSettings:
                 images=_images(read),
                 base_url=read("BASE_URL", _http_url),
                 clients_path=read("CLIENTS_PATH", _path),
-                inbox_bucket=read("INBOX_BUCKET", _text),
+                files=_files(read),
+                batch_waits_for_quota=read("BATCH_WAITS_FOR_QUOTA", _flag),
                 intake_dead_letters_url=read("INTAKE_DEAD_LETTERS_URL", _text),
                 lease_seconds=read("LEASE_SECONDS", _integer(1, 60)),
                 disabled_models=read("DISABLED_MODELS", _names, default=""),
@@ -318,6 +335,13 @@ def _images(read: _Reader) -> ImageSettings:
         image_bucket=read("IMAGE_BUCKET", _text),
         # At most seven days (S3 API reference, "Authenticating Requests: Using Query Parameters").
         link_seconds=read("LINK_SECONDS", _integer(60, 604_800)),
+    )
+
+
+def _files(read: _Reader) -> FileSettings:
+    return FileSettings(
+        inbox_bucket=read("INBOX_BUCKET", _text),
+        input_retention_days=read("INPUT_RETENTION_DAYS", _integer(1, 36_500)),
     )
 
 

@@ -17,14 +17,16 @@ until the batch is finalizing. From then on, every process that writes the files
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping  # noqa: TC003  # msgspec reads it
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from imagegen.aws.items import ConditionFailedError, Item, asking, json_text, key, newest_items, number, update_under
-from imagegen.domain.batches import Batch, BatchStatus, Checkpoint, Counts, EndedLine, InboxFile
+from imagegen.domain.batches import Batch, BatchProblem, BatchStatus, Checkpoint, Counts, EndedLine
 from imagegen.domain.errors import RecordsUnavailableError
+from imagegen.domain.files import StoredObject
 from imagegen.domain.generations import LostClaimError
 
 if TYPE_CHECKING:
@@ -33,10 +35,25 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 _RECORD = "batch"
-_VERSION = 1  # of the record; a process refuses records of a later version
-_WORKED_ON = "#owner = :owner AND #status IN (:in_progress, :cancelling, :finalizing)"
-_TIMES = ("cancelling_at", "finalizing_at", "ended_at")
+# Of the record. A process refuses records of a later version. Batches of the inbox keep theirs.
+_VERSION, _VERSION_OF_INBOX = 2, 1
+_OPEN = "#status IN (:validating, :in_progress, :cancelling, :finalizing)"
+_WORKED_ON = f"#owner = :owner AND {_OPEN}"
+_TIMES = ("begun_at", "expiring_at", "cancelling_at", "finalizing_at", "ended_at")
 _IF_NEW: Item = {"ConditionExpression": "attribute_not_exists(pk)"}
+
+
+_Problems = tuple[BatchProblem, ...]
+
+
+class _Asked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a batch over HTTP has and one of the inbox has not, as in `Batch`."""
+
+    endpoint: str | None = None
+    given_file_id: str | None = None
+    metadata: Mapping[str, str] | None = None
+    output_seconds: int | None = None
+    expires_at: float | None = None
 
 
 class DynamoBatches:
@@ -50,7 +67,7 @@ class DynamoBatches:
     def create(self, batch: Batch) -> Batch:
         item: Item = {
             **key(batch.id, _RECORD),
-            "version": number(_VERSION),
+            "version": number(_VERSION_OF_INBOX if batch.is_of_inbox else _VERSION),
             "caller": {"S": _listed_under(batch.caller)},
             "created_at": number(batch.created_at),
             "expires_at": number(int(batch.created_at) + self._retention_seconds),
@@ -59,6 +76,9 @@ class DynamoBatches:
             "checkpoint": {"S": json_text(batch.checkpoint)},
             "lease_until": number(batch.lease_until),
         }
+        if not batch.is_of_inbox:
+            asked = _Asked(batch.endpoint, batch.given_file_id, batch.metadata, batch.output_seconds, batch.expires_at)
+            item["asked"] = {"S": json_text(asked)}
         with asking():
             client = self._client()
             with suppress(client.exceptions.ConditionalCheckFailedException):
@@ -87,7 +107,7 @@ class DynamoBatches:
             return self._update(
                 batch_id,
                 "SET #owner = :owner, lease_until = :lease_until",
-                "#status IN (:in_progress, :cancelling, :finalizing) AND (lease_until < :now OR #owner = :owner)",
+                f"{_OPEN} AND (lease_until < :now OR #owner = :owner)",
                 {":owner": {"S": owner}, ":now": number(now), ":lease_until": number(lease_until)},
             )
         except LostClaimError:
@@ -105,6 +125,35 @@ class DynamoBatches:
                 {":owner": {"S": owner}, ":zero": number(0)},
             )
 
+    def begin_lines(self, batch_id: str, owner: str, lines: int, *, now: float) -> Batch:
+        values = {":lines": number(lines), ":now": number(now)}
+        update = "SET #status = :in_progress, validated = :lines, begun_at = if_not_exists(begun_at, :now)"
+        return self._unless_cancelled(batch_id, owner, update, "#status IN (:validating, :in_progress)", values)
+
+    def fail(self, batch_id: str, owner: str, problems: Sequence[BatchProblem], *, now: float) -> Batch:
+        values = {":problems": {"S": json_text(problems)}, ":now": number(now)}
+        update = "SET #status = :failed, problems = :problems, ended_at = :now"
+        return self._unless_cancelled(batch_id, owner, update, "#status IN (:validating, :failed)", values)
+
+    def _unless_cancelled(self, batch_id: str, owner: str, update: str, condition: str, values: Item) -> Batch:
+        """Returns the record after the update, or as it is if the batch was cancelled before."""
+        try:
+            return self._update(
+                batch_id, update, f"#owner = :owner AND {condition}", {":owner": {"S": owner}, **values}
+            )
+        except LostClaimError:
+            batch = self.get(batch_id)
+            if batch is None or batch.owner != owner or batch.status is not BatchStatus.CANCELLING:
+                raise
+            return batch
+
+    def save_wake(self, batch_id: str, owner: str, wake_at: float) -> None:
+        self._update_claimed(batch_id, owner, "SET wake_at = :wake_at", {":wake_at": number(wake_at)})
+
+    def begin_expiring(self, batch_id: str, owner: str, *, now: float) -> Batch:
+        update = "SET expiring_at = if_not_exists(expiring_at, :now)"
+        return self._update_claimed(batch_id, owner, update, {":now": number(now)})
+
     def save_checkpoint(self, batch_id: str, owner: str, checkpoint: Checkpoint) -> Batch:
         return self._update_claimed(
             batch_id, owner, "SET checkpoint = :checkpoint", {":checkpoint": {"S": json_text(checkpoint)}}
@@ -120,7 +169,7 @@ class DynamoBatches:
             return self._update(
                 batch_id,
                 "SET #status = :cancelling, cancelling_at = if_not_exists(cancelling_at, :now)",
-                "#status IN (:in_progress, :cancelling)",
+                "#status IN (:validating, :in_progress, :cancelling)",
                 {":now": number(now)},
             )
         except LostClaimError:
@@ -131,9 +180,8 @@ class DynamoBatches:
         return self._update_claimed(batch_id, owner, update, {":now": number(now)})
 
     def end(self, batch_id: str, owner: str, counts: Counts, *, now: float) -> Batch:
-        batch = self.get(batch_id)
-        cancelled = batch is not None and batch.cancelling_at is not None  # it no longer changes
-        ended = BatchStatus.CANCELLED if cancelled else BatchStatus.COMPLETED
+        batch = self.get(batch_id)  # what stopped it no longer changes
+        ended = batch.end_status if batch else BatchStatus.COMPLETED
         return self._update(
             batch_id,
             "SET #status = :ended, ended_at = :now, counts = :counts",
@@ -308,17 +356,28 @@ def _check_version(item: Item) -> None:
 def _batch(item: Item) -> Batch:
     _check_version(item)
     times = {name: float(item[name]["N"]) for name in _TIMES if name in item}
+    asked = msgspec.json.decode(item["asked"]["S"], type=_Asked) if "asked" in item else _Asked()
     return Batch(
         id=item["pk"]["S"],
         caller=item["caller"]["S"].removeprefix(_listed_under("")),
-        file=msgspec.json.decode(item["file"]["S"], type=InboxFile),
+        file=msgspec.json.decode(item["file"]["S"], type=StoredObject),
         created_at=float(item["created_at"]["N"]),
+        endpoint=asked.endpoint,
+        given_file_id=asked.given_file_id,
+        metadata=asked.metadata,
+        output_seconds=asked.output_seconds,
+        expires_at=asked.expires_at,
         status=BatchStatus(item["status"]["S"]),
         checkpoint=msgspec.json.decode(item["checkpoint"]["S"], type=Checkpoint),
+        validated=int(item["validated"]["N"]) if "validated" in item else None,
+        problems=msgspec.json.decode(item["problems"]["S"], type=tuple[BatchProblem, ...])
+        if "problems" in item
+        else (),
         total=int(item["line_total"]["N"]) if "line_total" in item else None,
         counts=msgspec.json.decode(item["counts"]["S"], type=Counts) if "counts" in item else None,
         owner=item["owner"]["S"] if "owner" in item else None,
         lease_until=float(item["lease_until"]["N"]),
+        wake_at=float(item["wake_at"]["N"]) if "wake_at" in item else 0.0,
         published="published" in item,
         **times,
     )

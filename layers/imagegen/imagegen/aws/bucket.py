@@ -30,10 +30,14 @@ _EXPIRED = "Request has expired"  # of an AccessDenied: Lambda may have frozen t
 
 @dataclass(frozen=True, slots=True)
 class S3Answer:
-    """The status of an answer. `text` is the body of an error: XML with a code and a message."""
+    """The status of an answer. `text` is the body of an error: XML with a code and a message.
+
+    `version` is that of the object in a bucket with versions, "" in any other.
+    """
 
     status: int
     text: bytes = b""
+    version: str = ""
 
     @property
     def code(self) -> str:
@@ -67,7 +71,7 @@ def s3_answer(response: urllib3.BaseHTTPResponse) -> S3Answer:
     """Reads an answer without an object. Raises urllib3's HTTPError."""
     text = response.read(_MOST_ERROR_BYTES) if response.status >= 400 else b""
     response.drain_conn()
-    return S3Answer(response.status, text)
+    return S3Answer(response.status, text, response.headers.get("x-amz-version-id", ""))
 
 
 def read_answer(response: urllib3.BaseHTTPResponse, broken: Callable[[], ImagegenError]) -> S3Answer:

@@ -214,6 +214,20 @@ class DynamoGenerations:
         except LostClaimError:
             return None
 
+    def cancel_unbegun(self, generation: Generation, failure: Failure, *, now: float) -> Generation | None:
+        values: Item = {":now": number(now), ":failure": {"S": json_text(failure)}}
+        update = "SET #status = :cancelled, completed_at = :now, failure = :failure"
+        unsent = " AND ".join(
+            f"attribute_not_exists({_attempt('attempt', call.number, call.sent + 1)})" for call in generation.calls
+        )
+        # If the SDK repeats a write that has succeeded, the repetition finds the end that the write made.
+        cancelled = "(#status = :cancelled AND completed_at = :now AND failure = :failure)"
+        idle = f"(#status = :queued OR (#status = :in_progress AND lease_until < :now)) AND {unsent}"
+        try:
+            return _generation(self._update(generation.id, update, f"({idle}) OR {cancelled}", values))
+        except LostClaimError:
+            return None
+
     def requeue(self, generation: Generation, *, now: float) -> Generation | None:
         token = secrets.token_urlsafe(12)
         values: Item = {

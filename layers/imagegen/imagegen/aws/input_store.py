@@ -4,10 +4,10 @@
 |---|---|
 | `inputs/<inp_…>` | an image that came inside a request |
 | `inputs/<hash of the caller>/<upl_…>` | an upload: another caller's id leads to no object |
+| `files/<hash of the caller>/<file-…>` | a file, which `aws/files.py` stores |
 | `images/<img_…>` | an image made here, which is read where it is |
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,6 +20,7 @@ from imagegen.aws.bucket import S3Bucket, read_answer, read_blocks
 from imagegen.aws.image_store import GENERATION_ID, image_key
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import InputUnavailableError
+from imagegen.domain.files import caller_folder, is_file_id, object_key
 from imagegen.domain.images import is_image_id
 from imagegen.domain.inputs import ReadInput, SignedUpload, is_upload_id
 from imagegen.outbound.pool import HttpPool
@@ -96,8 +97,10 @@ class S3InputStore:
 def _key(image_id: str, caller: str) -> str:
     if is_image_id(image_id):
         return image_key(image_id)
-    if is_upload_id(image_id):  # the name of a caller with a token has characters that a key should not have
-        return f"inputs/{hashlib.sha256(caller.encode()).hexdigest()[:32]}/{image_id}"
+    if is_file_id(image_id):
+        return object_key(caller, image_id)
+    if is_upload_id(image_id):
+        return f"inputs/{caller_folder(caller)}/{image_id}"
     return f"inputs/{image_id}"
 
 

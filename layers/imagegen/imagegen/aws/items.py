@@ -125,14 +125,21 @@ def put_under(
 
 
 def newest_items(
-    client: DynamoDBClient, table: str, caller: str, limit: int, *, after: Item | None, status: str | None = None
+    client: DynamoDBClient,
+    table: str,
+    caller: str,
+    limit: int,
+    *,
+    after: Item | None,
+    status: str | None = None,
+    oldest_first: bool = False,
 ) -> list[Item]:
-    """Returns at most `limit` records of the caller, newest first, beginning after the record `after`.
+    """Returns at most `limit` records of the caller, newest first or oldest first, beginning after the record `after`.
 
     The index has only keys and the status, and lags behind the table, so the records are read by their keys. Raises
     exceptions of botocore.
     """
-    keys = _listed(client, table, caller, after, status)
+    keys = _listed(client, table, caller, after, status, oldest_first=oldest_first)
     found: list[Item] = []
     while len(found) < limit and (some := list(islice(keys, min(limit - len(found), _PAGE)))):
         found += [
@@ -144,7 +151,7 @@ def newest_items(
 
 
 def _listed(
-    client: DynamoDBClient, table: str, caller: str, after: Item | None, status: str | None
+    client: DynamoDBClient, table: str, caller: str, after: Item | None, status: str | None, *, oldest_first: bool
 ) -> Iterator[dict[str, Any]]:
     names, values = {"#caller": "caller"}, {":caller": {"S": caller}}
     query: dict[str, Any] = {}
@@ -160,7 +167,7 @@ def _listed(
             KeyConditionExpression="#caller = :caller",
             ExpressionAttributeNames=names,
             ExpressionAttributeValues=values,
-            ScanIndexForward=False,
+            ScanIndexForward=oldest_first,
             Limit=_PAGE,
             **query,
         )

@@ -14,6 +14,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from imagegen.aws.places import DynamoPlaces
 from imagegen.bootstrap import sdk
+from imagegen.bootstrap.inputs import file_contents
 from imagegen.bootstrap.models import configuration
 from imagegen.bootstrap.records import Records
 from imagegen.bootstrap.upstreams import generation_worker
@@ -23,6 +24,7 @@ from imagegen.outbound.input_source import HttpInputSource
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.ports import Journal, Places
 from imagegen.routes.batches import BatchRoutes
+from imagegen.routes.files import FileRoutes
 from imagegen.routes.generations import GenerationRoutes
 from imagegen.routes.images import ImageRoutes
 from imagegen.routes.middleware import Answer, ApiMiddleware, Handler, buffered, http_handler
@@ -31,6 +33,8 @@ from imagegen.routes.results import Results
 from imagegen.routes.uploads import UploadRoutes
 from imagegen.settings import ApiSettings, SettingsError
 from imagegen.streaming_runtime import StreamedResponse
+from imagegen.usecases.begin_batch import BeginBatch
+from imagegen.usecases.manage_files import ManageFiles
 from imagegen.usecases.manage_generation import CancelGeneration, DeleteGeneration
 from imagegen.usecases.take_inputs import TakeInputs
 from imagegen.usecases.work_on_generation import GenerationWorker
@@ -107,10 +111,28 @@ def wired(settings: ApiSettings, configured: Configuration, records: Records, pl
         streaming=settings.streaming,
         router=Router(),
     )
-    batches = BatchRoutes(records.batches, records.lines, records.batch_queue, time.time, Router())
+    contents = file_contents(workers.http, settings.runtime, settings.images, settings.files)
+    managed = ManageFiles(
+        files=records.files,
+        contents=contents,
+        pool=workers.pool,
+        file_seconds=settings.files.input_retention_days * 24 * 3600,
+        now=time.time,
+    )
+    beginning = BeginBatch(
+        batches=records.batches,
+        files=managed,
+        queue=records.batch_queue,
+        keys=records.keys,
+        window=settings.batch_window_seconds,
+        lease=settings.upstream.lease_seconds,
+        now=time.time,
+    )
+    batches = BatchRoutes(beginning, records.batches, records.lines, records.batch_queue, time.time, Router())
+    files = FileRoutes(managed, contents, Router())
     listed = ModelRoutes(models, workers.routes.available, Router())
     images, uploads = ImageRoutes(workers.images, Router()), UploadRoutes(workers.inputs, Router())
-    routers = [each.register() for each in (generations, batches, uploads, images, listed)]
+    routers = [each.register() for each in (generations, files, batches, uploads, images, listed)]
     middleware = ApiMiddleware(logger, cors_origin=settings.cors_origin, public_base_url=settings.public_base_url)
     return Api(settings, http_handler(routers, middleware.chain), records.journal, workers.worker, workers.pool)
 

@@ -10,32 +10,34 @@ import msgspec
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from imagegen.aws.bucket import S3Bucket, bucket_url
 from imagegen.aws.cloudwatch import JournalledBatchBus
 from imagegen.aws.events import EventBridgeBatchBus
-from imagegen.aws.inbox import S3Inbox, S3Outbox
 from imagegen.aws.objects import S3Objects
 from imagegen.aws.sqs import SqsDeadLetters
 from imagegen.aws.ssm import SsmParameters
 from imagegen.bootstrap import sdk
 from imagegen.bootstrap.authorizer import CALLER_CACHE_SECONDS
-from imagegen.bootstrap.inputs import input_store
+from imagegen.bootstrap.inputs import file_contents, input_store
 from imagegen.bootstrap.models import configuration
 from imagegen.bootstrap.records import Records
 from imagegen.consumers.intake_messages import IntakeMessages
 from imagegen.consumers.queue_consumer import QueueConsumer
+from imagegen.domain.credentials import Caller
 from imagegen.outbound.input_source import HttpInputSource
 from imagegen.outbound.pool import HttpPool
 from imagegen.outbound.url_guard import UrlGuard
 from imagegen.settings import IntakeSettings
-from imagegen.usecases.authorize import caller_named
+from imagegen.usecases.authorize import recorded_caller
 from imagegen.usecases.continue_batch import ContinueBatch
 from imagegen.usecases.manage_generation import CancelGeneration
-from imagegen.usecases.read_batch import CHUNK_THREADS, ReadBatch
+from imagegen.usecases.read_batch import CHUNK_THREADS, FetchingLines, ReadBatch
 from imagegen.usecases.submit import RejectEvent
 from imagegen.usecases.take_inputs import TakeInputs
-from imagegen.wire.batches import batch_event, read_batch_line, refused_line
-from imagegen.wire.image_requests import ReadOperation, readers_of
+from imagegen.usecases.validate_batch import ValidateBatch
+from imagegen.usecases.write_batch import WriteBatch
+from imagegen.wire.batch_requests import check_batch_line, line_readers, read_batch_line
+from imagegen.wire.batches import batch_event, refused_line
+from imagegen.wire.image_requests import ReadImageRequest, ReadOperation, readers_of
 from imagegen.wire.requests import ReadRequest
 
 CLOSING_SECONDS = 60.0  # of the function's time-out, kept free to end the work at hand
@@ -56,30 +58,32 @@ def intake() -> Intake:
     configured = configuration(settings.disabled_models)
     records = Records.on_aws("intake", settings.store, settings.journal, configured.upstreams)
     http = HttpPool()
-    bucket = S3Bucket(
-        http,
-        url=bucket_url(settings.inbox_bucket, settings.runtime.region, settings.runtime.s3_endpoint_url),
-        region=settings.runtime.region,
-        credentials=sdk.credentials,
-    )
-    inbox, pool = S3Inbox(bucket), ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="line")
+    contents = file_contents(http, settings.runtime, settings.images, settings.files)
+    pool = ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="line")
+    inputs = _inputs(settings, records, http)
     read_request = ReadRequest(configured.catalog)
-    caller = partial(
-        caller_named,
+    read_edit = ReadImageRequest(ReadRequest(configured.catalog, "edit"))
+    recorded = partial(
+        recorded_caller,
         callers=SsmParameters(sdk.ssm, cache_seconds=CALLER_CACHE_SECONDS),
         path=settings.clients_path,
     )
+    submission = records.submission(configured.catalog, settings.quota, settings.lease_seconds)
     reader = ReadBatch(
         batches=records.batches,
         lines=records.lines,
         generations=records.generations,
-        submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds),
-        inbox=inbox,
+        submission=submission,
+        models=configured.catalog.models,
+        inputs=inputs,
+        contents=contents,
         pool=pool,
         base_url=settings.base_url,
-        read_line=partial(read_batch_line, read_fields=read_request.fields),
+        read_line=partial(read_batch_line, read_fields=line_readers(read_request, read_edit)),
         refusal=refused_line,
-        caller_named=caller,
+        recorded_caller=recorded,
+        waits_for_quota=settings.batch_waits_for_quota,
+        fetching=FetchingLines(),
         now=time.time,
     )
     batch_bus = EventBridgeBatchBus(sdk.events, settings.store.event_bus, ended=batch_event)
@@ -87,26 +91,33 @@ def intake() -> Intake:
         batches=records.batches,
         lines=records.lines,
         queue=records.batch_queue,
+        validation=ValidateBatch(contents, check_batch_line),
         reader=reader,
+        writer=WriteBatch(
+            lines=records.lines,
+            files=records.files,
+            contents=contents,
+            file_seconds=settings.files.input_retention_days * 24 * 3600,
+            now=time.time,
+        ),
         progress=records.progress,
-        generations=records.generations,
         cancellation=CancelGeneration(records.generations, records.publisher, time.time),
-        outbox=S3Outbox(bucket),
         bus=JournalledBatchBus(batch_bus, records.journal),
         now=time.time,
         lease=settings.lease_seconds,
     )
     messages = IntakeMessages(
-        submission=records.submission(configured.catalog, settings.quota, settings.lease_seconds),
+        submission=submission,
         rejection=RejectEvent(SqsDeadLetters(sdk.sqs, settings.intake_dead_letters_url), records.bus),
         batches=records.batches,
         continuation=continuation,
-        inbox=inbox,
-        inputs=_inputs(settings, records, http, pool),
+        files=records.files,
+        contents=contents,
+        inputs=inputs,
         read_request=read_request,
         read_operation=ReadOperation(read_request, readers_of(configured.catalog, from_s3=True)),
         base_url=settings.base_url,
-        caller_named=caller,
+        caller_named=lambda name: recorded(name) or Caller(name),
         now=time.time,
         logger=logger,
     )
@@ -121,7 +132,7 @@ def intake() -> Intake:
     return Intake(consumer, pool)
 
 
-def _inputs(settings: IntakeSettings, records: Records, http: HttpPool, pool: Executor) -> TakeInputs:
+def _inputs(settings: IntakeSettings, records: Records, http: HttpPool) -> TakeInputs:
     return TakeInputs(
         store=input_store(http, settings.runtime, settings.images),
         source=HttpInputSource(http, UrlGuard(settings.upstream_base_url)),
@@ -133,7 +144,8 @@ def _inputs(settings: IntakeSettings, records: Records, http: HttpPool, pool: Ex
             credentials=sdk.credentials,
         ),
         generations=records.generations,
-        pool=pool,
+        # Lines that wait for their images must not take the threads that read these.
+        pool=ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="input"),
     )
 
 

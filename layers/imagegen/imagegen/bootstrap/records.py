@@ -10,6 +10,7 @@ import msgspec
 from imagegen.aws.batches import DynamoBatches, DynamoBatchLines
 from imagegen.aws.cloudwatch import CloudWatchJournal, JournalledBus
 from imagegen.aws.events import EventBridgeBus
+from imagegen.aws.file_records import DynamoFiles
 from imagegen.aws.generations import DynamoGenerations
 from imagegen.aws.idempotency_keys import DynamoIdempotencyKeys
 from imagegen.aws.quota_counters import DynamoQuotaCounters
@@ -24,6 +25,7 @@ from imagegen.ports import (
     BatchQueue,
     BatchStore,
     EventBus,
+    FileStore,
     GenerationQueue,
     GenerationStore,
     IdempotencyKeys,
@@ -52,6 +54,7 @@ class Records(msgspec.Struct, frozen=True, eq=False):
     keys: IdempotencyKeys
     batches: BatchStore
     lines: BatchLines
+    files: FileStore
     counters: QuotaCounters
     slots: UpstreamSlots
     queue: GenerationQueue
@@ -73,6 +76,7 @@ class Records(msgspec.Struct, frozen=True, eq=False):
             keys=DynamoIdempotencyKeys(sdk.dynamodb, table),
             batches=DynamoBatches(sdk.dynamodb, table, retention_seconds=retention),
             lines=DynamoBatchLines(sdk.dynamodb, table, retention_seconds=retention),
+            files=DynamoFiles(sdk.dynamodb, table, retention_seconds=retention),
             counters=DynamoQuotaCounters(sdk.dynamodb, table),
             slots=DynamoUpstreamSlots(
                 sdk.dynamodb,

@@ -10,6 +10,7 @@ from imagegen.domain.batches import batch_id_of, line_generation_id
 from imagegen.domain.credentials import Caller
 from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import (
+    FileUnavailableError,
     GenerationCancelledError,
     InputUnavailableError,
     NothingSpentError,
@@ -19,10 +20,11 @@ from imagegen.domain.errors import (
 )
 from imagegen.domain.generations import Origin
 from imagegen.domain.retry_identity import RetryIdentity
-from imagegen.ports import BatchStore, Inbox
-from imagegen.usecases.continue_batch import ContinueBatch, begin_batch
+from imagegen.ports import BatchStore, FileContents, FileStore
+from imagegen.usecases.begin_batch import begin_inbox_batch
+from imagegen.usecases.continue_batch import ContinueBatch
 from imagegen.usecases.submit import RejectEvent, Submission, SubmitGeneration
-from imagegen.usecases.take_inputs import IdentifiedInputs, TakeInputs
+from imagegen.usecases.take_inputs import TakeInputs
 from imagegen.wire.image_requests import ReadOperation
 from imagegen.wire.inbox_messages import DroppedFile, read_inbox_message
 from imagegen.wire.request_events import MOST_CUSTOM_ID, RequestEvent, read_event
@@ -38,7 +40,8 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
     rejection: RejectEvent
     batches: BatchStore
     continuation: ContinueBatch
-    inbox: Inbox
+    files: FileStore
+    contents: FileContents
     inputs: TakeInputs
     read_request: ReadRequest
     read_operation: ReadOperation
@@ -71,10 +74,10 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
         try:
             caller = dropped.owner()
             if dropped.is_batch:
-                batch = begin_batch(dropped.bucket, dropped.file, caller, self.batches, self.now())
+                batch = begin_inbox_batch(dropped.bucket, dropped.file, caller, self.batches, self.files, self.now())
                 return self._continue(batch.id, message)
             generation_id = self._submit_file(dropped, caller, message.until)
-        except (RecordsUnavailableError, SecretUnavailableError):
+        except (RecordsUnavailableError, SecretUnavailableError, FileUnavailableError):
             raise
         except GenerationCancelledError:  # the file was taken before, and its generation was deleted
             return None
@@ -87,15 +90,18 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
     def _as_stored(self, dropped: DroppedFile, until: Deadline) -> DroppedFile:
         """The file with its real key, whether S3's event has it URL-encoded or not: a version belongs to one key."""
         decoded = dropped.decoded()
-        if decoded is None or self.inbox.has(dropped.file, until) or not self.inbox.has(decoded.file, until):
+        if decoded is None or self._has(dropped, until) or not self._has(decoded, until):
             return dropped
         return decoded
+
+    def _has(self, dropped: DroppedFile, until: Deadline) -> bool:
+        return self.contents.find(dropped.file.key, dropped.file.version, until) is not None
 
     def _submit_file(self, dropped: DroppedFile, caller: str, until: Deadline) -> str:
         file = dropped.file
         if file.size > MAX_BODY_BYTES:
             raise RequestTooLargeError(f"The file is over {MAX_BODY_BYTES} bytes.")
-        body = self.inbox.read(file, 0, file.size, until.sooner(READ_SECONDS)) if file.size else b""
+        body = self.contents.read(file, 0, file.size, until.sooner(READ_SECONDS)) if file.size else b""
         submission = Submission(
             self.read_request(body, "application/json"),
             self.caller_named(caller),
@@ -124,13 +130,7 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
     def _submit_event(self, event: RequestEvent) -> str:
         read = event.read(self.read_operation.fields)
         request, caller = read.asked.request, self.caller_named(read.caller)
-
-        def identify() -> IdentifiedInputs | None:
-            if request.operation == "generate":
-                return None
-            model = self.read_request.catalog.models[request.model]
-            return self.inputs.identify(read.asked.images, model.inputs[request.operation], model, caller.name)
-
+        model = self.read_request.catalog.models[request.model]
         submission = Submission(
             request,
             caller,
@@ -138,7 +138,9 @@ class IntakeMessages(msgspec.Struct, frozen=True, eq=False):
             identity=RetryIdentity(read.idempotency_key),
             origin=Origin(read.custom_id),
         )
-        return self.submission.submit_with(identify, submission).generation.id
+        return self.submission.submit_with(
+            lambda: self.inputs.of(read.asked, model, caller.name), submission
+        ).generation.id
 
     def _reject(
         self, error: NothingSpentError, body: str, event_id: str | None, caller: str | None, custom_id: str | None

@@ -1,39 +1,46 @@
-"""Defines a batch: a file of requests in the inbox, its record, and the outcomes of its lines."""
+"""Defines a batch: a file of requests, its record, and the outcomes of its lines."""
 
-import hashlib
 import re
-from base64 import urlsafe_b64encode
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
 
-from imagegen.domain.images import ImageRequest
+from imagegen.domain.errors import BatchCancelledError, BatchExpiredError, NothingSpentError
+from imagegen.domain.files import StoredObject, object_key
+from imagegen.domain.ids import derived_id
+from imagegen.domain.images import AskedImages
 
 INBOX, OUTBOX = "inbox/", "outbox/"
 LINES_SUFFIX = ".jsonl"
+MOST_LINES = 50_000  # of a batch over HTTP, as OpenAI
 
 
 class BatchStatus(StrEnum):
-    """OpenAI's names, in the order in which a batch goes through them."""
+    """OpenAI's names, in the order in which a batch goes through them. A file of the inbox is not validated."""
 
+    VALIDATING = "validating"
+    FAILED = "failed"
     IN_PROGRESS = "in_progress"
     CANCELLING = "cancelling"
     FINALIZING = "finalizing"
     COMPLETED = "completed"
+    EXPIRED = "expired"
     CANCELLED = "cancelled"
 
 
-BATCH_ENDED = frozenset({BatchStatus.COMPLETED, BatchStatus.CANCELLED})
+BATCH_ENDED = frozenset({BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 
 
-class InboxFile(msgspec.Struct, frozen=True):
-    """One version of an object below `inbox/`; `size` is in bytes."""
+class BatchProblem(msgspec.Struct, frozen=True):
+    """Why a batch failed before any line began. `line` counts from 1; `None` if the whole file is meant."""
 
-    key: str
-    version: str
-    size: int
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -59,16 +66,30 @@ class EndedLine(msgspec.Struct, frozen=True):
     text: str
 
 
+class AskedBatch(msgspec.Struct, frozen=True):
+    """A request for a batch. `output_seconds` is how long its files are kept at most, `None` if not said."""
+
+    input_file_id: str
+    endpoint: str
+    metadata: Mapping[str, str] | None = None
+    output_seconds: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class AskedLine:
     """A line of a file. `request` raises an InvalidRequestError if the line's request is not valid."""
 
     custom_id: str
-    request: Callable[[], ImageRequest] = field(repr=False)
+    request: Callable[[], AskedImages] = field(repr=False)
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """The record. Times are in Unix seconds.
+
+    A batch over HTTP has an `endpoint`, to which each line goes, and the id of the file that its caller gave. Its
+    output is kept for at most `output_seconds`, if its caller said so. After `expires_at` no further line begins;
+    `expiring_at` is when a process first saw that. `validated` is the number of lines of a valid file. `problems` are
+    why a batch failed. `wake_at` is when a delayed message arrives.
 
     `total` is the number of lines, once all are read. `counts` is set once it is final. `owner` is the token of the
     process that works on the batch, valid until `lease_until`. `published` is whether its end was published.
@@ -76,14 +97,24 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     caller: str
-    file: InboxFile
+    file: StoredObject
     created_at: float
+    endpoint: str | None = None
+    given_file_id: str | None = None
+    metadata: Mapping[str, str] | None = None
+    output_seconds: int | None = None
+    expires_at: float | None = None
     status: BatchStatus = BatchStatus.IN_PROGRESS
     checkpoint: Checkpoint = Checkpoint()
+    validated: int | None = None
+    problems: tuple[BatchProblem, ...] = ()
     total: int | None = None
     counts: Counts | None = None
     owner: str | None = None
     lease_until: float = 0.0
+    wake_at: float = 0.0
+    begun_at: float | None = None
+    expiring_at: float | None = None
     cancelling_at: float | None = None
     finalizing_at: float | None = None
     ended_at: float | None = None
@@ -94,11 +125,51 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in BATCH_ENDED
 
     @property
+    def is_of_inbox(self) -> bool:
+        return self.endpoint is None
+
+    @property
+    def stopped_by(self) -> NothingSpentError | None:
+        """Why no further line begins, `None` as long as lines begin."""
+        if self.cancelling_at is not None:
+            return BatchCancelledError("This request was not begun before the batch was cancelled.")
+        if self.expiring_at is not None:
+            return BatchExpiredError("This request was not begun before the completion window ended.")
+        return None
+
+    @property
+    def end_status(self) -> BatchStatus:
+        """How a batch ends once all of its lines have ended."""
+        if self.cancelling_at is not None:
+            return BatchStatus.CANCELLED
+        return BatchStatus.COMPLETED if self.expiring_at is None else BatchStatus.EXPIRED
+
+    def is_over(self, now: float) -> bool:
+        """Whether the completion window has ended."""
+        return self.expires_at is not None and now >= self.expires_at
+
+    @property
+    def input_file_id(self) -> str:
+        return self.given_file_id or derived_id("file-", self.id, "input")
+
+    @property
+    def output_file_id(self) -> str:
+        return derived_id("file-", self.id, "output")
+
+    @property
+    def error_file_id(self) -> str:
+        return derived_id("file-", self.id, "errors")
+
+    @property
     def output_key(self) -> str:
+        if not self.is_of_inbox:
+            return object_key(self.caller, self.output_file_id)
         return f"{self._outbox_name}.output.jsonl"
 
     @property
     def errors_key(self) -> str:
+        if not self.is_of_inbox:
+            return object_key(self.caller, self.error_file_id)
         return f"{self._outbox_name}.errors.jsonl"
 
     @property
@@ -106,9 +177,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         return OUTBOX + self.file.key.removeprefix(INBOX).removesuffix(LINES_SUFFIX)
 
 
+def new_batch_id() -> str:
+    return f"batch_{secrets.token_urlsafe(16)}"
+
+
 def batch_id_of(bucket: str, key: str, version: str) -> str:
     """Returns an id that is equal only for the same version of the same object."""
-    return f"batch_{_digest(bucket, key, version)}"
+    return derived_id("batch_", bucket, key, version)
 
 
 def is_batch_id(text: str) -> bool:
@@ -117,13 +192,9 @@ def is_batch_id(text: str) -> bool:
 
 def line_generation_id(batch_id: str, line: int) -> str:
     """Returns the id of the generation that a line begins. It is the same each time the line is read."""
-    return f"gen_{_digest(batch_id, str(line))}"
+    return derived_id("gen_", batch_id, str(line))
 
 
 def line_id(batch_id: str, line: int) -> str:
     """Returns the id of a line's request, in OpenAI's format."""
-    return f"batch_req_{_digest(batch_id, str(line))}"
-
-
-def _digest(*parts: str) -> str:
-    return urlsafe_b64encode(hashlib.sha256("\0".join(parts).encode()).digest()[:16]).rstrip(b"=").decode()
+    return derived_id("batch_req_", batch_id, str(line))

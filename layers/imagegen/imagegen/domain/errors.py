@@ -127,6 +127,32 @@ class BatchEndedError(NothingSpentError):
     retry = False
 
 
+class BatchCancelledError(NothingSpentError):
+    """The batch was cancelled before the line began."""
+
+    code = "batch_cancelled"
+    retry = False
+
+
+class BatchExpiredError(NothingSpentError):
+    """The completion window of the batch ended before the line began."""
+
+    code = "batch_expired"
+    retry = False
+
+
+class UnknownFileError(NothingSpentError):
+    """The caller has no such file, or its content is gone."""
+
+    code = "file_not_found"
+
+
+class CallerRemovedError(NothingSpentError):
+    """The caller's key was deleted after its batch had begun."""
+
+    code = "invalid_api_key"
+
+
 class DeletionUnfinishedError(NothingSpentError):
     """The generation is deleted, but some of its images are not yet."""
 
@@ -148,7 +174,8 @@ class ModelHasNoPriceError(NothingSpentError):
 class QuotaExceededError(NothingSpentError):
     """The caller's or the stack's quota for today does not suffice.
 
-    `limit` and `remaining` are the caller's, in images; `reset` is in seconds. `usd_limit` and `usd_remaining` are in
+    `limit` and `remaining` are the caller's, in images; `reset` is in seconds. `is_above_limit` is whether the request
+    is above the quota of a whole day, so that waiting does not help. `usd_limit` and `usd_remaining` are in
     millionths of a dollar, `None` if the caller has no quota in money.
     """
 
@@ -157,6 +184,7 @@ class QuotaExceededError(NothingSpentError):
     limit: int = 0
     remaining: int = 0
     reset: float = 0.0
+    is_above_limit: bool = False
     usd_limit: int | None = None
     usd_remaining: int | None = None
 
@@ -253,6 +281,12 @@ class InputUnavailableError(TryLaterError):
 
     code = "input_unavailable"
     another_attempt = True
+
+
+class FileUnavailableError(TryLaterError):
+    """A file could not be stored, read or deleted now."""
+
+    code = "file_unavailable"
 
 
 class UpstreamTaskRefundedError(NothingSpentError):
@@ -424,7 +458,7 @@ class AbandonedError(MoneySpentError):
 class SubmissionUncertainError(MoneySpentError):
     """The record may have been written. If so, the image is made, and a retry attaches to it.
 
-    `generation_id` is the id of the record.
+    `generation_id` is the id of the record, "" for that of a batch.
     """
 
     code = "submission_uncertain"

@@ -2,14 +2,14 @@
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
 from imagegen.domain.errors import MoneySpentError
-from imagegen.domain.inputs import InputImage, Operation, UpstreamInput
+from imagegen.domain.inputs import GivenImage, InputImage, Operation, UpstreamInput
 
 ResponseFormat = Literal["url", "b64_json"]
 
@@ -41,6 +41,13 @@ class ImageRequest:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     operation: Operation = "generate"
     inputs: tuple[InputImage, ...] = ()
+
+
+class AskedImages(msgspec.Struct, frozen=True):
+    """A request, and its input images as it names them."""
+
+    request: ImageRequest
+    images: Sequence[GivenImage] = ()
 
 
 class ImageAction(msgspec.Struct, frozen=True, omit_defaults=True):

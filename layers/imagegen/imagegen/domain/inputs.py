@@ -21,7 +21,7 @@ MOST_PIXELS = 100_000_000
 MOST_BYTES = 50_000_000  # of one image; OpenAI's limit for GPT image
 MOST_BYTES_OF_ALL = 16 * MOST_BYTES
 _MEGABYTE = 1_000_000
-_ID = re.compile(r"(inp|upl|img)_[A-Za-z0-9_-]{22}")
+_UPLOAD_ID = re.compile(r"upl_[A-Za-z0-9_-]{22}")
 
 
 def new_input_id() -> str:
@@ -34,15 +34,16 @@ def new_upload_id() -> str:
 
 
 def is_upload_id(text: str) -> bool:
-    return text.startswith("upl_") and _ID.fullmatch(text) is not None
+    return _UPLOAD_ID.fullmatch(text) is not None
 
 
 class InputImage(msgspec.Struct, frozen=True, omit_defaults=True):
     """An input image on the record. `role` is IMAGE, MASK or the field of the model that it came in.
 
-    `id` is `inp_…` for an image that came inside the request, `upl_…` for an upload of the caller, `img_…` for an image
-    made here. `length` is in bytes, `width` and `height` are in pixels. `has_alpha` is whether pixels may be
-    transparent. `is_turned` is whether its EXIF turns the stored pixels; `width` and `height` are then those after it.
+    `id` is `inp_…` for an image that came inside the request, `upl_…` for an upload of the caller, `file-…` for one of
+    its files, `img_…` for an image made here. `length` is in bytes, `width` and `height` are in pixels. `has_alpha` is
+    whether pixels may be transparent. `is_turned` is whether its EXIF turns the stored pixels; `width` and `height` are
+    then those after it.
     """
 
     role: str
@@ -64,8 +65,8 @@ class InputImage(msgspec.Struct, frozen=True, omit_defaults=True):
 class GivenImage(msgspec.Struct, frozen=True):
     """An image as a request names it. `name` is its place for error messages, such as `image[2]`.
 
-    Exactly one of the other fields is set: its content, the id of an upload or of an image made here, an https URL, or
-    the URI of an object in S3.
+    Exactly one of the other fields is set: its content, the id of an upload, a file or an image made here, an https
+    URL, or the URI of an object in S3.
     """
 
     role: str

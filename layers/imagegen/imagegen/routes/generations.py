@@ -90,9 +90,7 @@ class GenerationRoutes(msgspec.Struct, frozen=True, eq=False):
         asked = self.read_images[operation](body_of(event), event.headers.get("Content-Type"))
         model = self.read_request.catalog.models[asked.request.model]
         caller = caller_of(event).name
-        return self._submit(
-            asked.request, lambda: self.inputs.identify(asked.images, model.inputs[operation], model, caller), until
-        )
+        return self._submit(asked.request, lambda: self.inputs.of(asked, model, caller), until)
 
     @property
     def _until(self) -> Deadline:

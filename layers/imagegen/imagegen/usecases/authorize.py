@@ -4,7 +4,7 @@ import re
 
 import msgspec
 
-from imagegen.domain.credentials import BearerKey, Caller, CallerRecord
+from imagegen.domain.credentials import BearerKey, Caller, CallerRecord, is_caller_name
 from imagegen.ports import Parameters, TokenVerifier
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -31,10 +31,10 @@ def authorize(
     return None
 
 
-def caller_named(name: str, *, callers: Parameters, path: str) -> Caller:
-    """The caller with its own quotas, if its record has any. Raises SecretUnavailableError."""
-    record = _record(name, callers, path)
-    return _caller(name, record) if record else Caller(name)
+def recorded_caller(name: str, *, callers: Parameters, path: str) -> Caller | None:
+    """The caller with its own quotas, `None` if it has no record, and so no key. Raises SecretUnavailableError."""
+    record = _record(name, callers, path) if is_caller_name(name) else None
+    return _caller(name, record) if record else None
 
 
 def _with_key(key: BearerKey, callers: Parameters, path: str) -> Caller | None:

@@ -1,27 +1,32 @@
-"""Begins, continues and cancels batches. One process works on a batch at a time; if it dies, another continues."""
+"""Continues and cancels batches. One process works on a batch at a time; if it dies, another continues."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
 import msgspec
 
-from imagegen.domain.batches import Batch, BatchStatus, InboxFile, batch_id_of, is_batch_id, line_generation_id
+from imagegen.domain.batches import Batch, BatchStatus, is_batch_id
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.errors import BatchEndedError, GenerationCancelledError, RecordsUnavailableError, UnknownBatchError
-from imagegen.domain.generations import IdTakenError, LostClaimError, new_owner
-from imagegen.ports import BatchBus, BatchLines, BatchQueue, BatchStore, GenerationStore, Outbox
+from imagegen.domain.errors import (
+    BatchEndedError,
+    NothingSpentError,
+    QuotaExceededError,
+    RecordsUnavailableError,
+    UnknownBatchError,
+)
+from imagegen.domain.generations import LostClaimError, new_owner
+from imagegen.ports import LONGEST_MESSAGE_DELAY_SECONDS, BatchBus, BatchLines, BatchQueue, BatchStore
 from imagegen.usecases.heartbeat import heartbeat
 from imagegen.usecases.manage_generation import CancelGeneration
 from imagegen.usecases.publish import BatchProgress
-from imagegen.usecases.read_batch import CHUNK_LINES, ReadBatch, each_of, in_chunks
-from imagegen.usecases.write_batch import write_output
+from imagegen.usecases.read_batch import ReadBatch, each_of, in_chunks
+from imagegen.usecases.validate_batch import ValidateBatch
+from imagegen.usecases.write_batch import WriteBatch
 
-
-def begin_batch(bucket: str, file: InboxFile, caller: str, batches: BatchStore, now: float) -> Batch:
-    """The batch of a file: the same one for every message about that file. Raises RecordsUnavailableError."""
-    batch_id = batch_id_of(bucket, file.key, file.version)
-    return batches.create(Batch(id=batch_id, caller=caller, file=file, created_at=now))
+STOPPED_SECONDS = 30.0  # between two looks at the lines that still run when a batch was stopped
+_WAKE_MARGIN = 2.0  # a message whose time is later than this is certainly on its way
 
 
 class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
@@ -30,11 +35,11 @@ class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
     batches: BatchStore
     lines: BatchLines
     queue: BatchQueue
+    validation: ValidateBatch
     reader: ReadBatch
+    writer: WriteBatch
     progress: BatchProgress
-    generations: GenerationStore
     cancellation: CancelGeneration
-    outbox: Outbox
     bus: BatchBus
     now: Callable[[], float]
     lease: float
@@ -82,56 +87,98 @@ class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
         self.queue.send(batch.id, batch.caller, delay=max(1.0, batch.lease_until - now))
 
     def _continue(self, batch: Batch, owner: str, until: Deadline) -> Batch:
-        if batch.status is BatchStatus.IN_PROGRESS and batch.total is None:
-            batch = self.reader.read(batch, owner, until)
-        if batch.status is BatchStatus.CANCELLING:
-            self._void_next_lines(batch)
-            if not self._cancel_lines(batch, until):
-                self.queue.send(batch.id, batch.caller)
-                return batch
-            batch = self.batches.save_total(batch.id, owner, batch.checkpoint.line)
-        if batch.total is None:
-            self.queue.send(batch.id, batch.caller)
+        if batch.status is BatchStatus.VALIDATING and batch.endpoint is not None:
+            batch = self._validate(batch, batch.endpoint, owner)
+        if not batch.ended and batch.total is None:
+            batch = self._read(batch, owner, until)
+        if batch.ended or batch.total is None:
             return batch
         if batch.status is not BatchStatus.FINALIZING:
-            if self.lines.any_pending(batch.id):
-                return batch  # the end of the last pending line sends a message
+            if not self._are_lines_over(batch, owner, until):
+                return batch
             batch = self.batches.begin_finalizing(batch.id, owner, now=self.now())
-        counts = write_output(batch, self.lines, self.outbox, partial(self._renew, batch.id, owner))
+        counts = self.writer.write(batch, partial(self._renew, batch.id, owner))
         return self.batches.end(batch.id, owner, counts, now=self.now())
+
+    def _validate(self, batch: Batch, endpoint: str, owner: str) -> Batch:
+        """Begins the lines of a valid file, or ends the batch. A file that has expired meanwhile is not valid."""
+        lines, problems = self.validation.validate(batch, endpoint)
+        if problems:
+            return self.batches.fail(batch.id, owner, problems, now=self.now())
+        return self.batches.begin_lines(batch.id, owner, lines, now=self.now())
+
+    def _read(self, batch: Batch, owner: str, until: Deadline) -> Batch:
+        """Reads the file to its end, or sends a message to continue."""
+        while batch.total is None:
+            batch = self._expired_if_over(batch, owner)
+            try:
+                batch = self.reader.read(batch, owner, until)
+            except QuotaExceededError as error:
+                self._wake(batch, owner, error.reset)
+                break
+            if batch.total is None and not until.remaining():
+                self.queue.send(batch.id, batch.caller)
+                break
+        return batch
+
+    def _are_lines_over(self, batch: Batch, owner: str, until: Deadline) -> bool:
+        """Ends the lines of a stopped batch that have not begun. Returns `False` if lines run, or are still to end."""
+        if not self.lines.any_pending(batch.id):
+            return True
+        batch = self._expired_if_over(batch, owner)
+        if batch.stopped_by:
+            if not self._stop_lines(batch, batch.stopped_by, until):
+                self.queue.send(batch.id, batch.caller)
+                return False
+            if not self.lines.any_pending(batch.id):
+                return True
+        # The end of the last pending line sends a message. These come in addition.
+        if batch.stopped_by:
+            self._wake(batch, owner, STOPPED_SECONDS)
+        elif batch.expires_at is not None:
+            self._wake(batch, owner, math.inf)
+        return False
+
+    def _expired_if_over(self, batch: Batch, owner: str) -> Batch:
+        if batch.stopped_by or not batch.is_over(self.now()):
+            return batch
+        return self.batches.begin_expiring(batch.id, owner, now=self.now())
+
+    def _wake(self, batch: Batch, owner: str, seconds: float) -> None:
+        """Sends a message that arrives after this time, or when the window ends, unless one arrives by then anyway.
+
+        The message goes first: if the process dies in between, there are two, and the second one sends no further one.
+        """
+        now = self.now()
+        if batch.expires_at is not None and not batch.stopped_by:
+            seconds = min(seconds, batch.expires_at - now)
+        delay = math.ceil(min(max(1.0, seconds), LONGEST_MESSAGE_DELAY_SECONDS))
+        if now + _WAKE_MARGIN < batch.wake_at <= now + delay:
+            return
+        self.queue.send(batch.id, batch.caller, delay=delay)
+        self.batches.save_wake(batch.id, owner, now + delay)
 
     def _publish(self, batch: Batch) -> None:
         if not batch.published:
             self.bus.batch_ended(batch)
             self.batches.mark_published(batch.id)
 
-    def _cancel_lines(self, batch: Batch, until: Deadline) -> bool:
-        """Cancels the pending lines. Returns `False` if the time was over before all were cancelled."""
+    def _stop_lines(self, batch: Batch, error: NothingSpentError, until: Deadline) -> bool:
+        """Ends the pending lines that have not begun. Returns `False` if the time was over before."""
         for chunk in in_chunks(self.lines.pending(batch.id)):
             if not until.remaining():
                 return False
-            each_of(chunk, lambda pending: self._cancel_line(pending[0], pending[1], batch), self.reader.pool)
+            each_of(chunk, lambda pending: self._stop_line(batch.id, *pending, error), self.reader.pool)
         return True
 
-    def _void_next_lines(self, batch: Batch) -> None:
-        """Voids the ids of the chunk behind the checkpoint: a reader that lost its claim may be about to begin it."""
-        first, now = batch.checkpoint.line + 1, self.now()
-
-        def void(line: int) -> None:
-            with suppress(IdTakenError):  # it was deleted
-                self.generations.void(line_generation_id(batch.id, line), now=now)
-
-        each_of(range(first, first + CHUNK_LINES), void, self.reader.pool)
-
-    def _cancel_line(self, line: int, custom_id: str, batch: Batch) -> None:
-        error = GenerationCancelledError("The batch was cancelled.")
-        generation = self.reader.refuse(batch.id, line, custom_id, error)
+    def _stop_line(self, batch_id: str, line: int, custom_id: str, error: NothingSpentError) -> None:
+        generation = self.reader.refuse(batch_id, line, custom_id, error)
         if generation is None:
             return
         if generation.ended:
             self.progress.line_ended(generation)
         else:
-            self.cancellation.stop(generation)
+            self.cancellation.stop_unbegun(generation, error)
 
 
 def get_batch(batch_id: str, caller: str, batches: BatchStore) -> Batch:
@@ -143,7 +190,7 @@ def get_batch(batch_id: str, caller: str, batches: BatchStore) -> Batch:
 
 
 def cancel_batch(batch_id: str, caller: str, batches: BatchStore, queue: BatchQueue, now: float) -> Batch:
-    """Begins no further line, and has the pending lines cancelled. Raises UnknownBatchError, BatchEndedError."""
+    """Begins no further line. Lines that have begun are waited for. Raises UnknownBatchError, BatchEndedError."""
     get_batch(batch_id, caller, batches)
     cancelling = batches.begin_cancelling(batch_id, now=now)
     if cancelling is None:

@@ -14,6 +14,7 @@ from imagegen.domain.errors import (
     GenerationCancelledError,
     GenerationEndedError,
     ImageStorageError,
+    NothingSpentError,
     RecordsUnavailableError,
     UnknownGenerationError,
 )
@@ -49,18 +50,24 @@ class CancelGeneration(msgspec.Struct, frozen=True, eq=False):
 
         A second cancellation returns the same as the first. Raises UnknownGenerationError, GenerationEndedError.
         """
-        cancelled = self.stop(get_generation(generation_id, caller, self.records))
+        generation = get_generation(generation_id, caller, self.records)
+        cancelled = self.records.cancel(generation.id, now=self.now())
         if cancelled is None:
             raise GenerationEndedError("This generation has already ended.", param="id")
+        self._publish(cancelled)
         return cancelled
 
-    def stop(self, generation: Generation) -> Generation | None:
-        """Cancels a generation and returns its record; `None` if it was completed or has failed."""
-        cancelled = self.records.cancel(generation.id, now=self.now())
-        if cancelled:
-            with suppress(RecordsUnavailableError):  # the message behind the record has it published
-                self.publisher.publish(cancelled)
-        return cancelled
+    def stop_unbegun(self, generation: Generation, error: NothingSpentError) -> None:
+        """Cancels a generation for this reason if nothing was bought for it and nobody works on it."""
+        if any(call.charged for call in generation.calls):
+            return
+        cancelled = self.records.cancel_unbegun(generation, failure_of(error), now=self.now())
+        if cancelled is not None:
+            self._publish(cancelled)
+
+    def _publish(self, cancelled: Generation) -> None:
+        with suppress(RecordsUnavailableError):  # the message behind the record has it published
+            self.publisher.publish(cancelled)
 
 
 class RetryGeneration(msgspec.Struct, frozen=True, eq=False):

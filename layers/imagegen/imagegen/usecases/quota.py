@@ -225,6 +225,7 @@ def _exceeded(
         amounts = [usd_text(amount) for amount in (share.amount, left, share.limit)]
         message = "Your request may cost up to {} USD, and you have {} of {} USD left for today.".format(*amounts)
     error = QuotaExceededError(f"{message} The day ends at 00:00 UTC.")
+    error.is_above_limit = share.amount > share.limit
     standing = _standing(generation, caller, shares, used)
     error.limit, error.remaining, error.reset = standing.limit, standing.remaining, standing.reset
     error.usd_limit, error.usd_remaining = standing.usd_limit, standing.usd_remaining

@@ -61,7 +61,7 @@ class Submission(msgspec.Struct, frozen=True):
     `generation_id` is the id of its generation; if that exists, the request attaches to it. If that was refused before,
     a line of a batch stays refused, and another request begins the id that follows. With `claim` a new generation is
     claimed for the process that submits it. `inputs` are the input images of the request, which are stored only for a
-    new generation.
+    new generation. With `waits_for_quota` a request that exceeds a quota is submitted again later, with the same id.
     """
 
     request: ImageRequest
@@ -72,6 +72,7 @@ class Submission(msgspec.Struct, frozen=True):
     generation_id: str | None = None
     claim: bool = False
     inputs: IdentifiedInputs | None = None
+    waits_for_quota: bool = False
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -102,12 +103,21 @@ class SafetyNet(msgspec.Struct, frozen=True, eq=False):
 
     def send(self, generation: Generation) -> None:
         """The message is still delayed when this returns. Raises RecordsUnavailableError."""
-        delay = self.lease * SAFETY_NET_LEASES
-        while True:
-            before = self.now()
+
+        def send(delay: float) -> None:
             self.queue.send(generation.id, generation.caller, delay=delay, to=generation.queue())
-            if self.now() - before <= delay * _SAFETY_NET_MARGIN:
-                return
+
+        send_delayed(send, self.now, self.lease)
+
+
+def send_delayed(send: Callable[[float], None], now: Callable[[], float], lease: float) -> None:
+    """Sends a message that comes when a lease that began now has ended. It is still delayed when this returns."""
+    delay = lease * SAFETY_NET_LEASES
+    while True:
+        before = now()
+        send(delay)
+        if now() - before <= delay * _SAFETY_NET_MARGIN:
+            return
 
 
 class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
@@ -255,10 +265,17 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
     def _begin(self, generation: Generation, submission: Submission) -> Submitted:
         # A request for a given id is repeated until it is accepted or refused. No failure of a store makes its id void.
         is_repeated = submission.generation_id is not None
+
+        def may_undo() -> bool:
+            # What a waiting line has taken of one quota, its repetition on the same day does not take again.
+            return (
+                not submission.waits_for_quota and self.records.void(generation.id, now=generation.created_at) is None
+            )
+
         standing = self.quota.reserve(
             generation,
             submission.caller,
-            may_undo=lambda: self.records.void(generation.id, now=generation.created_at) is None,
+            may_undo=may_undo,
             is_repeated=is_repeated,
         )
         creating = False

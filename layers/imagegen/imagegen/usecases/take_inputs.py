@@ -25,7 +25,7 @@ from imagegen.domain.errors import (
 from imagegen.domain.generations import Generation
 from imagegen.domain.image_format import JPEG
 from imagegen.domain.image_header import HEADER_BYTES, UnreadableImageError, read_header
-from imagegen.domain.images import ParentTask
+from imagegen.domain.images import AskedImages, ParentTask
 from imagegen.domain.inputs import (
     IMAGE,
     MASK,
@@ -50,7 +50,10 @@ _MOST_FETCHED_BYTES = 50_000_000  # from the URLs of one request, in all
 _MOST_READ_BYTES = 200_000_000  # from objects of S3 for one event, in all: the intake has them in its memory of 1 GB
 _TAIL_BYTES = 1024
 _KINDS = "PNG, JPEG or WebP"
-_NO_UPLOAD = "there is no upload with this id, or its content was not sent (PUT) yet"
+_MISSING = {
+    "upl_": "there is no upload with this id, or its content was not sent (PUT) yet",
+    "file": "there is no file with this id, or its content was not sent yet",
+}
 
 
 class _Content(msgspec.Struct, frozen=True):
@@ -91,6 +94,11 @@ class TakeInputs(msgspec.Struct, frozen=True, eq=False):
     objects: ObjectSource | None
     generations: GenerationStore
     pool: Executor
+
+    def of(self, asked: AskedImages, model: ImageModel, caller: str) -> "IdentifiedInputs | None":
+        """The input images of a request, `None` if its operation has none. Raises what `identify` raises."""
+        rules = model.inputs.get(asked.request.operation)
+        return self.identify(asked.images, rules, model, caller) if rules else None
 
     def identify(
         self, given: Sequence[GivenImage], rules: InputRules, model: ImageModel, caller: str
@@ -145,7 +153,7 @@ class TakeInputs(msgspec.Struct, frozen=True, eq=False):
         image_id = given.id or ""
         with self.store.read(image_id, caller, deadline) as read:
             if read is None:
-                raise _invalid(given, _NO_UPLOAD if image_id.startswith("upl_") else "there is no image with this id")
+                raise _invalid(given, _MISSING.get(image_id[:4], "there is no image with this id"))
             if read.length > MOST_BYTES:
                 raise _invalid(given, f"it has over {MOST_BYTES} bytes")
             content = _content(given, read.length, read.blocks)

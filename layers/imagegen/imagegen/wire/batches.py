@@ -1,55 +1,24 @@
-"""Reads and writes OpenAI's Batch format: input lines, output and error lines, and the batch object.
+"""Writes OpenAI's Batch format: output and error lines, and the batch object.
 
 An output line has durable links. It has nothing that expires or is large: no signed URL, no base64, no prompt.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from imagegen.domain.batches import AskedLine, Batch, BatchStatus, Counts, EndedLine, line_id
-from imagegen.domain.errors import GenerationCancelledError, ImagegenError, InvalidRequestError
-from imagegen.domain.failures import failure_of
+from imagegen.domain.batches import Batch, BatchProblem, BatchStatus, Counts, EndedLine, line_id
+from imagegen.domain.errors import BatchCancelledError, BatchExpiredError, GenerationCancelledError, ImagegenError
+from imagegen.domain.failures import Failure, failure_of
 from imagegen.domain.generations import Generation, Status
-from imagegen.domain.images import ImageRequest
 from imagegen.wire.answers import links_answer
-from imagegen.wire.errors import answer_error, answer_failure
-from imagegen.wire.json_text import decoded
+from imagegen.wire.batch_requests import ENDPOINTS, WINDOW
+from imagegen.wire.errors import answer_failure
 from imagegen.wire.links import Links
-from imagegen.wire.request_events import MOST_CUSTOM_ID
 
-ENDPOINT = "/v1/images/generations"
-
-
-def read_batch_line(text: bytes, read_fields: Callable[[Mapping[str, Any]], ImageRequest]) -> AskedLine:
-    """Reads a line. Raises InvalidRequestError if it is not a line of a batch; `request` raises for an invalid body."""
-    try:
-        fields = decoded(text)
-    except ValueError:
-        raise InvalidRequestError("We could not parse this line as JSON.") from None
-    if not isinstance(fields, dict):
-        raise InvalidRequestError("Invalid line: expected a JSON object.")
-    custom_id = fields.get("custom_id")
-    if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MOST_CUSTOM_ID:
-        raise _invalid("custom_id", f"a string of 1 to {MOST_CUSTOM_ID} characters")
-    return AskedLine(custom_id, partial(_request, fields, read_fields))
-
-
-def _request(fields: Mapping[str, Any], read_fields: Callable[[Mapping[str, Any]], ImageRequest]) -> ImageRequest:
-    if fields.get("method") != "POST":
-        raise _invalid("method", "'POST'")
-    if fields.get("url") != ENDPOINT:
-        raise _invalid("url", f"'{ENDPOINT}'")
-    body = fields.get("body")
-    if not isinstance(body, dict):
-        raise _invalid("body", "an object")
-    return read_fields(body)
-
-
-def _invalid(name: str, expected: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Invalid '{name}': expected {expected}.", param=name, code="invalid_value")
+# Of these, OpenAI's line has an error and no response.
+_WITHOUT_RESPONSE = (BatchCancelledError.code, BatchExpiredError.code)
 
 
 def outcome_line(generation: Generation, *, durable_urls: bool = False) -> EndedLine:
@@ -57,65 +26,96 @@ def outcome_line(generation: Generation, *, durable_urls: bool = False) -> Ended
     origin = generation.origin
     batch_id, line = origin.batch_id or "", origin.line or 0
     if generation.status is Status.COMPLETED:
-        return _line(
-            batch_id, line, origin.custom_id, 200, generation.id, links_answer(generation, durable_urls=durable_urls)
-        )
+        body = links_answer(generation, durable_urls=durable_urls)
+        return _line(batch_id, line, origin.custom_id, _response(200, generation.id, body))
     failure = generation.failure or failure_of(GenerationCancelledError("The generation was cancelled."))
-    answer = answer_failure(failure, Links(generation.base_url).permalink, generation.stored_ids)
-    return _line(batch_id, line, origin.custom_id, answer.status, generation.id, answer.body)
+    return _failed_line(generation.origin.custom_id, batch_id, line, failure, generation)
 
 
 def refused_line(batch_id: str, line: int, custom_id: str | None, error: ImagegenError) -> EndedLine:
     """Returns the outcome of a line that began no generation. `error` is the reason."""
-    answer = answer_error(error, str)
-    return _line(batch_id, line, custom_id, answer.status, line_id(batch_id, line), answer.body)
+    return _failed_line(custom_id, batch_id, line, failure_of(error), None)
+
+
+def _failed_line(
+    custom_id: str | None, batch_id: str, line: int, failure: Failure, generation: Generation | None
+) -> EndedLine:
+    if failure.code in _WITHOUT_RESPONSE:
+        return _line(batch_id, line, custom_id, None, {"code": failure.code, "message": failure.message})
+    if generation is None:
+        answer, request_id = answer_failure(failure, str), line_id(batch_id, line)
+    else:
+        permalink = Links(generation.base_url).permalink
+        answer, request_id = answer_failure(failure, permalink, generation.stored_ids), generation.id
+    return _line(batch_id, line, custom_id, _response(answer.status, request_id, answer.body))
+
+
+def _response(status: int, request_id: str, body: dict[str, Any]) -> dict[str, Any]:
+    return {"status_code": status, "request_id": request_id, "body": body}
 
 
 def _line(
-    batch_id: str, line: int, custom_id: str | None, status: int, request_id: str, body: dict[str, Any]
+    batch_id: str,
+    line: int,
+    custom_id: str | None,
+    response: dict[str, Any] | None,
+    error: dict[str, Any] | None = None,
 ) -> EndedLine:
     fields = {
         "id": line_id(batch_id, line),
         "custom_id": custom_id,
         "line": line,
-        "response": {"status_code": status, "request_id": request_id, "body": body},
-        "error": None,
+        "response": response,
+        "error": error,
     }
-    return EndedLine(completed=status == 200, text=msgspec.json.encode(fields).decode())
+    is_completed = response is not None and response["status_code"] == 200
+    return EndedLine(completed=is_completed, text=msgspec.json.encode(fields).decode())
 
 
 def batch_answer(batch: Batch, counts: Counts) -> dict[str, Any]:
-    """Returns OpenAI's Batch object. `counts` are its ended lines."""
-    ended = batch.ended
-    cancelled = batch.status is BatchStatus.CANCELLED
-    return {
+    """Returns OpenAI's Batch object. `counts` are its ended lines. A batch of the inbox has the keys of its files."""
+    has_output, has_errors = batch.ended and counts.completed > 0, batch.ended and counts.failed > 0
+
+    def at(time: float | None, status: BatchStatus | None = None) -> int | None:
+        return None if time is None or status not in (None, batch.status) else int(time)
+
+    answer = {
         "id": batch.id,
         "object": "batch",
-        "endpoint": ENDPOINT,
-        "errors": None,
-        "input_file_id": batch.file.key,
-        "completion_window": "24h",
+        "endpoint": batch.endpoint or ENDPOINTS[0],
+        "errors": _problems(batch.problems) if batch.problems else None,
+        "input_file_id": batch.input_file_id,
+        "completion_window": WINDOW,
         "status": batch.status.value,
-        "output_file_id": batch.output_key if ended and counts.completed else None,
-        "error_file_id": batch.errors_key if ended and counts.failed else None,
+        "output_file_id": batch.output_file_id if has_output else None,
+        "error_file_id": batch.error_file_id if has_errors else None,
         "created_at": int(batch.created_at),
-        "in_progress_at": int(batch.created_at),
-        "expires_at": None,
-        "finalizing_at": _seconds(batch.finalizing_at),
-        "completed_at": None if cancelled else _seconds(batch.ended_at),
-        "failed_at": None,
-        "expired_at": None,
-        "cancelling_at": _seconds(batch.cancelling_at),
-        "cancelled_at": _seconds(batch.ended_at) if cancelled else None,
+        "in_progress_at": at(batch.created_at if batch.is_of_inbox else batch.begun_at),
+        "expires_at": at(batch.expires_at),
+        "finalizing_at": at(batch.finalizing_at),
+        "completed_at": at(batch.ended_at, BatchStatus.COMPLETED),
+        "failed_at": at(batch.ended_at, BatchStatus.FAILED),
+        "expired_at": at(batch.ended_at, BatchStatus.EXPIRED),
+        "cancelling_at": at(batch.cancelling_at),
+        "cancelled_at": at(batch.ended_at, BatchStatus.CANCELLED),
         "request_counts": request_counts(batch, counts),
-        "metadata": None,
+        "metadata": batch.metadata,
     }
+    if batch.is_of_inbox:
+        answer["input_key"] = batch.file.key
+        answer["output_key"] = batch.output_key if has_output else None
+        answer["error_key"] = batch.errors_key if has_errors else None
+    return answer
+
+
+def _problems(problems: Sequence[BatchProblem]) -> dict[str, Any]:
+    return {"object": "list", "data": [msgspec.to_builtins(each) for each in problems]}
 
 
 def request_counts(batch: Batch, counts: Counts) -> dict[str, int]:
-    """Returns OpenAI's counts. While the file is read, the total is the number of lines known so far."""
+    """Returns OpenAI's counts. While a file of the inbox is read, the total is the number of lines known so far."""
     known = counts.completed + counts.failed
-    total = known if batch.counts else max(known, batch.checkpoint.line, batch.total or 0)
+    total = known if batch.counts else max(known, batch.checkpoint.line, batch.total or 0, batch.validated or 0)
     return {"total": total, "completed": counts.completed, "failed": counts.failed}
 
 
@@ -133,10 +133,7 @@ def batch_list_answer(batches: Sequence[tuple[Batch, Counts]], *, more: bool) ->
 def batch_event(batch: Batch) -> tuple[str, dict[str, Any]]:
     """Returns the detail-type and the detail of the event for the end of a batch."""
     answer = batch_answer(batch, batch.counts or Counts(0, 0))
-    always = ("id", "status", "input_file_id", "output_file_id", "error_file_id", "created_at", "request_counts")
-    ended = ("completed_at", "cancelled_at")
-    return "Image Batch Completed", {"client": batch.caller, **{name: answer[name] for name in always + ended}}
-
-
-def _seconds(at: float | None) -> int | None:
-    return None if at is None else int(at)
+    always = ("id", "status", "endpoint", "input_file_id", "output_file_id", "error_file_id", "created_at")
+    ended = ("request_counts", "errors", "metadata", "completed_at", "failed_at", "expired_at", "cancelled_at")
+    keys = {name: answer.get(name) for name in ("input_key", "output_key", "error_key")}
+    return "Image Batch Completed", {"client": batch.caller, **{name: answer[name] for name in always + ended}, **keys}

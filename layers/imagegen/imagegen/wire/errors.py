@@ -48,13 +48,17 @@ ROWS: dict[str, Row] = {
     "content_policy_violation": Row(400, _CALLER, spent=400),  # no client repeats a 400
     "moderation_blocked": Row(400, "image_generation_user_error"),  # a prompt that a GPT image model rejects
     "upstream_refused_request": Row(400, _CALLER),
+    "invalid_api_key": Row(401, _CALLER),
     "unknown_url": Row(404, _CALLER),
     "image_not_found": Row(404, _CALLER),
     "generation_not_found": Row(404, _CALLER),
     "batch_not_found": Row(404, _CALLER),
+    "file_not_found": Row(404, _CALLER),
     "method_not_supported": Row(405, _CALLER),
     "generation_ended": Row(409, _CALLER),
     "batch_ended": Row(409, _CALLER),
+    "batch_cancelled": Row(409, _CALLER),
+    "batch_expired": Row(409, _CALLER),
     "request_too_large": Row(413, _CALLER),
     "unsupported_content_type": Row(415, _CALLER),
     "idempotency_key_reused": Row(422, _CALLER),
@@ -72,6 +76,7 @@ ROWS: dict[str, Row] = {
     "authorizer_unavailable": Row(503, _SERVER),
     "records_unavailable": Row(503, _SERVER),
     "input_unavailable": Row(503, _SERVER),
+    "file_unavailable": Row(503, _SERVER),
     "deletion_unfinished": Row(503, _SERVER),
     "upstream_failed": Row(424, _UPSTREAM),
     "upstream_timeout": Row(424, _UPSTREAM),
@@ -151,7 +156,7 @@ def answer_error(error: Exception, permalink: Callable[[str], str]) -> ErrorAnsw
         answer = replace(answer, status=404)
     if isinstance(error, errors.MethodNotAllowedError):
         answer.headers["Allow"] = ", ".join(error.allowed)
-    if isinstance(error, errors.SubmissionUncertainError):
+    if isinstance(error, errors.SubmissionUncertainError) and error.generation_id:
         answer.headers["x-generation-id"] = error.generation_id
     if isinstance(error, errors.QuotaExceededError):
         answer.headers["Retry-After"] = str(math.ceil(error.reset))

@@ -26,6 +26,7 @@ def generation_event(generation: Generation) -> tuple[str, dict[str, Any]]:
         "id": generation.id,
         "client": generation.caller,
         "custom_id": generation.origin.custom_id,
+        "batch_id": generation.origin.batch_id,
         "model": generation.request.model,
         "n": generation.request.n,
         "images": [

@@ -95,12 +95,17 @@ def cors_headers(origin: str) -> dict[str, str]:
     return headers if origin == "*" else headers | {"Vary": "Origin"}
 
 
-def read_page(query: Mapping[str, str], is_id: Callable[[str], bool] = is_generation_id) -> Page:
-    """Reads `limit`, `after` and `status` of a list. `is_id` checks `after`. Raises InvalidRequestError."""
+def read_page(
+    query: Mapping[str, str], is_id: Callable[[str], bool] = is_generation_id, *, most: int = MOST_LISTED
+) -> Page:
+    """Reads `limit`, `after` and `status` of a list. `is_id` checks `after`. Raises InvalidRequestError.
+
+    A limit above MOST_LISTED and not above `most` is read as MOST_LISTED: a page may be shorter than asked for.
+    """
     limit = query.get("limit", str(LISTED))
-    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= MOST_LISTED:
+    if not re.fullmatch(r"[0-9]{1,5}", limit) or not 1 <= int(limit) <= most:
         raise InvalidRequestError(
-            f"Invalid 'limit': expected a whole number from 1 to {MOST_LISTED}.", param="limit", code="invalid_value"
+            f"Invalid 'limit': expected a whole number from 1 to {most}.", param="limit", code="invalid_value"
         )
     status = query.get("status")
     if status is not None and status not in list(Status):
@@ -113,4 +118,4 @@ def read_page(query: Mapping[str, str], is_id: Callable[[str], bool] = is_genera
         raise InvalidRequestError(
             "Invalid 'after': expected an id from this list.", param="after", code="invalid_value"
         )
-    return Page(int(limit), after, Status(status) if status else None)
+    return Page(min(int(limit), MOST_LISTED), after, Status(status) if status else None)

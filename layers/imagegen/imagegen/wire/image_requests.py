@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from imagegen.domain.errors import InvalidRequestError, UnsupportedMediaTypeError
-from imagegen.domain.images import ImageRequest
+from imagegen.domain.images import AskedImages
 from imagegen.domain.inputs import IMAGE, MASK, GivenImage
 from imagegen.domain.models import Catalog, Choice, RequestField, Structured, Text
 from imagegen.wire.forms import FormPart, read_form
@@ -19,22 +19,15 @@ from imagegen.wire.json_text import decoded
 from imagegen.wire.requests import PATHS, ReadRequest, json_object, media_type_of
 
 _LIST = "[]"  # the end of the name of a form's part that is one of several
-_ID = re.compile(r"(upl|img)_[A-Za-z0-9_-]{22}")
+_ID = re.compile(r"(upl_|img_|file-)[A-Za-z0-9_-]{22}")
 _LONGEST_ID = 64  # bytes; a file that is longer is no id
 # The parameters are limited: an unlimited repetition takes 60 bytes of memory for each character.
 _DATA_URL = re.compile(r"(?i)data:[^,;]{0,100}(?:;[^,;]{1,100}){0,8};base64,")
 _URL = re.compile(r"https?://[\x21-\x7e]{1,8000}")
 _MOST_IMAGES = 64  # as many as a form has parts
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
-_EXPECTED = "a file, an id such as upl_… or img_…, a data: URL in base64, or an https URL"
+_EXPECTED = "a file, an id such as upl_…, file-… or img_…, a data: URL in base64, or an https URL"
 _MEMBERS = ("image_url", "file_id", "s3_uri")
-
-
-class AskedImages(msgspec.Struct, frozen=True):
-    """A request, and its input images as it names them."""
-
-    request: ImageRequest
-    images: Sequence[GivenImage]
 
 
 class ReadImageRequest(msgspec.Struct, frozen=True, eq=False):
@@ -156,7 +149,7 @@ class ReadOperation(msgspec.Struct, frozen=True, eq=False):
         own = dict(body)
         operation = own.pop("operation", None)
         if operation is None or operation == "generate":
-            return AskedImages(self.generate.fields(own), ())
+            return AskedImages(self.generate.fields(own))
         if not isinstance(operation, str) or operation not in self.from_images:
             raise _invalid("operation", f"one of {', '.join(PATHS)}")
         return self.from_images[operation].fields(own)

@@ -6,9 +6,10 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
-from imagegen.domain.batches import INBOX, LINES_SUFFIX, InboxFile, is_batch_id
+from imagegen.domain.batches import INBOX, LINES_SUFFIX, is_batch_id
 from imagegen.domain.credentials import is_caller_name
 from imagegen.domain.errors import InvalidRequestError
+from imagegen.domain.files import StoredObject
 from imagegen.wire.queue_messages import QueueMessage
 
 DEFAULT_CALLER = "inbox"
@@ -23,7 +24,7 @@ class DroppedFile:
 
     event_id: str
     bucket: str
-    file: InboxFile
+    file: StoredObject
 
     @property
     def caller(self) -> str | None:
@@ -88,8 +89,8 @@ class _Object(msgspec.Struct):
     version_id: str = msgspec.field(name="version-id")
 
     @property
-    def file(self) -> InboxFile:
-        return InboxFile(self.key, self.version_id, self.size)
+    def file(self) -> StoredObject:
+        return StoredObject(self.key, self.version_id, self.size)
 
 
 class _Bucket(msgspec.Struct):

@@ -7,13 +7,15 @@ from typing import Any
 from imagegen import VERSION
 from imagegen.domain import errors
 from imagegen.domain.errors import ImagegenError, MoneySpentError
+from imagegen.domain.files import Purpose
 from imagegen.domain.generations import Status
 from imagegen.domain.inputs import Operation
 from imagegen.domain.models import Catalog
 from imagegen.wire.errors import answer_error
+from imagegen.wire.files import MOST_LISTED_FILES
 from imagegen.wire.headers import LISTED, MOST_LISTED
 from imagegen.wire.requests import PATHS
-from imagegen.wire.schemas import BATCH_ID, BODIES, GENERATION_ID, IMAGE_ID, ref, schemas
+from imagegen.wire.schemas import BATCH_ID, BODIES, FILE_ID, GENERATION_ID, IMAGE_ID, ref, schemas
 
 Fragment = dict[str, Any]
 ErrorClass = type[Exception]
@@ -60,6 +62,8 @@ ERRORS: tuple[type[ImagegenError], ...] = tuple(_concrete(ImagegenError))
 _OWN_FAULT: tuple[ErrorClass, ...] = (Exception, errors.SecretMissingError, errors.SecretUnavailableError)
 _READ: tuple[ErrorClass, ...] = (*_OWN_FAULT, errors.RecordsUnavailableError, errors.UnknownGenerationError)
 _READ_BATCH: tuple[ErrorClass, ...] = (*_OWN_FAULT, errors.RecordsUnavailableError, errors.UnknownBatchError)
+_STORED_FILE: tuple[ErrorClass, ...] = (Exception, errors.RecordsUnavailableError, errors.FileUnavailableError)
+_READ_FILE: tuple[ErrorClass, ...] = (*_STORED_FILE, errors.UnknownFileError)
 _OF_INPUTS: tuple[ErrorClass, ...] = (errors.InvalidImageError, errors.InputUnavailableError)
 # The outcomes of a generation.
 _OUTCOME: tuple[ErrorClass, ...] = (
@@ -76,6 +80,10 @@ _OUTCOME: tuple[ErrorClass, ...] = (
     *_OF_INPUTS,  # also of a result
     *(error for error in ERRORS if issubclass(error, MoneySpentError)),
 )
+# Further outcomes of a generation that a line of a batch began.
+_OUTCOME_OF_LINE: tuple[ErrorClass, ...] = (errors.BatchCancelledError, errors.BatchExpiredError)
+# Only a line of an error file has these. An answer has the code for a key that API Gateway refuses.
+_ONLY_OF_LINE: tuple[ErrorClass, ...] = (errors.CallerRemovedError,)
 _NO_KEY: list[Fragment] = []
 
 _USD = r"^[0-9]+(\.[0-9]{1,6})?$"
@@ -124,6 +132,14 @@ _HEADERS: dict[str, Fragment] = {
     },
     "Cache-Control": {"description": "Whether the answer may be cached.", "schema": {"type": "string"}},
     "ETag": {"description": "The value for `If-None-Match`.", "schema": {"type": "string"}},
+    "Content-Disposition": {
+        "description": "Under which name a browser stores the file (RFC 6266).",
+        "schema": {"type": "string"},
+    },
+    "X-Content-Type-Options": {
+        "description": "Keeps a browser from guessing the type of the file.",
+        "schema": {"const": "nosniff"},
+    },
 }
 _RESULT = ("x-generation-id", "x-imagegen-cost")
 _QUOTA = (
@@ -196,19 +212,46 @@ _UPLOAD_EXAMPLE = {
     "headers": {"Content-Type": "image/jpeg", "If-None-Match": "*"},
     "expires_at": 1795352400,
 }
+_FILE_EXAMPLE = {
+    "id": "file-pV8sZ0bWqT3kYxJr5nLu7A",
+    "object": "file",
+    "bytes": 24_500,
+    "created_at": 1795348700,
+    "expires_at": 1797940700,
+    "filename": "otters.jsonl",
+    "purpose": "batch",
+    "status": "processed",
+    "status_details": None,
+}
+_FILE_UPLOAD_REQUEST_EXAMPLE = {"purpose": "batch", "filename": "otters.jsonl", "bytes": 50_000_000}
+_FILE_UPLOAD_EXAMPLE = {
+    "id": _FILE_EXAMPLE["id"],
+    "object": "file.upload",
+    **_FILE_UPLOAD_REQUEST_EXAMPLE,
+    "method": "PUT",
+    "url": "https://images-123.s3.eu-central-1.amazonaws.com/files/5d41402a/file-pV8sZ0bWqT3kYxJr5nLu7A?X-Amz-Expires=3600",
+    "headers": {"Content-Type": "application/octet-stream", "If-None-Match": "*"},
+    "expires_at": 1795352300,
+}
+_BATCH_REQUEST_EXAMPLE = {
+    "input_file_id": _FILE_EXAMPLE["id"],
+    "endpoint": "/v1/images/generations",
+    "completion_window": "24h",
+    "metadata": {"campaign": "spring"},
+}
 _BATCH_EXAMPLE = {
     "id": "batch_3q2-7wAAAAAAAAAAAAAAAA",
     "object": "batch",
     "endpoint": "/v1/images/generations",
     "errors": None,
-    "input_file_id": "inbox/web/otters.jsonl",
+    "input_file_id": _FILE_EXAMPLE["id"],
     "completion_window": "24h",
     "status": "in_progress",
     "output_file_id": None,
     "error_file_id": None,
     "created_at": 1795348800,
-    "in_progress_at": 1795348800,
-    "expires_at": None,
+    "in_progress_at": 1795348802,
+    "expires_at": 1795435200,
     "finalizing_at": None,
     "completed_at": None,
     "failed_at": None,
@@ -216,7 +259,12 @@ _BATCH_EXAMPLE = {
     "cancelling_at": None,
     "cancelled_at": None,
     "request_counts": {"total": 100, "completed": 40, "failed": 1},
-    "metadata": None,
+    "metadata": {"campaign": "spring"},
+}
+_BEGUN_BATCH_EXAMPLE = _BATCH_EXAMPLE | {
+    "status": "validating",
+    "in_progress_at": None,
+    "request_counts": {"total": 0, "completed": 0, "failed": 0},
 }
 
 
@@ -237,7 +285,7 @@ def openapi_document(prefix: str, catalog: Catalog) -> Fragment:
         },
         "servers": [{"url": prefix or "/"}],
         "security": [{_BEARER: []}],
-        "tags": [{"name": name} for name in ("Images", "Generations", "Batches", "Models", "Service")],
+        "tags": [{"name": name} for name in ("Images", "Generations", "Files", "Batches", "Models", "Service")],
         "paths": _paths(),
         "components": {
             "schemas": schemas(catalog),
@@ -252,7 +300,6 @@ def openapi_document(prefix: str, catalog: Catalog) -> Fragment:
 
 def _paths() -> Fragment:
     generation, image = _path_id("generation_id", GENERATION_ID), _path_id("image_id", IMAGE_ID)
-    batch = _path_id("batch_id", BATCH_ID)
     return {
         "/v1/images/generations": {
             "post": _create(),
@@ -355,36 +402,8 @@ def _paths() -> Fragment:
                 parameters=[_path_id("model", r"\S")],
             )
         },
-        "/v1/batches": {
-            "get": _operation(
-                "listBatches",
-                "Batches",
-                "Lists the batches of the caller, newest first",
-                {200: _answer("A page of batches.", "BatchList", _list_of(_BATCH_EXAMPLE))},
-                (errors.InvalidRequestError, *_OWN_FAULT, errors.RecordsUnavailableError),
-                parameters=_page(BATCH_ID),
-            )
-        },
-        "/v1/batches/{batch_id}": {
-            "get": _operation(
-                "getBatch",
-                "Batches",
-                "Returns a batch with its status",
-                {200: _answer("The batch.", "Batch", _BATCH_EXAMPLE)},
-                _READ_BATCH,
-                parameters=[batch],
-            )
-        },
-        "/v1/batches/{batch_id}/cancel": {
-            "post": _operation(
-                "cancelBatch",
-                "Batches",
-                "Cancels a batch. No further line begins, and generations that have not ended are cancelled",
-                {200: _answer("The batch.", "Batch", _BATCH_EXAMPLE | {"status": "cancelling"})},
-                (*_READ_BATCH, errors.BatchEndedError),
-                parameters=[batch],
-            )
-        },
+        **_file_paths(),
+        **_batch_paths(),
         "/health": {
             "get": _operation(
                 "getHealth",
@@ -414,6 +433,148 @@ def _paths() -> Fragment:
             )
         },
         "/openapi.json": {"get": _page_of("getOpenapi", "Serves this description", "application/json")},
+    }
+
+
+def _file_paths() -> Fragment:
+    file = _path_id("file_id", FILE_ID)
+    return {
+        "/v1/files": {
+            "post": _operation(
+                "createFile",
+                "Files",
+                "Stores a file: requests for a batch, or an input image",
+                {200: _answer("The file.", "File", _FILE_EXAMPLE)},
+                (errors.InvalidRequestError, errors.UnsupportedMediaTypeError, *_STORED_FILE),
+            )
+            | _body({"multipart/form-data": ("CreateFileForm", None)}),
+            "get": _operation(
+                "listFiles",
+                "Files",
+                "Lists the files of the caller, also those that batches have written",
+                {200: _answer("A page of files.", "FileList", _list_of(_FILE_EXAMPLE))},
+                (errors.InvalidRequestError, *_STORED_FILE),
+                parameters=[
+                    *_page(FILE_ID, MOST_LISTED_FILES, f"A page has at most {MOST_LISTED} files."),
+                    _query("purpose", {"enum": [each.value for each in Purpose]}),
+                    _query("order", {"enum": ["asc", "desc"], "default": "desc"}, "By `created_at`."),
+                ],
+            ),
+        },
+        "/v1/files/uploads": {
+            "post": _operation(
+                "createFileUpload",
+                "Files",
+                "Prepares the upload of a file that is too large for a request",
+                {200: _answer("Where to upload the file.", "FileUpload", _FILE_UPLOAD_EXAMPLE)},
+                (
+                    errors.InvalidRequestError,
+                    errors.UnsupportedMediaTypeError,
+                    errors.RequestTooLargeError,
+                    errors.RecordsUnavailableError,
+                    *_OWN_FAULT[:1],
+                ),
+            )
+            | _body({"application/json": ("CreateFileUploadRequest", _FILE_UPLOAD_REQUEST_EXAMPLE)})
+        },
+        "/v1/files/{file_id}": {
+            "get": _operation(
+                "getFile",
+                "Files",
+                "Returns a file without its content",
+                {200: _answer("The file.", "File", _FILE_EXAMPLE)},
+                _READ_FILE,
+                parameters=[file],
+            ),
+            "delete": _operation(
+                "deleteFile",
+                "Files",
+                "Deletes a file",
+                {
+                    200: _answer(
+                        "The file is deleted.",
+                        "DeletedFile",
+                        {"id": _FILE_EXAMPLE["id"], "object": "file", "deleted": True},
+                    )
+                },
+                _READ_FILE,
+                parameters=[file],
+            ),
+        },
+        "/v1/files/{file_id}/content": {
+            "get": _operation(
+                "getFileContent",
+                "Files",
+                "Returns the content of a file, or redirects to it",
+                {
+                    200: {
+                        "description": "The content, if it is text in UTF-8 of at most 4,000,000 bytes.",
+                        "headers": _header_refs(("x-request-id", "Content-Disposition", "X-Content-Type-Options")),
+                        "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+                    },
+                    302: _redirect("A redirect to a presigned URL of any other content.", "Cache-Control"),
+                },
+                _READ_FILE,
+                parameters=[file],
+            )
+        },
+    }
+
+
+def _batch_paths() -> Fragment:
+    batch = _path_id("batch_id", BATCH_ID)
+    return {
+        "/v1/batches": {
+            "post": _operation(
+                "createBatch",
+                "Batches",
+                "Begins a batch: each line of a file is a request for images",
+                {200: _answer("The batch.", "Batch", _BEGUN_BATCH_EXAMPLE)},
+                (
+                    errors.InvalidRequestError,
+                    errors.UnsupportedMediaTypeError,
+                    errors.IdempotencyKeyReusedError,
+                    errors.SubmissionUncertainError,
+                    *_READ_FILE,
+                ),
+                parameters=_identifying("batch"),
+            )
+            | _body({"application/json": ("CreateBatchRequest", _BATCH_REQUEST_EXAMPLE)}),
+            "get": _operation(
+                "listBatches",
+                "Batches",
+                "Lists the batches of the caller, newest first",
+                {200: _answer("A page of batches.", "BatchList", _list_of(_BATCH_EXAMPLE))},
+                (errors.InvalidRequestError, *_OWN_FAULT, errors.RecordsUnavailableError),
+                parameters=_page(BATCH_ID),
+            ),
+        },
+        "/v1/batches/{batch_id}": {
+            "get": _operation(
+                "getBatch",
+                "Batches",
+                "Returns a batch with its status",
+                {200: _answer("The batch.", "Batch", _BATCH_EXAMPLE)},
+                _READ_BATCH,
+                parameters=[batch],
+            )
+        },
+        "/v1/batches/{batch_id}/cancel": {
+            "post": _operation(
+                "cancelBatch",
+                "Batches",
+                "Cancels a batch. No further line begins. Lines that have begun are waited for",
+                {
+                    200: _answer(
+                        "The batch.",
+                        "Batch",
+                        _BATCH_EXAMPLE | {"status": "cancelling", "cancelling_at": 1795348900},
+                    )
+                },
+                (*_READ_BATCH, errors.BatchEndedError),
+                parameters=[batch],
+            )
+        },
     }
 
 
@@ -487,24 +648,31 @@ def _creating(operation_id: str, summary: str, answer: Fragment) -> Fragment:
             *_OUTCOME,
         ),
         parameters=[
-            _header(
-                "Idempotency-Key",
-                {"type": "string", "pattern": r"^[\x20-\x7e]{1,255}$"},
-                "A retry with the same key attaches to the same generation.",
-            ),
+            *_identifying("generation"),
             _header(
                 "Prefer",
                 {"type": "string"},
                 "`respond-async` answers at once with 202; `wait=N` waits at most N seconds.",
             ),
-            _header(
-                "x-stainless-retry-count",
-                {"type": "string"},
-                "The retry count of OpenAI's clients. A retry attaches to the same generation.",
-            ),
         ],
         headers=(*_RESULT, *_QUOTA),
     )
+
+
+def _identifying(begun: str) -> list[Fragment]:
+    """Returns the headers by which a request attaches to what an earlier one has begun."""
+    return [
+        _header(
+            "Idempotency-Key",
+            {"type": "string", "pattern": r"^[\x20-\x7e]{1,255}$"},
+            f"A retry with the same key attaches to the same {begun}.",
+        ),
+        _header(
+            "x-stainless-retry-count",
+            {"type": "string"},
+            f"The retry count of OpenAI's clients. A retry attaches to the same {begun}.",
+        ),
+    ]
 
 
 def _result(operation_id: str, generation: Fragment) -> Fragment:
@@ -521,7 +689,7 @@ def _result(operation_id: str, generation: Fragment) -> Fragment:
                 "Cache-Control",
             ),
         },
-        (*_READ, *_OUTCOME),
+        (*_READ, *_OUTCOME, *_OUTCOME_OF_LINE),
         parameters=[generation, _query("hop", {"type": "string"}, "How many times the wait has been redirected.")],
         headers=_RESULT,
     )
@@ -616,7 +784,8 @@ def _example_name(shape: ErrorShape) -> str:
 
 def _example(shape: ErrorShape) -> Fragment:
     status, kind, code = shape
-    meanings = [failure.__doc__ or "" for failure in ERRORS if shape in shapes_of(failure)]
+    answered = (failure for failure in ERRORS if failure not in _ONLY_OF_LINE)
+    meanings = [failure.__doc__ or "" for failure in answered if shape in shapes_of(failure)]
     meaning = next((each.partition("\n")[0] for each in meanings), "") or HTTPStatus(status).phrase
     message = {"message": meaning, "type": kind, "param": None, "code": code}
     return {"summary": meaning, "value": {"error": message}}
@@ -648,10 +817,11 @@ def _list_of(item: Fragment) -> Fragment:
     return {"object": "list", "data": [item], "first_id": item["id"], "last_id": item["id"], "has_more": False}
 
 
-def _page(id_pattern: str) -> list[Fragment]:
-    limit = {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": LISTED}
+def _page(id_pattern: str, most: int = MOST_LISTED, description: str = "") -> list[Fragment]:
+    """Returns the parameters of a page. `most` is the highest limit, which `description` may explain."""
+    limit = {"type": "integer", "minimum": 1, "maximum": most, "default": LISTED}
     after = {"type": "string", "pattern": id_pattern}
-    return [_query("limit", limit), _query("after", after, "The `last_id` of the previous page.")]
+    return [_query("limit", limit, description), _query("after", after, "The `last_id` of the previous page.")]
 
 
 def _path_id(name: str, pattern: str) -> Fragment:

@@ -7,8 +7,8 @@ from typing import Any
 
 from imagegen.domain.credentials import is_caller_name
 from imagegen.domain.errors import InvalidRequestError
+from imagegen.domain.images import AskedImages
 from imagegen.wire.headers import read_idempotency_key
-from imagegen.wire.image_requests import AskedImages
 from imagegen.wire.json_text import decoded
 
 DEFAULT_CALLER = "events"

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from imagegen.domain.batches import BatchStatus
 from imagegen.domain.cost import Basis
+from imagegen.domain.files import MOST_FILE_BYTES, Purpose
 from imagegen.domain.generations import Status
 from imagegen.domain.inputs import IMAGE, MASK, MEDIA_TYPES, MOST_BYTES, Operation
 from imagegen.domain.models import (
@@ -22,6 +23,8 @@ from imagegen.domain.models import (
     Text,
     Whole,
 )
+from imagegen.wire.batch_requests import ENDPOINTS, WINDOW
+from imagegen.wire.files import LONGEST_FILENAME, LONGEST_SECONDS, PURPOSES, SHORTEST_SECONDS
 
 Schema = dict[str, Any]
 
@@ -29,11 +32,13 @@ GENERATION_ID = r"^gen_[A-Za-z0-9_-]{22}$"
 IMAGE_ID = r"^img_[A-Za-z0-9_-]{22}$"
 BATCH_ID = r"^batch_[A-Za-z0-9_-]{22}$"
 UPLOAD_ID = r"^upl_[A-Za-z0-9_-]{22}$"
-INPUT_ID = r"^(inp|upl|img)_[A-Za-z0-9_-]{22}$"
+FILE_ID = r"^file-[A-Za-z0-9_-]{22}$"
+INPUT_ID = r"^(inp_|upl_|img_|file-)[A-Za-z0-9_-]{22}$"
 # The bodies of requests with input images: OpenAI's JSON, and a form.
 BODIES: dict[Operation, str] = {"edit": "Edit", "variation": "Variation", "describe": "Description"}
 _FREE_SIZE = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 _NO_STREAM = "Streaming is not supported."
+_MOST_PAIRS, _LONGEST_NAME, _LONGEST_VALUE = 16, 64, 512  # of metadata, as OpenAI
 
 
 def ref(name: str) -> Schema:
@@ -67,14 +72,7 @@ def schemas(catalog: Catalog) -> dict[str, Schema]:
             {
                 "id": _id(UPLOAD_ID) | {"description": "Names the image in a request, once it is uploaded."},
                 "object": {"const": "image.upload"},
-                "method": {"const": "PUT"},
-                "url": {"type": "string", "format": "uri"},
-                "headers": {
-                    "type": "object",
-                    "additionalProperties": {"type": "string"},
-                    "description": "The headers that the PUT must have.",
-                },
-                "expires_at": _time("The PUT works once, until then."),
+                **_signed_put(),
             }
         ),
         "InputImage": _object(
@@ -129,7 +127,10 @@ def schemas(catalog: Catalog) -> dict[str, Schema]:
         "Model": _model(),
         "ModelList": _object({"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}),
         "ModelParameters": _model_parameters(catalog),
+        **_files(),
+        "CreateBatchRequest": _batch_request(),
         "Batch": _batch(),
+        "BatchErrors": _batch_errors(),
         "BatchList": _list("Batch", BATCH_ID),
         "Health": _object({"status": {"const": "ok"}}),
         "ErrorObject": _error_object(),
@@ -205,7 +206,12 @@ def _most_images(catalog: Catalog, operation: Operation) -> dict[str, int]:
 
 def _named_image() -> Schema:
     url = {"type": "string", "description": "An https URL, or a data: URL in base64."}
-    file = {"type": "string", "description": "`upl_…` of an upload, or `img_…` of an image made here."}
+    file = {
+        "type": "string",
+        "description": (
+            "`upl_…` of an upload, `file-…` of a file with the purpose `vision`, or `img_…` of an image made here."
+        ),
+    }
     return {
         "oneOf": [
             _object({"image_url": url}) | {"additionalProperties": False},
@@ -526,34 +532,168 @@ def _model_parameters(catalog: Catalog) -> Schema:
     )
 
 
+def _files() -> dict[str, Schema]:
+    """Returns the schemas of files, by name."""
+    purpose: Schema = {"type": "string", "enum": [each.value for each in PURPOSES]}
+    filename: Schema = {"type": "string", "minLength": 1, "maxLength": LONGEST_FILENAME}
+    expires_at = _time("When the file is deleted. Null for a file in the inbox bucket.")
+    return {
+        "CreateFileForm": _file_form(purpose),
+        "CreateFileUploadRequest": _object(
+            {
+                "purpose": purpose,
+                "filename": filename | {"description": "Printable characters. Folders before the name are left out."},
+                "bytes": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": MOST_FILE_BYTES,
+                    "description": f"The exact size. At most {MOST_BYTES} with the purpose `vision`.",
+                },
+            },
+            {"expires_after": {"anyOf": [ref("ExpiresAfter"), {"type": "null"}]}},
+        )
+        | {
+            "additionalProperties": {"type": "null"},
+            "if": {"properties": {"purpose": {"const": Purpose.VISION.value}}, "required": ["purpose"]},
+            "then": {"properties": {"bytes": {"maximum": MOST_BYTES}}},
+        },
+        "ExpiresAfter": _object(
+            {"anchor": {"const": "created_at"}, "seconds": _expiry_seconds()},
+            description="When the file is deleted, if that is before the end of the operator's retention.",
+        ),
+        "File": _object(
+            {
+                "id": _id(FILE_ID),
+                "object": {"const": "file"},
+                "bytes": _count(),
+                "created_at": _time(),
+                "expires_at": _nullable(expires_at),
+                "filename": {"type": "string"},
+                "purpose": {"type": "string", "enum": [each.value for each in Purpose]},
+                "status": {"const": "processed"},
+                "status_details": {"type": "null"},
+            },
+            description="OpenAI's File object.",
+        ),
+        "FileUpload": _object(
+            {
+                "id": _id(FILE_ID) | {"description": "The id of the file, which exists once it is uploaded."},
+                "object": {"const": "file.upload"},
+                "purpose": purpose,
+                "filename": filename,
+                "bytes": _count("The exact size that the PUT must have."),
+                **_signed_put(),
+            }
+        ),
+        "FileList": _list("File", FILE_ID, "Newest first, or oldest first if `order` is `asc`."),
+        "DeletedFile": _object({"id": _id(FILE_ID), "object": {"const": "file"}, "deleted": {"const": True}}),
+    }
+
+
+def _file_form(purpose: Schema) -> Schema:
+    """Returns the form of a request for a file. The seconds are text in it, as all values of a form."""
+    file = {
+        "type": "string",
+        "contentMediaType": "application/octet-stream",
+        "minLength": 1,
+        "description": "A part with a file name, which becomes the `filename`. Must not be empty.",
+    }
+    anchor, seconds = "expires_after[anchor]", "expires_after[seconds]"
+    return _object(
+        {"file": file, "purpose": purpose},
+        {anchor: {"const": "created_at"}, seconds: _expiry_seconds()},
+    ) | {"additionalProperties": False, "dependentRequired": {anchor: [seconds], seconds: [anchor]}}
+
+
+def _expiry_seconds() -> Schema:
+    return {"type": "integer", "minimum": SHORTEST_SECONDS, "maximum": LONGEST_SECONDS}
+
+
+def _signed_put() -> dict[str, Schema]:
+    """Returns the fields of an upload that say how to send the content."""
+    return {
+        "method": {"const": "PUT"},
+        "url": {"type": "string", "format": "uri"},
+        "headers": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "The headers that the PUT must have.",
+        },
+        "expires_at": _time("The PUT works once, until then."),
+    }
+
+
+def _batch_request() -> Schema:
+    text: Schema = {"type": "string", "maxLength": _LONGEST_VALUE}
+    return _object(
+        {
+            "input_file_id": _id(FILE_ID) | {"description": "A file with the purpose `batch`."},
+            "endpoint": {"type": "string", "enum": list(ENDPOINTS), "description": "The `url` of every line."},
+            "completion_window": {"const": WINDOW},
+        },
+        {
+            "metadata": {
+                "type": ["object", "null"],
+                "maxProperties": _MOST_PAIRS,
+                "propertyNames": {"maxLength": _LONGEST_NAME},
+                "additionalProperties": text,
+            }
+        },
+    ) | {"additionalProperties": {"type": "null"}}
+
+
 def _batch() -> Schema:
-    text, null = {"type": ["string", "null"]}, {"type": "null"}
-    time = _nullable(_time())
+    text = {"type": ["string", "null"]}
+    file, time = _nullable(_id(FILE_ID)), _nullable(_time())
     return _object(
         {
             "id": _id(BATCH_ID),
             "object": {"const": "batch"},
-            "endpoint": {"const": "/v1/images/generations"},
-            "errors": null,
-            "input_file_id": {"type": "string", "description": "A key in the inbox bucket."},
-            "completion_window": {"type": "string"},
+            "endpoint": {
+                "type": "string",
+                "enum": list(ENDPOINTS),
+                "description": "The `url` of every line. In a file of the inbox, each line may have its own.",
+            },
+            "errors": {
+                "anyOf": [ref("BatchErrors"), {"type": "null"}],
+                "description": "Why a batch failed before any line began.",
+            },
+            "input_file_id": _id(FILE_ID),
+            "completion_window": {"const": WINDOW},
             "status": {"type": "string", "enum": [status.value for status in BatchStatus]},
-            "output_file_id": text,
-            "error_file_id": text,
+            "output_file_id": file | {"description": "The lines that succeeded, once the batch has ended."},
+            "error_file_id": file | {"description": "The lines that failed, once the batch has ended."},
             "created_at": _time(),
-            "in_progress_at": _time(),
-            "expires_at": null,
+            "in_progress_at": time,
+            "expires_at": _nullable(_time("No further line begins then. Null for a file of the inbox.")),
             "finalizing_at": time,
             "completed_at": time,
-            "failed_at": null,
-            "expired_at": null,
+            "failed_at": time,
+            "expired_at": time,
             "cancelling_at": time,
             "cancelled_at": time,
             "request_counts": _object({name: _count() for name in ("total", "completed", "failed")}),
-            "metadata": null,
+            "metadata": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
         },
-        description="OpenAI's Batch object, for a file in the inbox.",
+        {
+            "input_key": {"type": "string", "description": "The key of the file in the inbox bucket."},
+            "output_key": text | {"description": "The key of the output file in the same bucket."},
+            "error_key": text | {"description": "The key of the error file in the same bucket."},
+        },
+        description="OpenAI's Batch object. Only a batch of the inbox has the three keys.",
     )
+
+
+def _batch_errors() -> Schema:
+    problem = _object(
+        {
+            "code": {"type": "string", "description": "A stable code for programs."},
+            "message": {"type": "string", "description": "A text for people. It may change."},
+            "line": {"type": ["integer", "null"], "minimum": 1, "description": "Null if the whole file is meant."},
+            "param": {"type": ["string", "null"], "description": "The field that caused the error."},
+        }
+    )
+    return _object({"object": {"const": "list"}, "data": {"type": "array", "items": problem, "minItems": 1}})
 
 
 def _error_object() -> Schema:
@@ -570,7 +710,7 @@ def _error_object() -> Schema:
     )
 
 
-def _list(of: str, id_pattern: str) -> Schema:
+def _list(of: str, id_pattern: str, order: str = "Newest first.") -> Schema:
     last = {"type": ["string", "null"], "pattern": id_pattern}
     return _object(
         {
@@ -580,7 +720,7 @@ def _list(of: str, id_pattern: str) -> Schema:
             "last_id": last | {"description": "The value of `after` for the next page."},
             "has_more": {"type": "boolean"},
         },
-        description="Newest first.",
+        description=order,
     )
 
 
