@@ -37,8 +37,8 @@ class FakeBatchStore(Failing):
                 last = self._records.get(after)
                 if last is None or last.caller != caller:
                     return []
-                own = [batch for batch in own if batch.created_at < last.created_at]
-            return sorted(own, key=lambda batch: batch.created_at, reverse=True)[:limit]
+                own = [batch for batch in own if _listed_at(batch) < _listed_at(last)]
+            return sorted(own, key=_listed_at, reverse=True)[:limit]
 
     def claim(self, batch_id: str, owner: str, *, now: float, lease_until: float) -> Batch | None:
         with self._asked():
@@ -262,9 +262,9 @@ class FakeFileContents(Failing):
         return SignedUpload(f"https://bucket.example/{file.key}", {"If-None-Match": "*"}, 0)
 
 
-def _listed_at(file: File) -> tuple[float, str]:
+def _listed_at(each: Batch | File) -> tuple[float, str]:
     """The place in the list: the index of a table orders items of one moment by their keys."""
-    return file.created_at, file.id
+    return each.created_at, each.id
 
 
 class FakeFileStore(Failing):

@@ -204,7 +204,7 @@ def test_an_upload_is_listed_once_it_is_there(service: InMemoryService) -> None:
 
 def test_a_file_lasts_as_long_as_its_caller_says_and_no_longer_than_its_object(service: InMemoryService) -> None:
     default, short, long = (create(service, "a", seconds=seconds) for seconds in (None, 3600, 10 * FILE_SECONDS))
-    assert [(file.expires_at or 0) - file.created_at for file in (default, short, long)] == [
+    assert [(file.expires_at or 0) - int(file.created_at) for file in (default, short, long)] == [
         FILE_SECONDS,
         3600,
         FILE_SECONDS,

@@ -335,7 +335,7 @@ def test_the_output_is_kept_as_long_as_its_caller_says(service: InMemoryService)
     file = service.give(batch_line("a"))
     ended = end(service, service.beginning.begin(AskedBatch(file.id, GENERATIONS, None, 7200), "alice", KEY))
     output = service.managed_files.get(ended.output_file_id, "alice")
-    assert (output.expires_at or 0) - output.created_at == 7200
+    assert (output.expires_at or 0) - int(output.created_at) == 7200
 
 
 # The window.

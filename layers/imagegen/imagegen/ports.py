@@ -286,7 +286,8 @@ class GenerationStore(Protocol):
     def cancel_unbegun(self, generation: Generation, failure: Failure, *, now: float) -> Generation | None:
         """Cancels a generation for this reason and returns its record; `None` if it has changed or is worked on.
 
-        It is worked on if it has a valid lease. It has changed if a call was sent since `generation` was read.
+        Nothing was bought for `generation` when it was read. It has changed if a call was sent since then. It is worked
+        on if it has a valid lease.
         """
         ...
 

@@ -43,9 +43,6 @@ _TIMES = ("begun_at", "expiring_at", "cancelling_at", "finalizing_at", "ended_at
 _IF_NEW: Item = {"ConditionExpression": "attribute_not_exists(pk)"}
 
 
-_Problems = tuple[BatchProblem, ...]
-
-
 class _Asked(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a batch over HTTP has and one of the inbox has not, as in `Batch`."""
 

@@ -99,13 +99,13 @@ class DynamoFiles:
     def mark_uploaded(self, file_id: str) -> None:
         with asking(), suppress(ConditionFailedError):
             update_under(
-                "attribute_exists(pk)",
+                "version <= :version",
                 self._client(),
                 self._table,
                 key(file_id, _RECORD),
                 "SET is_uploaded = :yes",
                 names={},
-                values={":yes": {"BOOL": True}},
+                values={":yes": {"BOOL": True}, ":version": number(_VERSION)},
             )
 
     def delete(self, file_id: str) -> None:

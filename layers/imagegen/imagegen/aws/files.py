@@ -20,8 +20,11 @@ from imagegen.outbound.read_deadline import cut_off_at
 _NOT_READ = "A file could not be read."
 _NOT_WRITTEN = "A file could not be stored."
 _NOT_DELETED = "A file could not be deleted."
-# Without s3:ListBucket, S3 answers 403 for a missing key. 400 and 405 mean that the version does not exist.
+# The statuses of a HEAD, which has no code. Without s3:ListBucket, S3 answers 403 for a missing key. 400 and 405 mean
+# that the version does not exist.
 _MISSING = (400, 403, 404, 405)
+# The codes for a version that does not exist, is not the id of one, or is a deletion.
+_NO_VERSION = ("NoSuchVersion", "InvalidArgument", "MethodNotAllowed")
 _TYPE = "application/octet-stream"  # as OpenAI answers; no browser runs it
 
 
@@ -58,10 +61,12 @@ class S3FileContents:
                 content = response.read()
         except (HTTPError, OSError):
             raise FileUnavailableError(_NOT_READ) from None
+        if not deadline.remaining():  # cut off: under TLS the content may be ciphertext
+            raise FileUnavailableError(_NOT_READ)
         if response.status in (200, 206) and len(content) == length:
             return content
         answer = S3Answer(response.status, content)
-        if answer.status in _MISSING and not answer.may_pass:
+        if answer.is_missing or answer.code in _NO_VERSION:
             raise UnknownFileError("The content of this file was deleted, or this service may not read it.")
         raise FileUnavailableError(f"{_NOT_READ} The bucket answered {response.status}.")
 

@@ -33,7 +33,7 @@ class StoredObject(msgspec.Struct, frozen=True):
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
-    """The record. Times are in Unix seconds. `expires_at` is when the content is deleted, `None` if no rule says so.
+    """The record. Times are in Unix seconds. `expires_at`, a whole one, is when the file ends; `None` if it has no end.
 
     `is_uploaded` is `False` until the content of an upload was seen.
     """

@@ -98,7 +98,7 @@ class ManageFiles(msgspec.Struct, frozen=True, eq=False):
             filename=filename,
             object=stored,
             created_at=now,
-            expires_at=now + min(self.file_seconds, seconds or self.file_seconds),
+            expires_at=float(int(now + min(self.file_seconds, seconds or self.file_seconds))),
             is_uploaded=is_uploaded,
         )
 

@@ -54,7 +54,7 @@ class WriteBatch(msgspec.Struct, frozen=True, eq=False):
         return Counts(completed, failed)
 
     def _record(self, batch: Batch, file_id: str, stored: StoredObject) -> None:
-        now, seconds = self.now(), batch.output_seconds
+        now, seconds = self.now(), min(self.file_seconds, batch.output_seconds or self.file_seconds)
         kind = "output" if file_id == batch.output_file_id else "error"
         self.files.create(
             File(
@@ -64,7 +64,7 @@ class WriteBatch(msgspec.Struct, frozen=True, eq=False):
                 filename=f"{batch.id}_{kind}.jsonl",
                 object=stored,
                 created_at=now,
-                expires_at=None if batch.is_of_inbox else now + min(self.file_seconds, seconds or self.file_seconds),
+                expires_at=None if batch.is_of_inbox else float(int(now + seconds)),
             )
         )
 
