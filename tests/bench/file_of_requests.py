@@ -1,16 +1,15 @@
-"""The intake reads a file of the inbox and writes its output. The stores keep nothing: only the intake is measured."""
+"""The intake validates and reads a file of a batch, and writes its output. The stores keep nothing of a line."""
 
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
-from imagegen.domain.batches import EndedLine
+from imagegen.domain.batches import Batch, BatchStatus, EndedLine, new_batch_id
 from imagegen.domain.deadline import Deadline
-from imagegen.domain.files import StoredObject
+from imagegen.domain.files import StoredObject, new_file_id
 from imagegen.domain.generations import Generation
 from imagegen.domain.queues import WorkQueue
-from imagegen.usecases.begin_batch import begin_inbox_batch
 from imagegen.usecases.manage_generation import CancelGeneration
 from imagegen.usecases.publish import BatchProgress, PublishGeneration
 from imagegen.usecases.quota import Quota, QuotaReturns
@@ -40,8 +39,9 @@ from tests.support.models import MODELS
 from tests.support.same_thread import SameThread
 
 _BODY = {"model": "dall-e-3", "prompt": "x" * 900}
-_FIELDS = {"custom_id": "line", "method": "POST", "url": "/v1/images/generations", "body": _BODY}
-LINE = json.dumps(_FIELDS).encode() + b"\n"
+_FIELDS = {"custom_id": "%09d", "method": "POST", "url": "/v1/images/generations", "body": _BODY}
+_LINE = json.dumps(_FIELDS) + "\n"
+LINE_BYTES = len(_LINE % 0)
 _SECONDS = 600.0
 
 
@@ -51,6 +51,11 @@ class _Records(FakeGenerationStore):
 
     def get(self, generation_id: str) -> Generation | None:
         return None
+
+
+class _Counters(FakeQuotaCounters):
+    def take(self, who: str, day: str, amount: int, limit: int, *, token: str) -> tuple[bool, int]:
+        return True, amount
 
 
 class _Journal(FakeJournal):
@@ -76,13 +81,14 @@ class _Lines(FakeBatchLines):
         return True
 
     def ended(self, batch_id: str) -> Iterator[EndedLine]:
-        return repeat(EndedLine(completed=True, text="x" * (len(LINE) - 1)), self._count)
+        return repeat(EndedLine(completed=True, text="x" * (LINE_BYTES - 1)), self._count)
 
 
 class _Files(FakeFileContents):
     def read(self, file: StoredObject, offset: int, length: int, deadline: Deadline) -> bytes:
-        start = offset % len(LINE)
-        return (LINE * (length // len(LINE) + 2))[start : start + length]
+        first, start = divmod(offset, LINE_BYTES)
+        lines = range(first, first + length // LINE_BYTES + 2)
+        return "".join([_LINE % number for number in lines]).encode()[start : start + length]
 
     def save(self, key: str, length: int, blocks: Iterator[bytes], deadline: Deadline) -> StoredObject:
         if sum(map(len, blocks)) != length:
@@ -95,13 +101,13 @@ def run(count: int) -> None:
     batches, files, records, queue = FakeBatchStore(), _Files(), _Records(), _Queue()
     lines, bus = _Lines(batches, count), FakeEventBus()
     progress = BatchProgress(batches, lines, FakeBatchQueue(), outcome_line)
-    returns = QuotaReturns(FakeQuotaCounters(), records)
+    returns = QuotaReturns(_Counters(), records)
     submission = SubmitGeneration(
         models=MODELS,
         keys=FakeIdempotencyKeys(),
         records=records,
         queue=queue,
-        quota=Quota(FakeQuotaCounters(), count, count),
+        quota=Quota(_Counters(), count, count),
         journal=_Journal(),
         now=lambda: 1.0,
         lease=60.0,
@@ -113,8 +119,16 @@ def run(count: int) -> None:
         continuation = batch_continuation(
             progress, submission, cancellation, FakeFileStore(), files, FakeBatchBus(), pool, inputs=inputs
         )
-        file = StoredObject("inbox/bench/file.jsonl", "1", count * len(LINE))
-        batch = begin_inbox_batch("bucket", file, "bench", batches, FakeFileStore(), 0.0)
+        batch = Batch(
+            id=new_batch_id(),
+            caller="oidc:bench",
+            file=StoredObject("files/bench", "", count * LINE_BYTES),
+            created_at=0.0,
+            endpoint="/v1/images/generations",
+            given_file_id=new_file_id(),
+            status=BatchStatus.VALIDATING,
+        )
+        batches.create(batch)
         continuation.run(batch.id, Deadline.after(_SECONDS), lambda _: None)
     ended = batches.get(batch.id)
     if ended is None or ended.counts is None or ended.counts.completed != count:

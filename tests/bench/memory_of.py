@@ -30,7 +30,7 @@ from tests.support.models import admitted
 N = 10
 IMAGE_BYTES = 4_000_000
 INPUTS, INPUT_BYTES = 16, 8_000_000
-FILE_LINES = 20_000
+FILE_LINES = 50_000  # the most of a batch over HTTP
 LARGEST = "largest images in base64"
 LARGEST_IMAGE_BYTES = 25 * 1024 * 1024  # the default of MaxImageBytes
 _TINY_BYTES = 1_000
