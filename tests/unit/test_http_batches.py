@@ -433,6 +433,21 @@ def test_a_cancelled_batch_waits_for_what_runs(service: InMemoryService) -> None
     assert (stopped.status, stopped.failure.code) == (Status.CANCELLED, "batch_cancelled")
 
 
+def test_the_rest_of_many_lines_is_cancelled_in_another_turn(service: InMemoryService) -> None:
+    count = 2 * CHUNK_LINES
+    batch = begin(service, *requests(count))
+    service.continue_all()
+    cancel(service, batch)
+    turns = 0
+    while not service.batch(batch).ended:
+        service.batch_queue.sent.clear()
+        service.continue_batch(batch, seconds=0)
+        turns += 1
+        assert service.batch(batch).ended or batch.id in service.batch_queue.sent
+        assert turns < 9
+    assert (service.batch(batch).status, service.batch(batch).counts) == (BatchStatus.CANCELLED, Counts(0, count))
+
+
 def test_a_line_whose_worker_died_before_it_sent_a_call_is_ended_by_the_cancellation(service: InMemoryService) -> None:
     batch = begin(service, batch_line("a"))
     service.continue_all()

@@ -164,11 +164,11 @@ class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
             self.batches.mark_published(batch.id)
 
     def _stop_lines(self, batch: Batch, error: NothingSpentError, until: Deadline) -> bool:
-        """Ends the pending lines that have not begun. Returns `False` if the time was over before."""
+        """Ends the pending lines that have not begun, at least a chunk. Returns `False` if the time was over before."""
         for chunk in in_chunks(self.lines.pending(batch.id)):
+            each_of(chunk, lambda pending: self._stop_line(batch.id, *pending, error), self.reader.pool)
             if not until.remaining():
                 return False
-            each_of(chunk, lambda pending: self._stop_line(batch.id, *pending, error), self.reader.pool)
         return True
 
     def _stop_line(self, batch_id: str, line: int, custom_id: str, error: NothingSpentError) -> None:
