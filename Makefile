@@ -36,8 +36,9 @@ run: .venv/ready $(MODELS) $(if $(BUILT),build) ## serve the stack on this machi
 	@exec .venv/bin/python -m local $(if $(BUILT),--built)
 
 # The default order of pytest-xdist, most tests first, would run the longest files last.
-test: .venv/ready $(MODELS) $(if $(PYTHON313_BIN),build) ## run all tests, in under four minutes
-	.venv/bin/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not soak"
+SELECTED = not soak and not thorough
+test: .venv/ready $(MODELS) $(if $(PYTHON313_BIN),build) ## run the tests, in under four minutes; `make check` also runs the thorough ones
+	.venv/bin/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "$(SELECTED)"
 
 coverage: .venv/ready $(MODELS) $(if $(PYTHON313_BIN),build) ## run all tests and report uncovered lines
 	.venv/bin/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term -m "not soak"
@@ -45,6 +46,7 @@ coverage: .venv/ready $(MODELS) $(if $(PYTHON313_BIN),build) ## run all tests an
 soak: .venv/ready $(MODELS) $(if $(PYTHON313_BIN),build) ## run the long-running tests
 	.venv/bin/pytest -m soak
 
+check: SELECTED = not soak
 check: lint types template .venv-clients/ready .venv-ministack/ready test ## run everything that CI runs
 
 lint: .venv/ready

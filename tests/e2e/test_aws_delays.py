@@ -8,6 +8,8 @@ import pytest
 from tests.support.client import SMALL, Client
 from tests.support.world import World
 
+pytestmark = pytest.mark.thorough
+
 CALLERS = 4
 SLOW = {"dynamodb": 100}
 # A worker has looked for a record, and dropped its message, before a record that begins to be written then is there.

@@ -12,6 +12,8 @@ from tests.support.client import INLINE, SMALL, Client
 from tests.support.waiting import until
 from tests.support.world import World
 
+pytestmark = pytest.mark.thorough
+
 MOST_CALLS = 100  # more than any of these generations makes, with the messages of the one before: asserted
 SHORT_STEP = 6  # of the calls in turn; with every one of them, a fault at each port is tested without processes
 LONG = pytest.mark.soak

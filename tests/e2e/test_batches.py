@@ -10,10 +10,9 @@ import pytest
 import urllib3
 
 from tests.conftest import ROOT
-from tests.e2e.test_clients import are_pictures, by_node_in
 from tests.support.client import Client
 from tests.support.pictures import BLUE, RED, opened, picture, shown_in
-from tests.support.programs import OTTER, bash, blocks, needs, run
+from tests.support.programs import OTTER, are_pictures, bash, blocks, by_node_in, needs, run
 from tests.support.waiting import until
 from tests.support.world import Gate, World, batch_line, edit_line
 
@@ -197,6 +196,7 @@ def test_the_files_of_the_inbox_are_files_of_their_caller(world: World, caller: 
 # Batches.
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("count", "kills"), [pytest.param(40, 1, id="short"), pytest.param(50_000, 3, id="long", marks=pytest.mark.soak)]
 )
@@ -241,6 +241,7 @@ def test_a_batch_is_followed_by_its_events(world: World, caller: Client, prompt:
     assert world.bus.first(id=failed)["detail"]["errors"]["data"][0]["code"] == "invalid_json_line"
 
 
+@pytest.mark.thorough
 def test_lines_that_do_not_begin_within_the_window_expire(staged_world: World, prompt: str) -> None:
     """The worker has as many lines as it may, and these are held until the others have expired."""
     caller = staged_world.caller()

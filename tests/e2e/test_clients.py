@@ -14,9 +14,22 @@ from tests.conftest import ROOT
 from tests.support.chromium import Page
 from tests.support.client import Client, fetched
 from tests.support.pictures import BLUE, GREEN, RED, changes_exactly, mask, opened, photograph, picture, shown_in
-from tests.support.programs import OTTER, bash, blocks, by_node, needs, needs_clients, operator, run
+from tests.support.programs import (
+    OTTER,
+    are_pictures,
+    bash,
+    blocks,
+    by_node,
+    by_node_in,
+    needs,
+    needs_clients,
+    operator,
+    run,
+)
 from tests.support.waiting import until
 from tests.support.world import World
+
+pytestmark = pytest.mark.thorough
 
 PAGE = (ROOT / "docs/clients.md").read_text()
 PUBLISHED = (ROOT / "tests/clients/edits.md").read_text()
@@ -43,17 +56,6 @@ def files(tmp_path: Path) -> dict[str, bytes]:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     return files
-
-
-def by_node_in(folder: Path, text: str, environment: dict[str, str]) -> str:
-    """Runs a module where its files are. The clients are found before it begins."""
-    return by_node(f"process.chdir({json.dumps(str(folder))});\n{text}", environment)
-
-
-def are_pictures(*urls: str) -> None:
-    contents = {fetched(url).content for url in urls}
-    assert len(contents) == len(urls)
-    assert all(content.startswith(b"\x89PNG\r\n\x1a\n") for content in contents)
 
 
 def test_a_retry_of_curl_gets_the_same_image(world: World, caller: Client, prompt: str) -> None:

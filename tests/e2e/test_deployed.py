@@ -294,6 +294,7 @@ def test_the_work_goes_on_after_the_redirect(deployed: Deployment, local: World 
     assert (generation["status"], generation["repeated_calls"]) == ("completed", 0), generation
 
 
+@pytest.mark.thorough
 @pytest.mark.deployed
 def test_a_wait_of_40_seconds_is_not_cut(deployed: Deployment, local: World | None, aws: Callable[[str], Any]) -> None:
     """The record is one that nobody works on, so nothing is spent. Its cancellation ends the wait."""

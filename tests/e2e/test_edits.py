@@ -142,6 +142,7 @@ def shown(answer: Answer) -> Image.Image:
 # Masks. The upstream changes nothing else, so the mask came whole and in its place.
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", ["gpt-image-1.5", "ideogram-v3", "dall-e-2", "dall-e-2 without a mask"])
 def test_what_is_transparent_changes_and_no_other_pixel(caller: Client, prompt: str, model: str) -> None:
     box, whole = (16, 24, 240, 120), Image.new("RGB", (256, 256), UNPAINTED)

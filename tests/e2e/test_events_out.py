@@ -19,6 +19,8 @@ from tests.support.programs import needs, operator
 from tests.support.waiting import until
 from tests.support.world import Subscriber, World
 
+pytestmark = pytest.mark.thorough
+
 MOST_TRIES = 200  # more calls to the bus than any of these tests makes
 COMPLETED, CANCELLED = "Image Generation Completed", "Image Generation Cancelled"
 CANARY = f"canary{uuid4().hex}"

@@ -17,6 +17,8 @@ from tests.support.client import Client
 from tests.support.waiting import until
 from tests.support.world import World
 
+pytestmark = pytest.mark.thorough
+
 
 def failing(status: int) -> Reply:
     error = {"message": "no", "type": "invalid_request_error", "param": None, "code": None}

@@ -20,6 +20,8 @@ from tests.support.client import Client
 from tests.support.programs import Done, called, needs, operator
 from tests.support.world import World
 
+pytestmark = pytest.mark.thorough
+
 MAINS = {"key": tools.keys.main, "list": tools.keys.main, "revoke": tools.keys.main, "retry": tools.retry.main}
 GENERATION = "gen_AAECAwQFBgcICQoLDA0ODw"
 NO_CONFIG = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)

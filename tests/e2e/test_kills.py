@@ -14,6 +14,8 @@ from tests.support.client import EDITS, QUEUED, SMALL, Answer, fetched
 from tests.support.pictures import GREEN, first_of, opened, picture, shown_in
 from tests.support.world import PARAMETERS, World, running_world
 
+pytestmark = pytest.mark.thorough
+
 CROWD = 4  # generations at once, which all lose their process
 UPSTREAM_SECONDS = 1.4  # longer than a request waits
 

@@ -20,6 +20,8 @@ from tests.support.pictures import picture
 from tests.support.waiting import until
 from tests.support.world import PARAMETERS, Gate, World, answering, batch_line, edit_line, refusing, running_world
 
+pytestmark = pytest.mark.thorough
+
 # Not the functions' own calls: the Lambda service writes a function's log by the function's role.
 CALLED_BY_LAMBDA = {"logs:CreateLogStream", "logs:PutLogEvents"}
 # While it streams, the api function begins tasks itself. The stack that all other tests share does.

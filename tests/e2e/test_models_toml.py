@@ -25,6 +25,8 @@ from tests.support.client import Client
 from tests.support.waiting import SECONDS, until
 from tests.support.world import batch_line
 
+pytestmark = pytest.mark.thorough
+
 GPU_KEY = "sk-gpu"
 MODELS = """
 [upstreams.gpu-box]

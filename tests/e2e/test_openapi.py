@@ -19,6 +19,8 @@ from tests.support.client import INLINE, QUEUED, SMALL, Client, Json, fetched
 from tests.support.pictures import picture
 from tests.support.world import World, batch_line, refusing
 
+pytestmark = pytest.mark.thorough
+
 # Headers that HTTP and Fetch add to any answer.
 OF_THE_PROTOCOL = re.compile(r"content-(type|length)|access-control-.*|vary|x-amzn-.*")
 OF_A_PAGE = re.compile(

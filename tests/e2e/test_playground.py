@@ -17,6 +17,8 @@ from tests.support.client import SMALL, Client, fetched
 from tests.support.pictures import picture
 from tests.support.world import World
 
+pytestmark = pytest.mark.thorough
+
 HOSTILE = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script>"
 LIVE = "[data-status=queued], [data-status=in_progress]"
 CLIPBOARD = ["clipboardReadWrite", "clipboardSanitizedWrite"]

@@ -22,6 +22,8 @@ from tests.support.models import GENERATING
 from tests.support.waiting import until
 from tests.support.world import PARAMETERS, World, batch_line, running_world
 
+pytestmark = pytest.mark.thorough
+
 Sent = dict[str, Any]
 CASES: list[tuple[str, dict[str, Any], Sent, float]] = [
     ("flux-kontext-pro", {}, {"aspect_ratio": "1:1"}, 1),

@@ -42,6 +42,7 @@ def test_many_requests_at_once_generate_exactly_the_quota(
     assert len(world.calls(prompt)) == allowed
 
 
+@pytest.mark.thorough
 def test_conflicts_and_throttles_generate_no_image_over_the_quota(world: World, prompt: str) -> None:
     """moto makes neither. The caller retries what cost nothing, as OpenAI's clients do."""
     allowed, asked = 8, 24

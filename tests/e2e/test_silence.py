@@ -26,6 +26,8 @@ from tests.support.client import Answer, fetched
 from tests.support.waiting import until
 from tests.support.world import PARAMETERS, World, running_world
 
+pytestmark = pytest.mark.thorough
+
 TALKATIVE = {
     "AWS_LAMBDA_LOG_FORMAT": "JSON",
     "AWS_LAMBDA_LOG_LEVEL": "DEBUG",  # the root logger's, and so every library's

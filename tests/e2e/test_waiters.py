@@ -15,6 +15,8 @@ from tests.support.client import SMALL, Client
 from tests.support.waiting import until
 from tests.support.world import PARAMETERS, World, running_world
 
+pytestmark = pytest.mark.thorough
+
 CLIENTS, CALLERS, PLACES = 40, 8, 4
 SHARE = 3  # of one caller
 PROCESSES = 2 * PLACES + 2  # those that work after their redirect, those that wait, and two that refuse

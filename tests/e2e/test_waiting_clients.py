@@ -23,6 +23,8 @@ from tests.support.programs import bash, by_node, needs, needs_clients
 from tests.support.waiting import until
 from tests.support.world import PARAMETERS, World, answering, running_world
 
+pytestmark = pytest.mark.thorough
+
 LONGEST_SECONDS = 900.0
 LARGE = [png(letter * 7_500_000) for letter in "ab"]  # 20 MB as base64
 

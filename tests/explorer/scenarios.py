@@ -91,7 +91,7 @@ class Scenario:
     price: str = ""
     usd: int | None = None
     prompt: bool = False
-    seeds: int = 150
+    seeds: int = 80
 
     @property
     def certain(self) -> bool:

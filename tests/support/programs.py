@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import pytest
 from local.aws_door import REGION
 from local.stack import CREDENTIALS
 from tests.conftest import ROOT
-from tests.support.client import Client
+from tests.support.client import Client, fetched
 from tests.support.world import World
 
 _NODE_CLIENTS = ROOT / "tests/clients"
@@ -142,3 +143,14 @@ def called(main: Callable[[], int], *arguments: str, **environment: str) -> Done
         except SystemExit as end:
             code = int(end.code or 0)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def by_node_in(folder: Path, text: str, environment: dict[str, str]) -> str:
+    """Runs a module where its files are. The clients are found before it begins."""
+    return by_node(f"process.chdir({json.dumps(str(folder))});\n{text}", environment)
+
+
+def are_pictures(*urls: str) -> None:
+    contents = {fetched(url).content for url in urls}
+    assert len(contents) == len(urls)
+    assert all(content.startswith(b"\x89PNG\r\n\x1a\n") for content in contents)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import boto3
+import pytest
 from botocore.config import Config
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from samtranslator.yaml_helper import yaml_parse
@@ -39,7 +40,7 @@ from tests.support.models import admitted
 if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
-JUDGES = ("moto", "ministack")
+JUDGES = ("moto", pytest.param("ministack", marks=pytest.mark.thorough))
 MINISTACK = ROOT / ".venv-ministack/bin/python"
 ACCESS_KEY, SECRET = "AKIATESTTESTTESTTEST", "a/secret+of=all"
 RETENTION_SECONDS = 30 * 24 * 3600
