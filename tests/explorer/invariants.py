@@ -297,7 +297,7 @@ def _lines_of(batch: Batch, world: BatchWorld) -> Iterator[str]:
     """Each line is in the files once, as the counts say, and with its own custom_id."""
     lines = [json.loads(text) for content in world.box.there.values() for text in content.splitlines()]
     numbers = sorted(line["line"] for line in lines)
-    if numbers != list(range(1, world.size + 1)):
+    if numbers != list(range(1, world.size + 1)) and batch.is_valid:
         yield f"the files have the lines {numbers} of {world.size}"
     wrong = [line["line"] for line in lines if line["custom_id"] not in (f"c{line['line'] - 1}", None)]
     unknown = [line["line"] for line in lines if line["custom_id"] is None]

@@ -199,14 +199,17 @@ def test_a_file_that_is_deleted_before_it_is_validated_fails_the_batch(service: 
     assert (ended.status, [each.code for each in ended.problems]) == (BatchStatus.FAILED, ["file_not_found"])
 
 
-def test_a_batch_that_is_cancelled_while_it_is_validated_begins_no_line(service: InMemoryService) -> None:
-    batch = begin(service, batch_line("a"), batch_line("b"))
-    before(service.batches, "begin_lines", lambda *_, **__: cancel(service, batch), once=True)
+@pytest.mark.parametrize("method", ["begin_lines", "fail", "get"])
+def test_a_batch_that_is_cancelled_while_it_is_validated_has_no_lines(service: InMemoryService, method: str) -> None:
+    """Its file may have any number of lines, and an error for each would cost writes."""
+    batch = begin(service, batch_line("a"), batch_line("b"), *(["{"] if method == "fail" else []))
+    if method == "get":
+        cancel(service, batch)
+    else:
+        before(service.batches, method, lambda *_, **__: cancel(service, batch), once=True)
     ended = end(service, batch)
-    assert (ended.status, ended.counts) == (BatchStatus.CANCELLED, Counts(0, 2))
-    assert custom_ids(service.answers(ended)[1]) == ["a", "b"]
-    assert codes(service.answers(ended)[1]) == {"batch_cancelled"}
-    assert service.queue.sent == []
+    assert (ended.status, ended.counts) == (BatchStatus.CANCELLED, Counts(0, 0))
+    assert (service.queue.sent, service.answers(ended)) == ([], ([], []))
 
 
 # Creating.

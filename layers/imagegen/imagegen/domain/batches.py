@@ -129,6 +129,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         return self.endpoint is None
 
     @property
+    def is_valid(self) -> bool:
+        """Whether lines may have begun. A file of the inbox is not validated."""
+        return self.is_of_inbox or self.validated is not None
+
+    @property
     def stopped_by(self) -> NothingSpentError | None:
         """Why no further line begins, `None` as long as lines begin."""
         if self.cancelling_at is not None:

@@ -26,7 +26,6 @@ from imagegen.usecases.validate_batch import ValidateBatch
 from imagegen.usecases.write_batch import WriteBatch
 
 STOPPED_SECONDS = 30.0  # between two looks at the lines that still run when a batch was stopped
-_WAKE_MARGIN = 2.0  # a message whose time is later than this is certainly on its way
 
 
 class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
@@ -89,6 +88,9 @@ class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
     def _continue(self, batch: Batch, owner: str, until: Deadline) -> Batch:
         if batch.status is BatchStatus.VALIDATING and batch.endpoint is not None:
             batch = self._validate(batch, batch.endpoint, owner)
+        if batch.status is BatchStatus.CANCELLING and not batch.is_valid:
+            # Its lines are not known, and may be any number: each line of a stopped batch takes writes.
+            batch = self.batches.save_total(batch.id, owner, 0)
         if not batch.ended and batch.total is None:
             batch = self._read(batch, owner, until)
         if batch.ended or batch.total is None:
@@ -153,7 +155,8 @@ class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
         if batch.expires_at is not None and not batch.stopped_by:
             seconds = min(seconds, batch.expires_at - now)
         delay = math.ceil(min(max(1.0, seconds), LONGEST_MESSAGE_DELAY_SECONDS))
-        if now + _WAKE_MARGIN < batch.wake_at <= now + delay:
+        # One in the first half does not count: it may be this message, come early by the clock of this process.
+        if now + delay / 2 < batch.wake_at <= now + delay:
             return
         self.queue.send(batch.id, batch.caller, delay=delay)
         self.batches.save_wake(batch.id, owner, now + delay)
