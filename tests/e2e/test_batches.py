@@ -52,7 +52,7 @@ def input_files(caller: Client, prompt: str, tmp_path: Path) -> Path:
     (tmp_path / "generations.jsonl").write_text("\n".join([*lines, batch_line("bad", "x", model="none")]))
     edits = [edit_line("hat", f"{prompt} hat", image), edit_line("bad", "x", "file-x")]
     (tmp_path / "edits.jsonl").write_text("\n".join(edits))
-    (tmp_path / "long.jsonl").write_text("\n".join(batch_line(str(number), "long") for number in range(100)))
+    (tmp_path / "long.jsonl").write_text("\n".join(batch_line(str(number), "long") for number in range(200)))
     return tmp_path
 
 
@@ -72,7 +72,7 @@ def test_openais_published_batches_need_only_another_address_and_key(
     assert json.loads(refused)["response"]["body"]["error"]["code"] == "model_not_found"
     assert second == "completed 1 1 nightly images"
     assert json.loads(wrong)["response"]["body"]["error"]["param"] == "images[0]"
-    assert cancelled == "cancelled 100"
+    assert cancelled == "cancelled 200"
     # The image, two inputs with their output and errors, and the errors of the cancelled one, perhaps with output.
     assert counted in ("3 8", "3 9")
 
