@@ -103,7 +103,7 @@ class ContinueBatch(msgspec.Struct, frozen=True, eq=False):
         return self.batches.end(batch.id, owner, counts, now=self.now())
 
     def _validate(self, batch: Batch, endpoint: str, owner: str) -> Batch:
-        """Begins the lines of a valid file, or ends the batch. A file that has expired meanwhile is not valid."""
+        """Begins the lines of a valid file, or ends the batch, unless it was cancelled meanwhile."""
         lines, problems = self.validation.validate(batch, endpoint)
         if problems:
             return self.batches.fail(batch.id, owner, problems, now=self.now())
