@@ -1,5 +1,6 @@
 """Batches and their lines: the fakes and the real stores, on each emulator, pass one contract."""
 
+import gzip
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -464,3 +465,13 @@ def test_a_file_that_came_over_http_is_in_the_bucket_of_the_images(connect: Conn
     for _ in range(2):
         files.delete(stored, soon)
     assert files.find(key, "", soon) is None
+
+
+def test_a_file_with_a_content_encoding_is_read_as_it_is_stored(connect: Connect, aws_url: str) -> None:
+    """A megabyte of it could become a gigabyte."""
+    s3, name = connect("s3", aws_url, region="us-east-1"), f"images-{uuid4().hex}"
+    s3.create_bucket(Bucket=name)
+    files, key = contents_in(aws_url, inbox="none", images=name), object_key("alice", new_file_id())
+    packed = gzip.compress(bytes(10_000_000))
+    s3.put_object(Bucket=name, Key=key, Body=packed, ContentEncoding="gzip")
+    assert files.read(StoredObject(key, "", len(packed)), 0, len(packed), Deadline.after(60)) == packed

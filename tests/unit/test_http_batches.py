@@ -20,7 +20,7 @@ from imagegen.usecases.read_batch import CHUNK_LINES
 from imagegen.wire.batch_requests import read_batch_request
 from imagegen.wire.batches import batch_answer, batch_event
 from tests.fakes.provider import png
-from tests.support.hooks import before
+from tests.support.hooks import after, before
 from tests.support.in_memory import LEASE, InMemoryService, batch_line, in_memory_service
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -553,6 +553,30 @@ def test_the_lines_of_a_deleted_file_end_with_what_is_known(service: InMemorySer
     assert {(each["custom_id"], each["response"]["status_code"]) for each in failed} == {(None, 404)}
     assert [each["line"] for each in failed] == list(range(CHUNK_LINES + 1, 2 * CHUNK_LINES + 4))
     assert codes(failed) == {"file_not_found"}
+
+
+def test_lines_that_wait_for_the_quota_end_when_their_file_is_deleted(service: InMemoryService) -> None:
+    service.waits_for_quota, service.own_images_per_day = True, 2
+    batch = service.drop(*requests(5))
+    service.continue_batch(batch)
+    service.files.given.clear()
+    ended = end(service, batch)
+    assert (ended.status, ended.counts) == (BatchStatus.COMPLETED, Counts(2, 3))
+    assert (codes(service.written()[1]), service.lines.any_pending(batch.id)) == ({"file_not_found"}, False)
+
+
+def test_no_more_lines_begin_than_were_validated(service: InMemoryService) -> None:
+    """The URL of an upload works again once its object is deleted."""
+    batch = begin(service, batch_line("a"), "x" * 200)
+    service.files.there[batch.file.key] = f"{batch_line('a')}".encode() + b" " * 201
+    after(service.batches, "begin_lines", lambda *_, **__: replaced(service, batch))
+    ended = end(service, batch)
+    assert ended.counts == Counts(1, 0)
+
+
+def replaced(service: InMemoryService, batch: Batch) -> None:
+    content = "\n".join([batch_line("a"), *"xyz"]).encode()
+    service.files.there[batch.file.key] = content + b" " * (batch.file.size - len(content))
 
 
 def test_a_deleted_file_of_the_inbox_has_one_error_for_all_that_is_unread(service: InMemoryService) -> None:

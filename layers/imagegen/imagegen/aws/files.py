@@ -57,6 +57,7 @@ class S3FileContents:
         part = {"Range": f"bytes={offset}-{offset + length - 1}"}
         try:
             response = self._ask("GET", file, deadline, part)
+            response.decode_content = False  # a caller may upload with a Content-Encoding, which is not signed
             with closing(response), cut_off_at(deadline, response.shutdown):
                 content = response.read()
         except (HTTPError, OSError):

@@ -1,10 +1,11 @@
 """Reads the file of a batch. Each line begins its own generation, or fails alone."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, wait
 from contextlib import nullcontext, suppress
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from threading import Semaphore
 from typing import TypeVar
 
@@ -89,7 +90,10 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
         removed = None if caller else CallerRemovedError("The API key of this batch was deleted.")
         take = partial(self._take, batch=batch, caller=caller, refusal=batch.stopped_by or removed)
         try:
-            for chunk in in_chunks(lines_of(self._blocks_of(batch), batch.file.size, batch.checkpoint)):
+            lines = lines_of(self._blocks_of(batch), batch.file.size, batch.checkpoint)
+            # The upload's URL works again after the file is deleted: no more lines begin than were validated.
+            most = math.inf if batch.validated is None else batch.validated
+            for chunk in in_chunks(takewhile(lambda line: line.number <= most, lines)):
                 each_of(chunk, take, self.pool)
                 was_stopped = batch.stopped_by is not None
                 batch = self.batches.save_checkpoint(batch.id, owner, chunk[-1].after)
@@ -131,6 +135,9 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
 
         Their number is known if the file was validated. Else there is one refusal for all.
         """
+        begun_before = ((line, name) for line, name in self.lines.pending(batch.id) if line > batch.checkpoint.line)
+        for waiting in in_chunks(begun_before):  # of a process that died, or they wait for the quota
+            each_of(waiting, lambda line: self.refuse(batch.id, *line, gone), self.pool)
         last = batch.validated or batch.checkpoint.line + 1
         for chunk in in_chunks(iter(range(batch.checkpoint.line + 1, last + 1))):
             each_of(chunk, lambda number: self.refuse(batch.id, number, None, gone), self.pool)  # noqa: B023  # used up here
