@@ -26,6 +26,8 @@ from tests.support.client import EDITS, GENERATIONS, SMALL, Answer, Client, Json
 from tests.support.models import admitted
 from tests.support.world import World
 
+pytestmark = pytest.mark.thorough
+
 SECONDS = 600  # how long an image may take, as OpenAI's clients wait
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/webp", "image/gif"}
 
@@ -294,7 +296,6 @@ def test_the_work_goes_on_after_the_redirect(deployed: Deployment, local: World 
     assert (generation["status"], generation["repeated_calls"]) == ("completed", 0), generation
 
 
-@pytest.mark.thorough
 @pytest.mark.deployed
 def test_a_wait_of_40_seconds_is_not_cut(deployed: Deployment, local: World | None, aws: Callable[[str], Any]) -> None:
     """The record is one that nobody works on, so nothing is spent. Its cancellation ends the wait."""

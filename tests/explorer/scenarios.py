@@ -91,7 +91,7 @@ class Scenario:
     price: str = ""
     usd: int | None = None
     prompt: bool = False
-    seeds: int = 80
+    seeds: int = 60
 
     @property
     def certain(self) -> bool:
