@@ -96,7 +96,7 @@ def test_every_row_of_the_error_table_is_an_example_of_some_operation() -> None:
 
 def test_the_listed_codes_of_a_bad_request_are_those_that_are_raised() -> None:
     wire = ROOT / "layers/imagegen/imagegen/wire"
-    readers = ("requests", "image_requests", "forms", "uploads", "files", "batches", "headers")
+    readers = ("requests", "field_errors", "image_requests", "forms", "uploads", "files", "batch_requests", "headers")
     raised = {code for name in readers for code in re.findall(r'code="(\w+)"', (wire / f"{name}.py").read_text())}
     assert set(INVALID) == raised
 

@@ -8,7 +8,6 @@ import msgspec
 
 from imagegen.domain.batches import AskedBatch, Batch, BatchStatus, batch_id_of, new_batch_id
 from imagegen.domain.errors import (
-    IdempotencyKeyReusedError,
     InvalidRequestError,
     RecordsUnavailableError,
     SubmissionUncertainError,
@@ -17,7 +16,7 @@ from imagegen.domain.files import File, Purpose, StoredObject
 from imagegen.domain.retry_identity import RetryIdentity
 from imagegen.ports import BatchQueue, BatchStore, FileStore, IdempotencyKeys
 from imagegen.usecases.manage_files import ManageFiles
-from imagegen.usecases.submit import KEY_SECONDS, RETRY_SECONDS, send_delayed
+from imagegen.usecases.submit import reserved_id, send_delayed
 
 
 def begin_inbox_batch(
@@ -58,7 +57,7 @@ class BeginBatch(msgspec.Struct, frozen=True, eq=False):
         Raises UnknownFileError, FileUnavailableError, InvalidRequestError, IdempotencyKeyReusedError,
         RecordsUnavailableError, and SubmissionUncertainError if the batch may have begun.
         """
-        batch_id = self._id_of(asked, caller, identity)
+        batch_id = reserved_id(self.keys, caller, identity, _fingerprint(asked), new_batch_id(), self.now())
         if identity != RetryIdentity():
             begun = self.batches.get(batch_id)
             if begun is not None:  # its file may be deleted since
@@ -98,27 +97,6 @@ class BeginBatch(msgspec.Struct, frozen=True, eq=False):
                 "The batch may have been created. List your batches before you create it again. A retry with the same "
                 "Idempotency-Key, or by an OpenAI client, attaches to it."
             ) from error
-
-    def _id_of(self, asked: AskedBatch, caller: str, identity: RetryIdentity) -> str:
-        """Looks for the batch that the request repeats, or reserves a new id for it."""
-        new_id, now, body = new_batch_id(), self.now(), _fingerprint(asked)
-        if identity.idempotency_key:
-            holder = self.keys.hold(
-                caller, identity.idempotency_key, new_id, body, now=now, expired_before=now - KEY_SECONDS
-            )
-            if holder.fingerprint != body:
-                raise IdempotencyKeyReusedError(
-                    "This Idempotency-Key was used with another request. Use a new key for a new request.",
-                    param="Idempotency-Key",
-                )
-            return holder.generation_id
-        if identity.retry is not None:
-            if identity.retry:
-                found = self.keys.attach(caller, body, identity.retry, since=now - RETRY_SECONDS)
-                if found:
-                    return found
-            self.keys.mark(caller, body, new_id, identity.retry, now=now)
-        return new_id
 
 
 def _fingerprint(asked: AskedBatch) -> str:

@@ -26,7 +26,8 @@ from imagegen.domain.errors import (
     SecretUnavailableError,
     UnknownFileError,
 )
-from imagegen.domain.file_lines import MAX_LINE_BYTES, Line, lines_of
+from imagegen.domain.file_lines import MAX_LINE_BYTES, Line, ReadBytes, lines_of
+from imagegen.domain.files import StoredObject
 from imagegen.domain.generations import Generation, IdTakenError, Origin
 from imagegen.domain.images import AskedImages
 from imagegen.domain.models import ImageModel
@@ -90,7 +91,7 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
         removed = None if caller else CallerRemovedError("The API key of this batch was deleted.")
         take = partial(self._take, batch=batch, caller=caller, refusal=batch.stopped_by or removed)
         try:
-            lines = lines_of(self._blocks_of(batch), batch.file.size, batch.checkpoint)
+            lines = lines_of(blocks_of(batch.file, self.contents), batch.file.size, batch.checkpoint)
             # The upload's URL works again after the file is deleted: no more lines begin than were validated.
             most = math.inf if batch.validated is None else batch.validated
             for chunk in in_chunks(takewhile(lambda line: line.number <= most, lines)):
@@ -126,9 +127,6 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
         # A caller with a token never has a record, and one of the inbox needs none.
         needs_record = not batch.is_of_inbox and is_caller_name(batch.caller)
         return recorded or (None if needs_record else Caller(batch.caller))
-
-    def _blocks_of(self, batch: Batch) -> Callable[[int, int], bytes]:
-        return lambda at, length: self.contents.read(batch.file, at, length, Deadline.after(READ_SECONDS))
 
     def _refuse_rest(self, batch: Batch, owner: str, gone: UnknownFileError) -> Batch:
         """Refuses the lines behind the checkpoint of a file that no longer exists.
@@ -181,6 +179,11 @@ class ReadBatch(msgspec.Struct, frozen=True, eq=False):
         model = self.models[asked.request.model]
         with self.fetching.place_for(asked):
             self.submission.submit_with(lambda: self.inputs.of(asked, model, caller.name), submission)
+
+
+def blocks_of(file: StoredObject, contents: FileContents) -> ReadBytes:
+    """Reads a file in pieces, each in its own time."""
+    return lambda at, length: contents.read(file, at, length, Deadline.after(READ_SECONDS))
 
 
 def in_chunks(each: Iterator[T]) -> Iterator[list[T]]:

@@ -94,6 +94,50 @@ class _Place(msgspec.Struct, frozen=True):
     new: bool
 
 
+def reserved_id(keys: IdempotencyKeys, caller: str, identity: RetryIdentity, body: str, new_id: str, now: float) -> str:
+    """The id of what the request repeats, or `new_id`, now reserved for it. `body` is the request's fingerprint.
+
+    Raises IdempotencyKeyReusedError, RecordsUnavailableError.
+    """
+    if identity.idempotency_key:
+        return _held_id(keys, caller, identity.idempotency_key, new_id, body, now)
+    if identity.retry is not None:
+        if identity.retry:
+            found = keys.attach(caller, body, identity.retry, since=now - RETRY_SECONDS)
+            if found:
+                return found
+        keys.mark(caller, body, new_id, identity.retry, now=now)
+    return new_id
+
+
+def _held_id(
+    keys: IdempotencyKeys,
+    caller: str,
+    idempotency_key: str,
+    new_id: str,
+    body: str,
+    now: float,
+    *,
+    replacing: str | None = None,
+) -> str:
+    """The id that has the key now. Raises IdempotencyKeyReusedError."""
+    holder = keys.hold(
+        caller,
+        idempotency_key,
+        new_id,
+        body,
+        now=now,
+        expired_before=now - KEY_SECONDS,  # compared here: DynamoDB deletes expired items only within days
+        replacing=replacing,
+    )
+    if holder.fingerprint != body:
+        raise IdempotencyKeyReusedError(
+            "This Idempotency-Key was used with another request. Use a new key for a new request.",
+            param="Idempotency-Key",
+        )
+    return holder.generation_id
+
+
 class SafetyNet(msgspec.Struct, frozen=True, eq=False):
     """Sends the message that finds a record whose writer dies. `lease` is in seconds, `now` gives Unix seconds."""
 
@@ -221,46 +265,24 @@ class SubmitGeneration(msgspec.Struct, frozen=True, eq=False):
 
     def _place(self, submission: Submission, body: str) -> _Place:
         """Looks for the generation that the request repeats, or reserves a new id for it."""
-        new_id, now, identity = new_generation_id(), self.now(), submission.identity
-        if identity.idempotency_key:
-            holder = self._hold_key(identity.idempotency_key, new_id, submission, body, replacing=None)
-            return _Place(holder, new=holder == new_id)
-        if identity.retry is not None:
-            caller = submission.caller.name
-            if identity.retry:
-                found = self.keys.attach(caller, body, identity.retry, since=now - RETRY_SECONDS)
-                if found:
-                    return _Place(found, new=False)
-            self.keys.mark(caller, body, new_id, identity.retry, now=now)
-        return _Place(new_id, new=True)
+        new_id = new_generation_id()
+        found = reserved_id(self.keys, submission.caller.name, submission.identity, body, new_id, self.now())
+        return _Place(found, new=found == new_id)
 
     def _successor(self, place: _Place, submission: Submission, body: str) -> _Place:
         """The generation that follows one that cannot give images. All requests that come to it get the same one."""
         successor, key = successor_id(place.generation_id), submission.identity.idempotency_key
         if key:
-            successor = self._hold_key(key, successor, submission, body, replacing=place.generation_id)
-        return _Place(successor, new=False)
-
-    def _hold_key(
-        self, idempotency_key: str, generation_id: str, submission: Submission, body: str, *, replacing: str | None
-    ) -> str:
-        """The id of the generation that has the key now. Raises IdempotencyKeyReusedError."""
-        now = self.now()
-        holder = self.keys.hold(
-            submission.caller.name,
-            idempotency_key,
-            generation_id,
-            body,
-            now=now,
-            expired_before=now - KEY_SECONDS,  # compared here: DynamoDB deletes expired items only within days
-            replacing=replacing,
-        )
-        if holder.fingerprint != body:
-            raise IdempotencyKeyReusedError(
-                "This Idempotency-Key was used with another request. Use a new key for a new request.",
-                param="Idempotency-Key",
+            successor = _held_id(
+                self.keys,
+                submission.caller.name,
+                key,
+                successor,
+                body,
+                self.now(),
+                replacing=place.generation_id,
             )
-        return holder.generation_id
+        return _Place(successor, new=False)
 
     def _begin(self, generation: Generation, submission: Submission) -> Submitted:
         # A request for a given id is repeated until it is accepted or refused. No failure of a store makes its id void.

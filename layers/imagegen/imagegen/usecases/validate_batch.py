@@ -6,11 +6,10 @@ from collections.abc import Callable
 import msgspec
 
 from imagegen.domain.batches import MOST_LINES, Batch, BatchProblem, Checkpoint
-from imagegen.domain.deadline import Deadline
 from imagegen.domain.errors import UnknownFileError
 from imagegen.domain.file_lines import lines_of
 from imagegen.ports import FileContents
-from imagegen.usecases.read_batch import READ_SECONDS
+from imagegen.usecases.read_batch import blocks_of
 
 MOST_PROBLEMS = 100  # that are listed; the record has 400 KB
 
@@ -27,13 +26,9 @@ class ValidateBatch(msgspec.Struct, frozen=True, eq=False):
 
         Reads at most MOST_LINES lines and one more. Of each it keeps a digest of the custom_id, 16 bytes.
         """
-
-        def block(at: int, length: int) -> bytes:
-            return self.contents.read(batch.file, at, length, Deadline.after(READ_SECONDS))
-
         seen, count, problems = set[bytes](), 0, list[BatchProblem]()
         try:
-            for line in lines_of(block, batch.file.size, Checkpoint()):
+            for line in lines_of(blocks_of(batch.file, self.contents), batch.file.size, Checkpoint()):
                 if line.text == b"":
                     continue
                 count = line.number

@@ -9,6 +9,7 @@ from imagegen.domain.errors import InvalidRequestError, UnsupportedMediaTypeErro
 from imagegen.domain.file_lines import MAX_LINE_BYTES
 from imagegen.domain.files import is_file_id
 from imagegen.domain.images import AskedImages
+from imagegen.wire.field_errors import invalid, missing, unknown
 from imagegen.wire.files import read_expiry
 from imagegen.wire.image_requests import ReadImageRequest
 from imagegen.wire.json_text import decoded
@@ -31,19 +32,17 @@ def read_batch_request(body: bytes, content_type: str | None) -> AskedBatch:
     values = {name: fields.pop(name, None) for name in ("input_file_id", "endpoint", "completion_window")}
     metadata, expires = fields.pop("metadata", None), fields.pop("output_expires_after", None)
     for name in fields:
-        raise InvalidRequestError(f"Unknown parameter: '{name[:64]}'.", param=name[:64], code="unknown_parameter")
+        raise unknown(name)
     for name, value in values.items():
         if value is None:
-            raise InvalidRequestError(
-                f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
-            )
+            raise missing(name)
     file_id, endpoint = values["input_file_id"], values["endpoint"]
     if not isinstance(file_id, str) or not is_file_id(file_id):
-        raise _invalid("input_file_id", "the id of a file, such as file-…")
+        raise invalid("input_file_id", "the id of a file, such as file-…")
     if endpoint not in ENDPOINTS:
-        raise _invalid("endpoint", f"one of {', '.join(ENDPOINTS)}")
+        raise invalid("endpoint", f"one of {', '.join(ENDPOINTS)}")
     if values["completion_window"] != WINDOW:
-        raise _invalid("completion_window", f"'{WINDOW}'")
+        raise invalid("completion_window", f"'{WINDOW}'")
     return AskedBatch(
         file_id,
         str(endpoint),
@@ -58,7 +57,7 @@ def _metadata(value: Any) -> dict[str, str]:
         len(key) <= _LONGEST_KEY and isinstance(each, str) and len(each) <= _LONGEST_VALUE for key, each in pairs
     )
     if not isinstance(value, dict) or len(value) > _MOST_PAIRS or not fits:
-        raise _invalid(
+        raise invalid(
             "metadata",
             f"an object with at most {_MOST_PAIRS} names of at most {_LONGEST_KEY} characters, each with a string of "
             f"at most {_LONGEST_VALUE}",
@@ -82,11 +81,11 @@ def check_batch_line(text: bytes | None, number: int, endpoint: str) -> str | Ba
     custom_id = fields.get("custom_id")
     if not _is_custom_id(custom_id):
         code = "missing_required_parameter" if custom_id is None else "invalid_custom_id"
-        return BatchProblem(code, _expected("custom_id", _CUSTOM_ID), number, "custom_id")
+        return _problem(code, invalid("custom_id", _CUSTOM_ID), number)
     if fields.get("method") != "POST":
-        return BatchProblem("invalid_method", _expected("method", "'POST'"), number, "method")
+        return _problem("invalid_method", invalid("method", "'POST'"), number)
     if fields.get("url") != endpoint:
-        return BatchProblem("invalid_url", _expected("url", f"the endpoint of the batch, '{endpoint}'"), number, "url")
+        return _problem("invalid_url", invalid("url", f"the endpoint of the batch, '{endpoint}'"), number)
     return str(custom_id)
 
 
@@ -108,7 +107,7 @@ def read_batch_line(text: bytes, read_fields: Mapping[str, ReadFields]) -> Asked
         raise InvalidRequestError("Invalid line: expected a JSON object.")
     custom_id = fields.get("custom_id")
     if not _is_custom_id(custom_id):
-        raise _invalid("custom_id", _CUSTOM_ID)
+        raise invalid("custom_id", _CUSTOM_ID)
     return AskedLine(str(custom_id), partial(_request, fields, read_fields))
 
 
@@ -118,19 +117,15 @@ def _is_custom_id(value: Any) -> bool:
 
 def _request(fields: Mapping[str, Any], read_fields: Mapping[str, ReadFields]) -> AskedImages:
     if fields.get("method") != "POST":
-        raise _invalid("method", "'POST'")
+        raise invalid("method", "'POST'")
     url = fields.get("url")
     if not isinstance(url, str) or url not in read_fields:
-        raise _invalid("url", f"one of {', '.join(read_fields)}")
+        raise invalid("url", f"one of {', '.join(read_fields)}")
     body = fields.get("body")
     if not isinstance(body, dict):
-        raise _invalid("body", "an object")
+        raise invalid("body", "an object")
     return read_fields[url](body)
 
 
-def _expected(name: str, expected: str) -> str:
-    return f"Invalid '{name}': expected {expected}."
-
-
-def _invalid(name: str, expected: str) -> InvalidRequestError:
-    return InvalidRequestError(_expected(name, expected), param=name, code="invalid_value")
+def _problem(code: str, error: InvalidRequestError, line: int) -> BatchProblem:
+    return BatchProblem(code, error.message, line, error.param)

@@ -7,18 +7,19 @@ from typing import Any
 
 import msgspec
 
-from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
+from imagegen.domain.errors import UnsupportedMediaTypeError
 from imagegen.domain.files import MOST_FILE_BYTES, File, Purpose, is_file_id
 from imagegen.domain.inputs import MOST_BYTES, SignedUpload
+from imagegen.wire.field_errors import invalid, missing, unknown
 from imagegen.wire.forms import FormPart, read_form
 from imagegen.wire.headers import Page, read_page
-from imagegen.wire.requests import json_object, media_type_of
+from imagegen.wire.requests import media_type_of
+from imagegen.wire.uploads import read_upload_body
 
 MOST_LISTED_FILES = 10_000  # what OpenAI's clients may ask for; a page has fewer
 PURPOSES = (Purpose.BATCH, Purpose.VISION)  # of a caller's file
 LONGEST_FILENAME = 255  # characters
 SHORTEST_SECONDS, LONGEST_SECONDS = 3600, 2_592_000  # of `expires_after`, as OpenAI
-_MOST_BODY_BYTES = 4096
 _MOST_BYTES = {Purpose.BATCH: MOST_FILE_BYTES, Purpose.VISION: MOST_BYTES}
 
 
@@ -44,18 +45,18 @@ def read_file_form(body: bytes, content_type: str | None) -> tuple[AskedFile, by
     parts: dict[str, FormPart] = {}
     for part in read_form(body, content_type or ""):
         if part.name in parts:
-            raise _invalid(part.name[:64], "one value, but it is there more than once")
+            raise invalid(part.name, "one value, but it is there more than once")
         parts[part.name] = part
     file = parts.pop("file", None)
     if "filename" in parts:  # the name is that of the file
-        raise _unknown("filename")
+        raise unknown("filename")
     texts: dict[str, Any] = {name: _text(part) for name, part in parts.items()}
     if file is None:
-        raise _missing("file")
+        raise missing("file")
     if file.filename is None:
-        raise _invalid("file", "a file, but got text")
+        raise invalid("file", "a file, but got text")
     if not file.content:
-        raise _invalid("file", "a file that is not empty")
+        raise invalid("file", "a file that is not empty")
     anchor, seconds = (texts.pop(f"expires_after[{name}]", None) for name in ("anchor", "seconds"))
     if seconds is not None or anchor is not None:
         is_whole = isinstance(seconds, str) and re.fullmatch(r"[0-9]{1,9}", seconds)
@@ -68,21 +69,14 @@ def read_file_upload(body: bytes, content_type: str | None) -> tuple[AskedFile, 
 
     Raises RequestTooLargeError if the body is larger than any valid one: it may be the file itself.
     """
-    if media_type_of(content_type) != "application/json":
-        raise UnsupportedMediaTypeError(
-            "Unsupported content type: the request body must be application/json. The file is sent to the URL in the "
-            "answer."
-        )
-    if len(body) > _MOST_BODY_BYTES:
-        raise RequestTooLargeError("The request body is too large: the file is sent to the URL in the answer.")
-    fields = {name: value for name, value in json_object(body).items() if value is not None}
+    fields = {name: value for name, value in read_upload_body(body, content_type, "file").items() if value is not None}
     size = fields.pop("bytes", None)
     asked = _asked(fields)
     most = _MOST_BYTES[asked.purpose]
     if size is None:
-        raise _missing("bytes")
+        raise missing("bytes")
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
-        raise _invalid("bytes", f"a whole number from 1 to {most}")
+        raise invalid("bytes", f"a whole number from 1 to {most}")
     return asked, size
 
 
@@ -90,16 +84,16 @@ def _asked(fields: Mapping[str, Any]) -> AskedFile:
     left = dict(fields)
     purpose, filename, expires = (left.pop(name, None) for name in ("purpose", "filename", "expires_after"))
     for name in left:
-        raise _unknown(name[:64])
+        raise unknown(name)
     if purpose is None:
-        raise _missing("purpose")
+        raise missing("purpose")
     if purpose not in PURPOSES:
-        raise _invalid("purpose", f"one of {', '.join(PURPOSES)}")
+        raise invalid("purpose", f"one of {', '.join(PURPOSES)}")
     if filename is None:
-        raise _missing("filename")
+        raise missing("filename")
     name = filename.replace("\\", "/").rpartition("/")[2] if isinstance(filename, str) else ""
     if not 1 <= len(name) <= LONGEST_FILENAME or not name.isprintable():
-        raise _invalid("filename", f"a name of 1 to {LONGEST_FILENAME} printable characters")
+        raise invalid("filename", f"a name of 1 to {LONGEST_FILENAME} printable characters")
     return AskedFile(Purpose(purpose), name, None if expires is None else read_expiry("expires_after", expires))
 
 
@@ -108,7 +102,7 @@ def read_expiry(name: str, expires: Any) -> int:
     seconds = expires.get("seconds") if isinstance(expires, dict) else None
     fits = isinstance(seconds, int) and SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS
     if seconds is None or not fits or expires.get("anchor") != "created_at":
-        raise _invalid(
+        raise invalid(
             name,
             f"the anchor 'created_at' and a whole number of seconds from {SHORTEST_SECONDS} to {LONGEST_SECONDS}",
         )
@@ -119,9 +113,9 @@ def read_file_page(query: Mapping[str, str]) -> FilePage:
     """Reads `limit`, `after`, `purpose` and `order` of a list. Raises InvalidRequestError."""
     purpose, order = query.get("purpose"), query.get("order", "desc")
     if purpose is not None and purpose not in list(Purpose):
-        raise _invalid("purpose", f"one of {', '.join(Purpose)}")
+        raise invalid("purpose", f"one of {', '.join(Purpose)}")
     if order not in ("asc", "desc"):
-        raise _invalid("order", "asc or desc")
+        raise invalid("order", "asc or desc")
     page = read_page(
         {name: query[name] for name in ("limit", "after") if name in query}, is_file_id, most=MOST_LISTED_FILES
     )
@@ -170,20 +164,8 @@ def file_upload_answer(file: File, upload: SignedUpload) -> dict[str, Any]:
 
 def _text(part: FormPart) -> str:
     if part.filename is not None:
-        raise _invalid(part.name[:64], "text, but got a file")
+        raise invalid(part.name, "text, but got a file")
     try:
         return part.content.decode()
     except UnicodeDecodeError:
-        raise _invalid(part.name[:64], "text in UTF-8") from None
-
-
-def _unknown(name: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-
-
-def _missing(name: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-
-
-def _invalid(name: str, expected: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Invalid '{name}': expected {expected}.", param=name, code="invalid_value")
+        raise invalid(part.name, "text in UTF-8") from None

@@ -8,6 +8,7 @@ from typing import Any
 from imagegen.domain.credentials import is_caller_name
 from imagegen.domain.errors import InvalidRequestError
 from imagegen.domain.images import AskedImages
+from imagegen.wire.field_errors import invalid
 from imagegen.wire.headers import read_idempotency_key
 from imagegen.wire.json_text import decoded
 
@@ -29,13 +30,13 @@ class RequestEvent:
         own = dict(self.fields)
         client = own.pop("client", None)
         if client is not None and self.caller is None:
-            raise _invalid("client", "1 to 32 of a-z, 0-9 and -, beginning with a letter or a digit")
+            raise invalid("client", "1 to 32 of a-z, 0-9 and -, beginning with a letter or a digit")
         custom_id = own.pop("custom_id", None)
         if custom_id is not None and self.custom_id is None:
-            raise _invalid("custom_id", f"a string of 1 to {MOST_CUSTOM_ID} characters")
+            raise invalid("custom_id", f"a string of 1 to {MOST_CUSTOM_ID} characters")
         key = own.pop("idempotency_key", None)
         if key is not None and not isinstance(key, str):
-            raise _invalid("idempotency_key", "a string")
+            raise invalid("idempotency_key", "a string")
         return ImagesByEvent(
             asked=read_fields(own),
             caller=self.caller or DEFAULT_CALLER,
@@ -73,7 +74,3 @@ def read_event(body: str) -> RequestEvent:
         custom_id=custom_id if isinstance(custom_id, str) and 1 <= len(custom_id) <= MOST_CUSTOM_ID else None,
         fields=detail,
     )
-
-
-def _invalid(name: str, expected: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Invalid '{name}': expected {expected}.", param=name, code="invalid_value")

@@ -14,6 +14,7 @@ from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, Un
 from imagegen.domain.images import ImageRequest
 from imagegen.domain.inputs import Operation
 from imagegen.domain.models import Catalog, Choice, Decimal, ImageModel, RequestField, Structured, Text
+from imagegen.wire.field_errors import missing
 from imagegen.wire.json_text import decoded
 
 # The longest prompt has 32,000 characters, which take at most 12 bytes each as JSON escapes.
@@ -68,7 +69,7 @@ class ReadRequest(msgspec.Struct, frozen=True, eq=False):
         _check_fit(model.misfit(request.prompt, request.n, request.options))
         if rules:
             for name in (name for name in rules.needs if name not in request.options):
-                raise _missing(name)
+                raise missing(name)
             _check_fit(rules.misfit(request.options, roles))
         _check_no_stream(left, model)
         if model.open_fields:
@@ -194,7 +195,7 @@ def _prompt(fields: dict[str, Any], longest: int, *, required: bool) -> str:
     if not required:
         return ""
     if prompt is None:
-        raise _missing("prompt")
+        raise missing("prompt")
     if not prompt.strip():
         raise InvalidRequestError(
             "Invalid 'prompt': expected a string that is not blank.", param="prompt", code="empty_string"
@@ -202,10 +203,6 @@ def _prompt(fields: dict[str, Any], longest: int, *, required: bool) -> str:
     if len(prompt) > longest:
         raise _too_long("prompt", longest, len(prompt))
     return prompt
-
-
-def _missing(name: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
 
 
 def _text(fields: dict[str, Any], name: str) -> str | None:

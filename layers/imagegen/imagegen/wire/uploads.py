@@ -2,42 +2,43 @@
 
 from typing import Any
 
-from imagegen.domain.errors import InvalidRequestError, RequestTooLargeError, UnsupportedMediaTypeError
+from imagegen.domain.errors import RequestTooLargeError, UnsupportedMediaTypeError
 from imagegen.domain.inputs import MEDIA_TYPES, MOST_BYTES, SignedUpload
+from imagegen.wire.field_errors import invalid, missing, unknown
 from imagegen.wire.requests import json_object, media_type_of
 
 _MOST_BODY_BYTES = 4096
 
 
-def read_upload(body: bytes, content_type: str | None) -> tuple[str, int]:
-    """Returns the media type and the bytes of the image. Raises InvalidRequestError, UnsupportedMediaTypeError.
+def read_upload_body(body: bytes, content_type: str | None, what: str) -> dict[str, Any]:
+    """Returns the JSON of a request for an upload of an image or a file, which `what` says.
 
-    Raises RequestTooLargeError if the body is larger than any valid one: it may be the image itself.
+    Raises InvalidRequestError, UnsupportedMediaTypeError, and RequestTooLargeError if the body is larger than any valid
+    one: it may be the content itself.
     """
+    to_the_url = f"The {what} is sent to the URL in the answer."
     if media_type_of(content_type) != "application/json":
         raise UnsupportedMediaTypeError(
-            "Unsupported content type: the request body must be application/json. The image is sent to the URL in the "
-            "answer."
+            f"Unsupported content type: the request body must be application/json. {to_the_url}"
         )
     if len(body) > _MOST_BODY_BYTES:
-        raise RequestTooLargeError("The request body is too large: the image is sent to the URL in the answer.")
-    fields = json_object(body)
+        raise RequestTooLargeError(f"The request body is too large: {to_the_url[0].lower()}{to_the_url[1:]}")
+    return json_object(body)
+
+
+def read_upload(body: bytes, content_type: str | None) -> tuple[str, int]:
+    """Returns the media type and the bytes of the image. Raises what `read_upload_body` raises."""
+    fields = read_upload_body(body, content_type, "image")
     length, media_type = fields.pop("bytes", None), fields.pop("media_type", None)
     for name in fields:
-        raise InvalidRequestError(f"Unknown parameter: '{name[:64]}'.", param=name[:64], code="unknown_parameter")
+        raise unknown(name)
     for name, value in (("bytes", length), ("media_type", media_type)):
         if value is None:
-            raise InvalidRequestError(
-                f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
-            )
+            raise missing(name)
     if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= MOST_BYTES:
-        raise InvalidRequestError(
-            f"Invalid 'bytes': expected a whole number from 1 to {MOST_BYTES}.", param="bytes", code="invalid_value"
-        )
+        raise invalid("bytes", f"a whole number from 1 to {MOST_BYTES}")
     if media_type not in MEDIA_TYPES:
-        raise InvalidRequestError(
-            f"Invalid 'media_type': expected one of {', '.join(MEDIA_TYPES)}.", param="media_type", code="invalid_value"
-        )
+        raise invalid("media_type", f"one of {', '.join(MEDIA_TYPES)}")
     return media_type, length
 
 
